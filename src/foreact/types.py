@@ -1,0 +1,361 @@
+"""The nouns of Foreact: read this page first.
+
+Axis letters, used everywhere: B batch, T frames, C H W pixels, h w token grid, V vocabulary, K action horizon,
+A action dim, S state dim, L text length.
+
+Three words for time, used everywhere::
+
+    steps      ... t-3  t-2  t-1   t | t+1  t+2  ...            t = the anchor, "now"
+    context    [------ seen -------] |                           frames the model is given
+    horizon K                     [a_0  a_1  ...  a_{K-1}]       actions the model predicts
+    execute                       [a_0 .. a_{e-1}]               actions played before planning again
+
+Images are uint8 (0..255) on disk and on the wire, and float in [-1, 1] inside models; `to_model_range` and
+`to_uint8` are the only two places that convert. Padding is always a mask (`Batch.valid`), never a convention.
+Randomness is always an argument (`torch.Generator`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class UserError(Exception):
+    """A mistake that the user can mend: one sentence with what was expected, what was found and what to do.
+
+    The command line prints it without a traceback and exits with status 2.
+    """
+
+
+def to_model_range(images: Tensor) -> Tensor:
+    """uint8 images in 0..255, any shape -> float32 in [-1, 1]."""
+    return images.to(torch.float32) / 127.5 - 1.0
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Float images, nominally in [-1, 1], any shape -> uint8 in 0..255, clamped and rounded to nearest."""
+    return ((images.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
+
+
+# --- what the numbers mean -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActionSpec:
+    """What an action vector means.
+
+    Attributes:
+        names: one name per dimension, (A,).
+        units: one unit per dimension, such as "px", "m", "rad" or "unitless".
+        frame: reference frame, such as "world", "ego" or "tool".
+        mode: absolute targets, per-step deltas, or poses relative to the last observation.
+        rate_hz: control rate.
+        low, high: bounds per dimension in the given units, or None where unbounded.
+    """
+
+    names: tuple[str, ...]
+    units: tuple[str, ...]
+    frame: str
+    mode: Literal["absolute", "delta", "relative"]
+    rate_hz: float
+    low: tuple[float, ...] | None = None
+    high: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        for label, values in (("units", self.units), ("low", self.low), ("high", self.high)):
+            if values is not None and len(values) != len(self.names):
+                raise UserError(
+                    f"ActionSpec.{label} has {len(values)} entries for {len(self.names)} action names; give one each."
+                )
+
+    @property
+    def dim(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamSpec:
+    """What a store or a checkpoint holds, and what a policy expects to see.
+
+    Attributes:
+        cameras: stream name -> (height, width) in pixels.
+        fps: frames per second of every camera and state stream.
+        action: meaning of the action stream, or None for action-free video.
+        state: low-dimensional stream name -> one name per dimension.
+        has_text: whether each episode carries an instruction.
+    """
+
+    cameras: Mapping[str, tuple[int, int]]
+    fps: float
+    action: ActionSpec | None = None
+    state: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    has_text: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(raw: Mapping[str, Any]) -> StreamSpec:
+        known = {f.name for f in dataclasses.fields(StreamSpec)}
+        if unknown := sorted(set(raw) - known):
+            raise UserError(f"The spec has unknown entries {unknown}; known ones are {sorted(known)}.")
+        action = raw.get("action")
+        if action is not None:
+            action = ActionSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in action.items()})
+        return StreamSpec(
+            cameras={k: (int(v[0]), int(v[1])) for k, v in raw["cameras"].items()},
+            fps=float(raw["fps"]),
+            action=action,
+            state={k: tuple(v) for k, v in raw.get("state", {}).items()},
+            has_text=bool(raw.get("has_text", False)),
+        )
+
+    def require_equal(self, other: StreamSpec, mine: str, theirs: str) -> None:
+        """Raise a `UserError` that names the first differing entry and both sides."""
+        for name in (f.name for f in dataclasses.fields(self)):
+            a, b = getattr(self, name), getattr(other, name)
+            if (dict(a) if isinstance(a, Mapping) else a) != (dict(b) if isinstance(b, Mapping) else b):
+                raise UserError(
+                    f"{mine} and {theirs} disagree on '{name}': {mine} has {a}, {theirs} has {b}; "
+                    "use data and weights of the same task."
+                )
+
+
+# --- data ------------------------------------------------------------------------------------------------------
+
+
+class EpisodeStore(Protocol):
+    """Read access to episodes, opened lazily. Implementations: `foreact.data.store`.
+
+    `read` returns {stream: array}: uint8 (T, H, W, 3) for cameras, float32 (T, D) for state and action. Values are
+    as stored, never normalised.
+    """
+
+    spec: StreamSpec
+    lengths: np.ndarray  # (E,) int64 steps per episode
+
+    def read(
+        self, episode: int, start: int, stop: int, streams: Sequence[str]
+    ) -> dict[str, np.ndarray]: ...
+
+
+@dataclass
+class Batch:
+    """What crosses from data to model.
+
+    Attributes:
+        video: camera -> uint8 (B, T, 3, H, W).
+        latents: camera -> float (B, T, c, h, w), tokenizer latents in the tokenizer's scaled units.
+        tokens: camera -> int64 (B, T, h, w).
+        actions: float32 (B, K, A), normalised.
+        past_actions: float32 (B, K, A), normalised.
+        state: stream -> float32 (B, T, S), normalised.
+        text: float32 (B, L), text features.
+        valid: stream -> bool (B, T or K); True where the step lies inside its episode. A stream without an entry is
+            valid everywhere.
+        index: int64 (B, 2), episode and anchor step, for reports.
+    """
+
+    video: dict[str, Tensor] = field(default_factory=dict)
+    latents: dict[str, Tensor] = field(default_factory=dict)
+    tokens: dict[str, Tensor] = field(default_factory=dict)
+    actions: Tensor | None = None
+    past_actions: Tensor | None = None
+    state: dict[str, Tensor] = field(default_factory=dict)
+    text: Tensor | None = None
+    valid: dict[str, Tensor] = field(default_factory=dict)
+    index: Tensor | None = None
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Batch:
+        """A new batch with `f` applied to every tensor."""
+
+        def apply(value: Any) -> Any:
+            if isinstance(value, dict):
+                return {k: f(v) for k, v in value.items()}
+            return None if value is None else f(value)
+
+        return Batch(**{f_.name: apply(getattr(self, f_.name)) for f_ in dataclasses.fields(self)})
+
+    def to(self, device: torch.device | str) -> Batch:
+        return self.map(lambda t: t.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        return self.map(lambda t: t.pin_memory())
+
+    def __len__(self) -> int:
+        for f_ in dataclasses.fields(self):
+            value = getattr(self, f_.name)
+            for t in value.values() if isinstance(value, dict) else [value]:
+                if t is not None:
+                    return t.shape[0]
+        return 0
+
+    def check(self, spec: StreamSpec) -> Batch:
+        """Validate shapes, dtypes and finiteness against `spec`; run once, in the collate function."""
+        for name, video in self.video.items():
+            if name not in spec.cameras:
+                raise UserError(f"The batch has camera '{name}'; the spec knows {sorted(spec.cameras)}.")
+            if video.dtype != torch.uint8 or tuple(video.shape[2:]) != (3, *spec.cameras[name]):
+                raise UserError(
+                    f"Camera '{name}' should be uint8 (B, T, 3, {spec.cameras[name][0]}, {spec.cameras[name][1]}), "
+                    f"found {video.dtype} {tuple(video.shape)}."
+                )
+        for label, actions in (("actions", self.actions), ("past_actions", self.past_actions)):
+            if actions is None:
+                continue
+            if spec.action is None or actions.shape[-1] != spec.action.dim:
+                expected = "no actions" if spec.action is None else f"{spec.action.dim} action dims"
+                raise UserError(f"The spec has {expected}, the batch's {label} have shape {tuple(actions.shape)}.")
+            if not torch.isfinite(actions).all():
+                at = "" if self.index is None else f" (episode, step: {self.index[0].tolist()} and on)"
+                raise UserError(f"The {label} hold NaN or infinite values{at}; run `foreact data check` to find them.")
+        return self
+
+
+@dataclass
+class LossOut:
+    """Result of one training forward.
+
+    Attributes:
+        loss: () float32, mean over valid elements.
+        logs: name -> () detached.
+    """
+
+    loss: Tensor
+    logs: dict[str, Tensor] = field(default_factory=dict)
+
+
+# --- models ----------------------------------------------------------------------------------------------------
+
+
+@runtime_checkable
+class Tokenizer(Protocol):
+    """Pixels <-> codes or latents. `vocab` is None for continuous latents."""
+
+    vocab: int | None
+
+    def encode(self, video: Tensor, *, rng: torch.Generator | None = None) -> Tensor:
+        """(B, T, 3, H, W) float in [-1, 1] -> int64 (B, T, h, w) or float (B, T, c, h, w)."""
+        ...
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Inverse of `encode`; float (B, T, 3, H, W) in [-1, 1]."""
+        ...
+
+
+@runtime_checkable
+class Trainable(Protocol):
+    """Every family's module: one training entry, one list of parameter groups."""
+
+    def forward(self, batch: Batch, *, rng: torch.Generator) -> LossOut: ...
+
+    def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]: ...
+
+
+# --- acting ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Observation:
+    """What B environments show at one instant.
+
+    Attributes:
+        cameras: name -> uint8 (B, H, W, 3).
+        state: name -> float32 (B, S).
+        text: one instruction per environment, or None.
+    """
+
+    cameras: dict[str, np.ndarray]
+    state: dict[str, np.ndarray] = field(default_factory=dict)
+    text: list[str] | None = None
+
+
+@dataclass(frozen=True)
+class ActionChunk:
+    """Actions to play, float32 (B, K, A), denormalised, in the environment's `ActionSpec`.
+
+    `t0` is the step at which `actions[:, 0]` is due, counted from the episode's start; `execute` of the K actions are
+    meant to be played before the next `act`; `infer_ms` is the latency of the call.
+    """
+
+    actions: np.ndarray
+    execute: int
+    t0: int
+    infer_ms: float
+
+
+class Policy(Protocol):
+    """Model + tokenizer + normaliser + history. History is the policy's business, not the environment's."""
+
+    spec: StreamSpec
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Start one episode per seed; every later draw for episode i depends on `seeds[i]` alone."""
+        ...
+
+    def observe(self, obs: Observation) -> None:
+        """Take in one step of every running episode; called once per environment step, before `act` where due."""
+        ...
+
+    def act(self) -> ActionChunk:
+        """Plan from the observations taken in so far."""
+        ...
+
+
+class Env(Protocol):
+    """One simulated world, one episode at a time."""
+
+    spec: StreamSpec
+    max_steps: int
+
+    def reset(self, seed: int) -> dict[str, np.ndarray]:
+        """Start the episode of `seed`; returns {stream: array}, cameras uint8 (H, W, 3), state float32 (S,)."""
+        ...
+
+    def step(self, action: np.ndarray) -> StepOut: ...
+
+    def render(self) -> np.ndarray:
+        """A picture for people, uint8 (H, W, 3)."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class StepOut:
+    """Outcome of one environment step; `obs` as in `Env.reset`."""
+
+    obs: dict[str, np.ndarray]
+    reward: float
+    terminated: bool
+    info: dict[str, float] = field(default_factory=dict)
+
+
+# --- measuring -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Estimate:
+    """A measured mean with its 95 % confidence interval.
+
+    Attributes:
+        low, high: interval of the mean; equal to `mean` when n = 1.
+    """
+
+    mean: float
+    n: int
+    low: float
+    high: float
+    unit: str
+    higher_is_better: bool
+
+    def __str__(self) -> str:
+        unit = f" {self.unit}" if self.unit else ""
+        return f"{self.mean:.3f}{unit} [{self.low:.3f}, {self.high:.3f}] (n={self.n})"
