@@ -1,0 +1,13 @@
+"""Options that must be known before any folder is collected."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--goldens", default=None, help="folder laid out as DIR/<system>[/golden]/<case>/case.json")
