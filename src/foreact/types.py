@@ -108,7 +108,8 @@ class StreamSpec:
             raise UserError(f"The spec has unknown entries {unknown}; known ones are {sorted(known)}.")
         action = raw.get("action")
         if action is not None:
-            action = ActionSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in action.items()})
+            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in action.items()}
+            action = ActionSpec(**fields)
         return StreamSpec(
             cameras={k: (int(v[0]), int(v[1])) for k, v in raw["cameras"].items()},
             fps=float(raw["fps"]),
@@ -292,7 +293,11 @@ class ActionChunk:
 
 
 class Policy(Protocol):
-    """Model + tokenizer + normaliser + history. History is the policy's business, not the environment's."""
+    """Model + tokenizer + normaliser + history. History is the policy's business, not the environment's.
+
+    Episodes carry the numbers 0, 1, ... in the order of the seeds given to `reset`. `ids` picks those that still run;
+    left out, it means all of them.
+    """
 
     spec: StreamSpec
 
@@ -300,12 +305,16 @@ class Policy(Protocol):
         """Start one episode per seed; every later draw for episode i depends on `seeds[i]` alone."""
         ...
 
-    def observe(self, obs: Observation) -> None:
-        """Take in one step of every running episode; called once per environment step, before `act` where due."""
+    def observe(self, obs: Observation, ids: Sequence[int] | None = None) -> None:
+        """Take in one step of the episodes `ids`; called once per environment step, before `act` where due."""
         ...
 
-    def act(self) -> ActionChunk:
-        """Plan from the observations taken in so far."""
+    def act(self, ids: Sequence[int] | None = None) -> ActionChunk:
+        """Plan for the episodes `ids`, which are all at the same step, from the observations taken in so far."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """JSON-able facts that belong beside a score: weights, context, horizon, execute and the like."""
         ...
 
 
@@ -336,6 +345,30 @@ class StepOut:
     reward: float
     terminated: bool
     info: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One problem for a policy, as data: what the numbers mean, where examples come from, where it is acted out.
+
+    A module that exports `TASK` is all it takes to add one: `--task my_package.my_task`.
+
+    Attributes:
+        name: short name; also the default name of the store, `data/<name>.zarr`.
+        spec: meaning of every stream.
+        camera: the camera the policy sees.
+        env: import path "module:function" of a factory without arguments, or None where nothing simulates the task. A
+            path, so that worker processes can build it.
+        demonstrations: import path of a function `(store: Path) -> None` that makes the default store, or None.
+        score_note: what the score of an episode means, in one sentence, for reports.
+    """
+
+    name: str
+    spec: StreamSpec
+    camera: str
+    env: str | None = None
+    demonstrations: str | None = None
+    score_note: str = ""
 
 
 # --- measuring -------------------------------------------------------------------------------------------------

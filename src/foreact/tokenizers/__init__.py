@@ -1,0 +1,1 @@
+"""Pixels <-> codes or latents."""

@@ -1,0 +1,8 @@
+"""Training: one visible loop and what it needs. The only room that knows ranks; models and data know nothing of it."""
+
+from foreact.train.config import TrainConfig
+from foreact.train.ema import EMA, EMAConfig
+from foreact.train.evaluation import Evaluator
+from foreact.train.loop import TrainResult, train
+
+__all__ = ["EMA", "EMAConfig", "Evaluator", "TrainConfig", "TrainResult", "train"]

@@ -1,0 +1,277 @@
+"""What `foreact data check | stats | show` say about a store; copying foreign stores is in `importing`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from foreact.data.loader import WindowDataset, ordered_batches
+from foreact.data.normalize import Normalizer
+from foreact.data.store import ZarrStore, open_store
+from foreact.data.video import contact_sheet, save_image, write_mp4
+from foreact.data.windows import Window
+from foreact.types import StreamSpec, UserError
+
+Severity = Literal["error", "warning", "note"]
+CHECK_SPAN = 16
+"""Steps of the windows that `check_store` reads, where episodes are that long."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One observation: an error spoils training, a warning may be meant, a note is a plain fact."""
+
+    severity: Severity
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.severity:<8}{self.text}"
+
+
+@dataclass
+class Report:
+    """What `check_store` found.
+
+    Attributes:
+        store: path of the store.
+        findings: in the order of the checks.
+        windows_per_second: of reading random windows of every stream, one process; measured, so it varies.
+    """
+
+    store: Path
+    findings: list[Finding] = field(default_factory=list)
+    windows_per_second: float = 0.0
+
+    @property
+    def ok(self) -> bool:
+        return all(finding.severity != "error" for finding in self.findings)
+
+    def add(self, severity: Severity, text: str) -> None:
+        self.findings.append(Finding(severity, text))
+
+    def __str__(self) -> str:
+        lines = [str(self.store), *map(str, self.findings)]
+        if self.windows_per_second:
+            lines.append(f"{'note':<8}read {self.windows_per_second:.0f} windows/s in one process")
+        return "\n".join(lines)
+
+
+def check_store(path: str | Path, spec: StreamSpec | None = None, *, windows: int = 100, seed: int = 0) -> Report:
+    """Look for what would spoil a training.
+
+    Every number of states and actions is read, missing chunks of every stream are counted, and `windows` windows
+    drawn with `seed` are read with their pixels.
+
+    Raises:
+        UserError: the store cannot be opened at all; see `open_store`.
+    """
+    store = open_store(path, spec)
+    report = Report(store.path)
+    _describe(store, report)
+    whole = True
+    for name in store.streams:
+        whole &= _check_chunks(store, name, report)
+    if whole:
+        for name in _number_streams(store):
+            _check_numbers(store, name, report)
+        _check_windows(store, windows, seed, report)
+    return report
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamStats:
+    """Statistics of one state or action stream, one entry per dimension.
+
+    Attributes:
+        out_of_range: share of the values outside the range of the statistics compared with, or None.
+    """
+
+    names: tuple[str, ...]
+    min: np.ndarray
+    max: np.ndarray
+    mean: np.ndarray
+    std: np.ndarray
+    out_of_range: np.ndarray | None = None
+
+
+def store_stats(
+    path: str | Path, spec: StreamSpec | None = None, against: Normalizer | None = None
+) -> dict[str, StreamStats]:
+    """Per-dimension statistics of every state and action stream.
+
+    Args:
+        path: the store.
+        spec: as in `open_store`.
+        against: statistics of a checkpoint; streams that it does not know are left uncompared. Where a large share of
+            the values lies outside its range, the store's numbers mean something else (unit, frame or mode).
+    """
+    store = open_store(path, spec)
+    found = {}
+    for name in _number_streams(store):
+        values = _all_rows(store, name)
+        outside = against.out_of_range(values, name) if against is not None and name in against.streams else None
+        wide = values.astype(np.float64)
+        found[name] = StreamStats(
+            names=_dimension_names(store, name),
+            min=wide.min(0),
+            max=wide.max(0),
+            mean=wide.mean(0),
+            std=wide.std(0),
+            out_of_range=outside,
+        )
+    return found
+
+
+def format_stats(stats: dict[str, StreamStats]) -> str:
+    """`store_stats` as a table for the terminal."""
+    lines = [f"{'stream':<12}{'dim':<16}{'min':>12}{'max':>12}{'mean':>12}{'std':>12}{'out of range':>14}"]
+    for stream, s in stats.items():
+        for i, name in enumerate(s.names):
+            outside = "" if s.out_of_range is None else f"{100 * s.out_of_range[i]:.1f} %"
+            numbers = "".join(f"{float(x[i]):>12.4g}" for x in (s.min, s.max, s.mean, s.std))
+            lines.append(f"{stream:<12}{name:<16}{numbers}{outside:>14}")
+    return "\n".join(lines)
+
+
+def show_store(
+    path: str | Path,
+    spec: StreamSpec | None = None,
+    *,
+    out_dir: str | Path,
+    episodes: Sequence[int] = (0, 1, 2, 3),
+    frames: int = 8,
+) -> list[Path]:
+    """Write pictures of some episodes: one contact sheet per camera, one mp4 per episode and camera.
+
+    Args:
+        path: the store.
+        spec: as in `open_store`.
+        out_dir: folder for `<camera>.png` and `<camera>_<episode>.mp4`.
+        episodes: episode numbers; those beyond the end are left out.
+        frames: evenly spaced frames per episode on the sheet.
+
+    Returns:
+        The files written.
+    """
+    store, out_dir = open_store(path, spec), Path(out_dir)
+    chosen = [e for e in episodes if 0 <= e < len(store)]
+    if not store.spec.cameras or not chosen or frames < 1:
+        raise UserError(
+            f"There is nothing to show: {store.path} has cameras {sorted(store.spec.cameras)} and episodes "
+            f"0..{len(store) - 1}, asked for were episodes {list(episodes)} with {frames} frames each."
+        )
+    written = []
+    for camera in store.spec.cameras:
+        images, labels = [], []
+        for episode in chosen:
+            video = store.read(episode, 0, int(store.lengths[episode]), [camera])[camera]
+            for step in np.linspace(0, len(video) - 1, frames).round().astype(int):
+                images.append(video[step])
+                labels.append(f"{episode}: {step}")
+            target = out_dir / f"{camera}_{episode}.mp4"
+            write_mp4(target, video, store.spec.fps)
+            written.append(target)
+        sheet = out_dir / f"{camera}.png"
+        save_image(sheet, contact_sheet(images, labels, columns=frames))
+        written.insert(0, sheet)
+    return written
+
+
+def _describe(store: ZarrStore, report: Report) -> None:
+    n, steps = store.lengths, int(store.lengths.sum())
+    origin = "own spec" if store.native else "spec given by the task"
+    report.add("note", f"{len(store)} episodes, {steps} steps ({steps / store.spec.fps / 60:.1f} min), {origin}")
+    report.add("note", f"episode lengths {n.min()} to {n.max()}, median {int(np.median(n))}")
+    for name, (height, width) in store.spec.cameras.items():
+        report.add("note", f"camera '{name}' {height} x {width} at {store.spec.fps:g} fps")
+    if (action := store.spec.action) is not None:
+        units = ", ".join(f"{a} [{u}]" for a, u in zip(action.names, action.units, strict=True))
+        report.add("note", f"action {units}; {action.mode}, frame '{action.frame}', {action.rate_hz:g} Hz")
+
+
+def _check_chunks(store: ZarrStore, name: str, report: Report) -> bool:
+    """Whether every chunk is there."""
+    missing = store.missing_chunks(name)
+    if missing:
+        text = f"stream '{name}' lacks {len(missing)} chunks, the first is '{missing[0]}': the store is truncated"
+        report.add("error", text)
+    return not missing
+
+
+def _check_numbers(store: ZarrStore, name: str, report: Report) -> None:
+    values, names = _all_rows(store, name), _dimension_names(store, name)
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        row = int(bad[0, 0])
+        episode = int(np.searchsorted(store.starts, row, side="right") - 1)
+        report.add(
+            "error",
+            f"stream '{name}' has {len(bad)} NaN or infinite values, the first in episode {episode} at step "
+            f"{row - int(store.starts[episode])}, dim '{names[bad[0, 1]]}'",
+        )
+        return
+    low, high = values.min(0), values.max(0)
+    for i, dim in enumerate(names):
+        report.add("note", f"'{name}.{dim}' lies in {low[i]:.4g} .. {high[i]:.4g}")
+        if high[i] - low[i] < 1e-4:
+            report.add("warning", f"'{name}.{dim}' is constant ({low[i]:.4g})")
+    action = store.spec.action
+    if name == "action" and action is not None:
+        for i, dim in enumerate(names):
+            least = -np.inf if action.low is None else action.low[i]
+            most = np.inf if action.high is None else action.high[i]
+            outside = float(((values[:, i] < least) | (values[:, i] > most)).mean())
+            if outside > 0:
+                text = f"{100 * outside:.2g} % of 'action.{dim}' lie outside the spec's {least:g} .. {most:g}"
+                report.add("error" if outside > 0.05 else "warning", f"{text} {action.units[i]}")
+
+
+def _check_windows(store: ZarrStore, windows: int, seed: int, report: Report) -> None:
+    span = int(min(CHECK_SPAN, store.lengths.max()))
+    offsets = tuple(range(span))
+    numbers = dict.fromkeys(store.spec.state, offsets)
+    window = Window(
+        video=dict.fromkeys(store.spec.cameras, offsets),
+        state=numbers,
+        actions=offsets if store.spec.action is not None else (),
+    )
+    plain = Normalizer.fit({n: np.eye(2, _width(store, n)) for n in _number_streams(store)}, "identity")
+    dataset = WindowDataset(store, window, np.arange(len(store)), plain)
+    chosen = np.random.default_rng(seed).choice(len(dataset), size=min(windows, len(dataset)), replace=False)
+    dark: dict[str, bool] = dict.fromkeys(store.spec.cameras, True)
+    began = time.perf_counter()
+    try:
+        for batch in ordered_batches(dataset, batch_size=1, chosen=chosen):
+            for name, video in batch.video.items():
+                dark[name] &= bool((video == video.flatten()[0]).all())
+    except UserError as error:
+        report.add("error", str(error))
+        return
+    report.windows_per_second = len(chosen) / max(time.perf_counter() - began, 1e-9)
+    report.add("note", f"{len(chosen)} windows of {span} steps read")
+    for name in (name for name, uniform in dark.items() if uniform):
+        report.add("error", f"camera '{name}' shows one single colour in every window read")
+
+
+def _number_streams(store: ZarrStore) -> list[str]:
+    return [name for name in store.streams if name not in store.spec.cameras]
+
+
+def _dimension_names(store: ZarrStore, name: str) -> tuple[str, ...]:
+    if name in store.spec.state:
+        return store.spec.state[name]
+    assert store.spec.action is not None
+    return store.spec.action.names
+
+
+def _width(store: ZarrStore, name: str) -> int:
+    return len(_dimension_names(store, name))
+
+
+def _all_rows(store: ZarrStore, name: str) -> np.ndarray:
+    return store.gather(name, np.arange(int(store.lengths.sum())))

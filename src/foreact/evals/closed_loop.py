@@ -1,0 +1,270 @@
+"""Closed loop: a policy acts in simulated episodes, and the score is the largest reward of each (UVA's protocol).
+
+Episodes are independent of one another and of how many run together: an episode's world, and every draw of the
+policy for it, depend on its own seed alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from foreact.evals.env_pool import EnvPool, Start
+from foreact.evals.estimate import estimate, share
+from foreact.types import Estimate, Observation, Policy, StreamSpec, UserError
+
+RESULT = "closed_loop.json"
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Episode:
+    """Outcome of one episode: `score` is the largest reward of its `steps`; `video` lies beside the result file."""
+
+    seed: int
+    score: float
+    steps: int
+    success: bool
+    video: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedLoopResult:
+    """All that a score needs beside it to be read and repeated.
+
+    Attributes:
+        name: what the policy is called in tables.
+        score: mean of the episodes' scores.
+        success: share of episodes with a score of at least `protocol["success_at"]`.
+        episodes: one per seed, in the order of the seeds.
+        protocol: environment, step limit and what the policy says of itself.
+        latency: `calls`, and the mean, median and largest milliseconds per call and the mean per planned chunk.
+        wall_s: seconds the whole measurement took.
+        versions: of the packages that matter, and the machine.
+    """
+
+    name: str
+    score: Estimate
+    success: Estimate
+    episodes: tuple[Episode, ...]
+    protocol: Mapping[str, Any]
+    latency: Mapping[str, float]
+    wall_s: float
+    versions: Mapping[str, str]
+    folder: Path | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        raw = dataclasses.asdict(self)
+        raw.pop("folder")
+        return {"format": FORMAT, **raw, "seeds": [e.seed for e in self.episodes]}
+
+
+def closed_loop(
+    make_env: str,
+    policy: Policy,
+    seeds: Sequence[int],
+    *,
+    name: str = "policy",
+    out_dir: Path | None = None,
+    workers: int | None = None,
+    at_once: int = 64,
+    videos: int = 4,
+    max_steps: int | None = None,
+    score_range: tuple[float, float] | None = (0.0, 1.0),
+    success_at: float = 1.0,
+    progress: bool = True,
+) -> ClosedLoopResult:
+    """Let `policy` act in one episode per seed.
+
+    Args:
+        make_env: import path "module:function" of an environment factory without arguments.
+        seeds: distinct; seed i decides the start of episode i and every draw of the policy in it.
+        name: what the policy is called in tables.
+        out_dir: where `closed_loop.json` and `videos/` go, or None to write nothing.
+        workers: processes for the environments; None for one per core, 0 for none but this one.
+        at_once: episodes that run together; fewer need less memory and give the same scores.
+        videos: how many of the first episodes are filmed, if there is an `out_dir`.
+        max_steps: steps of an episode, or None for the environment's own limit.
+        score_range: where scores lie by their meaning; intervals are cut to it.
+        success_at: score from which an episode counts as solved.
+        progress: show a bar.
+
+    Raises:
+        UserError: no seeds, or some twice; policy and environment disagree on the spec; the policy plans NaN; a
+            worker process died.
+    """
+    began = time.perf_counter()
+    seeds = _checked(seeds, at_once, workers)
+    workers = min(os.cpu_count() or 1, len(seeds)) if workers is None else min(workers, len(seeds))
+    films: dict[int, str] = {}
+    if out_dir is not None:
+        films = {i: f"videos/seed-{seed}.mp4" for i, seed in enumerate(seeds[:videos])}
+        _make_folder(out_dir / "videos" if films else out_dir)
+    pool = EnvPool(make_env, workers=workers, max_steps=max_steps)
+    scores, steps, calls = np.zeros(len(seeds)), np.zeros(len(seeds), dtype=int), []
+    bar = tqdm(total=len(seeds), desc=f"closed loop, {name}", unit="episode", disable=None if progress else True)
+    try:
+        policy.spec.require_equal(pool.facts.spec, "the policy", "the environment")
+        for first in range(0, len(seeds), at_once):
+            numbers = range(first, min(first + at_once, len(seeds)))
+            starts = {i: Start(seeds[i], out_dir / films[i] if out_dir and i in films else None) for i in numbers}
+            for i, score, taken in _wave(pool, policy, starts, calls):
+                scores[i], steps[i] = score, taken
+                bar.update(1)
+                bar.set_postfix_str(f"mean score {scores[steps > 0].mean():.3f}")
+    finally:
+        bar.close()
+        pool.close()
+    episodes = tuple(
+        Episode(
+            seed=seed,
+            score=float(scores[i]),
+            steps=int(steps[i]),
+            success=bool(scores[i] >= success_at),
+            video=films.get(i),
+        )
+        for i, seed in enumerate(seeds)
+    )
+    result = ClosedLoopResult(
+        name=name,
+        score=estimate(scores, valid_range=score_range),
+        success=share(sum(e.success for e in episodes), len(episodes)),
+        episodes=episodes,
+        protocol={
+            "env": make_env,
+            "max_steps": pool.facts.max_steps,
+            "score": "largest reward of the episode",
+            "success_at": success_at,
+            "at_once": at_once,
+            **policy.describe(),
+        },
+        latency=_latency(calls),
+        wall_s=time.perf_counter() - began,
+        versions=versions(),
+        folder=out_dir,
+    )
+    if out_dir is not None:
+        _write(out_dir / RESULT, result.to_json())
+    return result
+
+
+def read_closed_loop(folder: Path) -> ClosedLoopResult:
+    """Read back what `closed_loop` wrote to `folder`.
+
+    Raises:
+        UserError: there is no such result, or it is not one of ours.
+    """
+    path = folder / RESULT
+    try:
+        raw = json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError) as error:
+        raise UserError(
+            f"There is no readable {RESULT} in {folder} ({error}); run `foreact eval closed-loop` first."
+        ) from error
+    if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
+        raise UserError(f"{path} is not a closed-loop result of format {FORMAT}; measure again with this version.")
+    try:
+        raw.pop("seeds")
+        raw["score"], raw["success"] = Estimate(**raw["score"]), Estimate(**raw["success"])
+        raw["episodes"] = tuple(Episode(**e) for e in raw["episodes"])
+        return ClosedLoopResult(**raw, folder=folder)
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path} lacks entries or has unknown ones ({error}); measure again.") from error
+
+
+def versions() -> dict[str, str]:
+    """Versions that a number may depend on."""
+    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    for package in ("foreact", "torch", "numpy", "gym-pusht", "pymunk"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def _wave(pool: EnvPool, policy: Policy, starts: Mapping[int, Start], calls: list[tuple[float, int]]) -> Any:
+    """Run some episodes in step; yields (number, score, steps) as each ends. The policy counts them from 0."""
+    rows = {i: row for row, i in enumerate(starts)}
+    policy.reset([begin.seed for begin in starts.values()])
+    alive = list(starts)
+    first = pool.start(starts)
+    policy.observe(_stacked([first[i] for i in alive], policy.spec), [rows[i] for i in alive])
+    best, taken = dict.fromkeys(alive, -np.inf), dict.fromkeys(alive, 0)
+    while alive:
+        chunk = policy.act([rows[i] for i in alive])
+        if not np.isfinite(chunk.actions).all():
+            raise UserError(
+                f"The policy planned NaN or infinite actions at step {chunk.t0}; its weights or statistics are broken."
+            )
+        calls.append((chunk.infer_ms, len(alive)))
+        played = pool.play({i: chunk.actions[row, : chunk.execute] for row, i in enumerate(alive)})
+        for i in alive:
+            best[i] = max(best[i], *played[i].rewards)
+            taken[i] += len(played[i].rewards)
+            if played[i].done:
+                yield i, best[i], taken[i]
+        alive = [i for i in alive if not played[i].done]
+        for step in range(chunk.execute if alive else 0):
+            seen = [played[i].observations[step] for i in alive]
+            policy.observe(_stacked(seen, policy.spec), [rows[i] for i in alive])
+
+
+def _stacked(observations: Sequence[Mapping[str, np.ndarray]], spec: StreamSpec) -> Observation:
+    return Observation(
+        cameras={name: np.stack([o[name] for o in observations]) for name in spec.cameras},
+        state={name: np.stack([o[name] for o in observations]) for name in spec.state},
+    )
+
+
+def _latency(calls: Sequence[tuple[float, int]]) -> dict[str, float]:
+    ms, rows = np.array([c[0] for c in calls]), np.array([c[1] for c in calls])
+    return {
+        "calls": len(calls),
+        "mean_ms_per_call": float(ms.mean()),
+        "median_ms_per_call": float(np.median(ms)),
+        "max_ms_per_call": float(ms.max()),
+        "mean_ms_per_chunk": float(ms.sum() / rows.sum()),
+    }
+
+
+def _checked(seeds: Sequence[int], at_once: int, workers: int | None) -> list[int]:
+    numbers = [int(seed) for seed in seeds]
+    if not numbers or len(set(numbers)) != len(numbers):
+        found = "none" if not numbers else f"{len(numbers) - len(set(numbers))} that repeat another"
+        raise UserError(
+            f"A closed loop needs one distinct seed per episode, found {found}; a repeat is no new episode."
+        )
+    if at_once < 1 or (workers is not None and workers < 0):
+        raise UserError(f"at_once ({at_once}) must be at least 1 and workers ({workers}) at least 0.")
+    return numbers
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"The folder {folder} cannot be made ({error.strerror}); choose another output folder."
+        ) from error
+
+
+def _write(path: Path, raw: Mapping[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.unfinished")
+    try:
+        temporary.write_text(json.dumps(raw, indent=1) + "\n")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"Writing {path} failed ({error.strerror}); make room, then measure again.") from error

@@ -1,0 +1,154 @@
+"""One page for people, `report.html`: curves, scores, films, imagined futures. Needs nothing beside itself."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from foreact.evals.closed_loop import ClosedLoopResult, versions
+from foreact.evals.figures import FigurePair, curves_figure, quality_figure, scores_figure
+from foreact.evals.video import VideoQuality
+from foreact.types import UserError
+
+SIZE_LIMIT = 20_000_000
+"""Bytes of a page that browsers open and mail servers carry."""
+
+MEDIA = {".png": "image/png", ".mp4": "video/mp4"}
+
+
+@dataclass(frozen=True)
+class Media:
+    """A PNG or mp4 file to show, with a line of text below it."""
+
+    path: Path
+    caption: str
+
+
+def write_report(
+    path: Path,
+    *,
+    title: str,
+    score_note: str = "",
+    results: Sequence[ClosedLoopResult] = (),
+    log: Sequence[Mapping[str, Any]] = (),
+    quality: Sequence[VideoQuality] = (),
+    futures: Sequence[Media] = (),
+    config: Mapping[str, Any] | None = None,
+    facts: Mapping[str, Any] | None = None,
+    size_limit: int = SIZE_LIMIT,
+) -> Path:
+    """Write a self-contained page; a section without content is left out.
+
+    Args:
+        path: the HTML file; it appears when it is whole.
+        title: heading of the page.
+        score_note: what the score of an episode means, in one sentence.
+        results: closed-loop results; the first is the subject, the others are there to compare.
+        log: entries of a training log, {"step": int, name: number}.
+        quality: measured video quality.
+        futures: strips and films of imagined next to true futures.
+        config: the resolved configuration of the run.
+        facts: short statements for the end of the page, such as command, hardware and training time.
+        size_limit: bytes; media that no longer fit are named, not shown.
+
+    Raises:
+        UserError: a picture or film is missing or of another kind, or the disk refuses.
+    """
+    films = [
+        Media(r.folder / e.video, f"{r.name}, seed {e.seed}: score {e.score:.3f} in {e.steps} steps")
+        for r in results
+        if r.folder is not None
+        for e in r.episodes
+        if e.video
+    ]
+    figures = {"curves": curves_figure(log), "scores": scores_figure(results)}
+    qualities = [{"result": q, "figure": _figure(quality_figure(q))} for q in quality]
+    # Films are the bulk of the page; leave room for text and figures.
+    budget = size_limit - 500_000 - sum(len(f.light) + len(f.dark) for f in figures.values() if f) * 4 // 3
+    shown_futures, left_futures, budget = _embedded(futures, budget)
+    shown_films, left_films, _ = _embedded(films, budget)
+    html = _template().render(
+        title=title,
+        summary=_summary(results),
+        score_note=score_note,
+        results=results,
+        same_seeds=len({tuple(e.seed for e in r.episodes) for r in results}) <= 1,
+        figures={name: _figure(pair) for name, pair in figures.items()},
+        qualities=qualities,
+        futures=shown_futures,
+        films=shown_films,
+        left_out=[*left_futures, *left_films],
+        config=None if config is None else json.dumps(config, indent=2, default=str),
+        facts=dict(facts or {}),
+        versions=dict(results[0].versions) if results else versions(),
+    )
+    temporary = path.with_name(f".{path.name}.unfinished")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(html, encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(
+            f"The report {path} could not be written ({error.strerror}); make room or choose a folder."
+        ) from error
+    return path
+
+
+def _summary(results: Sequence[ClosedLoopResult]) -> str:
+    """What was found, in one sentence; "" without results."""
+    if not results:
+        return ""
+    first, others = results[0], results[1:]
+    text = (
+        f"{first.name} scores {first.score.mean:.3f} on average over {first.score.n} episodes "
+        f"(95 % interval {first.score.low:.3f} to {first.score.high:.3f}) and solves {first.success.mean:.0%} of them"
+    )
+    if others:
+        text += "; in comparison, " + ", ".join(f"{o.name} scores {o.score.mean:.3f}" for o in others)
+    return text + "."
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.from_string(files("foreact.evals").joinpath("report.html.j2").read_text(encoding="utf-8"))
+
+
+def _figure(pair: FigurePair | None) -> dict[str, str] | None:
+    if pair is None:
+        return None
+    return {"light": _data_uri(pair.light, "image/png"), "dark": _data_uri(pair.dark, "image/png")}
+
+
+def _embedded(media: Sequence[Media], budget: int) -> tuple[list[dict[str, str]], list[str], int]:
+    """Files as data URIs while they fit into `budget` bytes; (shown, captions left out, budget left)."""
+    shown, left = [], []
+    for item in media:
+        kind = MEDIA.get(item.path.suffix)
+        if kind is None:
+            raise UserError(f"A report shows .png and .mp4 files, found {item.path}; convert it or leave it out.")
+        try:
+            data = item.path.read_bytes()
+        except OSError as error:
+            raise UserError(f"The report should show {item.path}, which cannot be read ({error.strerror}).") from error
+        uri = _data_uri(data, kind)
+        if len(uri) > budget:
+            left.append(f"{item.caption} ({item.path.name})")
+            continue
+        budget -= len(uri)
+        shown.append({"uri": uri, "caption": item.caption, "kind": kind})
+    return shown, left, budget
+
+
+def _data_uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"

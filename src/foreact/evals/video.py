@@ -1,0 +1,274 @@
+"""How near imagined frames come to the true ones: PSNR and SSIM, against repeating the last frame seen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from foreact.data.video import contact_sheet, save_image, side_by_side, write_mp4
+from foreact.evals.estimate import estimate
+from foreact.types import EpisodeStore, Estimate, UserError
+
+ROUNDING_PSNR = 10.0 * float(np.log10(255.0**2 * 12.0))
+"""58.9 dB: the error of rounding to uint8 (variance 1/12). Means count nothing above, or equal frames would decide."""
+
+WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03
+"""Settings of SSIM in its paper (Wang et al. 2004)."""
+
+
+class FramePredictor(Protocol):
+    """What is measured: a model that imagines F frames from F frames, `context_stride` steps apart."""
+
+    camera: str
+    frames: int
+    context_stride: int
+    horizon: int
+
+    def predict_video(self, frames: np.ndarray, *, rng: torch.Generator) -> np.ndarray: ...
+
+    def predict_dynamics(self, frames: np.ndarray, actions: np.ndarray, *, rng: torch.Generator) -> np.ndarray: ...
+
+
+@dataclass(frozen=True)
+class Example:
+    """One window: uint8 (F, H, W, 3) each, and where it lies in the store; `anchor` is the step of "now"."""
+
+    context: np.ndarray
+    truth: np.ndarray
+    predicted: np.ndarray
+    episode: int
+    anchor: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoQuality:
+    """Result of `video_quality`.
+
+    Attributes:
+        mode: "video" or "dynamics".
+        estimates: "psnr", "ssim" of the model, "psnr_copy", "ssim_copy" of repeating the last frame seen. A value per
+            episode is the mean over its windows and frames, so that the interval is one over independent episodes.
+        curves: the same names, one estimate per future frame.
+        steps_ahead: steps from now to each future frame.
+        windows: number of windows that were measured.
+        seed: of the windows and the draws.
+        examples: the first windows, for pictures.
+    """
+
+    mode: str
+    estimates: Mapping[str, Estimate]
+    curves: Mapping[str, Sequence[Estimate]]
+    steps_ahead: Sequence[int]
+    windows: int
+    seed: int
+    examples: Sequence[Example] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the pictures."""
+        raw = dataclasses.asdict(dataclasses.replace(self, examples=()))
+        raw.pop("examples")
+        return raw
+
+
+def video_quality(
+    model: FramePredictor,
+    store: EpisodeStore,
+    episodes: Sequence[int],
+    *,
+    mode: Literal["video", "dynamics"] = "video",
+    windows_per_episode: int = 4,
+    seed: int = 0,
+    examples: int = 4,
+    batch: int = 32,
+) -> VideoQuality:
+    """Compare imagined with true futures on windows of held-out episodes.
+
+    Args:
+        episodes: numbers in `store`; those too short for a window are left out.
+        mode: "video" imagines from frames alone, "dynamics" is given the true actions as well.
+        windows_per_episode: windows drawn from each, without repeats, fewer where it is too short.
+        seed: decides windows and draws.
+        examples: windows to keep for pictures, one per episode.
+        batch: windows per call of the model.
+
+    Raises:
+        UserError: no episode is long enough, or the mode is unknown.
+    """
+    if mode not in ("video", "dynamics"):
+        raise UserError(f"Video quality is measured in mode 'video' or 'dynamics', found '{mode}'.")
+    anchors = _anchors(model, store, episodes, windows_per_episode, seed)
+    rng = torch.Generator().manual_seed(seed)
+    values: dict[str, list[np.ndarray]] = {"psnr": [], "ssim": [], "psnr_copy": [], "ssim_copy": []}
+    kept: list[Example] = []
+    for start in range(0, len(anchors), batch):
+        part = anchors[start : start + batch]
+        context, truth, actions = _read(model, store, part, mode)
+        if mode == "video":
+            predicted = model.predict_video(context, rng=rng)
+        else:
+            predicted = model.predict_dynamics(context, actions, rng=rng)
+        copy = np.repeat(context[:, -1:], model.frames, axis=1)
+        for suffix, frames in (("", predicted), ("_copy", copy)):
+            flat = (frames.reshape(-1, *frames.shape[2:]), truth.reshape(-1, *truth.shape[2:]))
+            shape = (len(part), model.frames)
+            values[f"psnr{suffix}"].append(psnr(*flat).clip(max=ROUNDING_PSNR).reshape(shape))
+            values[f"ssim{suffix}"].append(ssim(*flat).reshape(shape))
+        for row, (episode, anchor) in enumerate(part):
+            if len(kept) < examples and episode not in [e.episode for e in kept]:
+                kept.append(Example(context[row], truth[row], predicted[row], episode, anchor))
+    owners = np.array([episode for episode, _ in anchors])
+    per_episode = {
+        name: np.stack([np.concatenate(parts)[owners == e].mean(0) for e in sorted(set(owners.tolist()))])
+        for name, parts in values.items()
+    }
+    return VideoQuality(
+        mode=mode,
+        estimates={name: _estimate(name, v.mean(1)) for name, v in per_episode.items()},
+        curves={name: [_estimate(name, column) for column in v.T] for name, v in per_episode.items()},
+        steps_ahead=[(i + 1) * model.context_stride for i in range(model.frames)],
+        windows=len(anchors),
+        seed=seed,
+        examples=kept,
+    )
+
+
+def _estimate(name: str, values: np.ndarray) -> Estimate:
+    if name.startswith("psnr"):
+        return estimate(values, unit="dB")
+    return estimate(values, valid_range=(-1.0, 1.0))
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio in dB of uint8 images (N, H, W, 3), per image, (N,) float64; equal ones give inf."""
+    _check_pair(a, b)
+    error = ((a.astype(np.float64) - b.astype(np.float64)) ** 2).mean(axis=(1, 2, 3))
+    with np.errstate(divide="ignore"):
+        return 10.0 * np.log10(255.0**2 / error)
+
+
+def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Structural similarity of uint8 images (N, H, W, 3), per image, (N,) float64 in -1..1.
+
+    Gaussian window of 11 x 11 with sigma 1.5, data range 255, over the places where the window lies inside the image;
+    the mean over places and colour channels.
+
+    Raises:
+        UserError: shapes or dtypes differ, or the images are smaller than the window.
+    """
+    _check_pair(a, b)
+    if min(a.shape[1:3]) < WINDOW:
+        raise UserError(f"SSIM needs images of at least {WINDOW} x {WINDOW} pixels, found {a.shape[1]} x {a.shape[2]}.")
+    # In slices, so that memory stays flat however many frames are compared.
+    return np.concatenate([_ssim(a[i : i + 64], b[i : i + 64]) for i in range(0, len(a), 64)] or [np.zeros(0)])
+
+
+def _ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    x, y = (torch.from_numpy(np.ascontiguousarray(v)).double().movedim(-1, 1) for v in (a, b))
+    mean_x, mean_y = _blur(x), _blur(y)
+    var_x, var_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2
+    covariance = _blur(x * y) - mean_x * mean_y
+    c1, c2 = (K1 * 255.0) ** 2, (K2 * 255.0) ** 2
+    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    structure = (2 * covariance + c2) / (var_x + var_y + c2)
+    return (luminance * structure).mean(dim=(1, 2, 3)).numpy()
+
+
+def _blur(images: Tensor) -> Tensor:
+    taps = torch.exp(-0.5 * ((torch.arange(WINDOW, dtype=images.dtype) - WINDOW // 2) / SIGMA) ** 2)
+    taps = taps / taps.sum()
+    channels = images.shape[1]
+    rows = taps.view(1, 1, -1, 1).expand(channels, 1, -1, 1)
+    down = functional.conv2d(images, rows, groups=channels)
+    return functional.conv2d(down, rows.transpose(2, 3), groups=channels)
+
+
+def save_examples(quality: VideoQuality, folder: Path, fps: float) -> list[Path]:
+    """Write one PNG strip and one mp4 per example: context, then the true and the imagined future.
+
+    Args:
+        fps: frames per second of the store; the films play in real time, but at least 4 frames a second.
+
+    Returns:
+        The files, the PNG of an example before its mp4.
+    """
+    paths = []
+    for example in quality.examples:
+        name = f"{quality.mode}-episode-{example.episode}-step-{example.anchor}"
+        save_image(folder / f"{name}.png", strip(example, quality.steps_ahead))
+        films = {
+            "true": np.concatenate([example.context, example.truth]),
+            "imagined": np.concatenate([example.context, example.predicted]),
+        }
+        film = side_by_side(films, scale=_scale(example))
+        write_mp4(folder / f"{name}.mp4", film, max(fps / quality.steps_ahead[0], 4.0))
+        paths += [folder / f"{name}.png", folder / f"{name}.mp4"]
+    return paths
+
+
+def strip(example: Example, steps_ahead: Sequence[int]) -> Any:
+    """A PIL picture: the context and the true future above, the context and the imagined future below."""
+    scale = _scale(example)
+    past = [f"seen {step:+d}" for step in (-steps_ahead[-1] + s for s in steps_ahead)]
+    images, labels = [], []
+    for word, future in (("true", example.truth), ("imagined", example.predicted)):
+        frames = [*example.context, *future]
+        images += [frame.repeat(scale, axis=0).repeat(scale, axis=1) for frame in frames]
+        labels += [*past, *(f"{word} {step:+d}" for step in steps_ahead)]
+    return contact_sheet(images, labels, columns=len(images) // 2)
+
+
+def _scale(example: Example) -> int:
+    return max(1, 128 // example.context.shape[1])
+
+
+def _anchors(
+    model: FramePredictor, store: EpisodeStore, episodes: Sequence[int], per_episode: int, seed: int
+) -> list[tuple[int, int]]:
+    """(episode, anchor) of windows with all their frames, and actions, inside the episode."""
+    before = (model.frames - 1) * model.context_stride
+    after = max(model.frames * model.context_stride, model.horizon - 1)
+    found: list[tuple[int, int]] = []
+    for episode in episodes:
+        count = int(store.lengths[episode]) - before - after
+        if count > 0:
+            draw = np.random.default_rng([seed, int(episode)])
+            chosen = draw.choice(count, size=min(per_episode, count), replace=False)
+            found += [(int(episode), before + int(c)) for c in np.sort(chosen)]
+    if not found:
+        raise UserError(
+            f"None of the {len(episodes)} episodes has the {before + after + 1} steps that a window takes; "
+            "give longer episodes."
+        )
+    return found
+
+
+def _read(
+    model: FramePredictor, store: EpisodeStore, anchors: Sequence[tuple[int, int]], mode: str
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Context and truth, uint8 (B, F, H, W, 3), and actions (B, K, A), empty where not asked for."""
+    stride, frames = model.context_stride, model.frames
+    context, truth, actions = [], [], []
+    for episode, anchor in anchors:
+        first, last = anchor - (frames - 1) * stride, anchor + frames * stride
+        video = store.read(episode, first, last + 1, [model.camera])[model.camera][::stride]
+        context.append(video[:frames])
+        truth.append(video[frames:])
+        if mode == "dynamics":
+            actions.append(store.read(episode, anchor, anchor + model.horizon, ["action"])["action"])
+    return np.stack(context), np.stack(truth), np.stack(actions) if actions else np.zeros((0, 0, 0), np.float32)
+
+
+def _check_pair(a: np.ndarray, b: np.ndarray) -> None:
+    if a.dtype != np.uint8 or b.dtype != np.uint8 or a.shape != b.shape or a.ndim != 4 or a.shape[3] != 3:
+        raise UserError(
+            f"Two stacks of uint8 images (N, H, W, 3) of one shape are compared, found {a.dtype} {a.shape} and "
+            f"{b.dtype} {b.shape}."
+        )

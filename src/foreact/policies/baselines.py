@@ -1,0 +1,112 @@
+"""Policies that any score should be compared with: one stays where it is, one moves at random. No network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from foreact.types import ActionChunk, ActionSpec, Observation, StreamSpec, UserError
+
+
+class _Baseline:
+    """Seeds, steps and the newest state of every episode."""
+
+    name = ""
+
+    def __init__(self, spec: StreamSpec, *, execute: int = 8) -> None:
+        if spec.action is None:
+            raise UserError("The spec has no actions, so nothing can act on it; choose a task with an action stream.")
+        if execute < 1:
+            raise UserError(f"execute is {execute}; at least one action is played before planning again.")
+        self.spec = spec
+        self.action: ActionSpec = spec.action
+        self.execute = execute
+        self._seeds: list[int] = []
+        self._steps: list[int] = []
+        self._states: list[dict[str, np.ndarray]] = []
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        self._seeds = [int(seed) for seed in seeds]
+        self._steps = [-1] * len(seeds)
+        self._states = [{} for _ in seeds]
+
+    def observe(self, obs: Observation, ids: Sequence[int] | None = None) -> None:
+        for row, i in enumerate(self._chosen(ids)):
+            self._steps[i] += 1
+            self._states[i] = {name: values[row].copy() for name, values in obs.state.items()}
+
+    def act(self, ids: Sequence[int] | None = None) -> ActionChunk:
+        chosen = self._chosen(ids)
+        now = {self._steps[i] for i in chosen}
+        if len(now) != 1 or -1 in now:
+            raise ValueError(
+                f"act plans for episodes observed up to one and the same step; these are at {sorted(now)}."
+            )
+        targets = np.stack([self._target(i) for i in chosen]).astype(np.float32)
+        actions = np.repeat(targets[:, None], self.execute, axis=1)
+        return ActionChunk(actions, self.execute, now.pop(), 0.0)
+
+    def describe(self) -> dict[str, Any]:
+        return {"policy": self.name, "context": 1, "horizon": self.execute, "execute": self.execute}
+
+    def _chosen(self, ids: Sequence[int] | None) -> Sequence[int]:
+        return range(len(self._seeds)) if ids is None else ids
+
+    def _target(self, episode: int) -> np.ndarray:
+        raise TypeError(f"{type(self).__name__} is not a policy by itself.")
+
+
+class DoNothing(_Baseline):
+    """Stays where it is: the present position for absolute actions, zeros for deltas and relative poses.
+
+    The position is read from the state entry that carries the action's name, bare or as "agent_<name>".
+
+    Raises:
+        UserError: absolute actions without such a state entry.
+    """
+
+    name = "do-nothing"
+
+    def __init__(self, spec: StreamSpec, *, execute: int = 8) -> None:
+        super().__init__(spec, execute=execute)
+        self._entries = [self._entry(name) for name in self.action.names] if self.action.mode == "absolute" else []
+
+    def _entry(self, action: str) -> tuple[str, int]:
+        for stream, names in self.spec.state.items():
+            for wanted in (action, f"agent_{action}"):
+                if wanted in names:
+                    return stream, names.index(wanted)
+        raise UserError(
+            f"Doing nothing needs the present value of action '{action}', but no state entry is called '{action}' or "
+            f"'agent_{action}'; name it so in the spec, or leave this baseline out."
+        )
+
+    def _target(self, episode: int) -> np.ndarray:
+        if not self._entries:
+            return np.zeros(self.action.dim)
+        state = self._states[episode]
+        return np.array([state[stream][index] for stream, index in self._entries])
+
+
+class RandomPolicy(_Baseline):
+    """Draws one action uniformly in the spec's bounds for every plan and holds it until the next.
+
+    Held, since independent draws per step average out and hardly move anything.
+
+    Raises:
+        UserError: the spec gives no bounds.
+    """
+
+    name = "random"
+
+    def __init__(self, spec: StreamSpec, *, execute: int = 8) -> None:
+        super().__init__(spec, execute=execute)
+        if self.action.low is None or self.action.high is None:
+            raise UserError("A random policy draws within the action bounds, but the spec has none; add low and high.")
+
+    def _target(self, episode: int) -> np.ndarray:
+        # The key makes a draw depend on the episode's seed and the step only.
+        draw = np.random.default_rng([self._seeds[episode] % 2**64, self._steps[episode]])
+        return draw.uniform(self.action.low, self.action.high)

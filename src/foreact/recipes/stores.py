@@ -1,0 +1,67 @@
+"""Where a task's data comes from: its default store, and the latents that training reads from it."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from foreact.data.store import ZarrStore, add_stream, open_store
+from foreact.tokenizers.images import resize_video
+from foreact.tokenizers.kl_vae import KLVAE
+from foreact.types import Task, UserError, to_model_range
+
+
+def open_task_store(task: Task, path: Path | None) -> ZarrStore:
+    """Open `path`, or the task's default store `data/<task>.zarr`, made from its demonstrations where it is missing."""
+    if path is None:
+        path = Path("data") / f"{task.name}.zarr"
+        if not path.exists():
+            if task.demonstrations is None:
+                raise UserError(
+                    f"Task '{task.name}' brings no demonstrations and {path} does not exist; make it with "
+                    f"`foreact data collect --env {task.name} --episodes 300` or name a store with --data."
+                )
+            module, _, function = task.demonstrations.partition(":")
+            getattr(importlib.import_module(module), function)(path)
+    return open_store(path, task.spec)
+
+
+@torch.no_grad()
+def ensure_latents(
+    store: ZarrStore, camera: str, vae: KLVAE, vae_hash: str, *, batch_size: int = 64, device: str = "cpu"
+) -> None:
+    """Encode every frame of `camera` once into the stream `latents_<camera>`, unless this tokenizer already did.
+
+    The stream holds the posterior mean in scaled units, float16 (N, c, h, w), with the tokenizer's hash beside it.
+    Work that was cut short goes on after the last whole episode.
+    """
+    if store.latents_hash(camera) == vae_hash:
+        return
+    vae = vae.to(device).eval()
+    with (
+        add_stream(store.path, f"latents_{camera}", attrs={"tokenizer": vae_hash}) as stream,
+        tqdm(total=int(store.lengths.sum()), unit="frame", desc="encode") as bar,
+    ):
+        for episode in range(len(store.lengths)):
+            length = int(store.lengths[episode])
+            if episode < stream.episodes:
+                bar.update(length)
+                continue
+            frames = store.read(episode, 0, length, [camera])[camera]
+            parts = [
+                encode_frames(vae, frames[i : i + batch_size], device) for i in range(0, length, batch_size)
+            ]
+            stream.append(np.concatenate(parts))
+            bar.update(length)
+    store.refresh()
+
+
+def encode_frames(vae: KLVAE, frames: np.ndarray, device: str) -> np.ndarray:
+    """uint8 (T, H, W, 3) -> float16 (T, c, h, w) posterior means in scaled units."""
+    video = torch.from_numpy(np.ascontiguousarray(frames)).to(device).permute(0, 3, 1, 2)[None]
+    latents = vae.encode(resize_video(to_model_range(video), vae.config.image_size))
+    return latents[0].to(torch.float16).cpu().numpy()

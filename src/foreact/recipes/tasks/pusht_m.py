@@ -1,0 +1,11 @@
+"""PushT-M: PushT with a target that lies elsewhere in every episode, drawn from the episode's seed."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from foreact.recipes.tasks.pusht import TASK as PUSHT
+
+TASK = dataclasses.replace(
+    PUSHT, name="pusht-m", env="foreact.envs.pusht:make_pusht_m", demonstrations=None
+)

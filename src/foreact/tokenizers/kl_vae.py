@@ -1,0 +1,299 @@
+"""KL autoencoder of latent diffusion models (arXiv 2112.10752), the tokenizer of UVA (arXiv 2503.00200).
+
+Equal to the reference's `kl16` with the default config. Deviations: the latents of `encode` are the posterior's mean
+unless the config says "sample", so that the same picture always gives the same input to a policy; the KL term is
+counted per pixel value, so that its weight does not change with the size of the pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from foreact.tokenizers.autoencoder import Decoder, Encoder
+from foreact.tokenizers.images import resize_video
+from foreact.tokenizers.perceptual import PerceptualDistance
+from foreact.types import Batch, LossOut, UserError, to_model_range
+
+
+@dataclass(frozen=True, kw_only=True)
+class KLVAEConfig:
+    """Sizes and loss weights; the defaults are the published 66.46 M-parameter autoencoder of stride 16.
+
+    Attributes:
+        channels: base width.
+        multipliers: width of each level over `channels`; n levels give stride 2^(n-1).
+        blocks: residual blocks per level of the encoder (the decoder has one more).
+        latent_channels: channels of the latent, c.
+        nominal_resolution, attention_resolutions: encoder levels whose nominal resolution, `nominal_resolution / 2^i`,
+            is listed have self-attention, whatever the size of the pictures.
+        norm_groups: groups of every normalisation; divides every width.
+        image_size: (height, width) of the pictures in pixels.
+        scale: factor from the posterior's values to the latents that models see, 1 / their standard deviation.
+        posterior: whether latents are the posterior's mean or a draw from it (as in the reference).
+        kl_weight: weight of the KL term in the loss.
+        perceptual_weight: weight of the perceptual term; above 0 training needs a perceptual distance.
+
+    Raises:
+        UserError: a value is impossible.
+    """
+
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    blocks: int = 2
+    latent_channels: int = 16
+    nominal_resolution: int = 256
+    attention_resolutions: tuple[int, ...] = (16,)
+    norm_groups: int = 32
+    image_size: tuple[int, int] = (256, 256)
+    scale: float = 0.2325
+    posterior: Literal["mean", "sample"] = "mean"
+    kl_weight: float = 1e-6
+    perceptual_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "latent_channels", "nominal_resolution", "norm_groups"):
+            if getattr(self, name) < 1:
+                raise UserError(f"The autoencoder's {name} should be at least 1, found {getattr(self, name)}.")
+        fewest = 0 if set(self.multipliers) == {1} else 1  # only a residual block can change the width
+        if self.blocks < fewest:
+            raise UserError(f"The autoencoder's blocks should be at least {fewest}, found {self.blocks}.")
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise UserError(f"The autoencoder's multipliers should be whole numbers >= 1, found {self.multipliers}.")
+        # The first level normalises the base width itself; every other width is a multiple of it.
+        if self.channels % self.norm_groups:
+            raise UserError(
+                f"The autoencoder's norm_groups should divide its channels, found {self.norm_groups} groups for "
+                f"{self.channels} channels; choose another norm_groups."
+            )
+        if len(self.image_size) != 2 or any(s < self.stride or s % self.stride for s in self.image_size):
+            raise UserError(
+                f"The autoencoder's image_size should be two multiples of its stride {self.stride}, "
+                f"found {self.image_size}; change image_size or the number of multipliers."
+            )
+        if not (math.isfinite(self.scale) and self.scale > 0):
+            raise UserError(f"The autoencoder's scale should be a number above 0, found {self.scale}.")
+        if self.posterior not in ("mean", "sample"):
+            raise UserError(f"The autoencoder's posterior should be 'mean' or 'sample', found '{self.posterior}'.")
+        for name in ("kl_weight", "perceptual_weight"):
+            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
+                raise UserError(f"The autoencoder's {name} should be a number >= 0, found {getattr(self, name)}.")
+
+    @property
+    def stride(self) -> int:
+        """Pixels per latent position along either axis."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the latents."""
+        return self.image_size[0] // self.stride, self.image_size[1] // self.stride
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Independent normal distributions, one per latent value.
+
+    Attributes:
+        mean: float32 (N, c, h, w).
+        logvar: float32 (N, c, h, w), in [-30, 20].
+    """
+
+    mean: Tensor
+    logvar: Tensor
+
+    @staticmethod
+    def from_moments(moments: Tensor) -> Posterior:
+        """(N, 2c, h, w), means before log-variances. In float32 whatever the network computed in."""
+        mean, logvar = moments.float().chunk(2, dim=1)
+        return Posterior(mean, logvar.clamp(-30.0, 20.0))
+
+    @property
+    def std(self) -> Tensor:
+        return torch.exp(0.5 * self.logvar)
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """mean + std * noise; `noise` is standard normal (N, c, h, w)."""
+        return self.mean + self.std * noise
+
+    def kl(self) -> Tensor:
+        """(N,) KL divergence from the standard normal distribution, in nats, summed over each picture's latent."""
+        terms = self.mean.square() + self.logvar.exp() - 1.0 - self.logvar
+        return 0.5 * terms.flatten(1).sum(dim=1)
+
+
+class KLVAE(nn.Module):
+    """Autoencoder with a normal posterior; meets `foreact.types.Tokenizer` and `foreact.types.Trainable`.
+
+    Args:
+        config: sizes and loss weights.
+        perceptual: distance for the perceptual term of the loss. It is not part of the module: neither saved nor moved.
+    """
+
+    vocab: int | None = None
+
+    def __init__(self, config: KLVAEConfig, *, perceptual: PerceptualDistance | None = None) -> None:
+        super().__init__()
+        self.config = config
+        shape: dict[str, Any] = {
+            "channels": config.channels,
+            "multipliers": config.multipliers,
+            "blocks": config.blocks,
+            "nominal_resolution": config.nominal_resolution,
+            "norm_groups": config.norm_groups,
+        }
+        c = config.latent_channels
+        self.encoder = Encoder(**shape, out_channels=2 * c, attention_resolutions=config.attention_resolutions)
+        self.decoder = Decoder(**shape, in_channels=c, attention_resolutions=())
+        self.to_moments = nn.Conv2d(2 * c, 2 * c, 1)
+        self.from_latents = nn.Conv2d(c, c, 1)
+        # An assignment would register a distance that happens to be a module among the parameters.
+        self.__dict__["perceptual"] = perceptual
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the latents."""
+        return self.config.grid
+
+    def moments(self, images: Tensor) -> Tensor:
+        """Means and log-variances of the posterior, unscaled: (N, 3, H, W) in [-1, 1] -> (N, 2c, h, w)."""
+        return self.to_moments(self.encoder(images))
+
+    def reconstruct(self, values: Tensor) -> Tensor:
+        """Unscaled latents (N, c, h, w) -> float32 (N, 3, H, W), not clamped."""
+        return self.decoder(self.from_latents(values)).float()
+
+    def encode(self, video: Tensor, *, rng: torch.Generator | None = None) -> Tensor:
+        """Latents in scaled units.
+
+        Args:
+            video: float (B, T, 3, H, W) in [-1, 1], of the config's image_size.
+            rng: source of the draws where the config's posterior is "sample"; unused where it is "mean".
+
+        Returns:
+            float32 (B, T, c, h, w).
+
+        Raises:
+            ValueError: `video` has another shape or dtype, or a draw is asked for without `rng`.
+        """
+        if not video.is_floating_point() or video.ndim != 5 or tuple(video.shape[2:]) != (3, *self.config.image_size):
+            raise ValueError(
+                f"encode expects floats in [-1, 1] of shape (B, T, 3, {self.config.image_size[0]}, "
+                f"{self.config.image_size[1]}), found {video.dtype} {tuple(video.shape)}; use to_model_range and "
+                "resize_video first"
+            )
+        if self.config.posterior == "sample" and rng is None:
+            raise ValueError("this autoencoder samples its posterior; pass rng, or set posterior to 'mean'")
+        posterior = Posterior.from_moments(self.moments(video.flatten(0, 1)))
+        if self.config.posterior == "sample":
+            assert rng is not None
+            values = posterior.sample(_normal_like(posterior.mean, rng))
+        else:
+            values = posterior.mean
+        return values.unflatten(0, video.shape[:2]) * self.config.scale
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Pictures of latents.
+
+        Args:
+            z: float (B, T, c, h, w) in scaled units; any grid.
+
+        Returns:
+            float32 (B, T, 3, H, W), clamped to [-1, 1].
+
+        Raises:
+            ValueError: `z` has another shape.
+        """
+        if z.ndim != 5 or z.shape[2] != self.config.latent_channels:
+            raise ValueError(
+                f"decode expects latents (B, T, {self.config.latent_channels}, h, w), found {tuple(z.shape)}"
+            )
+        images = self.reconstruct(z.flatten(0, 1) / self.config.scale)
+        return images.clamp(-1.0, 1.0).unflatten(0, z.shape[:2])
+
+    def forward(self, batch: Batch, *, rng: torch.Generator) -> LossOut:
+        """Loss of the frames of all cameras: L1 + kl_weight * KL + perceptual_weight * perceptual distance.
+
+        Every term is a mean over the valid frames. The posterior is sampled, whatever `encode` does.
+
+        Args:
+            batch: `video` uint8 (B, T, 3, H, W) per camera, resized here where the size differs from the config's;
+                `valid` per camera, where given.
+            rng: source of the posterior's draws.
+
+        Returns:
+            Loss and its unweighted terms: "l1" per pixel value in the units of [-1, 1], "kl" in nats per pixel value,
+            "perceptual" where it counts; and "latent_std", of the posterior's unscaled means.
+
+        Raises:
+            UserError: the batch has no video, or a perceptual term is asked for without a distance.
+        """
+        images, weight = self._frames(batch)
+        posterior = Posterior.from_moments(self.moments(images))
+        decoded = self.reconstruct(posterior.sample(_normal_like(posterior.mean, rng)))
+        terms = {
+            "l1": ((decoded - images).abs().flatten(1).mean(dim=1) * weight).sum(),
+            "kl": (posterior.kl() * weight).sum() / images[0].numel(),
+        }
+        loss = terms["l1"] + self.config.kl_weight * terms["kl"]
+        if self.config.perceptual_weight > 0:
+            if self.perceptual is None:
+                raise UserError(
+                    f"The autoencoder's perceptual_weight is {self.config.perceptual_weight} but no perceptual "
+                    "distance was given; pass one, or set perceptual_weight to 0."
+                )
+            terms["perceptual"] = (self.perceptual(decoded, images) * weight).sum()
+            loss = loss + self.config.perceptual_weight * terms["perceptual"]
+        logs = {name: term.detach() for name, term in terms.items()}
+        logs["latent_std"] = posterior.mean.detach().std()
+        return LossOut(loss, logs)
+
+    def _frames(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Frames of all cameras, float32 (N, 3, H, W) in [-1, 1], and their weights (N,), which sum to 1."""
+        if not batch.video:
+            raise UserError("The autoencoder trains on video, but the batch has none; add a camera to the window.")
+        frames, valid = [], []
+        for camera, video in batch.video.items():
+            frames.append(resize_video(to_model_range(video.flatten(0, 1)), self.config.image_size))
+            mask = batch.valid.get(camera)
+            valid.append(video.new_ones(len(video) * video.shape[1]) if mask is None else mask.flatten())
+        weight = torch.cat([v.float() for v in valid])
+        return torch.cat(frames), weight / weight.sum().clamp_min(1.0)
+
+    def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+        """Convolution kernels decay; biases and normalisations do not."""
+        kernels = [p for p in self.parameters() if p.ndim > 1]
+        others = [p for p in self.parameters() if p.ndim <= 1]
+        return [
+            {"params": kernels, "lr": lr, "weight_decay": weight_decay},
+            {"params": others, "lr": lr, "weight_decay": 0.0},
+        ]
+
+
+def measure_scale(values: Tensor) -> float:
+    """The config's `scale` for given unscaled latents of any shape: 1 / their standard deviation about their mean.
+
+    Latents that `encode` returned are unscaled by dividing them by the scale it used.
+
+    Raises:
+        ValueError: the latents do not vary, or hold NaN.
+    """
+    std = values.double().std(correction=0).item()
+    if not (math.isfinite(std) and std > 0):
+        raise ValueError(f"the standard deviation of the latents is {std}; a scale needs latents that vary")
+    return 1.0 / std
+
+
+def with_scale(config: KLVAEConfig, values: Tensor) -> KLVAEConfig:
+    """`config` with the scale that `measure_scale` finds."""
+    return dataclasses.replace(config, scale=measure_scale(values))
+
+
+def _normal_like(reference: Tensor, rng: torch.Generator) -> Tensor:
+    """Standard normal draws in the shape and on the device of `reference`; the generator may live on the CPU."""
+    return torch.randn(reference.shape, generator=rng, device=rng.device).to(reference.device)

@@ -1,0 +1,303 @@
+"""Checkpoints of a run: whole or absent on disk, newest and best kept, exact restore.
+
+    run/checkpoints/step-00000123/   model, optimiser and average (torch.distributed.checkpoint), rng-<rank>.pt,
+                                     weights/ (where the caller exports), train.json (written last)
+
+A folder is built under a hidden name, synced and renamed; whatever a kill leaves behind is hidden, and swept at the
+next start. Files here serve to go on with one's own run (they hold pickles); `weights/` is what one shares.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from foreact.train.ema import EMA
+from foreact.train.parallel import World
+from foreact.train.rng import rng_state, set_rng_state
+from foreact.types import UserError
+
+Export = Callable[[dict[str, Tensor], Path], None]
+STEP_FOLDER = re.compile(r"step-(\d{8,})")
+HIDDEN = ".unfinished-"
+
+
+@dataclass
+class BestTable:
+    """The k best steps so far by one metric; a tie does not replace (the reference's rule).
+
+    Attributes:
+        k: how many to keep.
+        mode: whether more or less is better.
+        entries: (step, value), in the order they came.
+    """
+
+    k: int
+    mode: Literal["max", "min"]
+    entries: list[tuple[int, float]] = field(default_factory=list)
+
+    def offer(self, step: int, value: float) -> bool:
+        """Take `value` in if it is among the k best; returns whether it was. NaN and infinities never are."""
+        if self.k == 0 or not math.isfinite(value):
+            return False
+        if len(self.entries) >= self.k:
+            ranked = sorted(self.entries, key=lambda e: e[1])
+            worst = ranked[0] if self.mode == "max" else ranked[-1]
+            if not (value > worst[1] if self.mode == "max" else value < worst[1]):
+                return False
+            self.entries.remove(worst)
+        self.entries.append((step, value))
+        return True
+
+    @property
+    def steps(self) -> list[int]:
+        return [step for step, _ in self.entries]
+
+    @property
+    def best(self) -> tuple[int, float] | None:
+        """(step, value) of the single best entry; the earlier one of equals."""
+        if not self.entries:
+            return None
+        return (max if self.mode == "max" else min)(self.entries, key=lambda e: e[1])
+
+
+class Checkpoints:
+    """The folder `run/checkpoints` as one process group sees it."""
+
+    def __init__(self, folder: Path, world: World) -> None:
+        self.folder = folder
+        self.world = world
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}"
+
+    def steps(self) -> list[int]:
+        """Steps with a whole checkpoint, ascending."""
+        if not self.folder.is_dir():
+            return []
+        found = (STEP_FOLDER.fullmatch(p.parent.name) for p in self.folder.glob("step-*/train.json"))
+        return sorted(int(m.group(1)) for m in found if m)
+
+    def sweep(self) -> None:
+        """Remove what an interrupted save or deletion left behind; only while no other process writes here."""
+        for leftover in self.folder.glob(f"{HIDDEN}*"):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+    def save(
+        self,
+        step: int,
+        state: dict[str, Any],
+        record: dict[str, Any],
+        *,
+        weights: Callable[[], dict[str, Tensor]],
+        export: Export | None,
+    ) -> Path:
+        """Write one checkpoint; every process calls it.
+
+        Args:
+            step: optimiser steps done.
+            state: tensors, as from `capture`.
+            record: JSON-able content of train.json.
+            weights: gives the weights to export; called on rank 0 only.
+            export: writes them into the folder it is given.
+
+        Returns:
+            The checkpoint's folder, whole and synced.
+
+        Raises:
+            UserError: the disk refused; earlier checkpoints are untouched.
+        """
+        final, temporary = self.path(step), self.folder / f"{HIDDEN}{self.path(step).name}"
+
+        def prepare() -> None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir()
+
+        def tensors() -> None:
+            _dcp_save(state, temporary, self.world)
+            # Through memory: torch's own file writer does not report a full disk as an OSError.
+            buffer = io.BytesIO()
+            torch.save(rng_state(), buffer)
+            (temporary / f"rng-{self.world.rank:05d}.pt").write_bytes(buffer.getvalue())
+
+        def finish() -> None:
+            if export is not None:
+                export(weights(), temporary / "weights")
+            write_record(temporary, record)
+            sync_tree(temporary)
+            if final.exists():
+                self.remove(step)
+            os.replace(temporary, final)
+            sync(self.folder)
+
+        try:
+            self._together(prepare, only_main=True)
+            self._together(tensors)
+            self._together(finish, only_main=True)
+        except UserError:
+            if self.world.rank == 0:
+                shutil.rmtree(temporary, ignore_errors=True)
+            raise
+        return final
+
+    def remove(self, step: int) -> None:
+        """Delete a checkpoint so that a kill in between cannot leave a partial one under its name."""
+        doomed = self.folder / f"{HIDDEN}old-{self.path(step).name}"
+        shutil.rmtree(doomed, ignore_errors=True)
+        os.replace(self.path(step), doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
+
+    def prune(self, keep: int, protected: list[int]) -> None:
+        """Delete all but the `keep` newest and the protected steps; on rank 0."""
+        for step in self.steps()[:-keep]:
+            if step not in protected:
+                self.remove(step)
+
+    def record(self, step: int) -> dict[str, Any]:
+        """train.json of a whole checkpoint."""
+        return json.loads((self.path(step) / "train.json").read_text())
+
+    def rewrite_record(self, step: int, record: dict[str, Any]) -> None:
+        """Replace train.json of a whole checkpoint; every process calls it."""
+        self._together(lambda: write_record(self.path(step), record), only_main=True)
+
+    def load(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None) -> None:
+        """Restore model, optimiser, average and the process's global generators in place.
+
+        Raises:
+            UserError: the checkpoint is damaged, or is one of another model.
+        """
+        folder = self.path(step)
+        state = capture(model, optimizer, ema)
+        self._require_same_structure(folder, state["model"])
+        try:
+            with single_process_is_meant():
+                dcp.load(state, checkpoint_id=folder, process_group=self.world.control, no_dist=self.world.size == 1)
+        except dcp.CheckpointException as error:
+            raise unreadable(folder, _first(error)) from error
+        set_model_state_dict(model, state["model"])
+        set_optimizer_state_dict(model, optimizer, state["optimizer"])
+        if ema is not None:
+            ema.load(state["ema"], int(state["ema_step"]))
+        generators = folder / f"rng-{self.world.rank:05d}.pt"
+        if generators.exists():  # a process that was not there when the checkpoint was written has none
+            set_rng_state(torch.load(generators, weights_only=True))
+
+    def _require_same_structure(self, folder: Path, model_state: dict[str, Any]) -> None:
+        try:
+            metadata = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+        except (OSError, EOFError, ValueError) as error:
+            raise unreadable(folder, error) from error
+        saved = {name: tuple(m.size) for name, m in metadata.items() if isinstance(m, TensorStorageMetadata)}
+        here = {f"model.{name}": tuple(t.shape) for name, t in model_state.items() if isinstance(t, Tensor)}
+        for name in sorted({n for n in saved if n.startswith("model.")} | set(here)):
+            if saved.get(name) != here.get(name):
+                raise UserError(
+                    f"The checkpoint {folder} is of another model: '{name.removeprefix('model.')}' has shape "
+                    f"{saved.get(name, 'none')} there and {here.get(name, 'none')} here; use the configuration of "
+                    "that run, or a new run folder."
+                )
+
+    def _together(self, action: Callable[[], None], *, only_main: bool = False) -> None:
+        """Run `action`; a full or broken disk on any process becomes the same `UserError` on every process."""
+        message = None
+        if not only_main or self.world.rank == 0:
+            try:
+                action()
+            except OSError as error:
+                message = f"{error.strerror or error}"
+            except UserError as error:  # of the export; it must reach the other processes too
+                message = str(error)
+        failed = [m for m in self.world.gather(message) if m is not None]
+        if failed:
+            raise UserError(
+                f"Saving a checkpoint in {self.folder} failed ({failed[0]}); earlier checkpoints are whole: "
+                "make room or mend the disk, then start again to resume."
+            )
+
+
+def write_record(folder: Path, record: dict[str, Any]) -> None:
+    temporary = folder / ".train.json.unfinished"
+    temporary.write_text(json.dumps(record, indent=1) + "\n")
+    sync(temporary)
+    os.replace(temporary, folder / "train.json")
+
+
+def unreadable(folder: Path, why: BaseException) -> UserError:
+    first_line = (str(why) or type(why).__name__).splitlines()[0]
+    return UserError(f"The checkpoint {folder} cannot be read ({first_line}); delete it to go on from an earlier one.")
+
+
+def capture(model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None) -> dict[str, Any]:
+    """The run's tensors by parameter name, as torch.distributed.checkpoint wants them (sharded ones included)."""
+    state: dict[str, Any] = {
+        "model": get_model_state_dict(model),
+        "optimizer": get_optimizer_state_dict(model, optimizer),
+    }
+    if ema is not None:
+        state["ema"] = dict(ema.shadow)
+        state["ema_step"] = torch.tensor(ema.step)
+    return state
+
+
+@contextmanager
+def single_process_is_meant() -> Iterator[None]:
+    """Without torch's notice, at every save, that there are no other processes."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
+
+
+def _dcp_save(state: dict[str, Any], folder: Path, world: World) -> None:
+    try:
+        with single_process_is_meant():
+            dcp.save(state, checkpoint_id=folder, process_group=world.control, no_dist=world.size == 1)
+    except dcp.CheckpointException as error:
+        # torch wraps whatever happened on any rank; a full disk or Ctrl-C should come out as itself.
+        raise _first(error) from error
+
+
+def _first(error: dcp.CheckpointException) -> BaseException:
+    causes = [cause for cause, _ in error.failures.values()]
+    for kind in (KeyboardInterrupt, OSError):
+        for cause in causes:
+            if isinstance(cause, kind):
+                return cause
+    return causes[0] if causes else RuntimeError(str(error))
+
+
+def sync(path: Path) -> None:
+    """Make a file's bytes or a folder's names survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        sync(path)
+    sync(folder)

@@ -1,0 +1,134 @@
+"""The typed settings of a training run, and which of them a resumed run may change."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from foreact.train.ema import EMAConfig
+from foreact.train.schedules import Schedule
+from foreact.types import UserError
+
+# Free to change on resume: they leave the gradient of a given step as it is. `accumulate` is checked together with
+# the number of processes.
+FREE_ON_RESUME = frozenset(
+    {
+        "steps", "accumulate", "workers", "log_every", "save_every", "keep", "best_k", "best_metric", "best_mode",
+        "eval_every", "compile", "max_minutes", "max_skipped", "timeout_minutes", "tensorboard", "wandb",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How to train; what is trained (model, data) is configured elsewhere."""
+
+    steps: int = 10_000
+    """Optimiser steps of the whole run; a resumed run may raise it. The schedule is stretched over them."""
+    batch_size: int = 32
+    """Samples per micro-batch and process; the global batch is batch_size * accumulate * processes."""
+    accumulate: int = 1
+    """Micro-batches per process and optimiser step."""
+    lr: float = 1e-4
+    """Base learning rate."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay of the first and second moment."""
+    weight_decay: float = 0.02
+    """AdamW's decoupled weight decay, for the parameter groups that want it."""
+    schedule: Schedule = "cosine"
+    """Learning rate after the warmup."""
+    warmup: int = 1000
+    """Optimiser steps of linear warmup."""
+    clip_grad: float | None = 1.0
+    """Greatest gradient norm; None: no clipping."""
+    precision: Literal["bf16", "fp32"] = "bf16"
+    """Autocast type of the forward pass; weights and optimiser stay float32."""
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    """Averaged weights."""
+    seed: int = 42
+    """Seed of every draw: micro-batch m draws from a generator seeded by (seed, m)."""
+    workers: int = 2
+    """Loader processes, for whoever builds the loader."""
+    log_every: int = 20
+    """Optimiser steps per entry of log.jsonl."""
+    save_every: int = 1000
+    """Optimiser steps between checkpoints; the last step is always saved."""
+    keep: int = 2
+    """Newest checkpoints to keep."""
+    best_k: int = 1
+    """Best checkpoints to keep beside the newest; 0: none."""
+    best_metric: str | None = None
+    """Metric that ranks checkpoints, as "<evaluator>/<metric>"; None: no ranking."""
+    best_mode: Literal["max", "min"] = "max"
+    """Whether more or less of best_metric is better."""
+    eval_every: int = 1000
+    """Optimiser steps between evaluations, for evaluators with no rhythm of their own."""
+    compile: bool = False
+    """Compile the model with torch.compile."""
+    max_minutes: float | None = None
+    """Stop cleanly after this wall time (saved, resumable); None: no limit. The schedule goes by steps all the same."""
+    max_skipped: int = 20
+    """Consecutive steps with a non-finite loss or gradient after which training gives up."""
+    timeout_minutes: float = 10.0
+    """With several processes: how long one may wait for another before the run ends with an error."""
+    tensorboard: bool = True
+    """Write TensorBoard curves when tensorboard is installed."""
+    wandb: str | None = None
+    """Weights & Biases project to log to; None: off."""
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every", "keep", "eval_every",
+                     "max_skipped"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} should be at least 1, found {getattr(self, name)}.")
+        for name in ("warmup", "workers", "best_k", "weight_decay", "seed"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name} should be 0 or more, found {getattr(self, name)}.")
+        for name in ("lr", "clip_grad", "max_minutes", "timeout_minutes"):
+            value = getattr(self, name)
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise UserError(f"{name} should be a positive number, found {value}.")
+        if len(self.betas) != 2 or not all(0.0 <= b < 1.0 for b in self.betas):
+            raise UserError(f"betas should be two numbers in [0, 1), found {self.betas}.")
+        for name, choices in (
+            ("schedule", get_args(Schedule)),
+            ("precision", ("bf16", "fp32")),
+            ("best_mode", ("max", "min")),
+        ):
+            if getattr(self, name) not in choices:
+                raise UserError(f"{name} should be one of {', '.join(choices)}, found '{getattr(self, name)}'.")
+        if self.warmup > self.steps:
+            raise UserError(f"warmup ({self.warmup}) should not exceed steps ({self.steps}).")
+
+    def to_json(self) -> dict[str, Any]:
+        raw = dataclasses.asdict(self)
+        raw["betas"] = list(self.betas)
+        return raw
+
+    def require_resumable(self, saved: Mapping[str, Any], *, world: int, saved_world: int) -> None:
+        """Check that a run started with `saved` (as from `to_json`) may go on with this config.
+
+        Args:
+            saved: config of the run to resume.
+            world: number of processes now.
+            saved_world: number of processes when the checkpoint was written.
+
+        Raises:
+            UserError: a setting that changes the mathematics differs, named with both values.
+        """
+        now = self.to_json()
+        for name in sorted(set(now) - FREE_ON_RESUME):
+            if name not in saved or saved[name] != now[name]:
+                raise UserError(
+                    f"The run to resume has {name} = {saved.get(name)}, now it is {now[name]}; "
+                    f"give the same {name}, or start a new run folder."
+                )
+        if self.accumulate * world != saved["accumulate"] * saved_world:
+            raise UserError(
+                f"The run to resume takes {saved['accumulate'] * saved_world} micro-batches per step "
+                f"(accumulate {saved['accumulate']} x {saved_world} processes), now it would be "
+                f"{self.accumulate * world} (accumulate {self.accumulate} x {world}); keep the product."
+            )

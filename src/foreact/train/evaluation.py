@@ -1,0 +1,71 @@
+"""Measurements during training: what an evaluator is, which are due, and running them on the averaged weights."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from foreact.train.config import TrainConfig
+from foreact.train.ema import EMA
+from foreact.types import UserError
+
+
+class Evaluator(Protocol):
+    """A measurement during training, run on rank 0 alone while the other processes wait.
+
+    Attributes:
+        name: prefix of its metrics in the log, "<name>/<metric>".
+        every: optimiser steps between calls, None for the config's `eval_every`; the last step is always measured.
+    """
+
+    name: str
+    every: int | None
+
+    def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
+        """Measure `model`, which holds the averaged weights and is in eval mode, without gradients."""
+        ...
+
+
+def due(evaluators: Sequence[Evaluator], step: int, config: TrainConfig) -> list[Evaluator]:
+    """The evaluators to run after `step` optimiser steps."""
+    return [e for e in evaluators if step == config.steps or step % (e.every or config.eval_every) == 0]
+
+
+def require_known(metric: str | None, evaluators: Sequence[Evaluator]) -> None:
+    """Raise a `UserError` if `metric` can come from none of the evaluators."""
+    names = [e.name for e in evaluators]
+    if metric is not None and metric.split("/")[0] not in names:
+        raise UserError(
+            f"best_metric '{metric}' belongs to no evaluator; give <evaluator>/<metric> with one of {names}, "
+            "or leave it out."
+        )
+
+
+@torch.no_grad()
+def measure(evaluators: Sequence[Evaluator], model: nn.Module, ema: EMA | None, step: int) -> dict[str, float]:
+    """Metrics of every evaluator as "<evaluator>/<metric>"; the model is left as it was, in training mode."""
+    metrics: dict[str, float] = {}
+    model.eval()
+    with ema.swapped(model) if ema is not None else nullcontext():
+        for evaluator in evaluators:
+            found = evaluator(model, step)
+            metrics |= {f"{evaluator.name}/{name}": float(value) for name, value in found.items()}
+    model.train()
+    return metrics
+
+
+def ranking_value(metrics: Mapping[str, float], wanted: str | None, evaluators: Sequence[Evaluator]) -> float | None:
+    """The metric that ranks checkpoints, None where none is wanted or its evaluator was not among `evaluators`.
+
+    Warns when the evaluator ran and did not give that metric.
+    """
+    if wanted is None or wanted.split("/")[0] not in [e.name for e in evaluators]:
+        return None
+    if wanted not in metrics:
+        warnings.warn(f"best_metric '{wanted}' was not measured; found {sorted(metrics)}.", stacklevel=2)
+    return metrics.get(wanted)

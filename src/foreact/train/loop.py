@@ -1,0 +1,350 @@
+"""The training loop: micro-batches to optimiser steps, with averaging, evaluation, saving and exact resume.
+
+What makes a resumed run equal an undisturbed one: micro-batch m of the whole run is defined by m alone (its samples by
+`batches(start=m, ...)`, every draw by a generator seeded from (seed, m)), the learning rate by the step alone.
+With R processes and A accumulated micro-batches, rank r's a-th micro-batch of step s is m = (s A + a) R + r; so one
+process with A = 2 does what two processes with A = 1 do.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from foreact.train import parallel
+from foreact.train.checkpoint import BestTable, Checkpoints, Export, capture
+from foreact.train.config import TrainConfig
+from foreact.train.ema import EMA
+from foreact.train.evaluation import Evaluator, due, measure, ranking_value, require_known
+from foreact.train.logs import Averages, Clock, Logs, ProgressLine
+from foreact.train.optim import build_optimizer, clip_gradients, set_lr
+from foreact.train.rng import seeded
+from foreact.train.schedules import lr_factor
+from foreact.train.signals import StopSignals, only_run_in
+from foreact.types import Batch, UserError
+
+Batches = Callable[[int, int, int], Iterator[Batch]]
+Prepare = Callable[[Batch, torch.Generator], Batch]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """How a call of `train` ended.
+
+    Attributes:
+        step: optimiser steps done in the whole run.
+        finished: all steps are done.
+        interrupted: Ctrl-C or SIGTERM ended the call; the same call resumes.
+        checkpoint: folder of the newest checkpoint.
+        weights: exported weights of the newest checkpoint, None without `export`.
+        best: exported weights of the best checkpoint by `best_metric` (its folder without `export`), None if unranked.
+        best_value: its metric.
+        metrics: the last evaluation's metrics in this call.
+        skipped: steps left out because of a non-finite loss or gradient, in the whole run.
+    """
+
+    step: int
+    finished: bool
+    interrupted: bool
+    checkpoint: Path
+    weights: Path | None
+    best: Path | None
+    best_value: float | None
+    metrics: dict[str, float] = field(default_factory=dict)
+    skipped: int = 0
+
+
+def train(
+    model: nn.Module,
+    batches: Batches,
+    config: TrainConfig,
+    run_dir: Path,
+    *,
+    prepare: Prepare | None = None,
+    evaluators: Sequence[Evaluator] = (),
+    export: Export | None = None,
+    device: torch.device | str | None = None,
+    resume: Literal["auto", "never", "must"] = "auto",
+) -> TrainResult:
+    """Train `model` in place, and leave checkpoints and a log in `run_dir`.
+
+    Started by torchrun, it trains with all processes; then every process makes this same call.
+
+    Args:
+        model: a `foreact.types.Trainable` module.
+        batches: `batches(start, rank, world)` yields this process's micro-batches start + rank, + world, ... of an
+            endless, reproducible sequence.
+        config: how to train.
+        run_dir: folder of the run; created if missing.
+        prepare: work on a batch on the device before the forward, without gradients, such as encoding video.
+        evaluators: measurements during training.
+        export: writes the weights to share (averaged ones if the average is on; CPU tensors by name) to the path it
+            is given; called for every checkpoint.
+        device: where to train; None for this process's GPU, else the CPU.
+        resume: "auto" goes on from the newest checkpoint in `run_dir` if there is one, "must" demands one, "never"
+            demands that there is none.
+
+    Returns:
+        How it ended; on Ctrl-C too, after the current step is saved.
+
+    Raises:
+        UserError: another run's folder, a changed setting, data that end, a full disk, a loss that stays non-finite.
+    """
+    began = time.perf_counter()
+    if resume not in ("auto", "never", "must"):
+        raise UserError(f"resume should be auto, never or must, found '{resume}'.")
+    with (
+        StopSignals() as signals,
+        parallel.world(device, timeout_minutes=config.timeout_minutes) as world,
+        only_run_in(run_dir) if world.rank == 0 else nullcontext(),
+    ):
+        run = _Run(model, config, run_dir, world, list(evaluators), export, prepare)
+        run.restore(resume)
+        return run.go(batches, signals, began)
+
+
+class _Run:
+    """Everything one call of `train` holds; the counters below are what a checkpoint's train.json restores."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: TrainConfig,
+        run_dir: Path,
+        world: parallel.World,
+        evaluators: list[Evaluator],
+        export: Export | None,
+        prepare: Prepare | None,
+    ) -> None:
+        self.config, self.run_dir, self.world = config, run_dir, world
+        self.evaluators, self.export, self.prepare = evaluators, export, prepare
+        require_known(config.best_metric, evaluators)
+        self.model = model.to(world.device)
+        self.optimizer = build_optimizer(self.model, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas)
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.ema = EMA(self.model, config.ema) if config.ema.enabled else None
+        self.checkpoints = Checkpoints(run_dir / "checkpoints", world)
+        self.rng = torch.Generator(device=world.device)
+        self.clock = Clock()
+        self.step = 0
+        self.saved: int | None = None
+        self.evaluated = 0
+        self.skipped = self.skipped_in_a_row = 0
+        self.seconds_before = 0.0
+        self.averages = Averages()
+        self.best = BestTable(k=config.best_k if config.best_metric else 0, mode=config.best_mode)
+        self.metrics: dict[str, float] = {}
+
+    # --- state ---------------------------------------------------------------------------------------------------
+
+    def restore(self, resume: str) -> None:
+        steps = self.world.broadcast(self.checkpoints.steps())
+        if resume == "never" and steps:
+            raise UserError(
+                f"{self.run_dir} already holds a run at step {steps[-1]}; choose another folder, or allow to resume."
+            )
+        if resume == "must" and not steps:
+            raise UserError(f"There is no checkpoint to resume in {self.run_dir}; check the folder.")
+        if self.world.rank == 0:
+            self.checkpoints.sweep()
+        if not steps:
+            return
+        record = self.checkpoints.record(steps[-1])
+        self.config.require_resumable(record["config"], world=self.world.size, saved_world=record["world"])
+        if self.config.steps < record["step"]:
+            raise UserError(
+                f"{self.run_dir} has done {record['step']} steps, but steps is {self.config.steps}; raise steps."
+            )
+        self.checkpoints.load(steps[-1], self.model, self.optimizer, self.ema)
+        self.step = self.saved = record["step"]
+        self.evaluated = record["evaluated"]
+        self.skipped, self.skipped_in_a_row = record["skipped"], record["skipped_in_a_row"]
+        self.seconds_before = record["seconds"]
+        self.averages = Averages(record["averages"] if self.world.rank == 0 else None)
+        if (record["best_metric"], record["config"]["best_mode"]) == (self.config.best_metric, self.config.best_mode):
+            # Offered again one by one, since best_k may have changed; checkpoints that are gone cannot be best.
+            for step, value in record["best"]:
+                if step in steps:
+                    self.best.offer(step, value)
+        if self.world.rank == 0:
+            self.checkpoints.prune(self.config.keep, protected=self.best.steps)
+
+    def record(self, seconds: float) -> dict[str, Any]:
+        return {
+            "step": self.step,
+            "config": self.config.to_json(),
+            "world": self.world.size,
+            "evaluated": self.evaluated,
+            "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
+            "seconds": seconds,
+            "averages": self.averages.sums,
+            "best_metric": self.config.best_metric,
+            "best": [list(entry) for entry in self.best.entries],
+        }
+
+    def weights(self) -> dict[str, Tensor]:
+        if self.ema is not None:
+            return self.ema.weights(self.model)
+        return {name: t.detach().to("cpu", copy=True) for name, t in self.model.state_dict().items()}
+
+    def save(self, seconds: float) -> None:
+        parts = self.world.gather(self.averages.sums)
+        self.averages = Averages.merge(parts if self.world.rank == 0 else [])
+        self.checkpoints.save(
+            self.step,
+            capture(self.model, self.optimizer, self.ema),
+            self.record(seconds),
+            weights=self.weights,
+            export=self.export,
+        )
+        self.saved = self.step
+        if self.world.rank == 0:
+            self.checkpoints.prune(self.config.keep, protected=self.best.steps)
+
+    def result(self, *, interrupted: bool) -> TrainResult:
+        assert self.saved is not None
+        folder, best = self.checkpoints.path(self.saved), self.best.best
+        inner = "weights" if self.export is not None else ""
+        return TrainResult(
+            step=self.step,
+            finished=self.step >= self.config.steps,
+            interrupted=interrupted,
+            checkpoint=folder,
+            weights=folder / "weights" if self.export is not None else None,
+            best=None if best is None else self.checkpoints.path(best[0]) / inner,
+            best_value=None if best is None else best[1],
+            metrics=self.metrics,
+            skipped=self.skipped,
+        )
+
+    # --- the loop ------------------------------------------------------------------------------------------------
+
+    def go(self, batches: Batches, signals: StopSignals, began: float) -> TrainResult:
+        config, world = self.config, self.world
+        logs = Logs(self.run_dir, self.step, config) if world.rank == 0 else None
+        bar = ProgressLine(start=self.step, total=config.steps, shown=logs is not None)
+        stopping = interrupted = False
+
+        def seconds() -> float:
+            return self.seconds_before + time.perf_counter() - began
+
+        try:
+            if self.saved is not None:
+                bar.say(f"resumed at step {self.step} from {self.checkpoints.path(self.saved)}")
+            if self.evaluated < self.step:  # an interruption left out the evaluation of the restored step
+                self.evaluate(logs, bar)
+                self.checkpoints.rewrite_record(self.step, self.record(seconds()))
+            self.model.train()
+            if config.compile:
+                self.model.compile()
+            module = world.ddp(self.model)
+            stream = batches(self.step * config.accumulate * world.size, world.rank, world.size)
+            self.clock.reset()
+            while self.step < config.steps and not stopping:
+                bad = self.one_step(module, stream)
+                bar.advance()
+                late = config.max_minutes is not None and time.perf_counter() - began > 60 * config.max_minutes
+                interrupted, late = world.any(signals.requested, late)
+                stopping = interrupted or late
+                if self.step % config.log_every == 0 or self.step == config.steps:
+                    self.log(logs, bar, seconds())
+                if bad and self.skipped_in_a_row >= config.max_skipped:
+                    raise UserError(
+                        f"The loss or its gradient was not finite in {self.skipped_in_a_row} steps in a row (last: "
+                        f"step {self.step}); lower lr, set clip_grad, or look for bad samples in the data."
+                    )
+                paused = time.perf_counter()
+                ranked = False if interrupted else self.evaluate(logs, bar)
+                if stopping or ranked or self.step % config.save_every == 0 or self.step == config.steps:
+                    self.save(seconds())
+                self.clock.leave_out(time.perf_counter() - paused)
+            return self.result(interrupted=interrupted)
+        finally:
+            bar.close()
+            if logs is not None:
+                logs.close()
+
+    def one_step(self, module: nn.Module, stream: Iterator[Batch]) -> bool:
+        """Do one optimiser step; returns whether it was skipped for a non-finite loss or gradient."""
+        config, world = self.config, self.world
+        factor = lr_factor(config.schedule, self.step, warmup=config.warmup, steps=config.steps)
+        self.lr = set_lr(self.optimizer, factor)
+        self.optimizer.zero_grad(set_to_none=True)
+        parts: list[dict[str, Tensor]] = []
+        for a in range(config.accumulate):
+            micro = (self.step * config.accumulate + a) * world.size + world.rank
+            asked = time.perf_counter()
+            batch = next(stream, None)
+            if batch is None:
+                raise UserError(f"The data ended at micro-batch {micro}; training needs an endless sequence.")
+            self.clock.add(samples=len(batch) * world.size, waited=time.perf_counter() - asked)
+            if a == 0:
+                world.align()  # names the process that hangs, before the others wait for its gradients
+            parts.append(self.one_micro_batch(module, batch, micro, last=a == config.accumulate - 1))
+        norm = clip_gradients(self.parameters, config.clip_grad)
+        names = [(i, name) for i, part in enumerate(parts) for name in part]
+        numbers = torch.stack([norm, *(parts[i][name].to(norm) for i, name in names)]).tolist()  # one wait for the GPU
+        found = dict(zip(names, numbers[1:], strict=True))
+        values = [{name: found[i, name] for name in part} for i, part in enumerate(parts)]
+        bad = not (math.isfinite(numbers[0]) and all(math.isfinite(v["loss"]) for v in values))
+        (bad,) = world.any(bad)
+        if bad:
+            self.skipped += 1
+            self.skipped_in_a_row += 1
+        else:
+            self.skipped_in_a_row = 0
+            self.optimizer.step()
+            if self.ema is not None:
+                self.ema.update(self.model)
+            for part in values:
+                self.averages.add(part)
+            self.averages.add({"grad_norm": numbers[0]})
+        self.step += 1
+        return bad
+
+    def one_micro_batch(self, module: nn.Module, batch: Batch, micro: int, *, last: bool) -> dict[str, Tensor]:
+        batch = batch.to(self.world.device)
+        rng = seeded(self.rng, self.config.seed, micro)
+        if self.prepare is not None:
+            with torch.no_grad():
+                batch = self.prepare(batch, rng)
+        half = self.config.precision == "bf16"
+        with self.world.accumulating(module, last):
+            with torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=half):
+                out = module(batch, rng=rng)
+            (out.loss / self.config.accumulate).backward()
+        logged = {name: value.detach().float().reshape(()) for name, value in out.logs.items()}
+        return {**logged, "loss": out.loss.detach().float()}
+
+    def log(self, logs: Logs | None, bar: ProgressLine, seconds: float) -> None:
+        merged = Averages.merge(self.world.gather(self.averages.sums))
+        self.averages = Averages()
+        values = {**merged.means(), "lr": self.lr, "skipped": self.skipped, **self.clock.read(), "seconds": seconds}
+        if logs is not None:
+            logs.write(self.step, values)
+        bar.show(self.step, values)
+
+    def evaluate(self, logs: Logs | None, bar: ProgressLine) -> bool:
+        """Run the evaluators that are due; returns whether the step is now among the best."""
+        self.evaluated = self.step
+        evaluators = due(self.evaluators, self.step, self.config)
+        if not evaluators:
+            return False
+        metrics: dict[str, float] = {}
+        if logs is not None:  # rank 0
+            bar.say(f"step {self.step}: measuring {', '.join(e.name for e in evaluators)}")
+            metrics = measure(evaluators, self.model, self.ema, self.step)
+            logs.write(self.step, metrics)
+            bar.say("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        metrics = self.metrics = self.world.broadcast(metrics)
+        value = ranking_value(metrics, self.config.best_metric, evaluators)
+        return value is not None and self.best.offer(self.step, value)

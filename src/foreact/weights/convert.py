@@ -1,0 +1,135 @@
+"""Foreign checkpoint files -> our checkpoint folders, and the full check of a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from foreact.types import StreamSpec, UserError
+from foreact.weights.format import Checkpoint, build, load_checkpoint, save_checkpoint
+from foreact.weights.pickles import read_torch_file
+from foreact.weights.uva_reference import kl_vae_checkpoint, read_kl_vae, uva_checkpoint
+
+Kind = Literal["uva", "kl_vae", "mar"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Converted:
+    """One written checkpoint folder and the account of its source."""
+
+    path: Path
+    hash: str
+    report: str
+
+
+def recognise(payload: Any, path: Path) -> Kind:
+    """Which kind of foreign checkpoint a file's content is.
+
+    Raises:
+        UserError: none that is known.
+    """
+    if isinstance(payload, Mapping):
+        if {"cfg", "state_dicts"} <= set(payload):
+            return "uva"
+        if _has(payload.get("model_ema"), "encoder_blocks."):
+            return "mar"
+        if _has(payload.get("model"), "decoder.up.") and _has(payload.get("model"), "quant_conv."):
+            return "kl_vae"
+    found = ", ".join(map(str, payload)) if isinstance(payload, Mapping) else type(payload).__name__
+    raise UserError(
+        f"{path} is none of the known checkpoints (UVA: entries cfg and state_dicts; KL-VAE kl16: entry model; MAR: entry "
+        f"model_ema); it holds: {found[:200]}."
+    )
+
+
+def convert(
+    src: Path,
+    dst: Path,
+    *,
+    spec: StreamSpec | None = None,
+    ema: bool = True,
+    heads: tuple[int, int] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Converted:
+    """Write a foreign checkpoint file as our folder.
+
+    Args:
+        src: a UVA checkpoint, or the KL-VAE file kl16.ckpt.
+        dst: the folder to write; a UVA checkpoint embeds its tokenizer there.
+        spec: for UVA, what the numbers mean (the file does not say units or names); checked against its sizes.
+        ema: for UVA, take the averaged weights.
+        heads: for UVA of a size without a name, attention heads of encoder and decoder.
+        dtype: type to store floating-point tensors in; None keeps theirs.
+
+    Raises:
+        UserError: the file is damaged, unsafe, unknown, contradicts itself or `spec`; nothing is written then.
+    """
+    payload = read_torch_file(src)
+    kind = recognise(payload, src)
+    if kind == "mar":
+        raise UserError(
+            f"{src} is an image model (MAR) and holds no actions; it can start a training (`init_from_mar`), not be "
+            "converted."
+        )
+    if kind == "kl_vae":
+        if spec is not None:
+            raise UserError(f"{src} is a tokenizer and takes no task; convert it without one.")
+        found = read_kl_vae(src, payload)
+        digest = kl_vae_checkpoint(dst, found, dtype=dtype)
+        return Converted(path=dst, hash=digest, report=found.report)
+    digest, report = uva_checkpoint(dst, src, payload, spec=spec, ema=ema, heads=heads, dtype=dtype)
+    return Converted(path=dst, hash=digest, report=report)
+
+
+def verify(path: Path) -> str:
+    """Read all of a checkpoint folder, build its module, and say in lines what it holds.
+
+    Raises:
+        UserError: anything is missing, damaged, inconsistent or not finite.
+    """
+    checkpoint = load_checkpoint(path)
+    lines = _verified(checkpoint)
+    if checkpoint.tokenizer is None:
+        return "\n".join(lines)
+    if checkpoint.tokenizer_path is None:
+        lines.append(f"tokenizer  {checkpoint.tokenizer.family} {checkpoint.tokenizer.hash}, kept elsewhere")
+        return "\n".join(lines)
+    tokenizer = load_checkpoint(checkpoint.tokenizer_path)
+    if tokenizer.hash != checkpoint.tokenizer.hash:
+        raise UserError(
+            f"{path} embeds the tokenizer {tokenizer.hash} but was trained on {checkpoint.tokenizer.hash}; "
+            "restore it from its source."
+        )
+    lines += ["tokenizer  embedded", *("  " + line for line in _verified(tokenizer))]
+    return "\n".join(lines)
+
+
+def _verified(checkpoint: Checkpoint) -> list[str]:
+    broken = [k for k, t in checkpoint.state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    if broken:
+        raise UserError(f"{checkpoint.path} holds NaN or infinite values in {', '.join(broken[:3])}; train or convert it anew.")
+    build(checkpoint)
+    dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in checkpoint.state.values()})
+    nbytes = sum(t.nbytes for t in checkpoint.state.values())
+    lines = [
+        f"path       {checkpoint.path}",
+        f"family     {checkpoint.family}",
+        f"tensors    {len(checkpoint.state)} ({checkpoint.parameters:,} values, {', '.join(dtypes)}, {nbytes / 1e6:.1f} MB)",
+        f"hash       {checkpoint.hash}",
+    ]
+    if checkpoint.spec is not None:
+        cameras = ", ".join(f"{k} {h}x{w}" for k, (h, w) in checkpoint.spec.cameras.items())
+        action = checkpoint.spec.action
+        lines.append(f"spec       {cameras}; {checkpoint.spec.fps:g} fps; actions: {', '.join(action.names) if action else 'none'}")
+    if checkpoint.stats is not None:
+        lines.append(f"stats      {', '.join(sorted(checkpoint.stats.streams))}")
+    return lines
+
+
+def _has(state: Any, prefix: str) -> bool:
+    return isinstance(state, Mapping) and any(str(k).startswith(prefix) and isinstance(v, Tensor) for k, v in state.items())

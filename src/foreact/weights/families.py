@@ -1,0 +1,23 @@
+"""The model and tokenizer families a checkpoint can be of: name -> (config class, module class)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import nn
+
+from foreact.models.uva import UVA, UVAConfig
+from foreact.tokenizers.kl_vae import KLVAE, KLVAEConfig
+
+
+class Family(NamedTuple):
+    """A config dataclass and the module that takes one."""
+
+    config: type
+    module: type[nn.Module]
+
+
+FAMILIES: dict[str, Family] = {
+    "kl_vae": Family(KLVAEConfig, KLVAE),
+    "uva": Family(UVAConfig, UVA),
+}

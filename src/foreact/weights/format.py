@@ -1,0 +1,354 @@
+"""Our checkpoint: a folder of safetensors and JSON, written atomically, read strictly. No pickle, no path, no class name."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from foreact.data.normalize import Normalizer
+from foreact.types import StreamSpec, UserError
+from foreact.weights.configs import config_from_json, config_to_json, did_you_mean, read_json
+from foreact.weights.families import FAMILIES, Family
+
+__all__ = [
+    "Checkpoint",
+    "TokenizerRef",
+    "build",
+    "config_from_json",
+    "config_to_json",
+    "content_hash",
+    "load_checkpoint",
+    "load_tokenizer",
+    "save_checkpoint",
+]
+
+FORMAT = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerRef:
+    """Which tokenizer a model was trained on: its family and the content hash of its checkpoint."""
+
+    family: str
+    hash: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What a checkpoint folder holds, read and checked.
+
+    Attributes:
+        path: the folder.
+        family: name in `FAMILIES`.
+        config: config of the module, complete, as JSON values.
+        state: name -> tensor on the CPU, in the stored dtype.
+        spec: what the numbers mean, or None for a tokenizer.
+        stats: normaliser of actions and states, or None.
+        tokenizer: the tokenizer it belongs to, or None.
+        tokenizer_path: folder of the embedded tokenizer, or None.
+        card: provenance, free JSON.
+        hash: content hash of `family`, `config` and `state`, as "sha256:...".
+    """
+
+    path: Path
+    family: str
+    config: dict[str, Any]
+    state: dict[str, Tensor]
+    spec: StreamSpec | None
+    stats: Normalizer | None
+    tokenizer: TokenizerRef | None
+    tokenizer_path: Path | None
+    card: dict[str, Any]
+    hash: str
+
+    @property
+    def parameters(self) -> int:
+        """Number of stored elements."""
+        return sum(t.numel() for t in self.state.values())
+
+
+def save_checkpoint(
+    path: Path,
+    *,
+    family: str,
+    config: Any,
+    state: Mapping[str, Tensor],
+    spec: StreamSpec | None = None,
+    stats: Normalizer | None = None,
+    tokenizer: Path | TokenizerRef | None = None,
+    card: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> str:
+    """Write a checkpoint folder; an older checkpoint at `path` stays whole until the new one is.
+
+    Args:
+        path: the folder to write. It may hold an older checkpoint, nothing else.
+        family: name in `FAMILIES`.
+        config: the family's config dataclass.
+        state: name -> tensor, on any device.
+        spec, stats: meaning and normaliser of what goes in and out.
+        tokenizer: a checkpoint folder to embed, or a reference to one that is kept elsewhere.
+        card: provenance (recipe, command, steps, time, hardware, scores), JSON values.
+        dtype: type to store floating-point tensors in (float16 and bfloat16 halve the file); None keeps theirs.
+
+    Returns:
+        The content hash, "sha256:...".
+
+    Raises:
+        UserError: the config is of another family, `path` holds something else, the tokenizer is no checkpoint, or
+            the disk refuses. Nothing is left half-written.
+    """
+    path = Path(path)
+    if not isinstance(config, _family(family, "The new checkpoint").config):
+        raise UserError(
+            f"A '{family}' checkpoint needs a {FAMILIES[family].config.__name__}, found a {type(config).__name__}."
+        )
+    if path.exists() and not (path / "config.json").is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists and is no checkpoint; choose another path or remove it.")
+    embedded = load_checkpoint(tokenizer) if isinstance(tokenizer, Path) else None
+    reference = tokenizer if isinstance(tokenizer, TokenizerRef) else None
+    if embedded is not None:
+        reference = TokenizerRef(family=embedded.family, hash=embedded.hash)
+    raw = config_to_json(config)
+    stored = _storable(state, dtype)
+
+    files: dict[str, Any] = {"config.json": {"family": family, "format": FORMAT, "config": raw}}
+    if spec is not None:
+        files["spec.json"] = spec.to_json()
+    if stats is not None:
+        files["stats.json"] = stats.to_json()
+    if reference is not None:
+        files["tokenizer.json"] = dataclasses.asdict(reference)
+    if card is not None:
+        files["card.json"] = dict(card)
+    texts = {name: json.dumps(value, indent=1, allow_nan=False) + "\n" for name, value in files.items()}
+
+    temporary = path.with_name(f".{path.name}.tmp")
+    retired = path.with_name(f".{path.name}.old")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists() and retired.exists():  # an earlier save died between its two renames
+            os.replace(retired, path)
+        for leftover in (temporary, retired):
+            shutil.rmtree(leftover, ignore_errors=True)
+        temporary.mkdir()
+        save_file(stored, temporary / "model.safetensors")
+        for name, text in texts.items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        if embedded is not None:
+            _copy_checkpoint(embedded.path, temporary / "tokenizer")
+        _sync(temporary)
+        if path.exists():
+            os.rename(path, retired)
+        os.rename(temporary, path)
+        shutil.rmtree(retired, ignore_errors=True)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"The checkpoint {path} could not be written ({error}); free some space or check the rights.") \
+            from None  # fmt: skip
+    finally:
+        if not path.exists() and retired.exists():
+            os.rename(retired, path)
+        shutil.rmtree(temporary, ignore_errors=True)
+    return _hash(family, raw, stored)
+
+
+def load_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint folder and check all of it.
+
+    Raises:
+        UserError: it is missing, incomplete, truncated, of an unknown family or of a newer format, or a JSON file
+            has an unknown, missing or ill-typed entry.
+    """
+    path = Path(path)
+    if not path.is_dir() or not (path / "config.json").is_file():
+        retired = path.with_name(f".{path.name}.old")
+        hint = f"an older one is whole at {retired}: rename it" if retired.exists() else "give the folder that holds config.json"
+        raise UserError(f"There is no checkpoint at {path}; {hint}.")
+    family, raw = _read_config(path)
+    state = _read_state(path / "model.safetensors")
+
+    spec = stats = reference = None
+    if (path / "spec.json").exists():
+        spec = _spec(path / "spec.json")
+    if (path / "stats.json").exists():
+        stats = Normalizer.from_json(read_json(path / "stats.json"))
+    if (path / "tokenizer.json").exists():
+        reference = config_from_json(TokenizerRef, read_json(path / "tokenizer.json"), where=str(path / "tokenizer.json"))
+    embedded = path / "tokenizer"
+    card = read_json(path / "card.json") if (path / "card.json").exists() else {}
+    return Checkpoint(
+        path=path,
+        family=family,
+        config=raw,
+        state=state,
+        spec=spec,
+        stats=stats,
+        tokenizer=reference,
+        tokenizer_path=embedded if embedded.is_dir() else None,
+        card=card,
+        hash=_hash(family, raw, state),
+    )
+
+
+def build(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> nn.Module:
+    """The module of a checkpoint, in evaluation mode, float32.
+
+    Raises:
+        UserError: a tensor is missing, left over or of another shape, named.
+    """
+    family = FAMILIES[checkpoint.family]
+    config = config_from_json(family.config, checkpoint.config, where=f"{checkpoint.path / 'config.json'}", complete=True)
+    with torch.device("meta"):
+        expected = {k: tuple(v.shape) for k, v in family.module(config).state_dict().items()}
+    found = {k: tuple(v.shape) for k, v in checkpoint.state.items()}
+    if problem := difference(expected, found):
+        raise UserError(f"The weights of {checkpoint.path} do not fit their config: {problem}; restore them from their source.")
+    with torch.random.fork_rng(devices=[]):  # loading weights must not move anybody's random numbers
+        module = family.module(config)
+    module.load_state_dict(checkpoint.state, strict=True)
+    return module.to(device).eval()
+
+
+def load_tokenizer(
+    checkpoint: Checkpoint, override: Path | None = None, device: torch.device | str = "cpu"
+) -> nn.Module:
+    """The tokenizer a model was trained on.
+
+    Args:
+        checkpoint: the model's.
+        override: a checkpoint folder to take instead of the embedded one; it must be the same tokenizer.
+        device: where to put it.
+
+    Raises:
+        UserError: none is at hand, or its content hash differs from the one the model names.
+    """
+    wanted = checkpoint.tokenizer
+    if wanted is None:
+        raise UserError(f"The checkpoint {checkpoint.path} names no tokenizer; it cannot read or draw pictures.")
+    source = override if override is not None else checkpoint.tokenizer_path
+    if source is None:
+        raise UserError(
+            f"The checkpoint {checkpoint.path} needs the {wanted.family} tokenizer {wanted.hash} and does not embed it; "
+            "give the tokenizer's checkpoint."
+        )
+    found = load_checkpoint(source)
+    if found.hash != wanted.hash:
+        raise UserError(
+            f"The checkpoint {checkpoint.path} was trained on the {wanted.family} tokenizer {wanted.hash}, "
+            f"{source} holds the {found.family} tokenizer {found.hash}; give the one it was trained on."
+        )
+    return build(found, device)
+
+
+def content_hash(path: Path) -> str:
+    """Hash of a checkpoint's family, config and tensors (names, dtypes, shapes, bytes), as "sha256:...".
+
+    It depends neither on the order in the file nor on spec, statistics or card.
+    """
+    return load_checkpoint(path).hash
+
+
+def difference(expected: Mapping[str, Any], found: Mapping[str, Any], *, show: int = 3) -> str:
+    """What keeps two {name: shape} from being equal, in words; empty if they are."""
+    groups = {
+        "missing": sorted(set(expected) - set(found)),
+        "left over": sorted(set(found) - set(expected)),
+        "of another shape": [
+            f"{k} {found[k]} for {expected[k]}" for k in sorted(set(expected) & set(found)) if expected[k] != found[k]
+        ],
+    }
+    return "; ".join(
+        f"{len(names)} {label} ({', '.join(names[:show])}{', ...' if len(names) > show else ''})"
+        for label, names in groups.items()
+        if names
+    )
+
+
+def _family(name: Any, who: str) -> Family:
+    if name not in FAMILIES:
+        raise UserError(f"{who} is of the unknown family '{name}'{did_you_mean(str(name), FAMILIES)}")
+    return FAMILIES[name]
+
+
+def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
+    file = path / "config.json"
+    raw = read_json(file)
+    if not isinstance(raw, dict) or not isinstance(raw.get("format"), int):
+        raise UserError(f"{file} should hold family, format and config; it is not a checkpoint of this project.")
+    if not 1 <= raw["format"] <= FORMAT:
+        raise UserError(
+            f"{file} has checkpoint format {raw['format']}, this version reads up to {FORMAT}; update foreact."
+        )
+    if set(raw) != {"family", "format", "config"}:
+        raise UserError(f"{file} should hold exactly family, format and config, found {', '.join(sorted(raw))}.")
+    family = _family(raw["family"], str(path))
+    config_from_json(family.config, raw["config"], where=f"{file}: config", complete=True)
+    return raw["family"], raw["config"]
+
+
+def _spec(file: Path) -> StreamSpec:
+    try:
+        return StreamSpec.from_json(read_json(file))
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise UserError(f"{file} is not a stream spec ({type(error).__name__}: {error}); restore it from its source.") from None
+
+
+def _read_state(file: Path) -> dict[str, Tensor]:
+    if not file.is_file():
+        raise UserError(f"The file {file} is missing; copy the whole checkpoint folder.")
+    try:
+        # Copied out of the memory map, so that replacing the file later cannot change or fault tensors in use.
+        with safe_open(file, framework="pt", device="cpu") as opened:
+            return {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"The file {file} is damaged or cut short ({error}); copy it again.") from None
+
+
+def _storable(state: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    stored: dict[str, Tensor] = {}
+    owners: set[int] = set()
+    for name, tensor in state.items():
+        t = tensor.detach().to("cpu")
+        if dtype is not None and t.is_floating_point():
+            t = t.to(dtype)
+        t = t.contiguous()
+        if t.untyped_storage().data_ptr() in owners or t.untyped_storage().nbytes() != t.nbytes:
+            t = t.clone()  # safetensors refuses tensors that share memory
+        owners.add(t.untyped_storage().data_ptr())
+        stored[name] = t
+    return stored
+
+
+def _hash(family: str, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps([family, config], sort_keys=True).encode())
+    for name in sorted(state):
+        t = state[name].contiguous()
+        digest.update(json.dumps([name, str(t.dtype), list(t.shape)]).encode())
+        digest.update(t.reshape(-1).view(torch.uint8).numpy().data if t.numel() else b"")
+    return "sha256:" + digest.hexdigest()
+
+
+def _copy_checkpoint(source: Path, target: Path) -> None:
+    # Only the files of the format: whatever else lies in the folder stays there.
+    target.mkdir()
+    for name in ("model.safetensors", "config.json", "spec.json", "stats.json", "tokenizer.json", "card.json"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def _sync(folder: Path) -> None:
+    for file in [p for p in folder.rglob("*") if p.is_file()]:
+        with open(file, "rb") as opened:
+            os.fsync(opened.fileno())

@@ -1,0 +1,199 @@
+"""Our own objects behind every global that a foreign pickle may name, and the way from them to plain values."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class _Sealed(type):
+    """Classes that a pickle's BUILD step cannot alter."""
+
+    def __setattr__(cls, name: str, value: Any) -> None:
+        raise TypeError(f"{cls.__name__} is read-only")
+
+
+class _Call:
+    """A function that a pickle may call, without attributes to alter."""
+
+    __slots__ = ("_function",)
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        object.__setattr__(self, "_function", function)
+
+    def __call__(self, *args: Any) -> Any:
+        return self._function(*args)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise TypeError("allowed functions are read-only")
+
+
+class _Record(metaclass=_Sealed):
+    """An object of a class that is not here: its attributes are kept in `__dict__`, its code is not."""
+
+    def plain(self) -> Any:
+        return {k: v for k, v in vars(self).items() if not k.startswith("__")}
+
+
+class _ConfigContainer(_Record):
+    """omegaconf's DictConfig or ListConfig; a None or an interpolation stands in place of the content."""
+
+    def plain(self) -> Any:
+        return vars(self).get("_content")
+
+
+class _ConfigNode(_Record):
+    """One value of an omegaconf config."""
+
+    def plain(self) -> Any:
+        return vars(self).get("_val")
+
+
+class _Metadata(_Record):
+    """What omegaconf knows of a node; dropped."""
+
+    def plain(self) -> Any:
+        return None
+
+
+class _Path(_Record):
+    """A pathlib path, pickled as its parts."""
+
+    def __new__(cls, *parts: str) -> _Path:
+        self = super().__new__(cls)
+        vars(self)["parts"] = [str(p) for p in parts]
+        return self
+
+    def plain(self) -> Any:
+        first, *rest = vars(self)["parts"] or ["."]
+        return "/" + "/".join(rest) if first == "/" else "/".join([first, *rest])
+
+
+class _DType(_Record):
+    """numpy.dtype. Only flat numbers, since a forged structured dtype can crash numpy."""
+
+    def __new__(cls, code: str, *_: Any) -> _DType:
+        self = super().__new__(cls)
+        vars(self)["code"] = code
+        return self
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        vars(self)["order"] = state[1]
+
+    def numpy(self) -> np.dtype:
+        code, order = vars(self)["code"], vars(self).get("order", "|")
+        if not isinstance(code, str) or code[:1] not in "biufcSU" or order not in ("<", ">", "|", "="):
+            raise ValueError(f"a numpy array of type {code}")
+        return np.dtype(code).newbyteorder(order) if order in "<>" else np.dtype(code)
+
+
+class _Array(_Record):
+    """numpy.ndarray, rebuilt from its shape, type and bytes."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, fortran, data = state
+        array = np.frombuffer(data, dtype.numpy()).reshape(shape, order="F" if fortran else "C")
+        vars(self)["array"] = array.copy()
+
+    def plain(self) -> Any:
+        return vars(self)["array"]
+
+
+def _scalar(dtype: _DType, data: bytes) -> Any:
+    return np.frombuffer(data, dtype.numpy(), count=1)[0].item()
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":  # the only one pickle itself writes, for bytes in protocol 2
+        raise ValueError(f"bytes in encoding {encoding}")
+    return text.encode("latin1")
+
+
+def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Tensor:
+    tensor = storage.as_strided(tuple(size), tuple(stride), offset)  # checks the bounds itself
+    if tensor.numel() > storage.numel():
+        raise ValueError("a tensor larger than its data")
+    return tensor
+
+
+def _named_type(name: str) -> Any:
+    """dill names the built-in types by strings, of Python 2 or 3."""
+    names = {"IntType": int, "LongType": int, "FloatType": float, "StringType": str, "UnicodeType": str,
+             "BooleanType": bool, "ListType": list, "DictType": dict, "TupleType": tuple, "NoneType": type(None)}  # fmt: skip
+    known = {**names, **{t.__name__: t for t in names.values()}}
+    if name not in known:
+        raise ValueError(f"the type {name}")
+    return known[name]
+
+
+def plain(value: Any, _done: dict[int, tuple[Any, Any]] | None = None) -> Any:
+    """Nested containers with every stand-in replaced by the value it stands for; what was shared stays shared.
+
+    Raises:
+        RecursionError: a container holds itself.
+    """
+    done = {} if _done is None else _done
+    if id(value) in done:  # also keeps a small file from unfolding into an endless tree
+        return done[id(value)][1]
+    if isinstance(value, _Record):
+        result = plain(type(value).plain(value), done)
+    elif isinstance(value, dict):
+        result = {plain(k, done): plain(v, done) for k, v in value.items()}
+    elif isinstance(value, list):
+        result = [plain(v, done) for v in value]
+    elif isinstance(value, tuple):
+        result = tuple(plain(v, done) for v in value)
+    elif isinstance(value, set | frozenset):
+        result = {plain(v, done) for v in value}
+    else:
+        return None if isinstance(value, type | _Call) else value
+    done[id(value)] = (value, result)  # the value too: its id must not be given to another object
+    return result
+
+
+_STORAGES = {
+    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
+    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+    "UntypedStorage": torch.uint8,
+}  # fmt: skip
+_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+_BUILTINS: dict[str, Any] = {
+    t.__name__: t for t in (dict, list, tuple, set, frozenset, int, float, complex, str, bool, object)
+} | {"long": int, "unicode": str, "bytes": _Call(lambda: b"")}
+_NODES = ("AnyNode", "StringNode", "IntegerNode", "FloatNode", "BooleanNode", "PathNode", "BytesNode", "EnumNode",
+          "InterpolationResultNode")  # fmt: skip
+
+GLOBALS: dict[tuple[str, str], Any] = {
+    ("collections", "OrderedDict"): collections.OrderedDict,
+    ("collections", "defaultdict"): collections.defaultdict,
+    ("typing", "Any"): _Metadata,
+    ("typing", "Union"): _Metadata,
+    ("_codecs", "encode"): _Call(_encode),
+    ("torch._utils", "_rebuild_tensor_v2"): _Call(_tensor),
+    ("torch._utils", "_rebuild_tensor"): _Call(_tensor),
+    ("torch._utils", "_rebuild_parameter"): _Call(lambda data, *_: data),
+    ("torch", "Size"): tuple,
+    ("torch", "device"): _Call(lambda *parts: ":".join(map(str, parts))),
+    ("argparse", "Namespace"): _Record,
+    ("omegaconf.dictconfig", "DictConfig"): _ConfigContainer,
+    ("omegaconf.listconfig", "ListConfig"): _ConfigContainer,
+    ("omegaconf.base", "Metadata"): _Metadata,
+    ("omegaconf.base", "ContainerMetadata"): _Metadata,
+    **{("omegaconf.nodes", name): _ConfigNode for name in _NODES},
+    **{(module, name): kind for module in ("builtins", "__builtin__") for name, kind in _BUILTINS.items()},
+    **{(module, "_load_type"): _Call(_named_type) for module in ("dill._dill", "dill.dill", "dill")},
+    **{("torch", name): dtype for name, dtype in (_STORAGES | {n: getattr(torch, n) for n in _DTYPES}).items()},
+    **{("torch.storage", name): dtype for name, dtype in _STORAGES.items()},
+    **{(f"pathlib{sub}", name): _Path for sub in ("", "._local") for name in ("Path", "PosixPath", "PurePosixPath",
+                                                                            "WindowsPath", "PureWindowsPath")},
+    ("numpy", "dtype"): _DType,
+    ("numpy", "ndarray"): _Array,
+    **{(f"{core}.multiarray", "_reconstruct"): _Call(lambda *_: _Array()) for core in ("numpy.core", "numpy._core")},
+    **{(f"{core}.multiarray", "scalar"): _Call(_scalar) for core in ("numpy.core", "numpy._core")},
+}  # fmt: skip

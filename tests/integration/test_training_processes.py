@@ -1,0 +1,109 @@
+"""Two processes train as one does at the same global batch, and stop, fail and resume together."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+import training_toy as toy
+from test_training_resume import log_of, state_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+
+
+def start(run_dir: Path, *, env: dict[str, str] | None = None, **changes: Any) -> subprocess.Popen[str]:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port),
+        str(Path(toy.__file__)), str(run_dir), json.dumps(changes),
+    ]  # fmt: skip
+    return subprocess.Popen(
+        command,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def two_processes(run_dir: Path, **changes: Any) -> None:
+    process = start(run_dir, **changes)
+    _, errors = process.communicate(timeout=200)
+    assert process.returncode == 0, errors
+
+
+def assert_close(one: Path, other: Path) -> None:
+    a, b = state_of(one), state_of(other)
+    assert set(a) == set(b)
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_two_processes_equal_one_with_twice_the_micro_batches_also_when_resumed_with_fewer(tmp_path: Path) -> None:
+    one = toy.run(tmp_path / "one", steps=6, accumulate=4)
+    two_processes(tmp_path / "two", steps=6, accumulate=2)
+    assert_close(one.checkpoint, tmp_path / "two" / "checkpoints" / "step-00000006")
+    alone, both = log_of(tmp_path / "one"), log_of(tmp_path / "two")
+    assert [e["step"] for e in alone] == [e["step"] for e in both]
+    for a, b in zip(alone, both, strict=True):
+        assert set(a) == set(b)  # every mode's loss is logged, whichever process drew it
+        assert all(b[k] == pytest.approx(a[k], rel=1e-4) for k in a)
+    longer = toy.run(tmp_path / "one", steps=8, accumulate=4)
+    moved = toy.run(tmp_path / "two", steps=8, accumulate=4)
+    assert_close(longer.checkpoint, moved.checkpoint)
+
+
+def test_a_mode_that_no_process_drew_leaves_its_head_untouched(tmp_path: Path) -> None:
+    two_processes(tmp_path, steps=1, warmup=0)
+    state = state_of(tmp_path / "checkpoints" / "step-00000001")
+    used = [int(state[f"optimizer.heads.{i}.weight.step"]) for i in range(3)]
+    assert sorted(used) in ([0, 0, 1], [0, 1, 1])
+    before = toy.toy_model().state_dict()
+    for i in range(3):
+        assert torch.equal(state[f"model.heads.{i}.weight"], before[f"heads.{i}.weight"]) == (not used[i])
+        assert bool(state[f"optimizer.heads.{i}.weight.exp_avg"].any()) == bool(used[i])
+
+
+def test_ctrl_c_stops_all_processes_at_one_step_and_the_run_resumes(tmp_path: Path) -> None:
+    process = start(tmp_path, env={"TOY_SLEEP": "0.02"}, steps=10_000)
+    while not (tmp_path / "log.jsonl").exists() or not (tmp_path / "log.jsonl").stat().st_size:
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)  # torchrun passes it on to its processes
+    _, errors = process.communicate(timeout=100)
+    (newest, *_) = sorted((tmp_path / "checkpoints").iterdir(), reverse=True)
+    step = json.loads((newest / "train.json").read_text())["step"]
+    assert step == log_of(tmp_path)[-1]["step"], errors
+    assert toy.run(tmp_path, accumulate=2, steps=step + 1).step == step + 1
+
+
+def test_an_error_on_the_first_process_ends_all_with_its_sentence(tmp_path: Path) -> None:
+    toy.run(tmp_path, steps=1)
+    process = start(tmp_path, steps=4)
+    _, errors = process.communicate(timeout=100)
+    assert process.returncode != 0
+    assert "error: The run to resume takes 1 micro-batches per step" in errors
+    assert "now it would be 2 (accumulate 1 x 2)" in errors
+
+
+def test_a_process_that_hangs_is_named(tmp_path: Path) -> None:
+    process = start(tmp_path, env={"TOY_HANG": "1"}, timeout_minutes=0.05)
+    try:
+        _, errors = process.communicate(timeout=100)
+    finally:
+        process.kill()
+    assert process.returncode != 0
+    assert "error: Training stopped because process 1 did not answer" in errors
