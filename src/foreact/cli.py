@@ -15,8 +15,8 @@ VERBS = {
     "data stats": ("foreact.recipes.data:stats", "Ranges per dimension; --against a checkpoint's statistics."),
     "data show": ("foreact.recipes.data:show", "Write a contact sheet and an mp4 of some episodes."),
     "tokenize": ("foreact.recipes.tokenize:tokenize", "Encode a store's frames once, so that training reads latents."),
-    "train kl-vae": ("foreact.recipes.kl_vae:main", "Train the image autoencoder."),
-    "train uva": ("foreact.recipes.uva:main", "Train the Unified Video Action model."),
+    "train kl-vae": ("foreact.recipes.kl_vae:command", "Train the image autoencoder."),
+    "train uva": ("foreact.recipes.uva:command", "Train the Unified Video Action model."),
     "generate": ("foreact.recipes.generate:generate", "Imagine futures and show them next to the true frames."),
     "eval closed-loop": ("foreact.recipes.evaluate:closed_loop", "Let a policy act in the simulator and score it."),
     "eval video": ("foreact.recipes.evaluate:video", "Compare imagined with true futures: PSNR and SSIM."),
@@ -42,8 +42,8 @@ def run(argv: list[str]) -> object:
         if verb in VERBS:
             module, _, function = VERBS[verb][0].partition(":")
             entry = getattr(importlib.import_module(module), function)
-            if hasattr(entry, "from_args"):
-                return entry.from_args(rest)
+            if verb.startswith("train "):  # these parse for themselves: their defaults depend on --task and --size
+                return entry(rest)
             import tyro
 
             return tyro.cli(entry, prog=f"foreact {verb}", args=rest)

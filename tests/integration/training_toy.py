@@ -1,11 +1,13 @@
 """A small model and data with what makes resuming hard (dropout, task modes drawn per micro-batch, a frozen part).
 
 As a program it is one process of a training run: `python training_toy.py RUN_DIR '{"steps": 4, ...}'`, printing what
-`train` returned. Environment: TOY_SLEEP, seconds per batch; TOY_HANG, a rank whose second batch takes 8 s.
+`train` returned. Environment: TOY_SLEEP, seconds per batch; TOY_HANG, a rank whose second batch takes 8 s;
+TOY_LOADER, to fetch batches by loader processes.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -16,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from foreact.train import TrainConfig, TrainResult, train
 from foreact.types import Batch, LossOut, UserError
@@ -67,6 +70,18 @@ def toy_batches(start: int, rank: int, world: int) -> Iterator[Batch]:
         micro += world
 
 
+class Numbered:
+    """Micro-batch number -> batch, for torch's DataLoader."""
+
+    def __getitem__(self, micro: int) -> Batch:
+        return next(toy_batches(micro, 0, 1))
+
+
+def loaded_batches(start: int, rank: int, world: int) -> Iterator[Batch]:
+    """The same batches from two loader processes."""
+    return iter(DataLoader(Numbered(), batch_size=None, sampler=itertools.count(start + rank, world), num_workers=2))  # pyright: ignore
+
+
 def toy_export(weights: dict[str, Tensor], path: Path) -> None:
     path.mkdir()
     torch.save(weights, path / "weights.pt")
@@ -79,7 +94,7 @@ def config(**changes: Any) -> TrainConfig:
 def run(run_dir: Path, *, model: nn.Module | None = None, resume: Any = "auto", **changes: Any) -> TrainResult:
     return train(
         toy_model() if model is None else model,
-        toy_batches,
+        loaded_batches if os.environ.get("TOY_LOADER") else toy_batches,
         config(**changes),
         run_dir,
         export=toy_export,

@@ -58,7 +58,7 @@ def test_full_disk_is_one_sentence_and_closing_adds_nothing(tmp_path: Path) -> N
     (tmp_path / "log.jsonl").touch()
     logs = Logs(tmp_path, 0, config())
     logs._file.close()
-    logs._file = Path("/dev/full").open("wb", buffering=0)
+    logs._file = Path("/dev/full").open("wb", buffering=0)  # noqa: SIM115
     with pytest.raises(UserError, match=r"Writing .*log\.jsonl failed \(No space left on device\)"):
         logs.write(1, {"loss": 1.0})
     logs.close()

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+
 from foreact.types import UserError
 from foreact.weights.pickles import read_pickle_bytes, read_torch_file, resolve_references
 

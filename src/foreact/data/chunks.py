@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
 
+import numcodecs
 import numpy as np
 import zarr
+from zarr.codecs import BloscCodec
+from zarr.core.metadata import ArrayV2Metadata
 
 from foreact.types import UserError
 
 BULK_BYTES = 64 * 2**20
 """How much is decoded at once while a whole array is read into memory."""
+
+
+BLOSC_HEADER = 16
+"""Bytes; the last four say how long the compressed chunk is."""
 
 
 class BlockCache:
@@ -38,7 +46,11 @@ class BlockCache:
 
 
 class ChunkFiles:
-    """Which chunk files a store has. zarr itself reads a missing one as the fill value, without a word."""
+    """The chunk files of a store, as they lie on disk.
+
+    zarr reads a missing chunk as the fill value, and Blosc decodes a shortened one to whatever lies in memory behind
+    it, both without a word.
+    """
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -50,15 +62,43 @@ class ChunkFiles:
     def exists(self, key: str) -> bool:
         return key in self._zipped if self._zipped is not None else (self.root / key).exists()
 
+    def is_short(self, key: str) -> bool:
+        """Whether a Blosc-compressed chunk file lacks bytes. Zip archives carry checksums of their own."""
+        if self._zipped is not None:
+            return False
+        with (self.root / key).open("rb") as file:
+            header = file.read(BLOSC_HEADER)
+            size = file.seek(0, os.SEEK_END)
+        return len(header) < BLOSC_HEADER or size < int.from_bytes(header[12:16], "little")
+
 
 def missing_chunks(array: zarr.Array, start: int, stop: int, files: ChunkFiles) -> Iterator[str]:
     """Names of the chunk files that rows start..stop need and the store does not have."""
+    for key in _chunk_keys(array, start, stop):
+        if not files.exists(key):
+            yield key
+
+
+def damaged_chunks(array: zarr.Array, start: int, stop: int, files: ChunkFiles) -> Iterator[str]:
+    """Names of the chunk files of rows start..stop that are there and shorter than they should be."""
+    if _is_blosc(array):
+        for key in _chunk_keys(array, start, stop):
+            if files.exists(key) and files.is_short(key):
+                yield key
+
+
+def _is_blosc(array: zarr.Array) -> bool:
+    metadata = array.metadata
+    if isinstance(metadata, ArrayV2Metadata):
+        return isinstance(metadata.compressor, numcodecs.Blosc)
+    return isinstance(metadata.codecs[-1], BloscCodec)
+
+
+def _chunk_keys(array: zarr.Array, start: int, stop: int) -> Iterator[str]:
     rows, *across = _file_shape(array)
     along = range(start // rows, -(-stop // rows))
     for index in product(along, *(range(-(-n // c)) for n, c in zip(array.shape[1:], across, strict=True))):
-        key = f"{array.path}/{array.metadata.encode_chunk_key(index)}"
-        if not files.exists(key):
-            yield key
+        yield f"{array.path}/{array.metadata.encode_chunk_key(index)}"
 
 
 def _file_shape(array: zarr.Array) -> tuple[int, ...]:
@@ -69,7 +109,8 @@ def _file_shape(array: zarr.Array) -> tuple[int, ...]:
 class RowReader:
     """Rows (first axis) of `array`, converted by `convert`, which keeps shapes.
 
-    A block is one row of chunks (of shards, where the array has them). `files` is None where missing chunks stand for the fill value.
+    A block is one row of chunks (of shards, where the array has them). With `fill_missing`, chunks that are not there
+    stand for the fill value.
     """
 
     def __init__(
@@ -80,12 +121,13 @@ class RowReader:
         *,
         dtype: np.dtype,
         convert: Callable[[np.ndarray], np.ndarray],
-        files: ChunkFiles | None,
+        files: ChunkFiles,
+        fill_missing: bool,
         cache: BlockCache,
     ) -> None:
         self.array, self.store, self.name, self.dtype = array, store, name, np.dtype(dtype)
         self.shape: tuple[int, ...] = tuple(array.shape)
-        self._convert, self._files, self._cache = convert, files, cache
+        self._convert, self._files, self._cache, self._fill_missing = convert, files, cache, fill_missing
         self.block_rows = _file_shape(array)[0]
         self._memory: np.ndarray | None = None
 
@@ -132,7 +174,7 @@ class RowReader:
         return self._cache.get((self.name, block), lambda: self._decode(start, stop))
 
     def _decode(self, start: int, stop: int) -> np.ndarray:
-        if self._files is not None:
+        if not self._fill_missing:
             missing = next(missing_chunks(self.array, start, stop, self._files), None)
             if missing is not None:
                 raise UserError(
@@ -140,7 +182,10 @@ class RowReader:
                     "copy or collect the store again (`foreact data import --fill-missing` takes one whose writer left "
                     "out chunks of zeros on purpose)."
                 )
+        short = next(damaged_chunks(self.array, start, stop, self._files), None)
         try:
+            if short is not None:
+                raise ValueError(f"the chunk '{short}' is shorter than it says")
             raw = np.asarray(self.array[start:stop])
         except MemoryError:
             raise

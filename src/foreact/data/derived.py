@@ -31,6 +31,9 @@ class StreamWriter:
         self._final, self._partial = path / "data" / name, path / "data" / f"{name}.partial"
         self._array: zarr.Array | None = None
         self.episodes = 0
+        if self._is_whole():
+            self.episodes = len(self._ends)
+            return
         if self._continues(self._final):
             # The store has grown since: the finished stream goes on from where it ended.
             shutil.rmtree(self._partial, ignore_errors=True)
@@ -86,6 +89,12 @@ class StreamWriter:
                 "was done is kept: make room and run again."
             ) from error
         self.episodes += 1
+
+    def _is_whole(self) -> bool:
+        if not self._final.exists():
+            return False
+        notes = get_array(self._group, f"data/{self.name}").attrs.asdict()
+        return notes == {**self._attrs, "episodes": len(self._ends)}
 
     def _continues(self, folder: Path) -> bool:
         """Whether `folder` holds whole episodes, fewer than the store's, made with the same attributes."""

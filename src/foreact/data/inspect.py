@@ -195,12 +195,12 @@ def _describe(store: ZarrStore, report: Report) -> None:
 
 
 def _check_chunks(store: ZarrStore, name: str, report: Report) -> bool:
-    """Whether every chunk is there."""
-    missing = store.missing_chunks(name)
-    if missing:
-        text = f"stream '{name}' lacks {len(missing)} chunks, the first is '{missing[0]}': the store is truncated"
-        report.add("error", text)
-    return not missing
+    """Whether every chunk is there and whole."""
+    missing, short = store.bad_chunks(name)
+    for label, keys in (("missing", missing), ("cut short", short)):
+        if keys:
+            report.add("error", f"the store is truncated: {len(keys)} chunks of '{name}' {label}, first '{keys[0]}'")
+    return not missing and not short
 
 
 def _check_numbers(store: ZarrStore, name: str, report: Report) -> None:

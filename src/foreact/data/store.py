@@ -17,7 +17,7 @@ import numpy as np
 import zarr
 from zarr.storage import ZipStore
 
-from foreact.data.chunks import BlockCache, ChunkFiles, RowReader, missing_chunks
+from foreact.data.chunks import BlockCache, ChunkFiles, RowReader, damaged_chunks, missing_chunks
 from foreact.data.derived import StreamWriter, add_stream
 from foreact.data.layout import SPEC_ATTRIBUTE, committed_ends
 from foreact.data.writer import StoreWriter
@@ -167,9 +167,11 @@ class ZarrStore:
             return None
         return array.attrs.get("tokenizer") if array.shape[0] >= int(self.lengths.sum()) else None
 
-    def missing_chunks(self, stream: str) -> list[str]:
-        """Names of the chunk files that the stream's steps need and the store lacks."""
-        return list(missing_chunks(self._stream_array(stream), 0, int(self.lengths.sum()), self._files))
+    def bad_chunks(self, stream: str) -> tuple[list[str], list[str]]:
+        """Names of the chunk files that the stream's steps need and that are (missing, too short)."""
+        array, total = self._stream_array(stream), int(self.lengths.sum())
+        missing = missing_chunks(array, 0, total, self._files)
+        return list(missing), list(damaged_chunks(array, 0, total, self._files))
 
     # --- opening -----------------------------------------------------------------------------------------------
 
@@ -300,7 +302,8 @@ class ZarrStore:
             name,
             dtype=dtype,
             convert=convert,
-            files=None if self.fill_missing else self._files,
+            files=self._files,
+            fill_missing=self.fill_missing,
             cache=self._cache,
         )
 

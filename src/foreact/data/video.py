@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from foreact.types import UserError
 LABEL_HEIGHT = 14
 CRF = "18"
 """H.264 quality; 18 looks lossless at these sizes."""
+MP4_OPTIONS = {"movflags": "+faststart"}
 
 
 def write_mp4(path: str | Path, frames: np.ndarray, fps: float) -> None:
@@ -34,20 +36,12 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: float) -> None:
     if not fps > 0:
         raise UserError(f"A video needs fps > 0, found {fps}.")
     frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": CRF})
-            stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
-            for frame in frames:
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
-            container.mux(stream.encode())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"The video {path} could not be written ({error}).") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _whole_file(path) as temporary, av.open(str(temporary), "w", format="mp4", options=MP4_OPTIONS) as container:
+        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": CRF})
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+        container.mux(stream.encode())
 
 
 def read_video(path: str | Path) -> tuple[np.ndarray, float]:
@@ -99,16 +93,8 @@ def contact_sheet(images: Sequence[np.ndarray], labels: Sequence[str], *, column
 
 def save_image(path: str | Path, image: Image.Image) -> None:
     """Write a PNG; the file appears when it is whole."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with _whole_file(Path(path)) as temporary:
         image.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"The picture {path} could not be written ({error}).") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def side_by_side(videos: Mapping[str, np.ndarray], *, scale: int = 1) -> np.ndarray:
@@ -135,6 +121,21 @@ def side_by_side(videos: Mapping[str, np.ndarray], *, scale: int = 1) -> np.ndar
         strip = _strip(label, big.shape[2])
         columns.append(np.concatenate([np.broadcast_to(strip, (length, *strip.shape)), big], axis=1))
     return np.concatenate(columns, axis=2)
+
+
+@contextlib.contextmanager
+def _whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path`, moved there at the end; nothing is left where that fails."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except (OSError, av.FFmpegError) as error:
+        raise UserError(f"{path} could not be written ({error}).") from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
 
 
 def _labelled(image: np.ndarray, label: str) -> np.ndarray:

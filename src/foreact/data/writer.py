@@ -6,6 +6,7 @@ A writer that dies leaves rows that nobody counts, and the next writer cuts them
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -116,13 +117,13 @@ class StoreWriter:
                 )
             array.resize((total, *array.shape[1:]))
         self._info: dict[str, zarr.Array] = {}
-        meta = self._group["meta"]
-        assert isinstance(meta, zarr.Group)
-        for name in set(meta.array_keys()) - {"episode_ends"}:
-            if self.episodes == 0:
-                del meta[name]
+        for folder in sorted((self.path / "meta").iterdir()):
+            if not folder.is_dir() or folder.name == "episode_ends":
                 continue
-            self._info[name] = array = get_array(meta, name)
+            if self.episodes == 0:
+                shutil.rmtree(folder)
+                continue
+            self._info[folder.name] = array = get_array(self._group, f"meta/{folder.name}")
             array.resize((self.episodes, *array.shape[1:]))
         self._dirty = False
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import functools
-import importlib.resources
 import itertools
 import multiprocessing
 import os
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,77 +18,32 @@ from tqdm import tqdm
 from foreact.data.store import StoreWriter, open_store
 from foreact.envs.pusht import PUSHT_SPEC, WORLD_SIZE, PushTEnv, render_state
 from foreact.envs.pusht_expert import PushTExpert
+from foreact.envs.traces import TracedEpisode, Traces, demonstrations, load_traces, save_traces
 from foreact.types import UserError
 
 FIRST_TEST_SEED = 100_000
 """Seeds from here on are for evaluation; no collection may hold them."""
 
 SAVE_EVERY = 10  # episodes between two writes of the trace file
-NOISE_HOLD = 5  # steps from one draw of the noise to the next
+NOISE_HOLD = 5  # steps that a draw of the noise lasts
 NOISE_STREAM = 0x4015  # keeps the noise's draws apart from any other use of the episode's seed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class Demonstrator:
     """An environment that has an expert, both made anew in every worker process."""
 
     env: Callable[[], PushTEnv]
     expert: Callable[[], PushTExpert]
 
 
-EXPERTS: dict[str, Task] = {
-    "pusht": Task(env=functools.partial(PushTEnv, goal="fixed", image=False), expert=PushTExpert),
-    "pusht-m": Task(env=functools.partial(PushTEnv, goal="random", image=False), expert=PushTExpert),
+EXPERTS: dict[str, Demonstrator] = {
+    "pusht": Demonstrator(env=functools.partial(PushTEnv, goal="fixed", image=False), expert=PushTExpert),
+    "pusht-m": Demonstrator(env=functools.partial(PushTEnv, goal="random", image=False), expert=PushTExpert),
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Traces:
-    """State-action traces of E episodes with N steps in all.
-
-    Attributes:
-        env: name in `EXPERTS`.
-        seeds: int64 (E,).
-        noise: float32 (E,) standard deviation, px, of what was added to the executed actions.
-        score: float32 (E,) largest reward of each episode.
-        goal: float32 (E, 3) x, y in px, angle in radians.
-        episode_ends: int64 (E,) cumulative.
-        state: float32 (N, 5), before each action.
-        action: float32 (N, 2), what the expert asked for, without the noise.
-    """
-
-    env: str
-    seeds: np.ndarray
-    noise: np.ndarray
-    score: np.ndarray
-    goal: np.ndarray
-    episode_ends: np.ndarray
-    state: np.ndarray
-    action: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.seeds)
-
-    def rows(self, episode: int) -> slice:
-        """Rows of `state` and `action` that belong to `episode`."""
-        return slice(int(self.episode_ends[episode - 1]) if episode else 0, int(self.episode_ends[episode]))
-
-
-def demonstrations(env: str) -> Path:
-    """Trace file that ships with the package.
-
-    Raises:
-        UserError: none ships for `env`.
-    """
-    folder = importlib.resources.files("foreact.envs") / "demonstrations"
-    path = Path(str(folder / f"{env}.npz"))
-    if not path.is_file():
-        known = sorted(p.name.removesuffix(".npz") for p in folder.iterdir() if p.name.endswith(".npz"))
-        raise UserError(f"No demonstrations ship for '{env}', only for {known}; make some with `foreact data collect`.")
-    return path
-
-
-# --- traces --------------------------------------------------------------------------------------------------------
+# --- collecting -------------------------------------------------------------------------------------------------------
 
 
 def collect(
@@ -113,8 +66,8 @@ def collect(
         episodes: how many there shall be in the file.
         path: trace file, new or begun with the same arguments (fewer episodes are extended, more are kept).
         first_seed: seed of the first episode.
-        noise: px, standard deviation of smooth noise on the executed actions; the recorded ones are clean, so that
-            episodes show how to recover. Several values take turns, such as (0, 15) for every other episode.
+        noise: px, standard deviation of the `disturbances` of the executed actions. The recorded ones are clean, so
+            that episodes show how to recover. Several values take turns, such as (0, 15) for every other episode.
         workers: processes; None for one per CPU.
         progress: whether to show a bar.
 
@@ -140,60 +93,24 @@ def collect(
     noises = np.resize(np.array(levels, np.float32), episodes)
     done = _begun(path, env, seeds, noises)
     jobs = [(env, int(s), float(n)) for s, n in zip(seeds, noises, strict=True)][len(done) :]
-    with _pool(workers, len(jobs)) as run, tqdm(total=episodes, initial=len(done), desc=f"collect {env}", unit="ep",
-                                                disable=not progress) as bar:  # fmt: skip
+    bar = tqdm(total=episodes, initial=len(done), desc=f"collect {env}", unit="ep", disable=not progress)
+    with _pool(workers, len(jobs)) as run, bar:
         for result in run(_demonstrate, jobs):
             done.append(result)
             bar.update()
             if len(done) % SAVE_EVERY == 0 or len(done) == episodes:
-                _save(path, env, done)
+                save_traces(path, env, done)
     return load_traces(path)
 
 
-def load_traces(path: str | Path) -> Traces:
-    """Read a trace file.
-
-    Raises:
-        UserError: missing, unreadable, of another kind, or inconsistent.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"There is no trace file at {path}; make one with `foreact data collect`.")
-    try:
-        with np.load(path, allow_pickle=False) as raw:
-            content = {name: raw[name] for name in raw.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"The trace file {path} cannot be read ({error}); delete it and collect again.") from error
-    fields = list(Traces.__dataclass_fields__)
-    if set(content) != set(fields):
-        raise UserError(f"{path} should hold {fields}, found {sorted(content)}; it is no trace file.")
-    traces = Traces(**{**content, "env": str(content["env"])})
-    count, ends = len(traces), traces.episode_ends
-    consistent = (
-        count > 0
-        and traces.goal.shape == (count, 3)
-        and ends.shape == traces.noise.shape == traces.score.shape == (count,)
-        and bool((np.diff(ends, prepend=0) > 0).all())
-        and traces.state.shape == (ends[-1], 5)
-        and traces.action.shape == (ends[-1], 2)
-        and all(np.isfinite(a).all() for a in (traces.goal, traces.state, traces.action))
-    )
-    if not consistent:
-        raise UserError(f"The trace file {path} contradicts itself or holds NaN; delete it and collect again.")
-    return traces
-
-
-Episode = dict[str, Any]
-
-
-def _demonstrate(job: tuple[str, int, float]) -> Episode:
+def _demonstrate(job: tuple[str, int, float]) -> TracedEpisode:
     name, seed, noise = job
     env, expert = _players(name)
     state = env.reset(seed)["state"]
     expert.reset()
     goal = env.goal.astype(np.float32)
     states, actions, score = [], [], 0.0
-    for disturbance in itertools.islice(smooth_noise(seed, noise), env.max_steps):
+    for disturbance in itertools.islice(disturbances(seed, noise), env.max_steps):
         action = expert.act(state, goal)
         states.append(state)
         actions.append(action)
@@ -201,7 +118,9 @@ def _demonstrate(job: tuple[str, int, float]) -> Episode:
         state, score = out.obs["state"], max(score, out.reward)
         if out.terminated:
             break
-    return {"seed": seed, "noise": noise, "score": score, "goal": goal, "state": states, "action": actions}
+    return TracedEpisode(
+        seed=seed, noise=noise, score=score, goal=goal, state=np.array(states), action=np.array(actions)
+    )
 
 
 @functools.lru_cache(maxsize=2)
@@ -209,17 +128,18 @@ def _players(name: str) -> tuple[PushTEnv, PushTExpert]:
     return EXPERTS[name].env(), EXPERTS[name].expert()
 
 
-def smooth_noise(seed: int, sigma: float) -> Iterator[np.ndarray]:
-    """Endless noise (2,): straight lines between Gaussian draws that are NOISE_HOLD steps apart."""
+def disturbances(seed: int, sigma: float) -> Iterator[np.ndarray]:
+    """Endless noise (2,), px: Gaussian draws held for NOISE_HOLD steps each; half of them are zero.
+
+    Without the quiet stretches a disturbed episode would hardly ever reach the goal's last pixels.
+    """
     draw = np.random.default_rng([seed, NOISE_STREAM])
-    last, following = draw.normal(0.0, sigma, (2, 2))
     while True:
-        for step in range(NOISE_HOLD):
-            yield last + (following - last) * (step / NOISE_HOLD)
-        last, following = following, draw.normal(0.0, sigma, 2)
+        held = draw.normal(0.0, sigma, 2) * (draw.random() < 0.5)
+        yield from itertools.repeat(held, NOISE_HOLD)
 
 
-def _begun(path: Path, env: str, seeds: np.ndarray, noises: np.ndarray) -> list[Episode]:
+def _begun(path: Path, env: str, seeds: np.ndarray, noises: np.ndarray) -> list[TracedEpisode]:
     """Episodes that an earlier run left at `path`."""
     if not path.exists():
         return []
@@ -231,40 +151,7 @@ def _begun(path: Path, env: str, seeds: np.ndarray, noises: np.ndarray) -> list[
             f"{path} holds another collection ({old.env}, {len(old)} episodes from seed {old.seeds[0]}, noise "
             f"{sorted({float(n) for n in old.noise})}); choose another path or the same arguments."
         )
-    return [
-        {
-            "seed": old.seeds[i],
-            "noise": old.noise[i],
-            "score": old.score[i],
-            "goal": old.goal[i],
-            "state": old.state[old.rows(i)],
-            "action": old.action[old.rows(i)],
-        }
-        for i in range(len(old))
-    ]
-
-
-def _save(path: Path, env: str, episodes: list[Episode]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            np.savez_compressed(
-                file,
-                env=np.array(env),
-                seeds=np.array([e["seed"] for e in episodes], np.int64),
-                noise=np.array([e["noise"] for e in episodes], np.float32),
-                score=np.array([e["score"] for e in episodes], np.float32),
-                goal=np.array([e["goal"] for e in episodes], np.float32),
-                episode_ends=np.cumsum([len(e["action"]) for e in episodes], dtype=np.int64),
-                state=np.concatenate([np.asarray(e["state"], np.float32) for e in episodes]),
-                action=np.concatenate([np.asarray(e["action"], np.float32) for e in episodes]),
-            )
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(f"The trace file {path} could not be written ({error}); an older one is untouched.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    return old.episodes()
 
 
 # --- rendering -----------------------------------------------------------------------------------------------------
@@ -295,8 +182,8 @@ def render_traces(
         if begun and not np.array_equal(open_store(store_path).info("seed"), traces.seeds[:begun]):
             raise UserError(f"The store {store_path} holds other episodes than {trace_path}; choose another path.")
         jobs = [(traces.state[traces.rows(i)], traces.goal[i]) for i in range(begun, len(traces))]
-        with _pool(workers, len(jobs)) as run, tqdm(total=len(traces), initial=begun, desc=f"render {store_path.name}",
-                                                    unit="ep", disable=not progress) as bar:  # fmt: skip
+        bar = tqdm(total=len(traces), initial=begun, desc=f"render {store_path.name}", unit="ep", disable=not progress)
+        with _pool(workers, len(jobs)) as run, bar:
             for episode, images in enumerate(run(_draw, jobs), start=begun):
                 rows = traces.rows(episode)
                 writer.append(
@@ -308,6 +195,15 @@ def render_traces(
                 )
                 bar.update()
     return store_path
+
+
+def demonstrations_to_store(path: Path) -> None:
+    """Render the PushT demonstrations that ship with the package into the store `path`.
+
+    The store has its name only when it is whole; a rendering that was stopped goes on.
+    """
+    partial = path.with_name(f"{path.name}.partial")
+    os.replace(render_traces(demonstrations("pusht"), partial), path)
 
 
 def _draw(job: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

@@ -105,7 +105,7 @@ def closed_loop(
             worker process died.
     """
     began = time.perf_counter()
-    seeds = _checked(seeds, at_once, workers)
+    seeds = _checked(seeds, at_once, workers, videos)
     workers = min(os.cpu_count() or 1, len(seeds)) if workers is None else min(workers, len(seeds))
     films: dict[int, str] = {}
     if out_dir is not None:
@@ -239,15 +239,17 @@ def _latency(calls: Sequence[tuple[float, int]]) -> dict[str, float]:
     }
 
 
-def _checked(seeds: Sequence[int], at_once: int, workers: int | None) -> list[int]:
+def _checked(seeds: Sequence[int], at_once: int, workers: int | None, videos: int) -> list[int]:
     numbers = [int(seed) for seed in seeds]
     if not numbers or len(set(numbers)) != len(numbers):
         found = "none" if not numbers else f"{len(numbers) - len(set(numbers))} that repeat another"
         raise UserError(
             f"A closed loop needs one distinct seed per episode, found {found}; a repeat is no new episode."
         )
-    if at_once < 1 or (workers is not None and workers < 0):
-        raise UserError(f"at_once ({at_once}) must be at least 1 and workers ({workers}) at least 0.")
+    if at_once < 1 or videos < 0 or (workers is not None and workers < 0):
+        raise UserError(
+            f"at_once ({at_once}) must be at least 1, workers ({workers}) and videos ({videos}) at least 0."
+        )
     return numbers
 
 

@@ -62,11 +62,11 @@ def share(successes: int, n: int, *, higher_is_better: bool = True) -> Estimate:
 def student_quantile(df: int) -> float:
     """97.5 % quantile of Student's t distribution with `df` >= 1 degrees of freedom.
 
-    Exact to rounding up to 200 degrees of freedom; beyond, an expansion about the normal quantile, good to 1e-7.
+    Exact to rounding up to 2000 degrees of freedom; beyond, an expansion about the normal quantile, good to 1e-9.
     """
     if df < 1:
         raise ValueError(f"Student's distribution has at least 1 degree of freedom, found {df}.")
-    if df > 200:
+    if df > 2000:
         z = NORMAL_QUANTILE
         first = (z**3 + z) / 4
         second = (5 * z**5 + 16 * z**3 + 3 * z) / 96

@@ -45,7 +45,8 @@ def curves_figure(log: Sequence[Mapping[str, Any]]) -> FigurePair | None:
                 shade = COLOURS[colour % len(COLOURS)]
                 marker = "o" if len(steps) < 20 else ""
                 ax.plot(steps, values, color=shade, lw=1, alpha=0.35, marker=marker, ms=3)
-                ax.plot(steps, _smoothed(values), color=shade, lw=1.6, label=name)
+                # Losses are noisy draws; schedules and measurements are shown as they are.
+                ax.plot(steps, _smoothed(values) if name in terms else values, color=shade, lw=1.6, label=name)
             ax.set_title(title, fontsize=10)
             ax.set_xlabel("optimiser step")
             if len(lines) > 1:
@@ -114,7 +115,11 @@ def _render(draw: Callable[[Any], None], inches: tuple[float, float], ink: str) 
     from matplotlib.figure import Figure
 
     inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
-    style = dict.fromkeys(inked, ink) | {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9}
+    style: dict[Any, Any] = dict.fromkeys(inked, ink) | {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "font.size": 9,
+    }
     with matplotlib.rc_context(style):
         figure = Figure(figsize=inches, layout="constrained")
         draw(figure)

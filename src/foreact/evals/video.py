@@ -216,7 +216,7 @@ def save_examples(quality: VideoQuality, folder: Path, fps: float) -> list[Path]
 def strip(example: Example, steps_ahead: Sequence[int]) -> Any:
     """A PIL picture: the context and the true future above, the context and the imagined future below."""
     scale = _scale(example)
-    past = [f"seen {step:+d}" for step in (-steps_ahead[-1] + s for s in steps_ahead)]
+    past = [f"seen {step - steps_ahead[-1]}" for step in steps_ahead[:-1]] + ["seen now"]
     images, labels = [], []
     for word, future in (("true", example.truth), ("imagined", example.predicted)):
         frames = [*example.context, *future]
@@ -226,7 +226,7 @@ def strip(example: Example, steps_ahead: Sequence[int]) -> Any:
 
 
 def _scale(example: Example) -> int:
-    return max(1, 128 // example.context.shape[1])
+    return max(1, 192 // example.context.shape[1])
 
 
 def _anchors(

@@ -105,8 +105,9 @@ class RandomPolicy(_Baseline):
         super().__init__(spec, execute=execute)
         if self.action.low is None or self.action.high is None:
             raise UserError("A random policy draws within the action bounds, but the spec has none; add low and high.")
+        self._low, self._high = self.action.low, self.action.high
 
     def _target(self, episode: int) -> np.ndarray:
         # The key makes a draw depend on the episode's seed and the step only.
         draw = np.random.default_rng([self._seeds[episode] % 2**64, self._steps[episode]])
-        return draw.uniform(self.action.low, self.action.high)
+        return draw.uniform(self._low, self._high)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,13 @@ from torch import Tensor
 
 from foreact.data.normalize import Normalizer
 from foreact.models.uva import UVA
+from foreact.models.uva_config import UVAConfig
+from foreact.models.uva_timing import context_offsets, frame_stride
 from foreact.policies.history import History, generator_for
 from foreact.tokenizers.images import resize_video
 from foreact.tokenizers.kl_vae import KLVAE
 from foreact.types import ActionChunk, ActionSpec, Observation, StreamSpec, UserError, to_model_range, to_uint8
+from foreact.weights.format import build, load_checkpoint, load_tokenizer
 
 ACTION = "action"
 
@@ -37,10 +41,11 @@ class UVAPolicy:
         tokenizer: the autoencoder whose latents the model was trained on.
         normalizer: statistics of the action stream.
         spec: what the model was trained on; observations must look like it.
-        context_stride: steps between two frames of the context, 4 in the paper.
+        context_stride: steps between two frames of the context, or None for what the paper does: the horizon spread
+            evenly over the frames, 4 steps for 16 actions and 4 frames.
         execute: actions played before planning again, 1..K.
         temperature: scale of the noise that sampling adds.
-        steps: sampling steps of the heads, or None for the model's own number.
+        steps: sampling steps of the heads, as in the model's config, or None for the model's own number.
         batch_size: rows of one network call.
         device: where to compute.
         weights: content hash of the weights, told by `describe`.
@@ -56,20 +61,26 @@ class UVAPolicy:
         normalizer: Normalizer,
         spec: StreamSpec,
         *,
-        context_stride: int = 4,
+        context_stride: int | None = None,
         execute: int = 8,
         temperature: float = 0.95,
-        steps: int | None = None,
+        steps: int | str | None = None,
         batch_size: int = 16,
         device: torch.device | str = "cpu",
         weights: str = "",
     ) -> None:
         config = model.config
-        self.action = _require_fit(config, spec)
+        self.action = _require_fit(config, tokenizer, spec)
         if not 1 <= execute <= config.horizon:
             raise UserError(f"execute is {execute}; the model plans {config.horizon} actions, choose 1 to that many.")
+        if context_stride is None:
+            context_stride = frame_stride(config.horizon, config.frames)
         if context_stride < 1 or batch_size < 1:
             raise UserError(f"context_stride ({context_stride}) and batch_size ({batch_size}) must be at least 1.")
+        if steps is not None and config.predict_video:
+            config.check_sampling_steps("video", str(steps))
+        if steps is not None and config.predict_action:
+            config.check_sampling_steps("action", str(steps))
         self.spec = spec
         self.camera: str = config.camera
         self.frames: int = config.frames
@@ -81,7 +92,7 @@ class UVAPolicy:
         self.batch_size = batch_size
         self.device = torch.device(device)
         self.weights = weights
-        self.offsets = [(i - self.frames + 1) * context_stride for i in range(self.frames)]
+        self.offsets = context_offsets(self.frames, context_stride)
         self._model = model.to(self.device)
         self._tokenizer = tokenizer.to(self.device)
         self._normalizer = normalizer
@@ -207,7 +218,7 @@ class UVAPolicy:
             known = {} if actions is None else {"actions": _filled(actions[rows], self.batch_size).to(self.device)}
             sample = self._sample(mode, context[rows], rngs[rows], iterations=iterations, **known)
             video = self._tokenizer.decode(sample.latents[self.camera])
-            return to_uint8(resize_video(video, tuple(frames.shape[2:4])))
+            return to_uint8(resize_video(video, (frames.shape[2], frames.shape[3])))
 
         return self._by_batch(len(frames), predict).permute(0, 1, 3, 4, 2).cpu().numpy()
 
@@ -233,7 +244,7 @@ class UVAPolicy:
 
     def _encode(self, frames: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
         """uint8 (B, T, H, W, 3) -> latents (B, T, c, h, w) on the device."""
-        size = tuple(self._tokenizer.config.image_size)
+        size = self._tokenizer.config.image_size
 
         def encode(rows: slice) -> Tensor:
             video = to_model_range(_filled(frames[rows], self.batch_size).to(self.device).movedim(-1, -3))
@@ -275,7 +286,53 @@ class UVAPolicy:
         return np.clip(values, low, high)
 
 
-def _require_fit(config: Any, spec: StreamSpec) -> ActionSpec:
+def load_policy(
+    path: Path,
+    *,
+    device: torch.device | str = "cpu",
+    tokenizer: Path | None = None,
+    context_stride: int | None = None,
+    execute: int = 8,
+    temperature: float = 0.95,
+    steps: int | str | None = None,
+    batch_size: int = 16,
+) -> UVAPolicy:
+    """A policy from a checkpoint folder; the settings are those of `UVAPolicy`.
+
+    Args:
+        path: checkpoint of a UVA with spec and statistics.
+        tokenizer: checkpoint of its tokenizer where it is not embedded; its hash must be the one trained on.
+
+    Raises:
+        UserError: the checkpoint is missing, broken, or not one that can act.
+    """
+    checkpoint = load_checkpoint(path)
+    if checkpoint.family != "uva":
+        raise UserError(f"{path} holds a '{checkpoint.family}'; a policy needs a checkpoint of the family 'uva'.")
+    if checkpoint.spec is None or checkpoint.stats is None:
+        lacks = "spec" if checkpoint.spec is None else "statistics of the actions"
+        raise UserError(f"{path} has no {lacks}, so it cannot act; export it again with the task it was trained on.")
+    model = build(checkpoint, device)
+    vae = load_tokenizer(checkpoint, tokenizer, device)
+    if not isinstance(model, UVA) or not isinstance(vae, KLVAE):
+        raise UserError(f"{path} belongs to a {type(vae).__name__}; UVA acts on the latents of a KL-VAE.")
+    return UVAPolicy(
+        model,
+        vae,
+        checkpoint.stats,
+        checkpoint.spec,
+        context_stride=context_stride,
+        execute=execute,
+        temperature=temperature,
+        steps=steps,
+        batch_size=batch_size,
+        device=device,
+        weights=checkpoint.hash,
+    )
+
+
+def _require_fit(config: UVAConfig, tokenizer: KLVAE, spec: StreamSpec) -> ActionSpec:
+    """The action spec, once model, tokenizer and spec are known to be of one piece."""
     if spec.action is None or spec.action.dim != config.action_dim:
         found = "no actions" if spec.action is None else f"{spec.action.dim} action dims"
         raise UserError(
@@ -283,6 +340,24 @@ def _require_fit(config: Any, spec: StreamSpec) -> ActionSpec:
         )
     if config.camera not in spec.cameras:
         raise UserError(f"The model watches camera '{config.camera}'; the spec knows {sorted(spec.cameras)}.")
+    inputs = {
+        "a wrist camera": config.wrist_camera is not None,
+        "instructions": config.text_dim is not None,
+        "past actions": config.past_actions,
+        "proprioception": bool(config.proprioception),
+    }
+    if wanted := [name for name, there in inputs.items() if there]:
+        raise UserError(
+            f"The model was trained with {' and '.join(wanted)}; this policy shows it one camera, so use a model that "
+            "needs no more."
+        )
+    expected = (config.latent_channels, *config.grid)
+    found = (tokenizer.config.latent_channels, *tokenizer.grid)
+    if found != expected:
+        raise UserError(
+            f"The model reads latents of shape {expected}, the tokenizer gives {found}; use the tokenizer it was "
+            "trained with."
+        )
     return spec.action
 
 

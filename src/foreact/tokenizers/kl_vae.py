@@ -290,7 +290,7 @@ def measure_scale(values: Tensor) -> float:
 
 
 def with_scale(config: KLVAEConfig, values: Tensor) -> KLVAEConfig:
-    """`config` with the scale that `measure_scale` finds."""
+    """`config` with the scale that `measure_scale` finds for unscaled latents."""
     return dataclasses.replace(config, scale=measure_scale(values))
 
 

@@ -1,4 +1,4 @@
-"""Frozen dataclasses <-> JSON, strictly: every unknown, missing or ill-typed entry is one sentence with a suggestion."""
+"""Frozen dataclasses <-> JSON, strictly: every unknown, missing or ill-typed entry is an error of one sentence."""
 
 from __future__ import annotations
 
@@ -157,5 +157,6 @@ def _wrong(where: str, expected: str, found: Any) -> Any:
 
 
 def _show(value: Any) -> str:
-    text = json.dumps(value) if value is None or isinstance(value, bool | int | float | str | list | dict) else repr(value)
+    is_json = value is None or isinstance(value, bool | int | float | str | list | dict)
+    text = json.dumps(value, default=repr) if is_json else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

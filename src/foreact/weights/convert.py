@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +14,9 @@ from torch import Tensor
 
 from foreact.types import StreamSpec, UserError
 from foreact.weights.format import Checkpoint, build, load_checkpoint, save_checkpoint
+from foreact.weights.kl_vae_reference import read_kl_vae
 from foreact.weights.pickles import read_torch_file
-from foreact.weights.uva_reference import kl_vae_checkpoint, read_kl_vae, uva_checkpoint
+from foreact.weights.uva_reference import check_spec, read_uva_checkpoint
 
 Kind = Literal["uva", "kl_vae", "mar"]
 
@@ -42,8 +45,8 @@ def recognise(payload: Any, path: Path) -> Kind:
             return "kl_vae"
     found = ", ".join(map(str, payload)) if isinstance(payload, Mapping) else type(payload).__name__
     raise UserError(
-        f"{path} is none of the known checkpoints (UVA: entries cfg and state_dicts; KL-VAE kl16: entry model; MAR: entry "
-        f"model_ema); it holds: {found[:200]}."
+        f"{path} is none of the known checkpoints (UVA: entries cfg and state_dicts; KL-VAE kl16: entry model; MAR: "
+        f"entry model_ema); it holds: {found[:200]}."
     )
 
 
@@ -61,29 +64,62 @@ def convert(
     Args:
         src: a UVA checkpoint, or the KL-VAE file kl16.ckpt.
         dst: the folder to write; a UVA checkpoint embeds its tokenizer there.
-        spec: for UVA, what the numbers mean (the file does not say units or names); checked against its sizes.
+        spec: for UVA, what the numbers mean (the file does not tell units or names); checked against its sizes.
         ema: for UVA, take the averaged weights.
-        heads: for UVA of a size without a name, attention heads of encoder and decoder.
+        heads: for UVA of a size without a published name, attention heads of encoder and decoder.
         dtype: type to store floating-point tensors in; None keeps theirs.
 
     Raises:
         UserError: the file is damaged, unsafe, unknown, contradicts itself or `spec`; nothing is written then.
     """
+    src, dst = Path(src), Path(dst)
     payload = read_torch_file(src)
     kind = recognise(payload, src)
     if kind == "mar":
         raise UserError(
-            f"{src} is an image model (MAR) and holds no actions; it can start a training (`init_from_mar`), not be "
-            "converted."
+            f"{src} is an image model (MAR) without actions: it cannot be converted, but a training can start from it."
         )
-    if kind == "kl_vae":
-        if spec is not None:
-            raise UserError(f"{src} is a tokenizer and takes no task; convert it without one.")
-        found = read_kl_vae(src, payload)
-        digest = kl_vae_checkpoint(dst, found, dtype=dtype)
-        return Converted(path=dst, hash=digest, report=found.report)
-    digest, report = uva_checkpoint(dst, src, payload, spec=spec, ema=ema, heads=heads, dtype=dtype)
-    return Converted(path=dst, hash=digest, report=report)
+    if kind == "uva":
+        return _convert_uva(src, dst, payload, spec=spec, ema=ema, heads=heads, dtype=dtype)
+    if spec is not None or heads is not None:
+        raise UserError(f"{src} is a tokenizer, which has neither task nor heads; convert it without them.")
+    vae = read_kl_vae(src, payload)
+    card = {"source": src.name, "account": vae.report.splitlines()}
+    digest = save_checkpoint(dst, family="kl_vae", config=vae.config, state=vae.state, card=card, dtype=dtype)
+    return Converted(path=dst, hash=digest, report=vae.report)
+
+
+def _convert_uva(
+    src: Path,
+    dst: Path,
+    payload: Any,
+    *,
+    spec: StreamSpec | None,
+    ema: bool,
+    heads: tuple[int, int] | None,
+    dtype: torch.dtype | None,
+) -> Converted:
+    cameras = list(spec.cameras) if spec is not None else ()
+    found = read_uva_checkpoint(src, ema=ema, heads=heads, cameras=cameras, payload=payload)
+    if spec is not None:
+        check_spec(found, spec, src)
+    card = {"source": src.name, "facts": dataclasses.asdict(found.facts), "account": found.report.splitlines()}
+    dst.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=dst.parent, prefix=f".{dst.name}.tokenizer-") as scratch:
+        tokenizer = Path(scratch) / "tokenizer"
+        save_checkpoint(tokenizer, family="kl_vae", config=found.vae, state=found.vae_state, dtype=dtype)
+        digest = save_checkpoint(
+            dst,
+            family="uva",
+            config=found.uva,
+            state=found.uva_state,
+            spec=spec,
+            stats=found.normalizer,
+            tokenizer=tokenizer,
+            card=card,
+            dtype=dtype,
+        )
+    return Converted(path=dst, hash=digest, report=found.report)
 
 
 def verify(path: Path) -> str:
@@ -110,26 +146,32 @@ def verify(path: Path) -> str:
 
 
 def _verified(checkpoint: Checkpoint) -> list[str]:
-    broken = [k for k, t in checkpoint.state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
+    state = checkpoint.state
+    broken = [k for k, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if broken:
-        raise UserError(f"{checkpoint.path} holds NaN or infinite values in {', '.join(broken[:3])}; train or convert it anew.")
+        raise UserError(
+            f"{checkpoint.path} holds NaN or infinite values in {', '.join(broken[:3])}; train or convert it anew."
+        )
     build(checkpoint)
-    dtypes = sorted({str(t.dtype).removeprefix("torch.") for t in checkpoint.state.values()})
-    nbytes = sum(t.nbytes for t in checkpoint.state.values())
+    dtypes = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in state.values()}))
+    nbytes = sum(t.nbytes for t in state.values())
     lines = [
         f"path       {checkpoint.path}",
         f"family     {checkpoint.family}",
-        f"tensors    {len(checkpoint.state)} ({checkpoint.parameters:,} values, {', '.join(dtypes)}, {nbytes / 1e6:.1f} MB)",
+        f"tensors    {len(state)} ({checkpoint.parameters:,} values, {dtypes}, {nbytes / 1e6:.1f} MB)",
         f"hash       {checkpoint.hash}",
     ]
     if checkpoint.spec is not None:
         cameras = ", ".join(f"{k} {h}x{w}" for k, (h, w) in checkpoint.spec.cameras.items())
         action = checkpoint.spec.action
-        lines.append(f"spec       {cameras}; {checkpoint.spec.fps:g} fps; actions: {', '.join(action.names) if action else 'none'}")
+        names = ", ".join(action.names) if action else "none"
+        lines.append(f"spec       {cameras}; {checkpoint.spec.fps:g} fps; actions: {names}")
     if checkpoint.stats is not None:
         lines.append(f"stats      {', '.join(sorted(checkpoint.stats.streams))}")
     return lines
 
 
 def _has(state: Any, prefix: str) -> bool:
-    return isinstance(state, Mapping) and any(str(k).startswith(prefix) and isinstance(v, Tensor) for k, v in state.items())
+    return isinstance(state, Mapping) and any(
+        str(k).startswith(prefix) and isinstance(v, Tensor) for k, v in state.items()
+    )

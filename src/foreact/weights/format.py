@@ -1,4 +1,4 @@
-"""Our checkpoint: a folder of safetensors and JSON, written atomically, read strictly. No pickle, no path, no class name."""
+"""Our checkpoint: a folder of safetensors and JSON, written atomically, read strictly; no pickle, no class name."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -34,6 +34,7 @@ __all__ = [
     "save_checkpoint",
 ]
 
+T = TypeVar("T")
 FORMAT = 1
 
 
@@ -174,20 +175,18 @@ def load_checkpoint(path: Path) -> Checkpoint:
     path = Path(path)
     if not path.is_dir() or not (path / "config.json").is_file():
         retired = path.with_name(f".{path.name}.old")
-        hint = f"an older one is whole at {retired}: rename it" if retired.exists() else "give the folder that holds config.json"
+        hint = "give the folder that holds config.json"
+        if retired.exists():
+            hint = f"an older one is whole at {retired}: rename it"
         raise UserError(f"There is no checkpoint at {path}; {hint}.")
     family, raw = _read_config(path)
     state = _read_state(path / "model.safetensors")
 
-    spec = stats = reference = None
-    if (path / "spec.json").exists():
-        spec = _spec(path / "spec.json")
-    if (path / "stats.json").exists():
-        stats = Normalizer.from_json(read_json(path / "stats.json"))
-    if (path / "tokenizer.json").exists():
-        reference = config_from_json(TokenizerRef, read_json(path / "tokenizer.json"), where=str(path / "tokenizer.json"))
+    spec = _read_part(path / "spec.json", StreamSpec.from_json)
+    stats = _read_part(path / "stats.json", Normalizer.from_json)
+    reference = _read_part(path / "tokenizer.json", lambda raw: config_from_json(TokenizerRef, raw))
+    card = _read_part(path / "card.json", dict)
     embedded = path / "tokenizer"
-    card = read_json(path / "card.json") if (path / "card.json").exists() else {}
     return Checkpoint(
         path=path,
         family=family,
@@ -197,7 +196,7 @@ def load_checkpoint(path: Path) -> Checkpoint:
         stats=stats,
         tokenizer=reference,
         tokenizer_path=embedded if embedded.is_dir() else None,
-        card=card,
+        card=card or {},
         hash=_hash(family, raw, state),
     )
 
@@ -209,12 +208,15 @@ def build(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> nn.Modu
         UserError: a tensor is missing, left over or of another shape, named.
     """
     family = FAMILIES[checkpoint.family]
-    config = config_from_json(family.config, checkpoint.config, where=f"{checkpoint.path / 'config.json'}", complete=True)
+    file = checkpoint.path / "config.json"
+    config = config_from_json(family.config, checkpoint.config, where=f"{file}: config", complete=True)
     with torch.device("meta"):
         expected = {k: tuple(v.shape) for k, v in family.module(config).state_dict().items()}
     found = {k: tuple(v.shape) for k, v in checkpoint.state.items()}
     if problem := difference(expected, found):
-        raise UserError(f"The weights of {checkpoint.path} do not fit their config: {problem}; restore them from their source.")
+        raise UserError(
+            f"The weights of {checkpoint.path} do not fit their config: {problem}; restore them from their source."
+        )
     with torch.random.fork_rng(devices=[]):  # loading weights must not move anybody's random numbers
         module = family.module(config)
     module.load_state_dict(checkpoint.state, strict=True)
@@ -240,8 +242,8 @@ def load_tokenizer(
     source = override if override is not None else checkpoint.tokenizer_path
     if source is None:
         raise UserError(
-            f"The checkpoint {checkpoint.path} needs the {wanted.family} tokenizer {wanted.hash} and does not embed it; "
-            "give the tokenizer's checkpoint."
+            f"The checkpoint {checkpoint.path} needs the {wanted.family} tokenizer {wanted.hash} and does not embed "
+            "it; give the tokenizer's checkpoint."
         )
     found = load_checkpoint(source)
     if found.hash != wanted.hash:
@@ -298,11 +300,18 @@ def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
     return raw["family"], raw["config"]
 
 
-def _spec(file: Path) -> StreamSpec:
+def _read_part(file: Path, parse: Callable[[Any], T]) -> T | None:
+    if not file.exists():
+        return None
+    raw = read_json(file)
     try:
-        return StreamSpec.from_json(read_json(file))
+        return parse(raw)
+    except UserError as error:
+        raise UserError(f"{file}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise UserError(f"{file} is not a stream spec ({type(error).__name__}: {error}); restore it from its source.") from None
+        raise UserError(
+            f"{file} does not hold what it should ({type(error).__name__}: {error}); restore it from its source."
+        ) from None
 
 
 def _read_state(file: Path) -> dict[str, Tensor]:

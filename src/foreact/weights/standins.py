@@ -124,7 +124,8 @@ def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Te
 def _named_type(name: str) -> Any:
     """dill names the built-in types by strings, of Python 2 or 3."""
     names = {"IntType": int, "LongType": int, "FloatType": float, "StringType": str, "UnicodeType": str,
-             "BooleanType": bool, "ListType": list, "DictType": dict, "TupleType": tuple, "NoneType": type(None)}  # fmt: skip
+             "BooleanType": bool, "ListType": list, "DictType": dict, "TupleType": tuple,
+             "NoneType": type(None)}  # fmt: skip
     known = {**names, **{t.__name__: t for t in names.values()}}
     if name not in known:
         raise ValueError(f"the type {name}")

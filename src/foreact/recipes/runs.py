@@ -1,0 +1,116 @@
+"""A run folder and its fully resolved config: parsed from the command line, written, compared, read again."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+import tyro
+
+from foreact.train.loop import TrainResult
+from foreact.types import UserError
+from foreact.weights.configs import config_from_json, config_to_json, read_json
+
+T = TypeVar("T")
+
+
+def parse_run(cls: type[T], args: Sequence[str], *, prog: str, recipe: Callable[[dict[str, str]], T], choices: Sequence[str]) -> T:
+    """The run that the command line asks for.
+
+    Args:
+        cls: dataclass of the run.
+        args: command line after the verb.
+        prog: verb, for --help.
+        recipe: defaults for the values of `choices`, such as the task, which decide all others.
+        choices: options that are read first, because the defaults of all others depend on them.
+    """
+    chosen, rest = _take({*choices, "from"}, args)
+    if "from" in chosen:
+        folder = Path(chosen.pop("from"))
+        if not (folder / "config.json").is_file():
+            raise UserError(f"--from expects the folder of an earlier run; {folder} holds no config.json.")
+        default = config_from_json(cls, read_json(folder / "config.json"), where=str(folder / "config.json"))
+        rest = [*rest, *(word for name, value in chosen.items() for word in (f"--{name}", value))]
+    else:
+        default = recipe(chosen)
+    return tyro.cli(cls, prog=prog, args=rest, default=default)
+
+
+def _take(names: set[str], args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
+    """Split `--name value` and `--name=value` for the given names from the other arguments."""
+    found: dict[str, str] = {}
+    rest: list[str] = []
+    words = iter(args)
+    for word in words:
+        name, equals, value = word.removeprefix("--").partition("=")
+        if word.startswith("--") and name in names:
+            value = value if equals else next(words, None)
+            if value is None:
+                raise UserError(f"--{name} needs a value.")
+            found[name] = value
+        else:
+            rest.append(word)
+    return found, rest
+
+
+def open_run(folder: Path, run: Any, *, free: Sequence[str] = ()) -> None:
+    """Create the folder and write `config.json`; in an existing one check that it is the same run.
+
+    Args:
+        folder: of the run.
+        run: its dataclass.
+        free: top-level entries that a resumed run may change (the loop checks its own config itself).
+    """
+    raw = config_to_json(run)
+    path = folder / "config.json"
+    if path.exists():
+        before = read_json(path)
+        for name, value in raw.items():
+            if name not in free and before.get(name) != value:
+                raise UserError(
+                    f"{folder} holds a run with {name} = {before.get(name)}, now it is {value}; give another --out, "
+                    f"or resume it with --from {folder}."
+                )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, raw)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
+def is_main_process() -> bool:
+    """Whether this process speaks for all that torchrun started."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def pick_device(name: str | None) -> torch.device:
+    """The named device, or CUDA where there is one, else the CPU."""
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"Device '{name}' was asked for, but torch sees no CUDA device; use --device cpu.")
+    return torch.device(name)
+
+
+def say(title: str, **facts: Any) -> None:
+    """Print what was resolved before the work starts, on one process."""
+    if is_main_process():
+        print(title)
+        for name, value in facts.items():
+            print(f"  {name:<12}{value}")
+
+
+def conclude(result: TrainResult, resume: str) -> None:
+    """After a training: exit as an interrupted program does, with the line that says how to go on."""
+    if result.interrupted:
+        if is_main_process():
+            print(f"Stopped after step {result.step}; everything is saved. Go on with: {resume}")
+        raise SystemExit(130)
