@@ -142,9 +142,7 @@ class EpisodeStore(Protocol):
     spec: StreamSpec
     lengths: np.ndarray  # (E,) int64 steps per episode
 
-    def read(
-        self, episode: int, start: int, stop: int, streams: Sequence[str]
-    ) -> dict[str, np.ndarray]: ...
+    def read(self, episode: int, start: int, stop: int, streams: Sequence[str]) -> dict[str, np.ndarray]: ...
 
 
 @dataclass
@@ -360,6 +358,7 @@ class Task:
         env: import path "module:function" of a factory without arguments, or None where nothing simulates the task. A
             path, so that worker processes can build it.
         demonstrations: import path of a function `(store: Path) -> None` that makes the default store, or None.
+        held_out: the same for a small store of episodes that no training sees, or None.
         score_note: what the score of an episode means, in one sentence, for reports.
     """
 
@@ -368,6 +367,7 @@ class Task:
     camera: str
     env: str | None = None
     demonstrations: str | None = None
+    held_out: str | None = None
     score_note: str = ""
 
 

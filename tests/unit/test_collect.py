@@ -65,9 +65,7 @@ def test_disturbances_are_held_half_of_them_zero_and_given_by_the_seed() -> None
 
 
 def test_processes_change_nothing(three: Path, tmp_path: Path) -> None:
-    parallel = collect(
-        "pusht-m", 3, tmp_path / "p.npz", first_seed=20, noise=(0.0, 10.0), workers=2, progress=False
-    )
+    parallel = collect("pusht-m", 3, tmp_path / "p.npz", first_seed=20, noise=(0.0, 10.0), workers=2, progress=False)
     assert_same(parallel, load_traces(three))
 
 

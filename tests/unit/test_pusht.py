@@ -32,7 +32,7 @@ def test_start_of_a_seed_follows_the_reference_protocol() -> None:
     # Position before angle, then one physics step: the block turns about its centre of mass (0, 45) in its frame.
     state = PushTEnv(image=False).reset(100_003)["state"]
     np.testing.assert_array_equal(state[:2], expected[:2])
-    centre = np.array(expected[2:]) + [0, 45]
+    centre = np.array(expected[2:]) + np.array([0, 45])
     offset = [45 * np.sin(angle), -45 * np.cos(angle)]
     np.testing.assert_allclose(state[2:4], centre + offset, atol=1e-3)
     np.testing.assert_allclose(state[4], angle % (2 * np.pi), atol=1e-5)

@@ -115,8 +115,8 @@ def test_frames_are_inverse_and_keypoint_error_is_a_distance() -> None:
     pose, points = np.array([100.0, 200.0, 1.1]), np.random.default_rng(0).normal(size=(5, 2)) * 50
     np.testing.assert_allclose(to_block(to_world(points, pose), pose), points, atol=1e-9)
     assert keypoint_error(GOAL, GOAL) == 0.0
-    assert keypoint_error(GOAL + [3, 4, 0], GOAL) == pytest.approx(5.0)
-    assert keypoint_error(GOAL + [0, 0, 2 * np.pi], GOAL) == pytest.approx(0.0, abs=1e-9)
+    assert keypoint_error(GOAL + np.array([3, 4, 0]), GOAL) == pytest.approx(5.0)
+    assert keypoint_error(GOAL + np.array([0, 0, 2 * np.pi]), GOAL) == pytest.approx(0.0, abs=1e-9)
 
 
 @pytest.mark.parametrize(("lead", "expected"), [(4, (4, 0)), (10, (10, 0)), (13, (10, 3)), (99, (10, 5))])

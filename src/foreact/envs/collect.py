@@ -16,13 +16,16 @@ import numpy as np
 from tqdm import tqdm
 
 from foreact.data.store import StoreWriter, open_store
-from foreact.envs.pusht import PUSHT_SPEC, WORLD_SIZE, PushTEnv, render_state
+from foreact.envs.pusht import PUSHT_SPEC, WORLD_SIZE, PushTEnv, build_simulator, render_state
 from foreact.envs.pusht_expert import PushTExpert
 from foreact.envs.traces import TracedEpisode, Traces, demonstrations, load_traces, save_traces
 from foreact.types import UserError
 
 FIRST_TEST_SEED = 100_000
 """Seeds from here on are for evaluation; no collection may hold them."""
+
+HELD_OUT_SEED = 80_000
+"""Seeds from here to FIRST_TEST_SEED are for held-out episodes: for looking at, never for training."""
 
 SAVE_EVERY = 10  # episodes between two writes of the trace file
 NOISE_HOLD = 5  # steps that a draw of the noise lasts
@@ -177,6 +180,7 @@ def render_traces(
         UserError: no trace file, or a store of other episodes.
     """
     traces, store_path = load_traces(trace_path), Path(store_path)
+    build_simulator()  # a missing simulator shall leave no empty store behind
     with StoreWriter(store_path, PUSHT_SPEC, attrs={"env": traces.env, "source": "expert"}) as writer:
         begun = writer.episodes
         if begun and not np.array_equal(open_store(store_path).info("seed"), traces.seeds[:begun]):
@@ -204,6 +208,19 @@ def demonstrations_to_store(path: Path) -> None:
     """
     partial = path.with_name(f"{path.name}.partial")
     os.replace(render_traces(demonstrations("pusht"), partial), path)
+
+
+def held_out_to_store(path: Path, env: str = "pusht", episodes: int = 16) -> None:
+    """Let the expert show episodes from HELD_OUT_SEED on, and render them into the store `path`."""
+    traces = path.with_suffix(".npz")
+    collect(env, episodes, traces, first_seed=HELD_OUT_SEED)
+    partial = path.with_name(f"{path.name}.partial")
+    os.replace(render_traces(traces, partial), path)
+
+
+def held_out_m_to_store(path: Path) -> None:
+    """`held_out_to_store` for PushT-M."""
+    held_out_to_store(path, "pusht-m")
 
 
 def _draw(job: tuple[np.ndarray, np.ndarray]) -> np.ndarray:

@@ -77,9 +77,9 @@ class PushTExpert:
     """Plans in its own copy of the simulator; one instance per episode stream."""
 
     def __init__(self) -> None:
+        self._world = build_simulator()  # first, since it says what to install where the simulator is missing
         self.starts, self.directions = candidate_pushes()
         self.walks = Walks(self.starts)
-        self._world = build_simulator()
         self._push: Push | None = None
 
     def reset(self) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-import shapely
 
 from foreact.envs.pusht import WORLD_SIZE
 
@@ -54,6 +53,9 @@ class Walks:
     """Shortest ways for the agent around the block, in the block's frame; a way never comes closer than CLEARANCE."""
 
     def __init__(self, ends: np.ndarray) -> None:
+        import shapely  # comes with the simulator
+
+        self._shapely = shapely
         block = shapely.Polygon(OUTLINE)
         self.obstacle = block.buffer(AGENT_RADIUS + CLEARANCE)
         self.ring = block.buffer(AGENT_RADIUS + TURN_CLEARANCE, join_style="bevel").exterior
@@ -67,8 +69,8 @@ class Walks:
     def _lengths(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Lengths of the straight ways a -> b (broadcast), infinite where the block is in the way."""
         a, b = np.broadcast_arrays(a, b)
-        lines = shapely.linestrings(np.stack([a, b], axis=-2))
-        return np.where(shapely.intersects(self.obstacle, lines), np.inf, np.linalg.norm(a - b, axis=-1))
+        lines = self._shapely.linestrings(np.stack([a, b], axis=-2))
+        return np.where(self._shapely.intersects(self.obstacle, lines), np.inf, np.linalg.norm(a - b, axis=-1))
 
     def plan(self, agent: np.ndarray, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Shortest ways from `agent` (2,), in the block's frame, to every end.
@@ -78,8 +80,8 @@ class Walks:
             (P,) and before each node, -1 for none, and the point (2,) from which the ways leave the block.
         """
         where = agent
-        if shapely.intersects_xy(self.obstacle, agent[0], agent[1]):  # touching or nearly so: first step back
-            nearest = self.ring.interpolate(self.ring.project(shapely.Point(agent)))
+        if self._shapely.intersects_xy(self.obstacle, agent[0], agent[1]):  # touching or nearly so: first step back
+            nearest = self.ring.interpolate(self.ring.project(self._shapely.Point(agent)))
             where = np.array([nearest.x, nearest.y])
         back = float(np.linalg.norm(where - agent))
         world = to_world(self.nodes, pose)

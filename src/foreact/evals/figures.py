@@ -1,4 +1,4 @@
-"""Figures of the report as PNG bytes, once for light and once for dark pages. Knows no HTML."""
+"""Figures as PNG bytes; those of the report once for light and once for dark pages. Knows no HTML."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from foreact.evals.closed_loop import ClosedLoopResult
 from foreact.evals.video import VideoQuality
-from foreact.types import Estimate
+from foreact.types import ActionSpec, Estimate
 
 NOT_CURVES = {"step", "skipped", "samples_per_s", "data_wait", "seconds"}
 """Log entries about the machine, not about learning."""
@@ -105,11 +105,26 @@ def quality_figure(quality: VideoQuality) -> FigurePair:
     return _both(draw, (8.0, 3.0))
 
 
+def actions_figure(spec: ActionSpec, actions: Mapping[str, np.ndarray]) -> bytes:
+    """Actions over time, PNG, one panel per dimension; label -> float (K, A) in the spec's units."""
+
+    def draw(figure: Any) -> None:
+        axes = figure.subplots(1, spec.dim, squeeze=False)[0]
+        for i, ax in enumerate(axes):
+            for colour, (label, values) in zip(COLOURS, actions.items(), strict=False):
+                ax.plot(np.arange(len(values)), values[:, i], color=colour, marker="o", ms=3, label=label)
+            ax.set_title(f"{spec.names[i]} ({spec.units[i]})", fontsize=10)
+            ax.set_xlabel("steps from now")
+        axes[0].legend(fontsize=8, frameon=False)
+
+    return _render(draw, (3.6 * spec.dim, 2.8), "#1f2328", transparent=False)
+
+
 def _both(draw: Callable[[Any], None], inches: tuple[float, float]) -> FigurePair:
     return FigurePair(_render(draw, inches, "#1f2328"), _render(draw, inches, "#d6dae0"))
 
 
-def _render(draw: Callable[[Any], None], inches: tuple[float, float], ink: str) -> bytes:
+def _render(draw: Callable[[Any], None], inches: tuple[float, float], ink: str, *, transparent: bool = True) -> bytes:
     # Imported here, since it takes a second and most commands draw nothing. No pyplot: it keeps global figures.
     import matplotlib
     from matplotlib.figure import Figure
@@ -124,7 +139,7 @@ def _render(draw: Callable[[Any], None], inches: tuple[float, float], ink: str) 
         figure = Figure(figsize=inches, layout="constrained")
         draw(figure)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=120, transparent=True)
+        figure.savefig(buffer, format="png", dpi=120, transparent=transparent)
     return buffer.getvalue()
 
 

@@ -379,7 +379,8 @@ class UVA(nn.Module):
         values, valid = [], None
         for stream, dim in c.proprioception_prediction.items():
             state = _entry(batch.state, stream, "state")
-            self._require(state, (len(batch), c.proprioception_steps + c.horizon, dim), f"state '{stream}'")
+            past = c.proprioception_steps if c.proprioception else 0
+            self._require(state, (len(batch), past + c.horizon, dim), f"state '{stream}'")
             values.append(state[:, -c.horizon :])
             if stream in batch.valid:
                 there = batch.valid[stream][:, -c.horizon :]

@@ -36,4 +36,6 @@ def doctor() -> None:
         try:
             importlib.import_module("torchvision")
         except Exception as error:
-            print(f"\ntorchvision is installed but cannot be imported ({error}); Foreact does not need it: uninstall it.")
+            print(
+                f"\ntorchvision is installed but cannot be imported ({error}); Foreact does not need it: uninstall it."
+            )

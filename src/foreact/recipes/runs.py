@@ -18,7 +18,9 @@ from foreact.weights.configs import config_from_json, config_to_json, read_json
 T = TypeVar("T")
 
 
-def parse_run(cls: type[T], args: Sequence[str], *, prog: str, recipe: Callable[[dict[str, str]], T], choices: Sequence[str]) -> T:
+def parse_run(
+    cls: type[T], args: Sequence[str], *, prog: str, recipe: Callable[[dict[str, str]], T], choices: Sequence[str]
+) -> T:
     """The run that the command line asks for.
 
     Args:

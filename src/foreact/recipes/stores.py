@@ -15,6 +15,10 @@ from foreact.tokenizers.kl_vae import KLVAE
 from foreact.types import Task, UserError, to_model_range
 
 
+# Pictures up to this many bytes are held in memory, since a random frame costs the reading of a whole chunk.
+MEMORY_LIMIT = 4 * 2**30
+
+
 def open_task_store(task: Task, path: Path | None) -> ZarrStore:
     """Open `path`, or the task's default store `data/<task>.zarr`, made from its demonstrations where it is missing."""
     if path is None:
@@ -25,9 +29,26 @@ def open_task_store(task: Task, path: Path | None) -> ZarrStore:
                     f"Task '{task.name}' brings no demonstrations and {path} does not exist; make it with "
                     f"`foreact data collect --env {task.name} --episodes 300` or name a store with --data."
                 )
-            module, _, function = task.demonstrations.partition(":")
-            getattr(importlib.import_module(module), function)(path)
-    return open_store(path, task.spec)
+            _call(task.demonstrations, path)
+    return open_store(path, task.spec, memory_limit=MEMORY_LIMIT)
+
+
+def open_held_out_store(task: Task, path: Path | None) -> ZarrStore:
+    """Open `path`, or `data/<task>-held-out.zarr`, made by the task's expert on seeds that no training uses."""
+    if path is None:
+        path = Path("data") / f"{task.name}-held-out.zarr"
+        if not path.exists():
+            if task.held_out is None:
+                raise UserError(f"Task '{task.name}' cannot make held-out episodes; name a store with --data.")
+            _call(task.held_out, path)
+    return open_store(path, task.spec, memory_limit=MEMORY_LIMIT)
+
+
+def _call(function: str, path: Path) -> None:
+    """Call a maker of stores, given by import path."""
+    module, _, name = function.partition(":")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    getattr(importlib.import_module(module), name)(path)
 
 
 @torch.no_grad()
@@ -52,9 +73,7 @@ def ensure_latents(
                 bar.update(length)
                 continue
             frames = store.read(episode, 0, length, [camera])[camera]
-            parts = [
-                encode_frames(vae, frames[i : i + batch_size], device) for i in range(0, length, batch_size)
-            ]
+            parts = [encode_frames(vae, frames[i : i + batch_size], device) for i in range(0, length, batch_size)]
             stream.append(np.concatenate(parts))
             bar.update(length)
     store.refresh()

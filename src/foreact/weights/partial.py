@@ -59,6 +59,4 @@ def load_partial(module: nn.Module, state: Mapping[str, Tensor], *, source: str)
     with torch.no_grad():
         for name, tensor in fitting.items():
             own[name].copy_(tensor)
-    return PartialLoad(
-        loaded=tuple(fitting), untouched=tuple(n for n in own if n not in fitting), skipped=skipped
-    )
+    return PartialLoad(loaded=tuple(fitting), untouched=tuple(n for n in own if n not in fitting), skipped=skipped)

@@ -42,6 +42,4 @@ def resolve(ref: str | Path) -> Path:
         return ROOT / str(ref)
     if path.exists():
         raise UserError(f"{path} holds no config.json, so it is no checkpoint; convert foreign files first.")
-    raise UserError(
-        f"'{ref}' is neither a checkpoint folder nor a shipped checkpoint{did_you_mean(str(ref), names())}"
-    )
+    raise UserError(f"'{ref}' is neither a checkpoint folder nor a shipped checkpoint{did_you_mean(str(ref), names())}")

@@ -132,7 +132,7 @@ def init_from_mar(model: UVA, path: Path) -> PartialLoad:
     """
     payload = read_torch_file(path)
     state = payload.get("model_ema") if isinstance(payload, Mapping) else None
-    if not isinstance(state, Mapping):
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path} should hold MAR weights under the key 'model_ema', found none.")
     # Names are those of a model with the reference's heads; what our model lacks is accounted for below.
     names = reference_keys_uva.reference_names(replace(model.config, head="diffusion", readout="conv_fc"))

@@ -93,10 +93,11 @@ def training_step(case: Case, reference: UVAReference, states: dict[str, Any]) -
     assert gradient is not None
     case.check("train/out/grad/proj_cond_x_layer.weight", gradient)
 
-    saved, schedule = states["optimizer"], states["lr_scheduler"]
-    # The schedule has moved on by one since: the step was taken one warmup step earlier.
-    lr = schedule["_last_lr"][0] * (schedule["last_epoch"] - 1) / schedule["last_epoch"]
+    saved, schedule = states["optimizer"], states.get("lr_scheduler")
     settings = saved["param_groups"][0]
+    lr = settings["lr"]
+    if schedule and schedule["last_epoch"]:  # it has moved on since: the step was taken one warmup step earlier
+        lr *= (schedule["last_epoch"] - 1) / schedule["last_epoch"]
     groups = model.param_groups(lr, case.meta["cfg_resolved"]["model"]["policy"]["optimizer"]["weight_decay"])
     assert sorted((g["weight_decay"], len(g["params"])) for g in groups) == sorted(
         (g["weight_decay"], g["n_tensors"]) for g in case.meta["optimizer_groups"]

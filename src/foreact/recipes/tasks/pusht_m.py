@@ -7,5 +7,9 @@ import dataclasses
 from foreact.recipes.tasks.pusht import TASK as PUSHT
 
 TASK = dataclasses.replace(
-    PUSHT, name="pusht-m", env="foreact.envs.pusht:make_pusht_m", demonstrations=None
+    PUSHT,
+    name="pusht-m",
+    env="foreact.envs.pusht:make_pusht_m",
+    demonstrations=None,
+    held_out="foreact.envs.collect:held_out_m_to_store",
 )

@@ -1,0 +1,109 @@
+"""`foreact data`: collect, import, check, stats and show episode stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from foreact.data import importing, inspect
+from foreact.envs import collect as collecting
+from foreact.recipes.tasks import find_task
+from foreact.types import StreamSpec, UserError
+from foreact.weights.format import load_checkpoint
+from foreact.weights.shipped import resolve
+
+
+def collect(
+    env: str = "pusht",
+    episodes: int = 300,
+    out: Path | None = None,
+    first_seed: int = 0,
+    noise: tuple[float, ...] = (0.0, 15.0),
+    workers: int | None = None,
+) -> None:
+    """Let an expert act in a simulator; keep its traces (.npz) and render them into a store.
+
+    A collection that was stopped goes on where it was. Ask for more episodes to extend it.
+
+    Args:
+        env: pusht or pusht-m.
+        episodes: how many, one per seed.
+        out: the store; the traces lie beside it. Default: data/<env>.zarr.
+        first_seed: of the first episode; seeds from 100000 on belong to evaluation.
+        noise: px, disturbance of what is executed (not of what is recorded); several values take turns.
+        workers: processes; default one per core.
+    """
+    store = out or Path("data") / f"{env}.zarr"
+    traces = store.with_suffix(".npz")
+    store.parent.mkdir(parents=True, exist_ok=True)
+    found = collecting.collect(env, episodes, traces, first_seed=first_seed, noise=noise, workers=workers)
+    collecting.render_traces(traces, store, workers=workers)
+    print(f"{len(found)} episodes, mean score {found.score.mean():.3f}: {store} (traces: {traces})")
+
+
+def import_(src: Path, out: Path, task: str | None = None, fill_missing: bool = False) -> None:
+    """Copy a replay-buffer zarr (folder or zip, v2 or v3) of another project into a store of ours.
+
+    Args:
+        src: the foreign store, such as pusht_cchi_v7_replay.zarr.
+        out: the new store.
+        task: what the streams mean; needed unless the store says so itself.
+        fill_missing: read chunks that are absent as the store's fill value, instead of refusing.
+    """
+    episodes = importing.import_store(src, out, _spec(task), fill_missing=fill_missing)
+    print(f"{episodes} episodes: {out}")
+
+
+def check(store: Path, task: str | None = None, windows: int = 100) -> None:
+    """Read windows and report spec, lengths, NaN, constant dimensions, missing chunks and windows per second.
+
+    Args:
+        store: the store.
+        task: what the streams mean; needed unless the store says so itself.
+        windows: how many to read.
+    """
+    report = inspect.check_store(store, _spec(task), windows=windows)
+    print(report)
+    if not report.ok:
+        raise UserError(f"{store} has errors, listed above; mend or collect it again before training on it.")
+
+
+def stats(store: Path, task: str | None = None, against: str | None = None) -> None:
+    """Print the range, mean and deviation of every number.
+
+    Args:
+        store: the store.
+        task: what the streams mean; needed unless the store says so itself.
+        against: a checkpoint (folder or shipped name) whose statistics to compare with.
+    """
+    normalizer = None
+    if against is not None:
+        normalizer = load_checkpoint(resolve(against)).stats
+        if normalizer is None:
+            raise UserError(f"The checkpoint {against} has no statistics to compare with; name one that acts.")
+    found = inspect.store_stats(store, _spec(task), normalizer)
+    print(inspect.format_stats(found))
+    outside = [name for name, s in found.items() if s.out_of_range is not None and s.out_of_range.max() > 0.05]
+    if outside:
+        raise UserError(
+            f"More than 5 % of some values of {', '.join(outside)} lie outside the range that {against} was trained on; "
+            "check units and action mode before you use them together."
+        )
+
+
+def show(
+    store: Path, out: Path = Path("show"), task: str | None = None, episodes: tuple[int, ...] = (0, 1, 2, 3)
+) -> None:
+    """Write a contact sheet per camera and an mp4 per episode.
+
+    Args:
+        store: the store.
+        out: folder for the pictures.
+        task: what the streams mean; needed unless the store says so itself.
+        episodes: which to show.
+    """
+    for path in inspect.show_store(store, _spec(task), out_dir=out, episodes=episodes):
+        print(path)
+
+
+def _spec(task: str | None) -> StreamSpec | None:
+    return None if task is None else find_task(task).spec

@@ -1,0 +1,98 @@
+"""`foreact demo`: the road walked once, in minutes: data, a little training, acting, imagining, a report."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+from foreact.data.store import open_store
+from foreact.evals.report import Media, write_report
+from foreact.evals.video import save_examples, video_quality
+from foreact.models.uva import UVA
+from foreact.policies.uva import UVAPolicy
+from foreact.recipes.evaluate import TEST_SEED, open_policy, run_closed_loop
+from foreact.recipes.runs import say
+from foreact.recipes.stores import open_held_out_store, open_task_store
+from foreact.recipes.tasks import find_task
+from foreact.recipes.uva import recipe, train_uva
+from foreact.train.logs import read_log
+from foreact.types import Policy
+from foreact.weights.configs import config_from_json, config_to_json
+from foreact.weights.format import load_checkpoint
+from foreact.weights.shipped import shipped
+
+SHIPPED = "uva-pusht"
+
+
+def demo(out: Path = Path("runs/demo"), steps: int = 150, seeds: int = 20, workers: int | None = None) -> None:
+    """Continue the shipped PushT model for a few steps, let it act on held-out seeds, and write a report.
+
+    Everything is real: the demonstrations are drawn by the simulator, the model trains on them, acts in the simulator
+    beside three baselines, and imagines futures of episodes it never saw. Ten minutes at most on two cores.
+
+    Args:
+        out: folder of the run and of report.html; a demo that was stopped goes on.
+        steps: optimiser steps of the training.
+        seeds: closed-loop episodes.
+        workers: simulator processes; default one per core.
+    """
+    began = time.perf_counter()
+    task = find_task("pusht")
+    say("1/4  Demonstrations")
+    store = open_task_store(task, None)
+    held_out = open_held_out_store(task, None)
+    print(f"  {len(store.lengths)} to learn from in {store.path}, {len(held_out.lengths)} held out in {held_out.path}")
+
+    say("2/4  Training", start=f"the shipped weights '{SHIPPED}'", steps=steps)
+    run = recipe()
+    model = config_from_json(type(run.model), load_checkpoint(shipped(SHIPPED)).config)
+    run = dataclasses.replace(
+        run, init=SHIPPED, out=out / "training", model=model,
+        train=dataclasses.replace(run.train, steps=steps, lr=5e-5, warmup=min(20, steps), log_every=5,
+                                  save_every=steps, eval_every=steps),
+    )  # fmt: skip
+    weights = train_uva(run)
+
+    say("3/4  Acting", episodes=f"{seeds}, seeds from {TEST_SEED}")
+    policies: dict[str, Policy] = {"continued": open_policy(str(weights), task), "shipped": open_policy(SHIPPED, task)}
+    policies |= {"untrained": untrained(weights), "random": open_policy("random", task)}
+    policies |= {"do-nothing": open_policy("do-nothing", task)}
+    results = run_closed_loop(task, policies, range(TEST_SEED, TEST_SEED + seeds), out / "acting", 4, workers)
+
+    say("4/4  Imagining", episodes=len(held_out.lengths))
+    imagining = policies["continued"]
+    assert isinstance(imagining, UVAPolicy)
+    qualities, futures = [], []
+    for mode in ("video", "dynamics"):
+        quality = video_quality(imagining, open_store(held_out.path), range(len(held_out.lengths)), mode=mode)
+        qualities.append(quality)
+        for path in save_examples(quality, out / "imagined", fps=task.spec.fps):
+            futures.append(Media(path, path.stem.replace("-", " ")))
+
+    minutes = (time.perf_counter() - began) / 60
+    report = write_report(
+        out / "report.html", title="Foreact demo: PushT with the Unified Video Action model", score_note=task.score_note,
+        results=results, log=read_log(run.out / "log.jsonl"), quality=qualities, futures=futures,
+        config=config_to_json(run),
+        facts={"command": f"foreact demo --steps {steps} --seeds {seeds}", "minutes": f"{minutes:.1f}",
+               "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads"},
+    )  # fmt: skip
+    print()
+    for result in results:
+        print(f"{result.name:<12}score {result.score}   solved {result.success}")
+    print(
+        f"\n{task.score_note}\nThe report, with curves, films and imagined futures: {report}  ({minutes:.1f} minutes)"
+    )
+
+
+def untrained(weights: Path) -> UVAPolicy:
+    """The same model with random weights: what training is worth."""
+    policy = open_policy(str(weights), find_task("pusht"))
+    assert isinstance(policy, UVAPolicy)
+    torch.manual_seed(0)
+    policy._model.load_state_dict(UVA(policy._model.config).state_dict())
+    return policy

@@ -1,0 +1,157 @@
+"""Inference of UVA: independence of rows, rounds of unmasking, guidance, refusals."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tiny_uva import FULL, SMALL, build, known, make_batch, rngs
+from torch import Tensor
+
+from foreact.models.uva import MODES, UVAConfig
+from foreact.models.uva_sampling import masked_after
+from foreact.types import Batch, UserError
+
+
+@pytest.mark.parametrize("mode", ["policy", "joint", "dynamics"])
+def test_a_row_with_its_own_generator_does_not_depend_on_the_others(mode: str) -> None:
+    c = UVAConfig(**FULL)
+    model, batch = build(c), make_batch(c)
+    iterations = 2 if MODES[mode].video else 1
+
+    def row(i: int) -> Batch:
+        return batch.map(lambda t: t[i : i + 1])
+
+    together = model.sample(**known(c, batch, mode), rng=rngs(5, 6, 7), iterations=iterations)
+    for i in range(3):
+        alone = model.sample(**known(c, row(i), mode), rng=rngs(5 + i), iterations=iterations)
+        for a, b in ((together.actions, alone.actions), *zip(*((s.latents or {}).values() for s in (together, alone)))):  # noqa: B905
+            if a is not None:
+                torch.testing.assert_close(a[i : i + 1], b, atol=1e-4, rtol=1e-4)
+
+
+def test_sampling_is_repeatable_and_changes_no_input() -> None:
+    c = UVAConfig(**FULL)
+    model, batch = build(c), make_batch(c)
+    before = batch.map(torch.clone)
+    a, b, other = (model.sample(**known(c, batch, "joint"), rng=torch.Generator().manual_seed(s)) for s in (1, 1, 2))
+    assert a.latents is not None
+    assert b.latents is not None
+    assert a.actions is not None
+    for camera in a.latents:
+        assert torch.equal(a.latents[camera], b.latents[camera])
+    assert torch.equal(a.actions, b.actions)  # pyright: ignore[reportArgumentType]
+    assert not torch.equal(a.actions, other.actions)  # pyright: ignore[reportArgumentType]
+    assert not torch.equal(a.latents["img"], a.latents["wrist"])
+    for old, new in ((before.actions, batch.actions), (before.state["pos"], batch.state["pos"])):
+        assert torch.equal(old, new)  # pyright: ignore[reportArgumentType]
+
+
+@given(st.integers(1, 300), st.data())
+@settings(max_examples=50)
+def test_every_round_unmasks_and_the_last_leaves_nothing(places: int, data: st.DataObject) -> None:
+    iterations = data.draw(st.integers(1, places))
+    masked = places
+    for i in range(iterations):
+        left = masked_after(i, iterations, masked, places)
+        assert left < masked
+        assert left == 0 if i == iterations - 1 else left >= 1
+        masked = left
+
+
+def test_later_rounds_see_earlier_ones() -> None:
+    """Every token is written once, and never shown before; what is shown is what was drawn."""
+    c = UVAConfig(**SMALL)
+    model, shown = build(c), []
+    model.transformer.register_forward_pre_hook(lambda _m, args: shown.append(args[0]))
+    batch = make_batch(c)
+    got = model.sample(**known(c, batch, "video"), rng=torch.Generator().manual_seed(0), iterations=4)
+    assert len(shown) == 4
+    assert shown[0].hidden.all()
+    assert got.latents is not None
+    tokens = model.patchify(got.latents["img"])
+    for earlier, later in itertools.pairwise(shown):
+        assert (later.hidden <= earlier.hidden).all()
+        assert later.hidden.sum() < earlier.hidden.sum()
+        assert torch.equal(later.future[~later.hidden], tokens[~later.hidden])
+
+
+def test_guidance() -> None:
+    c = UVAConfig(**(SMALL | {"text_dim": 5}))
+    model, batch = build(c), make_batch(c)
+    arguments = known(c, batch, "video")
+
+    def video(**options: Any) -> Tensor:
+        got = model.sample(**(arguments | options), rng=torch.Generator().manual_seed(0))
+        assert got.latents is not None
+        return got.latents["img"]
+
+    assert not torch.allclose(video(guidance=3.0), video(), atol=1e-3)
+    # Where the instruction is the learned empty one, there is no direction to follow.
+    with torch.no_grad():
+        model.transformer.text_in.weight.zero_()
+        model.transformer.text_in.bias.copy_(model.transformer.no_text[0])
+    torch.testing.assert_close(video(guidance=3.0), video(), atol=1e-4, rtol=1e-4)
+
+
+def test_temperature_and_steps_are_heard() -> None:
+    c = UVAConfig(**SMALL)
+    model, batch = build(c), make_batch(c)
+
+    def actions(**options: Any) -> Tensor:
+        got = model.sample(**known(c, batch, "policy"), rng=torch.Generator().manual_seed(0), **options).actions
+        assert got is not None
+        return got
+
+    assert torch.equal(actions(), actions(temperature=0.95, steps=3))
+    assert not torch.equal(actions(), actions(temperature=0.1))
+    assert not torch.equal(actions(), actions(steps="ddim4"))
+
+
+@pytest.mark.parametrize(
+    ("mode", "change", "words"),
+    [
+        ("fly", {}, "no mode 'fly'"),
+        ("policy", {"actions": torch.zeros(3, 6, 2)}, "takes no `actions`"),
+        ("dynamics", {"actions": None}, "takes `actions`"),
+        ("dynamics", {"actions": torch.zeros(3, 5, 2)}, r"\(3, 6, 2\), found \(3, 5, 2\)"),
+        ("inverse", {"future": None}, "takes `future`"),
+        ("inverse", {"wrist_future": None}, "takes `wrist_future`"),
+        ("video", {"text": None}, "takes `text`"),
+        ("video", {"text": torch.zeros(3, 4)}, r"text features of shape \(3, 5\)"),
+        ("video", {"context": torch.zeros(3, 1, 3, 3, 4)}, "context of shape"),
+        ("video", {"iterations": 0}, r"1\.\.12"),
+        ("video", {"iterations": 13}, r"1\.\.12"),
+        ("video", {"temperature": float("nan")}, "temperature"),
+        ("video", {"steps": 0}, r"1\.\.1000"),
+        ("video", {"proprioception": {}}, "takes `proprioception`"),
+        ("video", {"proprioception": {"pos": torch.zeros(3, 4, 3)}}, "'grip'"),
+        ("policy", {"iterations": 2}, "foresees no video"),
+        ("policy", {"guidance": 2.0}, "foresees no video"),
+    ],
+)
+def test_impossible_calls_are_refused(mode: str, change: dict[str, Any], words: str) -> None:
+    c = UVAConfig(**FULL)
+    arguments = known(c, make_batch(c), mode) | change
+    with pytest.raises(UserError, match=words):
+        build(c).sample(**arguments, rng=torch.Generator())
+
+
+def test_models_without_an_input_or_head_refuse_it() -> None:
+    c = UVAConfig(**(SMALL | {"predict_action": False, "modes": {"video": 1.0}}))
+    model, context = build(c), torch.zeros(1, 2, 3, 3, 4)
+    for mode, options, words in (
+        ("policy", {}, "without the head"),
+        ("video", {"guidance": 2.0}, "no instruction"),
+        ("video", {"text": torch.zeros(1, 5)}, "takes no `text`"),
+        ("video", {"past_actions": torch.zeros(1, 6, 2)}, "takes no `past_actions`"),
+        ("video", {"wrist_context": context}, "takes no `wrist_context`"),
+    ):
+        with pytest.raises(UserError, match=words):
+            model.sample(context, mode=mode, rng=torch.Generator(), **options)
+    with pytest.raises(ValueError, match="2 generators for 1 rows"):
+        model.sample(context, mode="video", rng=rngs(1, 2))
