@@ -124,7 +124,7 @@ class VideoHead(nn.Module):
     Args:
         denoiser: network.
         objective: diffusion or flow.
-        clip: data lie in [-1, 1], which sampling may use.
+        clip: data lie in [-1, 1], and samples are kept there.
     """
 
     def __init__(self, denoiser: Denoiser, objective: Objective, *, clip: bool = False) -> None:
@@ -198,7 +198,7 @@ class ActionHead(VideoHead):
 
 
 class ConvFCReadout(nn.Module):
-    """Per frame: 3x3 convolution, pooling, two layers; then frames are mixed into K vectors (UVA sec. IV-C).
+    """Per frame: 3x3 convolution, pooling, two layers; then frames are mixed into K vectors (arXiv 2503.00200).
 
     Args:
         width: D.

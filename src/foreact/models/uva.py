@@ -2,7 +2,7 @@
 
 Deviations from the reference: every size comes from the config; a step trains only the heads of its mode; actions are
 drawn once, after the last round of unmasking; guidance works and uses the learned empty instruction; both cameras are
-returned; a first round of masked tokens costs no head computation on visible ones.
+returned; in training the video heads compute the masked tokens only.
 """
 
 from __future__ import annotations

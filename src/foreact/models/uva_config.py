@@ -15,7 +15,7 @@ from foreact.types import UserError
 
 @dataclass(frozen=True)
 class Mode:
-    """One question to the model (UVA sec. IV-D).
+    """One question to the model (arXiv 2503.00200).
 
     Attributes:
         context: the past frames are shown.
@@ -276,7 +276,7 @@ class UVAConfig:
             spaced_steps(self.video_diffusion_steps if head == "video" else self.action_diffusion_steps, steps)
 
 
-# Widths, depths and heads of the published sizes (UVA sec. V; arXiv 2406.11838 for the video heads of large and huge).
+# Widths, depths and heads of the published sizes (video heads of large and huge: arXiv 2406.11838).
 # The reference keeps the base video head for every size, so that a pretrained image model's head is left out silently
 # with large and huge; here the pairs match, and the base head is two overrides away.
 SIZES: dict[str, dict[str, Any]] = {

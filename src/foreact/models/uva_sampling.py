@@ -1,4 +1,4 @@
-"""Inference of UVA: tokens are unmasked in a few rounds, actions are drawn once at the end (UVA sec. IV-C, D)."""
+"""Inference of UVA: tokens are unmasked in a few rounds, actions are drawn once at the end (arXiv 2503.00200)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""UVA's joint transformer: what is shown -> features of every future token (UVA sec. IV-B). Heads are elsewhere."""
+"""UVA's joint transformer: what is shown -> features of every future token (arXiv 2503.00200). Heads are elsewhere."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def stats(store: Path, task: str | None = None, against: str | None = None) -> N
     outside = [name for name, s in found.items() if s.out_of_range is not None and s.out_of_range.max() > 0.05]
     if outside:
         raise UserError(
-            f"More than 5 % of some values of {', '.join(outside)} lie outside the range that {against} was trained on; "
+            f"More than 5 % of some values of {', '.join(outside)} lie outside the range that {against} learned from; "
             "check units and action mode before you use them together."
         )
 

@@ -75,7 +75,8 @@ def demo(out: Path = Path("runs/demo"), steps: int = 150, seeds: int = 20, worke
 
     minutes = (time.perf_counter() - began) / 60
     report = write_report(
-        out / "report.html", title="Foreact demo: PushT with the Unified Video Action model", score_note=task.score_note,
+        out / "report.html", title="Foreact demo: the Unified Video Action model on PushT",
+        score_note=task.score_note,
         results=results, log=read_log(run.out / "log.jsonl"), quality=qualities, futures=futures,
         config=config_to_json(run),
         facts={"command": f"foreact demo --steps {steps} --seeds {seeds}", "minutes": f"{minutes:.1f}",

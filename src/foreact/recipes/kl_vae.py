@@ -14,7 +14,7 @@ from torch import Tensor
 from foreact.data.loader import WindowDataset, batches, ordered_batches
 from foreact.data.split import split_episodes
 from foreact.data.windows import Window
-from foreact.recipes.runs import conclude, open_run, parse_run, pick_device, say
+from foreact.recipes.runs import conclude, is_main_process, open_run, parse_run, pick_device, say
 from foreact.recipes.stores import open_task_store
 from foreact.recipes.tasks import find_task
 from foreact.tokenizers.images import resize_video
@@ -58,8 +58,8 @@ class KLVAERun:
 class ReconstructionError:
     """Mean absolute error of decoded validation frames, in grey levels (0..255)."""
 
-    name = "val"
-    every = None
+    name: str = "val"
+    every: int | None = None
 
     def __init__(self, dataset: WindowDataset, camera: str, frames: int = 256) -> None:
         self.batches = _spread(dataset, frames)
@@ -89,12 +89,12 @@ def train_kl_vae(run: KLVAERun) -> Path:
     task = find_task(run.task)
     store = open_task_store(task, run.data)
     device = pick_device(run.device)
-    open_run(run.out, run, free=("train", "device", "out"))
     train_episodes, val_episodes = split_episodes(len(store.lengths), run.val_ratio, run.train.seed)
     window = Window(video={task.camera: (0,)})
     training, validation = (WindowDataset(store, window, e, None) for e in (train_episodes, val_episodes))
     torch.manual_seed(run.train.seed)
     model = KLVAE(run.model)
+    open_run(run.out, run, free=("train", "device", "out"))
     say(
         "Training a KL autoencoder",
         task=task.name,
@@ -119,6 +119,8 @@ def train_kl_vae(run: KLVAERun) -> Path:
     result = train(model, micro_batches, run.train, run.out, evaluators=[evaluator], export=export, device=device)
     conclude(result, f"foreact train kl-vae --from {run.out}")
     assert result.weights is not None
+    if not is_main_process():
+        return run.out / "weights"
     return finish(result.weights, run, evaluator, {"steps": result.step, **result.metrics})
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Sequence
@@ -36,10 +37,12 @@ def parse_run(
         if not (folder / "config.json").is_file():
             raise UserError(f"--from expects the folder of an earlier run; {folder} holds no config.json.")
         default = config_from_json(cls, read_json(folder / "config.json"), where=str(folder / "config.json"))
+        default = dataclasses.replace(default, out=folder)  # the folder may have been moved since  # type: ignore
         rest = [*rest, *(word for name, value in chosen.items() for word in (f"--{name}", value))]
     else:
         default = recipe(chosen)
-    return tyro.cli(cls, prog=prog, args=rest, default=default)
+    about = f"{cls.__doc__}\n\n--from FOLDER goes on with the run in that folder, with its configuration as the defaults."
+    return tyro.cli(cls, prog=prog, args=rest, default=default, description=about)
 
 
 def _take(names: set[str], args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -77,8 +80,12 @@ def open_run(folder: Path, run: Any, *, free: Sequence[str] = ()) -> None:
                     f"{folder} holds a run with {name} = {before.get(name)}, now it is {value}; give another --out, "
                     f"or resume it with --from {folder}."
                 )
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, raw)
+    if is_main_process():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, raw)
+        except OSError as error:
+            raise UserError(f"The run folder {folder} cannot be written ({error.strerror}); choose another --out.") from None
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -14,7 +14,6 @@ from foreact.tokenizers.images import resize_video
 from foreact.tokenizers.kl_vae import KLVAE
 from foreact.types import Task, UserError, to_model_range
 
-
 # Pictures up to this many bytes are held in memory, since a random frame costs the reading of a whole chunk.
 MEMORY_LIMIT = 4 * 2**30
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 
+from foreact.data.store import open_store
 from foreact.recipes.runs import pick_device, say
 from foreact.recipes.stores import ensure_latents
+from foreact.recipes.tasks import find_task
 from foreact.tokenizers.kl_vae import KLVAE
 from foreact.types import StreamSpec, UserError
-from foreact.data.store import open_store
-from foreact.recipes.tasks import find_task
 from foreact.weights.format import build, load_checkpoint
 from foreact.weights.shipped import resolve
 

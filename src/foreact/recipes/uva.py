@@ -22,7 +22,7 @@ from foreact.evals.closed_loop import closed_loop
 from foreact.models.uva import UVA, UVAConfig, uva_config
 from foreact.models.uva_config import SIZES
 from foreact.policies.uva import UVAPolicy
-from foreact.recipes.runs import conclude, open_run, parse_run, pick_device, say
+from foreact.recipes.runs import conclude, is_main_process, open_run, parse_run, pick_device, say
 from foreact.recipes.stores import ensure_latents, open_task_store
 from foreact.recipes.tasks import find_task
 from foreact.tokenizers.images import resize_video
@@ -123,7 +123,7 @@ def window_of(config: UVAConfig, *, pixels: bool) -> Window:
         video={config.camera: offsets} if pixels else {},
         latents={} if pixels else {config.camera: offsets},
         actions=tuple(range(config.horizon)) if config.predict_action else (),
-        state={name: state for name in config.proprioception_prediction},
+        state=dict.fromkeys(config.proprioception_prediction, state),
         pad_before=-offsets[0],
         pad_after=max(config.horizon // 2 - 1, 0),
     )
@@ -172,7 +172,8 @@ class ClosedLoopCheck:
     every: int | None = None
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
-        assert isinstance(model, UVA) and self.task.env is not None
+        assert isinstance(model, UVA)
+        assert self.task.env is not None
         policy = UVAPolicy(model, self.vae, self.normalizer, self.task.spec, device=model.device)
         seeds = range(CHECK_SEED, CHECK_SEED + self.seeds)
         result = closed_loop(self.task.env, policy, seeds, progress=False)
@@ -213,13 +214,15 @@ def train_uva(run: UVARun) -> Path:
         raise UserError(f"UVA needs a kl_vae tokenizer; {reference.path} holds a {reference.family}.")
     _require_grid(run.model, vae)
     store = open_task_store(task, run.data)
-    if not run.pixels:
-        ensure_latents(store, run.model.camera, vae, reference.hash, device=str(device))
     data = load_data(run, store)
-    open_run(run.out, run, free=("train", "device", "out", "eval_seeds"))
     torch.manual_seed(run.train.seed)
     model = UVA(run.model)
     report = "random weights" if run.init is None else start_from(model, load_checkpoint(resolve(run.init)), task)
+    if run.eval_seeds and (task.env is None or not run.model.predict_action):
+        raise UserError("Closed-loop checks need a task with a simulator and a model with actions; set --eval-seeds 0.")
+    open_run(run.out, run, free=("train", "device", "out", "eval_seeds"))
+    if not run.pixels:
+        ensure_latents(store, run.model.camera, vae, reference.hash, device=str(device))
     say(
         f"Training UVA, stage '{run.stage}'",
         task=task.name,
@@ -249,17 +252,15 @@ def train_uva(run: UVARun) -> Path:
 
     evaluators: list[Any] = [ValidationLoss(data.validation, prepare)]
     if run.eval_seeds:
-        if task.env is None or not run.model.predict_action:
-            raise UserError(
-                "Closed-loop checks need a task with a simulator and a model with actions; set --eval-seeds 0."
-            )
         evaluators.append(ClosedLoopCheck(task, vae, data.normalizer, run.eval_seeds))
     result = train(model, micro_batches, run.train, run.out, prepare=prepare, evaluators=evaluators, export=export,
                    device=device)  # fmt: skip
     conclude(result, f"foreact train uva --from {run.out}")
+    final = run.out / "weights"
+    if not is_main_process():
+        return final
     chosen = load_checkpoint(result.best or result.weights)  # pyright: ignore[reportArgumentType]
     config, state = without_side_task(run.model, chosen.state)
-    final = run.out / "weights"
     card = {"recipe": f"foreact train uva --task {run.task} --size {run.size} --stage {run.stage}",
             "start": run.init, "steps": result.step, **result.metrics}  # fmt: skip
     digest = save_checkpoint(

@@ -17,9 +17,8 @@ def list_() -> None:
     for name in names():
         checkpoint = load_checkpoint(shipped(name))
         size = sum(p.stat().st_size for p in shipped(name).rglob("*") if p.is_file()) / 1e6
-        print(
-            f"{name:<16}{checkpoint.family:<8}{checkpoint.parameters:>12,} parameters {size:>6.1f} MB  {checkpoint.hash[:19]}"
-        )
+        facts = f"{checkpoint.family:<8}{checkpoint.parameters:>12,} parameters {size:>6.1f} MB"
+        print(f"{name:<16}{facts}  {checkpoint.hash[:19]}")
         for key, value in (checkpoint.card or {}).items():
             print(f"{'':<16}{key}: {value}")
 

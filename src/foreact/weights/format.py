@@ -21,6 +21,7 @@ from foreact.data.normalize import Normalizer
 from foreact.types import StreamSpec, UserError
 from foreact.weights.configs import config_from_json, config_to_json, did_you_mean, read_json
 from foreact.weights.families import FAMILIES, Family
+from foreact.weights.shipped import names, shipped
 
 __all__ = [
     "Checkpoint",
@@ -230,7 +231,8 @@ def load_tokenizer(
 
     Args:
         checkpoint: the model's.
-        override: a checkpoint folder to take instead of the embedded one; it must be the same tokenizer.
+        override: a checkpoint folder to take instead of the embedded one; it must be the same tokenizer. Where
+            neither is given, a shipped checkpoint of that hash serves.
         device: where to put it.
 
     Raises:
@@ -239,7 +241,7 @@ def load_tokenizer(
     wanted = checkpoint.tokenizer
     if wanted is None:
         raise UserError(f"The checkpoint {checkpoint.path} names no tokenizer; it cannot read or draw pictures.")
-    source = override if override is not None else checkpoint.tokenizer_path
+    source = override or checkpoint.tokenizer_path or _shipped_with(wanted.hash)
     if source is None:
         raise UserError(
             f"The checkpoint {checkpoint.path} needs the {wanted.family} tokenizer {wanted.hash} and does not embed "
@@ -252,6 +254,10 @@ def load_tokenizer(
             f"{source} holds the {found.family} tokenizer {found.hash}; give the one it was trained on."
         )
     return build(found, device)
+
+
+def _shipped_with(digest: str) -> Path | None:
+    return next((shipped(name) for name in names() if load_checkpoint(shipped(name)).hash == digest), None)
 
 
 def content_hash(path: Path) -> str:

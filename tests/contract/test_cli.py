@@ -1,0 +1,163 @@
+"""The command line: every verb explains itself, every mistake is one sentence, every recipe is a model."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from foreact.cli import VERBS, main, usage
+from foreact.models.uva import UVA
+from foreact.models.uva_config import SIZES
+from foreact.recipes.kl_vae import KLVAERun
+from foreact.recipes.tasks import BUILT_IN, find_task
+from foreact.recipes.uva import recipe
+from foreact.tokenizers.kl_vae import KLVAE
+
+OPTIONS = {
+    "demo": ["--out", "--steps", "--seeds", "--workers"],
+    "data collect": ["--env", "--episodes", "--out", "--first-seed", "--noise", "--workers"],
+    "data import": ["--src", "--out", "--task", "--fill-missing"],
+    "data check": ["--store", "--task", "--windows"],
+    "data stats": ["--store", "--task", "--against"],
+    "data show": ["--store", "--out", "--task", "--episodes"],
+    "tokenize": ["--store", "--tokenizer", "--task", "--camera", "--batch-size", "--device"],
+    "train kl-vae": ["--from", "--task", "--data", "--out", "--val-ratio", "--device", "--model.channels", "--train.lr"],
+    "train uva": [
+        "--from", "--task", "--size", "--stage", "--data", "--tokenizer", "--init", "--out", "--pixels", "--eval-seeds",
+        "--model.width", "--model.head", "--train.steps", "--train.ema.max",
+    ],
+    "generate": ["--weights", "--task", "--mode", "--data", "--windows", "--seed", "--out", "--device"],
+    "eval closed-loop": ["--weights", "--task", "--seeds", "--execute", "--temperature", "--steps", "--baselines"],
+    "eval video": ["--weights", "--task", "--data", "--windows-per-episode", "--episodes", "--seed", "--examples"],
+    "weights list": [],
+    "weights convert": ["--src", "--dst", "--task", "--raw", "--heads", "--half"],
+    "weights verify": ["--weights"],
+    "doctor": [],
+}  # fmt: skip
+
+
+def test_every_verb_is_covered_here() -> None:
+    assert set(OPTIONS) == set(VERBS)
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main([*verb.split(), "--help"])
+    assert exit_.value.code == 0
+    printed = capsys.readouterr().out
+    assert f"usage: foreact {verb} " in printed
+    missing = [option for option in OPTIONS[verb] if not re.search(re.escape(option) + r"[\s,]", printed)]
+    assert not missing
+
+
+@pytest.mark.parametrize("argv", [[], ["--help"], ["help"]])
+def test_bare_call_lists_every_verb(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    main(argv)
+    printed = capsys.readouterr().out
+    assert printed == usage() + "\n"
+    for verb, (_, text) in VERBS.items():
+        assert re.search(rf"^  {verb} +{re.escape(text)}$", printed, re.MULTILINE), verb
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["fly"], "There is no verb 'fly'; known ones are data, demo, doctor, "),
+        (["data"], "`foreact data` needs one of: data collect, data import, data check, data stats, data show."),
+        (["data", "colect"], "`foreact data` needs one of: data collect, "),
+        (["train", "--help"], "`foreact train` needs one of: train kl-vae, train uva."),
+        (["train", "uva", "--task", "pushtt"], "There is no task called 'pushtt'; did you mean 'pusht'?"),
+        (["train", "uva", "--task", "no.such_task"], "Task 'no.such_task' cannot be imported (No module named 'no')"),
+        (["train", "uva", "--task", "foreact.types"], "Module 'foreact.types' exports no TASK; "),
+        (["train", "uva", "--size", "giant"], "--size should be one of pocket, tiny, small, base, large, huge, "),
+        (["train", "uva", "--stage=act"], "--stage should be one of video, joint, found 'act'."),
+        (["train", "uva", "--size"], "--size needs a value."),
+        (["train", "kl-vae", "--from", "nowhere"], "--from expects the folder of an earlier run; nowhere holds no "),
+        (["weights", "verify", "--weights", "nothing"], "'nothing' is neither a checkpoint folder nor a shipped "),
+    ],
+)
+def test_mistakes_are_one_sentence(argv: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(argv)
+    assert exit_.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"foreact: {sentence}")
+    assert err.endswith(".\n")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [["data", "check"], ["data", "check", "--stor", "x"], ["train", "uva", "--model.width", "wide"], ["doctor", "--x"]],
+)
+def test_options_that_do_not_parse_are_explained_without_traceback(
+    argv: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(argv)
+    assert exit_.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert f"foreact {' '.join(argv[: 1 if argv[0] == 'doctor' else 2])}" in err
+    assert "Traceback" not in err
+
+
+def test_installed_command() -> None:
+    command = Path(sys.executable).with_name("foreact")
+    done = subprocess.run([str(command), "fly"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("foreact: There is no verb 'fly'")
+
+
+def test_doctor_names_every_extra(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor"])
+    printed = capsys.readouterr().out
+    assert f"torch       {torch.__version__}" in printed
+    for extra in ("pusht", "tensorboard", "wandb", "jpegxl"):
+        assert re.search(rf"^{extra} +(installed|missing: pip install)", printed, re.MULTILINE)
+
+
+@pytest.mark.parametrize("task", BUILT_IN)
+@pytest.mark.parametrize("stage", ["video", "joint"])
+@pytest.mark.parametrize("size", ["pocket", *SIZES])
+def test_every_uva_recipe_is_a_model(task: str, stage: str, size: str) -> None:
+    run = recipe(task, size, stage)  # type: ignore[arg-type]
+    with torch.device("meta"):
+        model = UVA(run.model)
+    assert (run.task, run.stage, run.size) == (task, stage, size)
+    assert run.model.predict_action == (stage == "joint")
+    assert any(name.startswith("heads.action.") for name in model.state_dict()) == (stage == "joint")
+    assert run.train.warmup < run.train.steps
+    parameters = sum(p.numel() for p in model.parameters())
+    assert parameters < 10e6 if size == "pocket" else parameters > 50e6
+
+
+def test_kl_vae_recipe_fits_the_pocket_model() -> None:
+    config = KLVAERun().model
+    with torch.device("meta"):
+        KLVAE(config)
+    pocket = recipe().model
+    assert (config.latent_channels, config.grid) == (pocket.latent_channels, pocket.grid)
+
+
+def test_a_task_by_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_tasks").mkdir()
+    (tmp_path / "my_tasks" / "slide.py").write_text(
+        "from foreact.types import ActionSpec, StreamSpec, Task\n"
+        "ACTION = ActionSpec(names=('a', 'b', 'c'), units=('m',) * 3, frame='world', mode='delta', rate_hz=5.0)\n"
+        "TASK = Task(name='slide', spec=StreamSpec(cameras={'top': (48, 48)}, fps=5.0, action=ACTION), camera='top')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert find_task("my_tasks.slide").name == "slide"
+    run = recipe("my_tasks.slide")
+    with torch.device("meta"):
+        UVA(run.model)
+    assert (run.model.camera, run.model.action_dim) == ("top", 3)
+    assert run.model.proprioception_prediction == {}

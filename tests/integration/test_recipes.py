@@ -1,0 +1,300 @@
+"""The road that a user walks: collect, autoencoder, latents, two stages, resume, act, imagine, convert."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import zarr
+from conftest import MODEL, World, settings
+
+from foreact.cli import main
+from foreact.data.store import open_store
+from foreact.models.uva import UVA
+from foreact.recipes import uva as recipe_uva
+from foreact.recipes.evaluate import closed_loop, open_policy, video
+from foreact.recipes.generate import generate
+from foreact.recipes.stores import ensure_latents
+from foreact.recipes.tasks import find_task
+from foreact.recipes.uva import train_uva
+from foreact.recipes.weights import convert, verify
+from foreact.train.logs import read_log
+from foreact.types import Batch
+from foreact.weights.format import build, load_checkpoint, load_tokenizer
+from foreact.weights.pickles import read_torch_file
+
+GOLDEN = Path(__file__).parents[1] / "parity/goldens/uva/checkpoint_pusht"
+
+
+class Tags(HTMLParser):
+    """Counts what is opened and not closed, and keeps the text."""
+
+    VOID = frozenset({"meta", "link", "img", "br", "hr", "input", "source", "col", "wbr"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in self.VOID:
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+
+def read_page(path: Path) -> str:
+    """The visible text of a page whose tags all match."""
+    tags = Tags()
+    tags.feed(path.read_text())
+    assert tags.open == []
+    return tags.text
+
+
+# --- training ----------------------------------------------------------------------------------------------------
+
+
+def test_autoencoder_is_whole_and_its_latents_have_unit_variance(world: World) -> None:
+    checkpoint = load_checkpoint(world.vae)
+    assert checkpoint.family == "kl_vae"
+    assert checkpoint.card["steps"] == 2
+    store = open_store(world.store)
+    assert store.latents_hash("img") == checkpoint.hash
+    latents = store.gather("latents_img", np.arange(int(store.lengths.sum())))
+    assert latents.shape[1:] == (4, 4, 4)
+    assert latents.dtype == np.float16
+    assert 0.3 < latents.astype(np.float32).std() < 3.0
+
+
+def test_encoding_is_done_once_and_again_for_another_autoencoder(world: World, tmp_path: Path) -> None:
+    shutil.copytree(world.store, tmp_path / "store")
+    store = open_store(tmp_path / "store")
+    vae: Any = build(load_checkpoint(world.vae))
+    chunk = next(p for p in (tmp_path / "store/data/latents_img").iterdir() if not p.name.startswith("."))
+    before = chunk.stat().st_mtime_ns
+    ensure_latents(store, "img", vae, load_checkpoint(world.vae).hash)
+    assert chunk.stat().st_mtime_ns == before
+    with torch.no_grad():
+        vae.to_moments.weight.mul_(2.0)
+        vae.to_moments.bias.mul_(2.0)
+    old = store.read(0, 0, 5, ["latents_img"])["latents_img"].astype(np.float32)
+    ensure_latents(store, "img", vae, "sha256:other")
+    assert store.latents_hash("img") == "sha256:other"
+    np.testing.assert_allclose(store.read(0, 0, 5, ["latents_img"])["latents_img"], 2 * old, atol=2e-2)
+
+
+def test_two_stages_leave_weights_that_act(world: World) -> None:
+    video, joint = load_checkpoint(world.video), load_checkpoint(world.uva)
+    assert not any(name.startswith("heads.action.") for name in video.state)
+    assert any(name.startswith("heads.action.") for name in joint.state)
+    assert not any(name.startswith("heads.proprioception.") for name in joint.state)
+    assert joint.card["start"] == str(world.video)
+    assert joint.tokenizer is not None
+    assert joint.tokenizer.hash == load_checkpoint(world.vae).hash
+    assert joint.stats is not None
+    assert set(joint.stats.streams) == {"action", "state"}
+    assert isinstance(build(joint), UVA)
+    load_tokenizer(joint)
+    run = json.loads((world.uva.parent / "config.json").read_text())
+    assert run["model"]["width"] == 16
+    last = read_log(world.uva.parent / "log.jsonl")[-1]
+    assert {"val/policy_action_loss", "val/video_video_loss"} <= set(last) or any(k.startswith("val/") for k in last)
+
+
+def test_second_stage_starts_from_the_first(world: World, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = UVA(MODEL)
+    first = load_checkpoint(world.video)
+    report = recipe_uva.start_from(model, first, find_task("pusht"))
+    same = [name for name, tensor in model.state_dict().items() if name in first.state]
+    assert len(same) > 20
+    assert all(torch.equal(model.state_dict()[name], first.state[name].float()) for name in same)
+    assert "heads.action" in report
+
+
+class Interrupted:
+    """The recipe's batches, with Ctrl-C pressed while one of them is fetched."""
+
+    def __init__(self, at: int) -> None:
+        self.at, self.real = at, recipe_uva.batches
+
+    def __call__(self, *args: Any, start: int = 0, **options: Any) -> Iterator[Batch]:
+        for number, batch in enumerate(self.real(*args, start=start, **options), start=start):
+            if number == self.at:
+                os.kill(os.getpid(), signal.SIGINT)
+            yield batch
+
+
+def test_interrupted_and_resumed_run_equals_an_undisturbed_one(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"steps": 4, "eval_every": 100}
+    whole = train_uva(world.run(tmp_path / "whole", train=options))
+    with monkeypatch.context() as patched:
+        patched.setattr(recipe_uva, "batches", Interrupted(at=1))
+        with pytest.raises(SystemExit) as exit_:
+            train_uva(world.run(tmp_path / "parts", train=options))
+    assert exit_.value.code == 130
+    resume = f"foreact train uva --from {tmp_path / 'parts'}"
+    assert f"Stopped after step 2; everything is saved. Go on with: {resume}\n" in capsys.readouterr().out
+    assert not (tmp_path / "parts" / "weights").exists()
+    main(resume.split()[1:])
+    a, b = load_checkpoint(whole), load_checkpoint(tmp_path / "parts" / "weights")
+    assert all(torch.equal(a.state[name], b.state[name]) for name in a.state)
+    assert a.hash == b.hash
+    assert [e["step"] for e in read_log(tmp_path / "parts" / "log.jsonl")] == [1, 2, 3, 4]
+
+
+def test_training_on_augmented_pixels(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = []
+    monkeypatch.setattr(
+        recipe_uva.CropAndBlur, "__call__", lambda self, clip, rng: changed.append(clip.shape) or clip.flip(-1)
+    )
+    weights = train_uva(world.run(tmp_path / "pixels", pixels=True, train={"steps": 1, "eval_every": 1}))
+    assert changed == [(4, 3, 96, 96)] * 4
+    assert load_checkpoint(weights).family == "uva"
+
+
+def test_closed_loop_checks_during_training_rank_checkpoints(world: World, tmp_path: Path) -> None:
+    training = {"steps": 1, "eval_every": 1, "best_metric": "closed_loop/score"}
+    run = world.run(tmp_path / "checked", eval_seeds=1, train=training)
+    monkey = dataclasses.replace(find_task("pusht"), env="foreact.envs.pusht:make_pusht")
+    assert monkey.env is not None
+    train_uva(run)
+    (entry,) = [e for e in read_log(tmp_path / "checked" / "log.jsonl") if "closed_loop/score" in e]
+    assert 0.0 <= entry["closed_loop/score"] <= 1.0
+
+
+def test_pusht_m_is_collected_and_trained_on(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    main(["data", "collect", "--env", "pusht-m", "--episodes", "2", "--workers", "1", "--noise", "0"])
+    main(["data", "check", "--store", "data/pusht-m.zarr"])
+    weights = train_uva(world.run(tmp_path / "m", task="pusht-m", data=None, train={"steps": 1, "eval_every": 1}))
+    assert load_checkpoint(weights).card["recipe"].startswith("foreact train uva --task pusht-m")
+    assert open_store("data/pusht-m.zarr").info("goal").shape == (2, 3)
+
+
+# --- acting and imagining ----------------------------------------------------------------------------------------
+
+
+def test_closed_loop_writes_scores_films_and_a_report(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "eval"
+    closed_loop(str(world.uva), seeds=2, videos=1, workers=0, baselines=("do-nothing",), out=out, device="cpu")
+    for name in ("weights", "do-nothing"):
+        raw = json.loads((out / name / "closed_loop.json").read_text())
+        assert raw["seeds"] == [100_000, 100_001]
+        assert raw["score"]["n"] == 2
+        assert len(raw["episodes"]) == 2
+    assert (out / "weights" / "videos" / "seed-100000.mp4").stat().st_size > 0
+    raw = json.loads((out / "weights" / "closed_loop.json").read_text())
+    assert raw["protocol"]["weights"] == load_checkpoint(world.uva).hash
+    text = read_page(out / "report.html")
+    assert f"{raw['score']['mean']:.3f}" in text
+    assert "do-nothing" in text
+    assert find_task("pusht").score_note in capsys.readouterr().out
+
+
+def test_video_quality_and_its_report(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "video"
+    video(str(world.uva), data=world.store, windows_per_episode=1, examples=1, out=out, device="cpu")
+    for mode in ("video", "dynamics"):
+        raw = json.loads((out / f"{mode}.json").read_text())
+        assert raw["windows"] == 3
+        assert set(raw["estimates"]) == {"psnr", "ssim", "psnr_copy", "ssim_copy"}
+        assert list((out / mode).glob("*.png"))
+    assert "PSNR" in read_page(out / "report.html").upper()
+    assert "dynamics: psnr" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("mode", ["video", "dynamics", "inverse"])
+def test_generate(world: World, tmp_path: Path, mode: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    for folder in ("one", "two"):
+        generate(str(world.uva), mode=mode, data=world.store, windows=2, seed=3, out=tmp_path / folder, device="cpu")
+    names = sorted(p.name for p in (tmp_path / "one").iterdir())
+    pictures = [name for name in names if name.endswith(".png")]
+    assert len(pictures) == 2
+    assert sum(name.endswith(".mp4") for name in names) == (0 if mode == "inverse" else 2)
+    for name in pictures:
+        assert (tmp_path / "one" / name).read_bytes()[:4] == b"\x89PNG"
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    printed = capsys.readouterr().out
+    assert ("mean distance" if mode == "inverse" else "psnr") in printed
+
+
+# --- data and weights --------------------------------------------------------------------------------------------
+
+
+def test_data_verbs(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["data", "stats", "--store", str(world.store), "--against", str(world.uva)])
+    printed = capsys.readouterr().out
+    assert "out of range" in printed
+    assert "0.0 %" in printed
+    main(["data", "show", "--store", str(world.store), "--out", str(tmp_path / "show"), "--episodes", "1"])
+    assert sorted(p.name for p in (tmp_path / "show").iterdir()) == ["img.png", "img_1.mp4"]
+
+
+def test_foreign_store_is_imported_under_a_task(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    foreign = tmp_path / "foreign.zarr"
+    shutil.copytree(world.store, foreign)
+    group = zarr.open_group(str(foreign), mode="r+", use_consolidated=False)
+    del group.attrs["foreact_spec"]
+    main(["data", "import", "--src", str(foreign), "--out", str(tmp_path / "ours.zarr"), "--task", "pusht"])
+    ours, original = open_store(tmp_path / "ours.zarr"), open_store(world.store)
+    assert ours.native
+    np.testing.assert_array_equal(ours.lengths, original.lengths)
+    a, b = (s.read(1, 0, int(s.lengths[1]), ["img", "action"]) for s in (ours, original))
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def test_released_checkpoint_is_converted_verified_and_listed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = json.loads((GOLDEN / "case.json").read_text())
+    assert "state_dicts" in read_torch_file(GOLDEN / facts["file"])
+    size = facts["registered_size"]
+    heads = (size["encoder"][2], size["decoder"][2])
+    convert(GOLDEN / facts["file"], tmp_path / "shipped" / "golden", heads=heads)
+    verify(str(tmp_path / "shipped" / "golden"))
+    printed = capsys.readouterr().out
+    digest = load_checkpoint(tmp_path / "shipped" / "golden").hash
+    assert digest in printed
+    assert "tokenizer  embedded" in printed
+    monkeypatch.setattr("foreact.weights.shipped.ROOT", tmp_path / "shipped")
+    main(["weights", "list"])
+    printed = capsys.readouterr().out
+    assert "golden" in printed
+    assert digest[:19] in printed
+
+
+def test_raw_and_half_are_other_tensors(tmp_path: Path) -> None:
+    file = GOLDEN / "reference_format.ckpt"
+    for name, options in (("ema", {}), ("raw", {"raw": True}), ("half", {"half": True})):
+        convert(file, tmp_path / name, heads=(2, 2), **options)
+    ema, raw, half = (load_checkpoint(tmp_path / name).state for name in ("ema", "raw", "half"))
+    assert any(not torch.equal(ema[name], raw[name]) for name in ema)
+    assert {t.dtype for t in half.values() if t.is_floating_point()} == {torch.float16}
+
+
+def test_weights_of_one_task_do_not_act_in_another_size(world: World) -> None:
+    policy = open_policy(str(world.uva), find_task("pusht-m"), device="cpu")
+    assert policy.spec == find_task("pusht-m").spec
+    assert settings().steps == 2
