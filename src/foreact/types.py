@@ -359,6 +359,8 @@ class Task:
             path, so that worker processes can build it.
         demonstrations: import path of a function `(store: Path) -> None` that makes the default store, or None.
         held_out: the same for a small store of episodes that no training sees, or None.
+        proprioception: state stream -> how many of its first dimensions a policy may see; the rest, such as where the
+            objects are, only the simulator knows.
         score_note: what the score of an episode means, in one sentence, for reports.
     """
 
@@ -368,6 +370,7 @@ class Task:
     env: str | None = None
     demonstrations: str | None = None
     held_out: str | None = None
+    proprioception: Mapping[str, int] = field(default_factory=dict)
     score_note: str = ""
 
 

@@ -1,4 +1,4 @@
-"""One tiny world for the tests of recipes: a few real episodes, an autoencoder of 16 x 16 pictures, a UVA of 8 tokens."""
+"""One tiny world for the recipes' tests: three real episodes, an autoencoder of 16 x 16 pictures, a UVA of 8 tokens."""
 
 from __future__ import annotations
 

@@ -31,10 +31,15 @@ class FramePredictor(Protocol):
     frames: int
     context_stride: int
     horizon: int
+    state_offsets: list[int]
 
-    def predict_video(self, frames: np.ndarray, *, rng: torch.Generator) -> np.ndarray: ...
+    def predict_video(
+        self, frames: np.ndarray, *, rng: torch.Generator, state: Mapping[str, np.ndarray] | None
+    ) -> np.ndarray: ...
 
-    def predict_dynamics(self, frames: np.ndarray, actions: np.ndarray, *, rng: torch.Generator) -> np.ndarray: ...
+    def predict_dynamics(
+        self, frames: np.ndarray, actions: np.ndarray, *, rng: torch.Generator, state: Mapping[str, np.ndarray] | None
+    ) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -111,10 +116,11 @@ def video_quality(
     for start in range(0, len(anchors), batch):
         part = anchors[start : start + batch]
         context, truth, actions = _read(model, store, part, mode)
+        state = read_states(store, part, model.state_offsets)
         if mode == "video":
-            predicted = model.predict_video(context, rng=rng)
+            predicted = model.predict_video(context, rng=rng, state=state)
         else:
-            predicted = model.predict_dynamics(context, actions, rng=rng)
+            predicted = model.predict_dynamics(context, actions, rng=rng, state=state)
         copy = np.repeat(context[:, -1:], model.frames, axis=1)
         for suffix, frames in (("", predicted), ("_copy", copy)):
             flat = (frames.reshape(-1, *frames.shape[2:]), truth.reshape(-1, *truth.shape[2:]))
@@ -264,6 +270,22 @@ def _read(
         if mode == "dynamics":
             actions.append(store.read(episode, anchor, anchor + model.horizon, ["action"])["action"])
     return np.stack(context), np.stack(truth), np.stack(actions) if actions else np.zeros((0, 0, 0), np.float32)
+
+
+def read_states(
+    store: EpisodeStore, anchors: Sequence[tuple[int, int]], offsets: Sequence[int]
+) -> dict[str, np.ndarray]:
+    """stream -> (B, P, S) at `offsets` from each (episode, anchor); before an episode its first step stands in."""
+    if not offsets:
+        return {}
+    found: dict[str, list[np.ndarray]] = {name: [] for name in store.spec.state}
+    for episode, anchor in anchors:
+        steps = np.maximum(anchor + np.array(offsets), 0)
+        first = int(steps.min())
+        values = store.read(episode, first, anchor + 1, list(found))
+        for name in found:
+            found[name].append(values[name][steps - first])
+    return {name: np.stack(rows) for name, rows in found.items()}
 
 
 def _check_pair(a: np.ndarray, b: np.ndarray) -> None:

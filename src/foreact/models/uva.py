@@ -356,7 +356,7 @@ class UVA(nn.Module):
             self._require(past_actions, (rows, c.horizon, c.action_dim), "past actions")
         states = []
         for stream, dim in c.proprioception.items():
-            state = _entry(proprioception, stream, "state")[:, : c.proprioception_steps]
+            state = _entry(proprioception, stream, "state")[:, : c.proprioception_steps, :dim]
             self._require(state, (rows, c.proprioception_steps, dim), f"state '{stream}'")
             states.append(state)
         visible = asked.future != "hidden"
@@ -378,7 +378,7 @@ class UVA(nn.Module):
         c = self.config
         values, valid = [], None
         for stream, dim in c.proprioception_prediction.items():
-            state = _entry(batch.state, stream, "state")
+            state = _entry(batch.state, stream, "state")[..., :dim]
             past = c.proprioception_steps if c.proprioception else 0
             self._require(state, (len(batch), past + c.horizon, dim), f"state '{stream}'")
             values.append(state[:, -c.horizon :])

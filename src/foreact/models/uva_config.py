@@ -9,7 +9,7 @@ from typing import Any, Literal
 from foreact.models.diffusion import spaced_steps
 from foreact.models.flow import Solver, TimeDistribution, solver_steps
 from foreact.models.heads import READOUTS, ReadoutKind
-from foreact.models.uva_timing import frame_stride
+from foreact.models.uva_timing import context_offsets, frame_stride
 from foreact.types import UserError
 
 
@@ -77,9 +77,10 @@ class UVAConfig:
         past_actions: show the K actions taken before.
         past_action_keep: probability that training shows a past action (the reference's `action_mask_ratio`, whose
             name says the opposite).
-        proprioception: state stream -> dimensions shown, in this order.
+        proprioception: state stream -> how many of its first dimensions are shown.
         proprioception_steps: steps of the past at which they are shown.
-        proprioception_prediction: state stream -> dimensions, whose K future steps are foreseen in every mode.
+        proprioception_prediction: state stream -> how many of its first dimensions are foreseen, over the K future
+            steps and in every mode.
         decay_embeddings: weight decay on learned vectors and position embeddings too, as the reference does.
         checkpointing: recompute blocks in the backward pass, for less memory and more time.
     """
@@ -303,3 +304,16 @@ def uva_config(size: str = "base", **overrides: Any) -> UVAConfig:
     values = dict(SIZES[size])
     values |= {f"decoder_{name}": values[name] for name in ("width", "depth", "heads")}
     return UVAConfig(**(values | overrides))
+
+
+def state_offsets(config: UVAConfig) -> list[int]:
+    """Steps at which `proprioception` is shown: evenly over the K steps of the context's span, the last one now.
+
+    P = K shows every step and P = F the steps of the context's frames, the reference's two choices.
+    """
+    stride, rest = divmod(config.horizon, config.proprioception_steps)
+    if rest:
+        raise UserError(
+            f"UVA's proprioception_steps ({config.proprioception_steps}) should divide its horizon ({config.horizon})."
+        )
+    return context_offsets(config.proprioception_steps, stride)

@@ -7,7 +7,7 @@ reproducible; inputs are never changed in place; video, dynamics and inverse inf
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from foreact.data.normalize import Normalizer
 from foreact.models.uva import UVA
-from foreact.models.uva_config import UVAConfig
+from foreact.models.uva_config import UVAConfig, state_offsets
 from foreact.models.uva_timing import context_offsets, frame_stride
 from foreact.policies.history import History, generator_for
 from foreact.tokenizers.images import resize_video
@@ -27,6 +27,7 @@ from foreact.types import ActionChunk, ActionSpec, Observation, StreamSpec, User
 from foreact.weights.format import build, load_checkpoint, load_tokenizer
 
 ACTION = "action"
+States = Mapping[str, np.ndarray]
 
 
 class UVAPolicy:
@@ -93,6 +94,7 @@ class UVAPolicy:
         self.device = torch.device(device)
         self.weights = weights
         self.offsets = context_offsets(self.frames, context_stride)
+        self.state_offsets = state_offsets(config) if config.proprioception else []
         self._model = model.to(self.device)
         self._tokenizer = tokenizer.to(self.device)
         self._normalizer = normalizer
@@ -114,8 +116,12 @@ class UVAPolicy:
                 f"Camera '{self.camera}' should be uint8 {expected}, found {frames.dtype} {frames.shape}; "
                 "give one picture per running episode, as large as in training."
             )
-        for episode, frame in zip(episodes, frames, strict=True):
-            episode.add(frame, reach=-self.offsets[0])
+        streams = self._model.config.proprioception
+        if missing := sorted(set(streams) - set(obs.state)):
+            raise UserError(f"The policy reads the state '{missing[0]}'; the observation has {sorted(obs.state)}.")
+        reach = -min([*self.offsets, *self.state_offsets])
+        for i, (episode, frame) in enumerate(zip(episodes, frames, strict=True)):
+            episode.add(frame, {name: obs.state[name][i] for name in streams}, reach=reach)
 
     def act(self, ids: Sequence[int] | None = None) -> ActionChunk:
         began = time.perf_counter()
@@ -129,7 +135,11 @@ class UVAPolicy:
         self._encode_missing(episodes)
         context = torch.stack([torch.stack([e.latents[s] for s in e.steps(self.offsets)]) for e in episodes])
         rngs = [generator_for(e.seed, step) for e in episodes]
-        actions = self._bounded(self._sample_actions("policy", context, None, rngs))
+        state = {
+            name: np.stack([[e.states[s][name] for s in e.steps(self.state_offsets)] for e in episodes])
+            for name in self._model.config.proprioception
+        }
+        actions = self._bounded(self._sample_actions("policy", context, None, self._normalised(state, len(rngs)), rngs))
         return ActionChunk(actions, self.execute, step, (time.perf_counter() - began) * 1e3)
 
     def describe(self) -> dict[str, Any]:
@@ -164,21 +174,30 @@ class UVAPolicy:
 
     # --- the three other questions (SPEC: video, dynamics, inverse) ----------------------------------------------
 
-    def predict_video(self, frames: np.ndarray, *, rng: torch.Generator, iterations: int = 1) -> np.ndarray:
+    def predict_video(
+        self, frames: np.ndarray, *, rng: torch.Generator, state: States | None = None, iterations: int = 1
+    ) -> np.ndarray:
         """Imagine what comes next.
 
         Args:
             frames: uint8 (B, F, H, W, 3), the context, `context_stride` steps apart, the last one being now.
             rng: row i's draws depend on it and on i, not on the number of rows.
+            state: stream -> (B, P, S) at `state_offsets`, in the environment's units, for a model that reads any.
             iterations: rounds of unmasking; 1 predicts every token at once.
 
         Returns:
             uint8 (B, F, H, W, 3): the frames 1, 2, ... F strides after now.
         """
-        return self._imagine("video", frames, None, rng, iterations)
+        return self._imagine("video", frames, None, state, rng, iterations)
 
     def predict_dynamics(
-        self, frames: np.ndarray, actions: np.ndarray, *, rng: torch.Generator, iterations: int = 1
+        self,
+        frames: np.ndarray,
+        actions: np.ndarray,
+        *,
+        rng: torch.Generator,
+        state: States | None = None,
+        iterations: int = 1,
     ) -> np.ndarray:
         """Imagine what follows from `actions`, float (B, K, A) in the environment's units; else as `predict_video`."""
         actions = np.asarray(actions, dtype=np.float32)
@@ -186,15 +205,17 @@ class UVAPolicy:
         if actions.shape != expected or not np.isfinite(actions).all():
             raise UserError(f"Actions should be finite numbers of shape {expected}, found shape {actions.shape}.")
         normalised = self._normalizer.encode(torch.from_numpy(actions), ACTION).float()
-        return self._imagine("dynamics", frames, normalised, rng, iterations)
+        return self._imagine("dynamics", frames, normalised, state, rng, iterations)
 
-    def predict_inverse(self, frames: np.ndarray, future: np.ndarray, *, rng: torch.Generator) -> np.ndarray:
+    def predict_inverse(
+        self, frames: np.ndarray, future: np.ndarray, *, rng: torch.Generator, state: States | None = None
+    ) -> np.ndarray:
         """The actions that lead through `future`.
 
         Args:
             frames: uint8 (B, F, H, W, 3), the context. The released models hide it from this question.
             future: uint8 (B, F, H, W, 3), the frames 1, 2, ... F strides after now.
-            rng: as in `predict_video`.
+            rng, state: as in `predict_video`.
 
         Returns:
             float32 (B, K, A) in the environment's units.
@@ -205,22 +226,41 @@ class UVAPolicy:
             raise UserError(f"There are {len(frames)} contexts and {len(future)} futures; give one future per context.")
         rngs = _rows_of(rng, len(frames))
         context, ahead = (self._encode(torch.from_numpy(np.ascontiguousarray(x)), rngs) for x in (frames, future))
-        return self._bounded(self._sample_actions("inverse", context, ahead, rngs))
+        known = self._normalised(state or {}, len(frames))
+        return self._bounded(self._sample_actions("inverse", context, ahead, known, rngs))
 
     def _imagine(
-        self, mode: str, frames: np.ndarray, actions: Tensor | None, rng: torch.Generator, iterations: int
+        self,
+        mode: str,
+        frames: np.ndarray,
+        actions: Tensor | None,
+        state: States | None,
+        rng: torch.Generator,
+        iterations: int,
     ) -> np.ndarray:
         self._check_frames("frames", frames)
+        states = self._normalised(state or {}, len(frames))
         rngs = _rows_of(rng, len(frames))
         context = self._encode(torch.from_numpy(np.ascontiguousarray(frames)), rngs)
 
         def predict(rows: slice) -> Tensor:
             known = {} if actions is None else {"actions": _filled(actions[rows], self.batch_size).to(self.device)}
-            sample = self._sample(mode, context[rows], rngs[rows], iterations=iterations, **known)
+            sample = self._sample(mode, context[rows], states, rows, rngs[rows], iterations=iterations, **known)
             video = self._tokenizer.decode(sample.latents[self.camera])
             return to_uint8(resize_video(video, (frames.shape[2], frames.shape[3])))
 
         return self._by_batch(len(frames), predict).permute(0, 1, 3, 4, 2).cpu().numpy()
+
+    def _normalised(self, state: States, rows: int) -> dict[str, Tensor]:
+        """stream -> (B, P, dims shown), normalised."""
+        found = {}
+        for name, dim in self._model.config.proprioception.items():
+            expected = (rows, len(self.state_offsets), len(self.spec.state[name]))
+            values = np.asarray(state.get(name, np.zeros(0)), np.float32)
+            if values.shape != expected:
+                raise UserError(f"The model reads state '{name}' of shape {expected}, found {values.shape}.")
+            found[name] = self._normalizer.encode(torch.from_numpy(values), name)[..., :dim]
+        return found
 
     def _check_frames(self, label: str, frames: np.ndarray) -> None:
         if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[1] != self.frames or frames.shape[4] != 3:
@@ -258,7 +298,19 @@ class UVAPolicy:
 
         return self._by_batch(len(frames), encode)
 
-    def _sample(self, mode: str, context: Tensor, rngs: Sequence[torch.Generator], **known: Any) -> Any:
+    def _sample(
+        self,
+        mode: str,
+        context: Tensor,
+        states: Mapping[str, Tensor],
+        rows: slice,
+        rngs: Sequence[torch.Generator],
+        **known: Any,
+    ) -> Any:
+        if states:
+            known["proprioception"] = {
+                name: _filled(values[rows], self.batch_size).to(self.device) for name, values in states.items()
+            }
         idle = [torch.Generator().manual_seed(0) for _ in range(self.batch_size - len(rngs))]
         return self._model.sample(
             _filled(context, self.batch_size),
@@ -270,11 +322,16 @@ class UVAPolicy:
         )
 
     def _sample_actions(
-        self, mode: str, context: Tensor, future: Tensor | None, rngs: Sequence[torch.Generator]
+        self,
+        mode: str,
+        context: Tensor,
+        future: Tensor | None,
+        states: Mapping[str, Tensor],
+        rngs: Sequence[torch.Generator],
     ) -> Tensor:
         def plan(rows: slice) -> Tensor:
             known = {} if future is None else {"future": _filled(future[rows], self.batch_size)}
-            return self._sample(mode, context[rows], rngs[rows], **known).actions
+            return self._sample(mode, context[rows], states, rows, rngs[rows], **known).actions
 
         return self._by_batch(len(context), plan)
 
@@ -344,7 +401,6 @@ def _require_fit(config: UVAConfig, tokenizer: KLVAE, spec: StreamSpec) -> Actio
         "a wrist camera": config.wrist_camera is not None,
         "instructions": config.text_dim is not None,
         "past actions": config.past_actions,
-        "proprioception": bool(config.proprioception),
     }
     if wanted := [name for name, there in inputs.items() if there]:
         raise UserError(

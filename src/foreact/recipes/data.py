@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from foreact.data import importing, inspect
 from foreact.envs import collect as collecting
 from foreact.recipes.tasks import find_task
@@ -34,7 +36,6 @@ def collect(
     """
     store = out or Path("data") / f"{env}.zarr"
     traces = store.with_suffix(".npz")
-    store.parent.mkdir(parents=True, exist_ok=True)
     found = collecting.collect(env, episodes, traces, first_seed=first_seed, noise=noise, workers=workers)
     collecting.render_traces(traces, store, workers=workers)
     print(f"{len(found)} episodes, mean score {found.score.mean():.3f}: {store} (traces: {traces})")
@@ -82,6 +83,8 @@ def stats(store: Path, task: str | None = None, against: str | None = None) -> N
             raise UserError(f"The checkpoint {against} has no statistics to compare with; name one that acts.")
     found = inspect.store_stats(store, _spec(task), normalizer)
     print(inspect.format_stats(found))
+    if broken := [name for name, s in found.items() if not np.isfinite(s.mean).all()]:
+        raise UserError(f"{', '.join(broken)} of {store} hold NaN or infinite values; `foreact data check` finds them.")
     outside = [name for name, s in found.items() if s.out_of_range is not None and s.out_of_range.max() > 0.05]
     if outside:
         raise UserError(

@@ -55,6 +55,11 @@ def closed_loop(
     found = find_task(task)
     policies = {weights: open_policy(weights, found, execute, temperature, steps, device)}
     policies |= {name: open_policy(name, found, execute, temperature, steps, device) for name in baselines}
+    for name, policy in policies.items():
+        if isinstance(policy, UVAPolicy) and not policy._model.config.predict_action:
+            raise UserError(
+                f"'{name}' was trained to foresee video only and cannot act; name weights of stage 'joint'."
+            )
     say("Closed loop", task=task, weights=weights, seeds=f"{first_seed}..{first_seed + seeds - 1}", out=out)
     results = run_closed_loop(found, policies, range(first_seed, first_seed + seeds), out, videos, workers)
     for result in results:

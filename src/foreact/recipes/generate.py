@@ -10,7 +10,7 @@ import torch
 
 from foreact.data.store import ZarrStore
 from foreact.evals.figures import actions_figure
-from foreact.evals.video import save_examples, video_quality
+from foreact.evals.video import read_states, save_examples, video_quality
 from foreact.policies.uva import UVAPolicy
 from foreact.recipes.evaluate import open_policy
 from foreact.recipes.runs import say
@@ -77,7 +77,8 @@ def _inverse(policy: UVAPolicy, store: ZarrStore, episodes: range, seed: int, ou
         ]
         context, future = np.split(frames, [policy.frames])
         true = store.read(episode, now, now + policy.horizon, ["action"])["action"]
-        found = policy.predict_inverse(context[None], future[None], rng=draws)[0]
+        state = read_states(store, [(episode, now)], policy.state_offsets)
+        found = policy.predict_inverse(context[None], future[None], rng=draws, state=state)[0]
         distance = float(np.linalg.norm(found - true, axis=-1).mean())
         path = out / f"inverse-episode-{episode}-step-{now}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

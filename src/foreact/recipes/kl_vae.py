@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from foreact.data.loader import WindowDataset, batches, ordered_batches
-from foreact.data.split import split_episodes
 from foreact.data.windows import Window
 from foreact.recipes.runs import conclude, is_main_process, open_run, parse_run, pick_device, say
-from foreact.recipes.stores import open_task_store
+from foreact.recipes.stores import open_task_store, split_store
 from foreact.recipes.tasks import find_task
 from foreact.tokenizers.images import resize_video
 from foreact.tokenizers.kl_vae import KLVAE, KLVAEConfig, with_scale
@@ -89,7 +88,7 @@ def train_kl_vae(run: KLVAERun) -> Path:
     task = find_task(run.task)
     store = open_task_store(task, run.data)
     device = pick_device(run.device)
-    train_episodes, val_episodes = split_episodes(len(store.lengths), run.val_ratio, run.train.seed)
+    train_episodes, val_episodes = split_store(store, run.val_ratio, run.train.seed)
     window = Window(video={task.camera: (0,)})
     training, validation = (WindowDataset(store, window, e, None) for e in (train_episodes, val_episodes))
     torch.manual_seed(run.train.seed)

@@ -37,11 +37,13 @@ def parse_run(
         if not (folder / "config.json").is_file():
             raise UserError(f"--from expects the folder of an earlier run; {folder} holds no config.json.")
         default = config_from_json(cls, read_json(folder / "config.json"), where=str(folder / "config.json"))
-        default = dataclasses.replace(default, out=folder)  # the folder may have been moved since  # type: ignore
+        default = dataclasses.replace(default, out=folder)  # pyright: ignore[reportArgumentType]
         rest = [*rest, *(word for name, value in chosen.items() for word in (f"--{name}", value))]
     else:
         default = recipe(chosen)
-    about = f"{cls.__doc__}\n\n--from FOLDER goes on with the run in that folder, with its configuration as the defaults."
+    about = (
+        f"{cls.__doc__}\n\n--from FOLDER goes on with the run in that folder, with its configuration as the defaults."
+    )
     return tyro.cli(cls, prog=prog, args=rest, default=default, description=about)
 
 
@@ -76,8 +78,9 @@ def open_run(folder: Path, run: Any, *, free: Sequence[str] = ()) -> None:
         before = read_json(path)
         for name, value in raw.items():
             if name not in free and before.get(name) != value:
+                entry, old, new = _first_difference(name, before.get(name), value)
                 raise UserError(
-                    f"{folder} holds a run with {name} = {before.get(name)}, now it is {value}; give another --out, "
+                    f"{folder} holds a run with {entry} = {old}, now it is {new}; give another --out, "
                     f"or resume it with --from {folder}."
                 )
     if is_main_process():
@@ -85,7 +88,18 @@ def open_run(folder: Path, run: Any, *, free: Sequence[str] = ()) -> None:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(path, raw)
         except OSError as error:
-            raise UserError(f"The run folder {folder} cannot be written ({error.strerror}); choose another --out.") from None
+            raise UserError(
+                f"The run folder {folder} cannot be written ({error.strerror}); choose another --out."
+            ) from None
+
+
+def _first_difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+    """Dotted name and values of the first entry in which two unequal JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*new, *old]:
+            if old.get(key) != new.get(key):
+                return _first_difference(f"{name}.{key}", old.get(key), new.get(key))
+    return name, old, new
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -100,13 +114,21 @@ def is_main_process() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def process_count() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def pick_device(name: str | None) -> torch.device:
     """The named device, or CUDA where there is one, else the CPU."""
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"Device '{name}' was asked for, but torch sees no CUDA device; use --device cpu.")
-    return torch.device(name)
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise UserError(f"There is no device '{name}'; give cpu, cuda or cuda:1 and the like.") from None
 
 
 def say(title: str, **facts: Any) -> None:

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from foreact.data.split import split_episodes
 from foreact.data.store import ZarrStore, add_stream, open_store
+from foreact.recipes.runs import process_count
 from foreact.tokenizers.images import resize_video
 from foreact.tokenizers.kl_vae import KLVAE
 from foreact.types import Task, UserError, to_model_range
@@ -43,6 +45,17 @@ def open_held_out_store(task: Task, path: Path | None) -> ZarrStore:
     return open_store(path, task.spec, memory_limit=MEMORY_LIMIT)
 
 
+def split_store(store: ZarrStore, val_ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Episode numbers (train, validation); neither side is empty."""
+    training, validation = split_episodes(len(store), val_ratio, seed)
+    if len(training) == 0 or len(validation) == 0:
+        raise UserError(
+            f"{store.path} has {len(store)} episode{'s' * (len(store) > 1)}, of which val_ratio {val_ratio} leaves "
+            f"{len(training)} to train on and {len(validation)} to validate; training needs at least one of each."
+        )
+    return training, validation
+
+
 def _call(function: str, path: Path) -> None:
     """Call a maker of stores, given by import path."""
     module, _, name = function.partition(":")
@@ -61,6 +74,11 @@ def ensure_latents(
     """
     if store.latents_hash(camera) == vae_hash:
         return
+    if process_count() > 1:  # they would all write the same files
+        raise UserError(
+            f"{store.path} lacks this tokenizer's latents of '{camera}', and only one process can add them; run "
+            "`foreact tokenize` before you start several."
+        )
     vae = vae.to(device).eval()
     with (
         add_stream(store.path, f"latents_{camera}", attrs={"tokenizer": vae_hash}) as stream,

@@ -15,15 +15,14 @@ from torch import Tensor, nn
 from foreact.data.augment import CropAndBlur
 from foreact.data.loader import WindowDataset, batches, ordered_batches
 from foreact.data.normalize import Normalizer
-from foreact.data.split import split_episodes
 from foreact.data.store import ZarrStore
 from foreact.data.windows import Window
 from foreact.evals.closed_loop import closed_loop
 from foreact.models.uva import UVA, UVAConfig, uva_config
-from foreact.models.uva_config import SIZES
+from foreact.models.uva_config import SIZES, state_offsets
 from foreact.policies.uva import UVAPolicy
 from foreact.recipes.runs import conclude, is_main_process, open_run, parse_run, pick_device, say
-from foreact.recipes.stores import ensure_latents, open_task_store
+from foreact.recipes.stores import ensure_latents, open_task_store, split_store
 from foreact.recipes.tasks import find_task
 from foreact.tokenizers.images import resize_video
 from foreact.tokenizers.kl_vae import KLVAE
@@ -76,12 +75,13 @@ def recipe(task: str = "pusht", size: str = "pocket", stage: Literal["video", "j
     """The defaults for a task, a size and a stage.
 
     The published sizes follow the paper (UVA sec. V): AdamW at 1e-4 with betas 0.9 and 0.95, decay 0.02, 1000 steps of
-    warmup, cosine to zero, EMA. `pocket` is ours: it sees two frames of 2 x 2 tokens, plans eight actions, has
-    flow-matching heads, and learns where things are as a side task; two cores train it in an hour.
+    warmup, cosine to zero, EMA. `pocket` is ours: it sees two frames of 2 x 2 tokens and the
+    robot's own position, plans eight actions, has flow-matching heads, and learns where things are as a side task.
     """
-    spec = find_task(task).spec
+    found = find_task(task)
+    spec = found.spec
     modes = {"video": 1.0} if stage == "video" else {}
-    common: dict[str, Any] = {"camera": find_task(task).camera, "predict_action": stage == "joint"}
+    common: dict[str, Any] = {"camera": found.camera, "predict_action": stage == "joint"}
     if spec.action is None and stage == "joint":
         raise UserError(f"Task '{task}' has no actions; train it with --stage video.")
     common["action_dim"] = 1 if spec.action is None else spec.action.dim
@@ -95,6 +95,7 @@ def recipe(task: str = "pusht", size: str = "pocket", stage: Literal["video", "j
         decoder_width=256, decoder_depth=2, decoder_heads=4, dropout=0.0, attention_dropout=0.0, head="flow",
         video_head_depth=2, video_head_width=128, action_head_depth=2, action_head_width=192,
         video_sampling_steps="20", action_sampling_steps="10", modes=modes,
+        proprioception=found.proprioception, proprioception_steps=2,
         proprioception_prediction={name: len(dims) for name, dims in spec.state.items()},
     )  # fmt: skip
     training = TrainConfig(
@@ -118,12 +119,13 @@ def window_of(config: UVAConfig, *, pixels: bool) -> Window:
         )
     stride, frames = config.horizon // config.frames, config.frames
     offsets = tuple(stride * i for i in range(1 - frames, frames + 1))
-    state = tuple(range(1, config.horizon + 1))
+    ahead = tuple(range(1, config.horizon + 1)) if config.proprioception_prediction else ()
+    behind = tuple(state_offsets(config)) if config.proprioception else ()
     return Window(
         video={config.camera: offsets} if pixels else {},
         latents={} if pixels else {config.camera: offsets},
         actions=tuple(range(config.horizon)) if config.predict_action else (),
-        state=dict.fromkeys(config.proprioception_prediction, state),
+        state=dict.fromkeys([*config.proprioception, *config.proprioception_prediction], behind + ahead),
         pad_before=-offsets[0],
         pad_after=max(config.horizon // 2 - 1, 0),
     )
@@ -192,7 +194,7 @@ class Data:
 
 def load_data(run: UVARun, store: ZarrStore) -> Data:
     """Split by episode, fit statistics on the training side, and cut windows."""
-    train_episodes, val_episodes = split_episodes(len(store.lengths), run.val_ratio, run.train.seed)
+    train_episodes, val_episodes = split_store(store, run.val_ratio, run.train.seed)
     normalizer = Normalizer.fit_store(store, train_episodes, "limits")
     window = window_of(run.model, pixels=run.pixels)
     augment = CropAndBlur() if run.pixels else None
@@ -218,6 +220,8 @@ def train_uva(run: UVARun) -> Path:
     torch.manual_seed(run.train.seed)
     model = UVA(run.model)
     report = "random weights" if run.init is None else start_from(model, load_checkpoint(resolve(run.init)), task)
+    if run.eval_seeds < 0:
+        raise UserError(f"eval_seeds should be 0 or more, found {run.eval_seeds}.")
     if run.eval_seeds and (task.env is None or not run.model.predict_action):
         raise UserError("Closed-loop checks need a task with a simulator and a model with actions; set --eval-seeds 0.")
     open_run(run.out, run, free=("train", "device", "out", "eval_seeds"))
