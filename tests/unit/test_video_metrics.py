@@ -45,16 +45,19 @@ class Seer:
     """Adds what happens in a stride to the last frame, given the slope; `error` is added on top."""
 
     camera, frames, context_stride, horizon = "img", 3, 4, 12
+    state_offsets: list[int] = []  # noqa: RUF012
 
     def __init__(self, slope: int = 3, error: int = 0) -> None:
         self.slope, self.error = slope, error
         self.actions: list[np.ndarray] = []
 
-    def predict_video(self, frames: np.ndarray, *, rng: torch.Generator) -> np.ndarray:
+    def predict_video(self, frames: np.ndarray, *, rng: torch.Generator, state: object = None) -> np.ndarray:
         rise = (np.arange(3) + 1) * self.slope * self.context_stride + self.error
         return (frames[:, -1:].astype(int) + rise[:, None, None, None]).astype(np.uint8)
 
-    def predict_dynamics(self, frames: np.ndarray, actions: np.ndarray, *, rng: torch.Generator) -> np.ndarray:
+    def predict_dynamics(
+        self, frames: np.ndarray, actions: np.ndarray, *, rng: torch.Generator, state: object = None
+    ) -> np.ndarray:
         self.actions.append(actions)
         return self.predict_video(frames, rng=rng)
 
