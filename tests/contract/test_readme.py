@@ -1,0 +1,63 @@
+"""Every command of the README runs, in its order, with a few options appended that make it small."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import torch
+
+from foreact import cli
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+SMALL = {
+    "data collect": "--episodes 3 --workers 1",
+    "data check": "--windows 10",
+    "data show": "",
+    "train kl-vae": "--model.image-size 16 16 --model.channels 8 --train.steps 2 --train.batch-size 4 --train.warmup 1",
+    "train uva": "--train.steps 2 --train.batch-size 4 --train.warmup 1 --val-ratio 0.4",
+    "train uva --from": "--train.steps 3",
+    "eval closed-loop": "--seeds 1 --videos 1 --workers 1",
+    "eval video": "--episodes 2 --windows-per-episode 1",
+    "generate": "--windows 1",
+    "weights list": "",
+    "weights verify": "",
+    "doctor": "",
+}
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"```bash\n(.*?)```", README, flags=re.DOTALL)
+    lines = [line.split("  #")[0].split(" # ")[0].strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line.startswith("foreact ")]
+
+
+def test_the_readme_names_every_kind_of_verb() -> None:
+    verbs = {verb.split()[0] for verb in cli.VERBS}
+    assert {c.split()[1] for c in commands()} >= verbs - {"demo", "tokenize"}
+    assert "make demo" in README
+    assert "make test" in README
+
+
+def test_every_command_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        for command in commands():
+            words = shlex.split(command)[1:]
+            verb = " ".join(words[:2]) if " ".join(words[:2]) in cli.VERBS else words[0]
+            key = f"{verb} --from" if "--from" in words else verb
+            if verb.startswith("train uva") and "--from" not in words:
+                words += ["--tokenizer", "kl-vae-pusht"]
+            cli.run([*words, *shlex.split(SMALL[key])])
+    finally:
+        torch.set_num_threads(threads)
+    for made in ("runs/vae/weights", "runs/joint/weights", "runs/acting/report.html", "runs/video-quality/report.html"):
+        assert (tmp_path / made).exists(), made
+    assert "solved" in capsys.readouterr().out
