@@ -451,7 +451,7 @@ def test_a_policy_loads_from_its_checkpoint(tmp_path: Path) -> None:
     policy = real_policy()
     save_checkpoint(tmp_path / "vae", family="kl_vae", config=VAE, state=policy._tokenizer.state_dict())
     save_checkpoint(
-        tmp_path / "uva", family="uva", config=tiny_uva(), state=policy._model.state_dict(), spec=SPEC, stats=STATS,
+        tmp_path / "uva", family="uva", config=tiny_uva(), state=policy.model.state_dict(), spec=SPEC, stats=STATS,
         tokenizer=tmp_path / "vae",
     )  # fmt: skip
     loaded = load_policy(tmp_path / "uva", context_stride=2, execute=3, steps=3, batch_size=4)
@@ -471,7 +471,7 @@ def test_a_checkpoint_without_statistics_cannot_act(tmp_path: Path) -> None:
     policy = real_policy()
     save_checkpoint(tmp_path / "vae", family="kl_vae", config=VAE, state=policy._tokenizer.state_dict())
     save_checkpoint(
-        tmp_path / "uva", family="uva", config=tiny_uva(), state=policy._model.state_dict(), spec=SPEC,
+        tmp_path / "uva", family="uva", config=tiny_uva(), state=policy.model.state_dict(), spec=SPEC,
         tokenizer=tmp_path / "vae",
     )  # fmt: skip
     with pytest.raises(UserError, match="statistics of the actions"):

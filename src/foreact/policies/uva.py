@@ -95,7 +95,7 @@ class UVAPolicy:
         self.weights = weights
         self.offsets = context_offsets(self.frames, context_stride)
         self.state_offsets = state_offsets(config) if config.proprioception else []
-        self._model = model.to(self.device)
+        self.model = model.to(self.device)
         self._tokenizer = tokenizer.to(self.device)
         self._normalizer = normalizer
         self._episodes: list[History] = []
@@ -116,7 +116,7 @@ class UVAPolicy:
                 f"Camera '{self.camera}' should be uint8 {expected}, found {frames.dtype} {frames.shape}; "
                 "give one picture per running episode, as large as in training."
             )
-        streams = self._model.config.proprioception
+        streams = self.model.config.proprioception
         if missing := sorted(set(streams) - set(obs.state)):
             raise UserError(f"The policy reads the state '{missing[0]}'; the observation has {sorted(obs.state)}.")
         reach = -min([*self.offsets, *self.state_offsets])
@@ -137,7 +137,7 @@ class UVAPolicy:
         rngs = [generator_for(e.seed, step) for e in episodes]
         state = {
             name: np.stack([[e.states[s][name] for s in e.steps(self.state_offsets)] for e in episodes])
-            for name in self._model.config.proprioception
+            for name in self.model.config.proprioception
         }
         actions = self._bounded(self._sample_actions("policy", context, None, self._normalised(state, len(rngs)), rngs))
         return ActionChunk(actions, self.execute, step, (time.perf_counter() - began) * 1e3)
@@ -254,7 +254,7 @@ class UVAPolicy:
     def _normalised(self, state: States, rows: int) -> dict[str, Tensor]:
         """stream -> (B, P, dims shown), normalised."""
         found = {}
-        for name, dim in self._model.config.proprioception.items():
+        for name, dim in self.model.config.proprioception.items():
             expected = (rows, len(self.state_offsets), len(self.spec.state[name]))
             values = np.asarray(state.get(name, np.zeros(0)), np.float32)
             if values.shape != expected:
@@ -276,7 +276,7 @@ class UVAPolicy:
     def _by_batch(self, rows: int, compute: Callable[[slice], Tensor]) -> Tensor:
         """Concatenate `compute` over slices of at most `batch_size` rows; rows that only fill up are cut off."""
         parts = []
-        with torch.inference_mode(), _evaluating(self._model, self._tokenizer):
+        with torch.inference_mode(), _evaluating(self.model, self._tokenizer):
             for start in range(0, rows, self.batch_size):
                 stop = min(start + self.batch_size, rows)
                 parts.append(compute(slice(start, stop))[: stop - start])
@@ -312,7 +312,7 @@ class UVAPolicy:
                 name: _filled(values[rows], self.batch_size).to(self.device) for name, values in states.items()
             }
         idle = [torch.Generator().manual_seed(0) for _ in range(self.batch_size - len(rngs))]
-        return self._model.sample(
+        return self.model.sample(
             _filled(context, self.batch_size),
             mode=mode,
             rng=[*rngs, *idle],

@@ -95,5 +95,5 @@ def untrained(weights: Path) -> UVAPolicy:
     policy = open_policy(str(weights), find_task("pusht"))
     assert isinstance(policy, UVAPolicy)
     torch.manual_seed(0)
-    policy._model.load_state_dict(UVA(policy._model.config).state_dict())
+    policy.model.load_state_dict(UVA(policy.model.config).state_dict())
     return policy

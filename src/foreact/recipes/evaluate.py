@@ -56,7 +56,7 @@ def closed_loop(
     policies = {weights: open_policy(weights, found, execute, temperature, steps, device)}
     policies |= {name: open_policy(name, found, execute, temperature, steps, device) for name in baselines}
     for name, policy in policies.items():
-        if isinstance(policy, UVAPolicy) and not policy._model.config.predict_action:
+        if isinstance(policy, UVAPolicy) and not policy.model.config.predict_action:
             raise UserError(
                 f"'{name}' was trained to foresee video only and cannot act; name weights of stage 'joint'."
             )

@@ -68,11 +68,11 @@ class ReconstructionError:
         assert isinstance(model, KLVAE)
         errors = []
         for batch in self.batches:
-            video = self._video(model, batch)
+            video = self.video(model, batch)
             errors.append((model.decode(model.encode(video)) - video).abs().mean() * 127.5)
         return {"grey_levels": torch.stack(errors).mean().item()}
 
-    def _video(self, model: KLVAE, batch: Batch) -> Tensor:
+    def video(self, model: KLVAE, batch: Batch) -> Tensor:
         device = next(model.parameters()).device
         return resize_video(to_model_range(batch.video[self.camera].to(device)), model.config.image_size)
 
@@ -131,7 +131,7 @@ def finish(weights: Path, run: KLVAERun, evaluator: ReconstructionError, facts: 
     model.load_state_dict(checkpoint.state)
     model.eval()
     means = [
-        model.moments(evaluator._video(model, batch).flatten(0, 1)).chunk(2, dim=1)[0]
+        model.moments(evaluator.video(model, batch).flatten(0, 1)).chunk(2, dim=1)[0]
         for batch in itertools.islice(evaluator.batches, 8)
     ]
     config = with_scale(run.model, torch.cat(means))
