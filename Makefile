@@ -9,8 +9,9 @@ TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt)
 demo: install
 	$(BIN)/foreact demo
 
+# One thread: the shapes are tiny, and several processes with a thread pool each would only wait for one another.
 test: install lint
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu"
 
 lint: install
 	$(BIN)/ruff check .
