@@ -64,3 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("foreact: interrupted.", file=sys.stderr)
         sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -53,8 +53,6 @@ def test_every_command_runs(
             words = shlex.split(command)[1:]
             verb = " ".join(words[:2]) if " ".join(words[:2]) in cli.VERBS else words[0]
             key = f"{verb} --from" if "--from" in words else verb
-            if verb.startswith("train uva") and "--from" not in words:
-                words += ["--tokenizer", "kl-vae-pusht"]
             cli.run([*words, *shlex.split(SMALL[key])])
     finally:
         torch.set_num_threads(threads)
