@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 
 from foreact.types import UserError
@@ -64,6 +65,8 @@ def main(argv: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         print("foreact: interrupted.", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:  # whoever read our output, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":
