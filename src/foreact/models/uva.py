@@ -88,12 +88,13 @@ class UVA(nn.Module):
         """One training step's loss, with everything random drawn from `rng`; see `draw` and `loss`."""
         return self.loss(batch, self.draw(batch, rng))
 
-    def draw(self, batch: Batch, rng: torch.Generator) -> Draws:
+    def draw(self, batch: Batch, rng: torch.Generator, *, mode: str | None = None) -> Draws:
         """Draw everything random of one training step.
 
         Args:
             batch: only its length matters.
             rng: generator on any device.
+            mode: the question; None draws it by the config's weights. The other draws are the same either way.
 
         Returns:
             Draws on the model's device.
@@ -104,7 +105,7 @@ class UVA(nn.Module):
             return torch.rand(shape, generator=rng, device=rng.device)
 
         which, level = uniform(2).tolist()
-        mode = pick_mode(which, c.modes)
+        mode = pick_mode(which, c.modes) if mode is None else mode
         order = uniform(rows, c.frame_tokens).argsort(dim=1)
         masked = masked_places(mask_ratio(level, c.mask_ratio_min), c.frame_tokens)
         past = (uniform(rows, c.horizon) <= c.past_action_keep).to(self.device) if c.past_actions else None

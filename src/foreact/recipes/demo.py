@@ -9,12 +9,11 @@ from pathlib import Path
 
 import torch
 
-from foreact.data.store import open_store
 from foreact.evals.report import Media, write_report
 from foreact.evals.video import save_examples, video_quality
 from foreact.models.uva import UVA
 from foreact.policies.uva import UVAPolicy
-from foreact.recipes.evaluate import TEST_SEED, open_policy, run_closed_loop
+from foreact.recipes.evaluate import TEST_SEED, open_imagining, open_policy, run_closed_loop
 from foreact.recipes.runs import say
 from foreact.recipes.stores import open_held_out_store, open_task_store
 from foreact.recipes.tasks import find_task
@@ -64,11 +63,10 @@ def demo(out: Path = Path("runs/demo"), steps: int = 150, seeds: int = 20, worke
     results = run_closed_loop(task, policies, range(TEST_SEED, TEST_SEED + seeds), out / "acting", 4, workers)
 
     say("4/4  Imagining", episodes=len(held_out.lengths))
-    imagining = policies["continued"]
-    assert isinstance(imagining, UVAPolicy)
+    imagining = open_imagining(str(weights), task, None)
     qualities, futures = [], []
     for mode in ("video", "dynamics"):
-        quality = video_quality(imagining, open_store(held_out.path), range(len(held_out.lengths)), mode=mode)
+        quality = video_quality(imagining, held_out, range(len(held_out.lengths)), mode=mode)
         qualities.append(quality)
         for path in save_examples(quality, out / "imagined", fps=task.spec.fps):
             futures.append(Media(path, path.stem.replace("-", " ")))
@@ -92,8 +90,7 @@ def demo(out: Path = Path("runs/demo"), steps: int = 150, seeds: int = 20, worke
 
 def untrained(weights: Path) -> UVAPolicy:
     """The same model with random weights: what training is worth."""
-    policy = open_policy(str(weights), find_task("pusht"))
-    assert isinstance(policy, UVAPolicy)
+    policy = open_imagining(str(weights), find_task("pusht"), None)
     torch.manual_seed(0)
     policy.model.load_state_dict(UVA(policy.model.config).state_dict())
     return policy

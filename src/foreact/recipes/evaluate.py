@@ -85,6 +85,14 @@ def open_policy(
     return policy
 
 
+def open_imagining(weights: str, task: Task, device: str | None) -> UVAPolicy:
+    """`open_policy` for a model that can be asked for futures."""
+    policy = open_policy(weights, task, device=device)
+    if not isinstance(policy, UVAPolicy):
+        raise UserError(f"'{weights}' imagines nothing; name weights of UVA.")
+    return policy
+
+
 def run_closed_loop(
     task: Task, policies: dict[str, Policy], seeds: Sequence[int], out: Path, videos: int, workers: int | None
 ) -> list[loop.ClosedLoopResult]:
@@ -134,9 +142,7 @@ def video(
         device: where to compute; default CUDA if there is one.
     """
     found = find_task(task)
-    policy = open_policy(weights, found, device=device)
-    if not isinstance(policy, UVAPolicy):
-        raise UserError(f"'{weights}' imagines nothing; name weights of UVA.")
+    policy = open_imagining(weights, found, device)
     store = open_held_out_store(found, data)
     held_out = list(range(min(episodes, len(store.lengths))))
     say("Video quality", task=task, weights=weights, data=store.path, episodes=len(held_out), out=out)

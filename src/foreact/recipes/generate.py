@@ -12,7 +12,7 @@ from foreact.data.store import ZarrStore
 from foreact.evals.figures import actions_figure
 from foreact.evals.video import read_states, save_examples, video_quality
 from foreact.policies.uva import UVAPolicy
-from foreact.recipes.evaluate import open_policy
+from foreact.recipes.evaluate import open_imagining
 from foreact.recipes.runs import say
 from foreact.recipes.stores import open_held_out_store
 from foreact.recipes.tasks import find_task
@@ -46,9 +46,7 @@ def generate(
         device: where to compute; default CUDA if there is one.
     """
     found = find_task(task)
-    policy = open_policy(weights, found, device=device)
-    if not isinstance(policy, UVAPolicy):
-        raise UserError(f"'{weights}' imagines nothing; name weights of UVA.")
+    policy = open_imagining(weights, found, device)
     store = open_held_out_store(found, data)
     episodes = range(min(windows, len(store.lengths)))
     say("Generating", mode=mode, weights=weights, data=store.path, windows=len(episodes), seed=seed, out=out)

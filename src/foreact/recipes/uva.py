@@ -148,15 +148,10 @@ class ValidationLoss:
         for mode, weight in model.config.modes.items():
             if weight == 0:
                 continue
-            single = dataclasses.replace(model.config, modes={mode: 1.0})
             for i, batch in enumerate(self.batches):
                 rng = torch.Generator(device=model.device).manual_seed(i)
                 batch = self.prepare(batch.to(model.device), rng)
-                trained, model.config = model.config, single
-                try:
-                    logs = model(batch, rng=rng).logs
-                finally:
-                    model.config = trained
+                logs = model.loss(batch, model.draw(batch, rng, mode=mode)).logs
                 for name, value in logs.items():
                     sums.setdefault(f"{mode}_{name}", []).append(value.item())
         return {name: float(np.mean(values)) for name, values in sums.items()}
