@@ -20,6 +20,7 @@ from foreact.data.windows import Window
 from foreact.evals.closed_loop import closed_loop
 from foreact.models.uva import UVA, UVAConfig, uva_config
 from foreact.models.uva_config import SIZES, state_offsets
+from foreact.models.uva_timing import action_offsets, context_offsets, frame_stride, future_offsets
 from foreact.policies.uva import UVAPolicy
 from foreact.recipes.runs import conclude, is_main_process, open_run, parse_run, pick_device, say
 from foreact.recipes.stores import ensure_latents, open_task_store, split_store
@@ -112,19 +113,14 @@ def window_of(config: UVAConfig, *, pixels: bool) -> Window:
     beyond it. Unlike there it may also begin with an episode: the context of the first steps is filled with the first
     frame, as it is when acting.
     """
-    if config.horizon % config.frames:
-        raise UserError(
-            f"UVA's horizon ({config.horizon}) should be a multiple of frames ({config.frames}), so that frames lie a "
-            "whole number of steps apart."
-        )
-    stride, frames = config.horizon // config.frames, config.frames
-    offsets = tuple(stride * i for i in range(1 - frames, frames + 1))
+    stride = frame_stride(config.horizon, config.frames)
+    offsets = (*context_offsets(config.frames, stride), *future_offsets(config.frames, stride))
     ahead = tuple(range(1, config.horizon + 1)) if config.proprioception_prediction else ()
     behind = tuple(state_offsets(config)) if config.proprioception else ()
     return Window(
         video={config.camera: offsets} if pixels else {},
         latents={} if pixels else {config.camera: offsets},
-        actions=tuple(range(config.horizon)) if config.predict_action else (),
+        actions=tuple(action_offsets(config.horizon, first_now=True)) if config.predict_action else (),
         state=dict.fromkeys([*config.proprioception, *config.proprioception_prediction], behind + ahead),
         pad_before=-offsets[0],
         pad_after=max(config.horizon // 2 - 1, 0),
