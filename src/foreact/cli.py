@@ -10,26 +10,46 @@ from foreact.types import UserError
 
 VERBS = {
     "demo": ("foreact.recipes.demo:demo", "The main job in minutes: train a little, act, imagine, report."),
+    "demo driving": ("foreact.recipes.demo_driving:demo", "From raw driving frames to plans, on drawn roads."),
     "data collect": ("foreact.recipes.data:collect", "Let an expert act in a simulator and store what it shows."),
     "data import": ("foreact.recipes.data:import_", "Copy a replay-buffer zarr of another project into our store."),
+    "data import-opendv": ("foreact.recipes.driving_data:import_opendv", "Cut OpenDV's videos into a store."),
+    "data import-nuscenes": ("foreact.recipes.driving_data:import_nuscenes", "nuScenes: frames, poses, trajectories."),
+    "data import-nuplan": ("foreact.recipes.driving_data:import_nuplan", "nuPlan: frames, poses, trajectories."),
+    "data toy-street": ("foreact.recipes.driving_data:toy_street", "Draw a small nuScenes to try things with."),
+    "data remaining": ("foreact.recipes.driving_data:remaining", "Windows that a training run has not seen yet."),
     "data check": ("foreact.recipes.data:check", "Read windows and report spec, NaN, constant dims, rates."),
     "data stats": ("foreact.recipes.data:stats", "Ranges per dimension; --against a checkpoint's statistics."),
     "data show": ("foreact.recipes.data:show", "Write a contact sheet and an mp4 of some episodes."),
-    "tokenize": ("foreact.recipes.tokenize:tokenize", "Encode a store's frames once, so that training reads latents."),
-    "train kl-vae": ("foreact.recipes.kl_vae:command", "Train the image autoencoder."),
+    "tokenize": ("foreact.recipes.tokenize:tokenize", "Encode a store's frames once, so that training reads codes."),
+    "train kl-vae": ("foreact.recipes.kl_vae:command", "Train the autoencoder with continuous latents."),
+    "train vq": ("foreact.recipes.vq:command", "Train the image tokenizer with a codebook."),
     "train uva": ("foreact.recipes.uva:command", "Train the Unified Video Action model."),
-    "generate": ("foreact.recipes.generate:generate", "Imagine futures and show them next to the true frames."),
+    "train vavim": ("foreact.recipes.vavim:command", "Train VaViM, the video model of driving."),
+    "train vavam": ("foreact.recipes.vavam:command", "Train VaVAM, which drives from a VaViM."),
+    "submit": ("foreact.recipes.submit:command", "Run a command on a SLURM cluster, requeued when preempted."),
+    "generate": ("foreact.recipes.by_family:generate_command", "Imagine futures and show them next to the true ones."),
     "eval closed-loop": ("foreact.recipes.evaluate:closed_loop", "Let a policy act in the simulator and score it."),
-    "eval video": ("foreact.recipes.evaluate:video", "Compare imagined with true futures: PSNR and SSIM."),
-    "weights list": ("foreact.recipes.weights:list_", "The weights that come with this installation."),
-    "weights convert": ("foreact.recipes.weights:convert", "Turn a released checkpoint into ours, safely."),
-    "weights verify": ("foreact.recipes.weights:verify", "Read a checkpoint whole; print counts and hashes."),
+    "eval open-loop": ("foreact.recipes.evaluate_driving:open_loop", "Score a driving model on recorded drives."),
+    "eval video": ("foreact.recipes.by_family:video_command", "Compare imagined with true futures: PSNR, SSIM, FID."),
+    "eval probe": ("foreact.recipes.probe:probe", "What a model's features know: segmentation and depth."),
+    "eval ncap": ("foreact.recipes.ncap:ncap", "The NeuroNCAP table of a tree of simulated runs."),
+    "scaling coord-check": ("foreact.recipes.scaling:coord_check", "Does muP keep activations' size at any width?"),
+    "scaling lr-sweep": ("foreact.recipes.scaling:lr_sweep", "Is the best learning rate the same at any width?"),
+    "scaling laws": ("foreact.recipes.scaling:laws", "Fit the loss as a function of size and data."),
+    "serve neuroncap": ("foreact.recipes.serve:neuroncap", "Let a NeuroNCAP simulator ask VaVAM for plans."),
+    "weights list": ("foreact.recipes.weights:list_", "The weights of this installation, and the released ones."),
+    "weights get": ("foreact.recipes.weights:get", "Download a released model: resumed, checked, recorded."),
+    "weights unpack": ("foreact.recipes.weights:unpack", "Extract a release archive, whole or in parts, safely."),
+    "weights pack": ("foreact.recipes.weights:pack", "Write files as a release archive, in parts where large."),
+    "weights convert": ("foreact.recipes.weights:convert", "Turn a released checkpoint into ours, and back."),
+    "weights verify": ("foreact.recipes.weights:verify", "Read a checkpoint or released files whole; print hashes."),
     "doctor": ("foreact.recipes.doctor:doctor", "Print the environment and what each extra unlocks."),
 }
 
 
 def usage() -> str:
-    lines = [f"  {verb:<18}{text}" for verb, (_, text) in VERBS.items()]
+    lines = [f"  {verb:<22}{text}" for verb, (_, text) in VERBS.items()]
     return "usage: foreact VERB [options]      (foreact VERB --help explains a verb)\n\n" + "\n".join(lines)
 
 
@@ -43,7 +63,7 @@ def run(argv: list[str]) -> object:
         if verb in VERBS:
             module, _, function = VERBS[verb][0].partition(":")
             entry = getattr(importlib.import_module(module), function)
-            if verb.startswith("train "):  # these parse for themselves: their defaults depend on --task and --size
+            if function.endswith("command"):  # these parse for themselves: what --size, --task or --weights say decides
                 return entry(rest)
             import tyro
 

@@ -155,6 +155,8 @@ class Batch:
         tokens: camera -> int64 (B, T, h, w).
         actions: float32 (B, K, A), normalised.
         past_actions: float32 (B, K, A), normalised.
+        plans: float32 (B, T, K, A), one chunk of future actions per context frame, in the units of the action spec.
+        commands: int64 (B, T), the high-level command (index into a model's vocabulary of commands) at each frame.
         state: stream -> float32 (B, T, S), normalised.
         text: float32 (B, L), text features.
         valid: stream -> bool (B, T or K); True where the step lies inside its episode. A stream without an entry is
@@ -167,6 +169,8 @@ class Batch:
     tokens: dict[str, Tensor] = field(default_factory=dict)
     actions: Tensor | None = None
     past_actions: Tensor | None = None
+    plans: Tensor | None = None
+    commands: Tensor | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
     text: Tensor | None = None
     valid: dict[str, Tensor] = field(default_factory=dict)
@@ -206,7 +210,7 @@ class Batch:
                     f"Camera '{name}' should be uint8 (B, T, 3, {spec.cameras[name][0]}, {spec.cameras[name][1]}), "
                     f"found {video.dtype} {tuple(video.shape)}."
                 )
-        for label, actions in (("actions", self.actions), ("past_actions", self.past_actions)):
+        for label, actions in (("actions", self.actions), ("past_actions", self.past_actions), ("plans", self.plans)):
             if actions is None:
                 continue
             if spec.action is None or actions.shape[-1] != spec.action.dim:

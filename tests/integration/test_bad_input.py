@@ -419,12 +419,12 @@ def test_full_disk_while_converting_and_encoding(
         assert "No space left on device" in sentence
     shutil.rmtree(store / "data" / "latents_img")
     with monkeypatch.context() as patched:
-        patched.setattr("foreact.data.derived.extend", full)
+        patched.setattr("foreact.data.derived.sync", full)
         sentence = refused("tokenize", "--store", store, "--tokenizer", world.vae, may_begin=True)
         assert "No space left on device" in sentence
-    assert open_store(store).latents_hash("img") is None
+    assert open_store(store).tokenizer_hash("latents_img") is None
     main(["tokenize", "--store", str(store), "--tokenizer", str(world.vae)])
-    assert open_store(store).latents_hash("img") == load_checkpoint(world.vae).hash
+    assert open_store(store).tokenizer_hash("latents_img") == load_checkpoint(world.vae).hash
 
 
 def test_run_folder_that_cannot_be_made(world: World, tmp_path: Path, refused: Callable[..., str]) -> None:

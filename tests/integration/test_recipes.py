@@ -74,7 +74,7 @@ def test_autoencoder_is_whole_and_its_latents_have_unit_variance(world: World) -
     assert checkpoint.family == "kl_vae"
     assert checkpoint.card["steps"] == 2
     store = open_store(world.store)
-    assert store.latents_hash("img") == checkpoint.hash
+    assert store.tokenizer_hash("latents_img") == checkpoint.hash
     latents = store.gather("latents_img", np.arange(int(store.lengths.sum())))
     assert latents.shape[1:] == (4, 4, 4)
     assert latents.dtype == np.float16
@@ -94,7 +94,7 @@ def test_encoding_is_done_once_and_again_for_another_autoencoder(world: World, t
         vae.to_moments.bias.mul_(2.0)
     old = store.read(0, 0, 5, ["latents_img"])["latents_img"].astype(np.float32)
     ensure_latents(store, "img", vae, "sha256:other")
-    assert store.latents_hash("img") == "sha256:other"
+    assert store.tokenizer_hash("latents_img") == "sha256:other"
     np.testing.assert_allclose(store.read(0, 0, 5, ["latents_img"])["latents_img"], 2 * old, atol=2e-2)
 
 
@@ -320,7 +320,7 @@ def test_several_processes_do_not_encode_the_same_store(
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"run `foreact tokenize` before you start several"):
         ensure_latents(store, "img", vae, checkpoint.hash)
-    assert store.latents_hash("img") is None
+    assert store.tokenizer_hash("latents_img") is None
     monkeypatch.setenv("WORLD_SIZE", "1")
     ensure_latents(store, "img", vae, checkpoint.hash)
-    assert store.latents_hash("img") == checkpoint.hash
+    assert store.tokenizer_hash("latents_img") == checkpoint.hash

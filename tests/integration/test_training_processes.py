@@ -17,18 +17,24 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import training_toy as toy
-from test_training_resume import log_of, state_of
+from test_training_resume import Interrupting, log_of, state_of
+
+from foreact.train import train
+from foreact.types import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
-def start(run_dir: Path, *, env: dict[str, str] | None = None, **changes: Any) -> subprocess.Popen[str]:
+def start(
+    folder: Path, *words: str, program: Path = Path(toy.__file__), env: dict[str, str] | None = None, **changes: Any
+) -> subprocess.Popen[str]:
+    """Two processes of `program FOLDER WORDS`; of the toy's run with the given settings, if there are no words."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [
         sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port),
-        str(Path(toy.__file__)), str(run_dir), json.dumps(changes),
+        str(program), str(folder), *(words or [json.dumps(changes)]),
     ]  # fmt: skip
     return subprocess.Popen(
         command,
@@ -107,3 +113,43 @@ def test_a_process_that_hangs_is_named(tmp_path: Path) -> None:
         process.kill()
     assert process.returncode != 0
     assert "error: Training stopped because process 1 did not answer" in errors
+
+
+def test_a_run_that_starts_from_another_takes_weights_and_moments_and_nothing_else(tmp_path: Path) -> None:
+    rate = {"schedule": "wsd", "warmup": 0}
+    first = toy.run(tmp_path / "first", steps=6, **rate)
+    second = toy.run(tmp_path / "second", steps=3, drop=3, lr=5e-3, start_from=tmp_path / "first", **rate)
+    (log, *_) = log_of(tmp_path / "second")
+    assert (log["step"], log["lr"], second.step) == (1, 5e-3, 3)
+    state, before = (state_of(r.checkpoint) for r in (second, first))
+    assert state["optimizer.body.weight.step"] == before["optimizer.body.weight.step"] + 3
+    assert state["ema_step"] == 3
+    still = toy.run(tmp_path / "still", steps=1, lr=1e-12, start_from=first.checkpoint, **rate)
+    after = state_of(still.checkpoint)
+    for name in ("model.body.weight", "ema.body.weight"):
+        torch.testing.assert_close(after[name], before["model.body.weight"])
+    assert log_of(tmp_path / "first")[-1]["step"] == 6  # the other run is left as it was
+
+
+def test_a_start_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    first = toy.run(tmp_path / "first", steps=1)
+    with pytest.raises(UserError, match=r"start_from should be a run folder or one of its checkpoints; .*empty holds"):
+        toy.run(tmp_path / "second", start_from=tmp_path / "empty")
+    frozen = toy.toy_model()
+    frozen.body.requires_grad_(False)
+    with pytest.raises(UserError, match=r"'body\.bias' is trained there and frozen here .*step-00000001 is there"):
+        toy.run(tmp_path / "second", model=frozen, start_from=first.checkpoint)
+    toy.run(tmp_path / "second", steps=1)
+    with pytest.raises(UserError, match=r"has start_from = None, now it is"):
+        toy.run(tmp_path / "second", steps=2, start_from=first.checkpoint)
+
+
+def test_chosen_steps_and_the_last_one_before_the_drop_are_kept(tmp_path: Path) -> None:
+    toy.run(tmp_path, steps=9, schedule="wsd", drop=4, keep_at=(2,), keep=1, save_every=3)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [f"step-0000000{n}" for n in (2, 5, 9)]
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
+def test_a_schedulers_warning_stops_the_run_after_a_step(tmp_path: Path, number: int) -> None:
+    stopped = train(toy.toy_model(), Interrupting(1, number), toy.config(steps=6), tmp_path, device="cpu")
+    assert (stopped.step, stopped.interrupted) == (2, True)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from foreact.models.flow import TIME_SCALE, FlowMatching
+from foreact.models.flow import FlowMatching
 from foreact.types import UserError
 
 
@@ -37,14 +37,14 @@ def test_the_line_runs_from_noise_to_data() -> None:
 def test_the_straight_line_optimum_recovers_the_data(solver, steps) -> None:
     """The best velocity towards one known point is (x - x_t) / (1 - t); every solver follows it exactly."""
     x = drawn(0, 4, 3)
-    to_x = lambda x_t, t: (x - x_t) / (1 - t / TIME_SCALE)  # noqa: E731
+    to_x = lambda x_t, t: (x - x_t) / (1 - t / 1000.0)  # noqa: E731
     got = FlowMatching(solver=solver).sample(to_x, lambda: drawn(1, 4, 3), steps=steps)
     torch.testing.assert_close(got, x, atol=1e-5, rtol=1e-5)
 
 
 def test_solvers_on_a_field_that_changes_in_time() -> None:
     """dx/dt = 2 t: x(1) = x(0) + 1. Midpoint is exact, Euler with n steps falls short by 1/n."""
-    field = lambda x, t: torch.full_like(x, 2 * float(t) / TIME_SCALE)  # noqa: E731
+    field = lambda x, t: torch.full_like(x, 2 * float(t) / 1000.0)  # noqa: E731
     start = drawn(0, 2, 2)
     midpoint = FlowMatching(solver="midpoint").sample(field, lambda: start, steps="4")
     torch.testing.assert_close(midpoint, start + 1)

@@ -23,15 +23,22 @@ def test_factors_by_hand() -> None:
     assert [lr_factor("constant_with_warmup", s, warmup=2, steps=4) for s in range(5)] == [0, 0.5, 1, 1, 1]
     cosine = [lr_factor("cosine", s, warmup=0, steps=4) for s in range(5)]
     assert cosine == pytest.approx([1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5, 0])
+    wsd = [lr_factor("wsd", s, warmup=2, steps=8, drop=4, floor=0.2) for s in range(11)]
+    assert wsd == pytest.approx([0, 0.5, 1, 1, 1, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2])
+    assert [lr_factor("wsd", s, warmup=0, steps=2) for s in range(5)] == [1] * 5
 
 
 @given(
-    st.sampled_from(["cosine", "linear", "constant_with_warmup"]), st.integers(0, 50), st.integers(1, 200), st.data()
+    st.sampled_from(["cosine", "linear", "constant_with_warmup", "wsd"]),
+    st.integers(0, 50),
+    st.integers(1, 200),
+    st.data(),
 )
 def test_factors_rise_in_the_warmup_and_never_after(schedule: Any, warmup: int, more: int, data: st.DataObject) -> None:
     steps = warmup + more
     step = data.draw(st.integers(0, steps - 1))
-    here, after = (lr_factor(schedule, s, warmup=warmup, steps=steps) for s in (step, step + 1))
+    drop = data.draw(st.integers(0, more))
+    here, after = (lr_factor(schedule, s, warmup=warmup, steps=steps, drop=drop) for s in (step, step + 1))
     assert 0.0 <= here <= 1.0
     assert (after > here) if step < warmup else (after <= here)
 
@@ -137,9 +144,14 @@ def test_global_generators_are_restored() -> None:
         ({"clip_grad": 0.0}, "clip_grad should be a positive number"),
         ({"max_minutes": -1.0}, "max_minutes should be a positive number"),
         ({"betas": (0.9, 1.0)}, "betas should be two numbers"),
-        ({"schedule": "cosin"}, "schedule should be one of cosine, linear, constant_with_warmup, found 'cosin'"),
+        ({"schedule": "cosin"}, "schedule should be one of cosine, linear, constant_with_warmup, wsd, found 'cosin'"),
         ({"precision": "fp16"}, "precision should be one of bf16, fp32, found 'fp16'"),
         ({"steps": 10, "warmup": 11}, "warmup \\(11\\) should not exceed steps \\(10\\)"),
+        ({"drop": 5}, "drop belongs to the schedule wsd"),
+        ({"schedule": "wsd", "drop": 5, "steps": 10, "warmup": 6}, "warmup \\(6\\) and drop \\(5\\) should not exceed"),
+        ({"floor": 1.5}, "floor should be in \\[0, 1\\], found 1.5"),
+        ({"parallel": "zero"}, "parallel should be one of ddp, fsdp, found 'zero'"),
+        ({"keep_at": (0,)}, "keep_at should hold steps from 1 on"),
     ],
 )
 def test_impossible_settings_are_refused(bad: dict[str, Any], sentence: str) -> None:
@@ -159,3 +171,18 @@ def test_settings_survive_json_and_decide_about_resuming() -> None:
     changed = {**saved, "ema": {**saved["ema"], "max": 0.5}}
     with pytest.raises(UserError, match=r"has ema = .*0\.5"):
         config.require_resumable(changed, world=2, saved_world=2)
+
+
+def test_settings_younger_than_the_run_count_as_their_defaults() -> None:
+    saved = {k: v for k, v in TrainConfig().to_json().items() if k not in ("drop", "floor", "start_from", "parallel")}
+    TrainConfig().require_resumable(saved, world=1, saved_world=1)
+    with pytest.raises(UserError, match=r"has floor = 0\.1, now it is 0\.2"):
+        TrainConfig(floor=0.2).require_resumable(saved, world=1, saved_world=1)
+
+
+def test_the_last_step_before_the_drop_is_kept_for_good() -> None:
+    config = TrainConfig(steps=10, warmup=2, schedule="wsd", drop=3, keep_at=(4,))
+    assert config.kept_steps == {4, 7}
+    factors = [lr_factor("wsd", s, warmup=2, steps=10, drop=3) for s in (7, 8)]
+    assert factors[0] == 1.0 > factors[1]
+    assert TrainConfig(steps=3, warmup=0, schedule="wsd", drop=3).kept_steps == frozenset()

@@ -19,7 +19,7 @@ import zarr
 import zarr.storage._local
 from numcodecs import Blosc
 
-from foreact.data.store import StoreWriter, add_stream, open_store
+from foreact.data.store import StoreWriter, open_store
 from foreact.types import ActionSpec, StreamSpec, UserError
 
 ACTION = ActionSpec(names=("x", "y"), units=("px", "px"), frame="world", mode="absolute", rate_hz=10.0)
@@ -337,80 +337,6 @@ def test_writer_refuses_other_peoples_paths(tmp_path: Path) -> None:
     other = StreamSpec(cameras={"img": (6, 8)}, fps=20.0, action=ACTION, state=SPEC.state)
     with pytest.raises(UserError, match=r"disagree on 'fps'.* 10.0.* 20.0"):
         StoreWriter(write_store(tmp_path / "s.zarr"), other)
-
-
-# --- derived streams -------------------------------------------------------------------------------------------
-
-
-def latents(episode: int, value: float = 0.0) -> np.ndarray:
-    return np.full((LENGTHS[episode], 4, 2, 2), episode + value, np.float16)
-
-
-def test_derived_stream_is_resumed_and_replaced(tmp_path: Path) -> None:
-    path = write_store(tmp_path / "s.zarr")
-    store = open_store(path)
-    assert store.latents_hash("img") is None
-    with pytest.raises(RuntimeError), add_stream(path, "latents_img", attrs={"tokenizer": "h1"}) as stream:  # noqa: PT012
-        stream.append(latents(0))
-        raise RuntimeError("cut short")
-    store.refresh()
-    assert store.latents_hash("img") is None
-    with pytest.raises(UserError, match="no stream 'latents_img'"):
-        store.read(0, 0, 2, ["latents_img"])
-    with add_stream(path, "latents_img", attrs={"tokenizer": "h1"}) as stream:
-        assert stream.episodes == 1
-        for i in (1, 2):
-            stream.append(latents(i))
-    store.refresh()
-    assert store.latents_hash("img") == "h1"
-    got = store.read(2, 0, 5, ["latents_img"])["latents_img"]
-    assert got.dtype == np.float16
-    np.testing.assert_array_equal(got, latents(2)[:5])
-    with add_stream(path, "latents_img", attrs={"tokenizer": "h1"}) as stream:
-        assert stream.episodes == 3
-        with pytest.raises(UserError, match="already holds all 3 episodes"):
-            stream.append(latents(0))
-    assert open_store(path).latents_hash("img") == "h1"
-    # Another tokenizer: the old stream serves until the new one is whole.
-    with add_stream(path, "latents_img", attrs={"tokenizer": "h2"}) as stream:
-        assert stream.episodes == 0
-        stream.append(latents(0, 7))
-        assert open_store(path).latents_hash("img") == "h1"
-        for i in (1, 2):
-            stream.append(latents(i, 7))
-    store.refresh()
-    assert store.latents_hash("img") == "h2"
-    np.testing.assert_array_equal(store.read(0, 0, 5, ["latents_img"])["latents_img"], latents(0, 7)[:5])
-    assert sorted(p.name for p in (path / "data").iterdir() if p.is_dir()) == ["action", "img", "latents_img", "state"]
-
-
-def test_derived_stream_follows_a_store_that_grew(tmp_path: Path) -> None:
-    path = tmp_path / "s.zarr"
-    with StoreWriter(path, SPEC) as writer:
-        for episode in EPISODES[:2]:
-            writer.append(episode)
-    with add_stream(path, "latents_img", attrs={"tokenizer": "h"}) as stream:
-        for i in (0, 1):
-            stream.append(latents(i))
-    with StoreWriter(path, SPEC) as writer:
-        writer.append(EPISODES[2])
-    assert open_store(path).latents_hash("img") is None
-    with add_stream(path, "latents_img", attrs={"tokenizer": "h"}) as stream:
-        assert stream.episodes == 2
-        stream.append(latents(2))
-    assert open_store(path).latents_hash("img") == "h"
-
-
-def test_derived_stream_refuses_rows_that_do_not_fit(tmp_path: Path) -> None:
-    path = write_store(tmp_path / "s.zarr")
-    with add_stream(path, "latents_img", attrs={"tokenizer": "h"}) as stream:
-        with pytest.raises(UserError, match=r"Episode 0 .* should be float16 \(40, 4, 2, 2\), found float16 \(39"):
-            stream.append(latents(0)[:-1])
-        stream.append(latents(0))
-        with pytest.raises(UserError, match=r"Episode 1 .* should be float16"):
-            stream.append(latents(1).astype(np.float32))
-    with pytest.raises(UserError, match="Only a store that is a folder"):
-        add_stream(zipped(path), "latents_img", attrs={})
 
 
 # --- bad stores ------------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import cast
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -25,6 +25,25 @@ from foreact.types import Batch, UserError
 
 # Separate streams of one seed, so that augmentation and order never share draws.
 ORDER, SAMPLE = 0, 1
+
+
+class Windows(Protocol):
+    """Samples by number, which `batches` and `ordered_batches` put in order."""
+
+    @property
+    def augments(self) -> bool:
+        """Whether `batch` makes use of `rngs`."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def load(self) -> None:
+        """Take in memory what fits, before worker processes are forked."""
+        ...
+
+    def batch(self, chosen: np.ndarray, rngs: Sequence[np.random.Generator] | None = None) -> Batch:
+        """Collate the samples `chosen` (B,); training gives one generator for each where they are augmented."""
+        ...
 
 
 class WindowDataset:
@@ -61,6 +80,10 @@ class WindowDataset:
                 raise UserError(f"The store {store.path} has cameras {sorted(store.spec.cameras)}, not '{entry.name}'.")
             if entry.kind in ("state", "actions", "past_actions"):
                 self._normalize(np.zeros((1, self._width(entry.stream)), np.float32), entry.stream)
+
+    @property
+    def augments(self) -> bool:
+        return self.augment is not None
 
     def __len__(self) -> int:
         return len(self.index)
@@ -118,7 +141,7 @@ class WindowDataset:
 
 
 def batches(
-    dataset: WindowDataset,
+    dataset: Windows,
     *,
     batch_size: int,
     seed: int,
@@ -154,13 +177,13 @@ def batches(
     return _raising(loader)
 
 
-def ordered_batches(dataset: WindowDataset, *, batch_size: int, chosen: np.ndarray | None = None) -> Iterator[Batch]:
+def ordered_batches(dataset: Windows, *, batch_size: int, chosen: np.ndarray | None = None) -> Iterator[Batch]:
     """Every window once, in order, without augmentation: for evaluation.
 
     Args:
         dataset: the windows.
         batch_size: windows per batch; the last may have fewer.
-        chosen: int (M,) rows of `dataset.index` to take instead of all.
+        chosen: int (M,) windows to take instead of all.
     """
     if batch_size < 1:
         raise UserError(f"Expected batch_size >= 1, found {batch_size}.")
@@ -175,13 +198,13 @@ class MicroBatches:
     A `UserError` comes back as a value, since the DataLoader would bury its sentence in a traceback.
     """
 
-    def __init__(self, dataset: WindowDataset, batch_size: int, seed: int) -> None:
+    def __init__(self, dataset: Windows, batch_size: int, seed: int) -> None:
         self.dataset, self.batch_size, self.seed = dataset, batch_size, seed
 
     def __getitem__(self, number: int) -> Batch | UserError:
         positions = np.arange(number * self.batch_size, (number + 1) * self.batch_size)
         rngs = None
-        if self.dataset.augment is not None:
+        if self.dataset.augments:
             rngs = [_generator(self.seed, SAMPLE, int(p)) for p in positions]
         try:
             return self.dataset.batch(order(len(self.dataset), self.seed, positions), rngs)

@@ -147,6 +147,13 @@ class ZarrStore:
                 reader.load()
         return self._readers[stream]
 
+    def has(self, stream: str) -> bool:
+        """Whether the store holds the stream, named by the spec or derived, for every step."""
+        try:
+            return self._array(f"data/{stream}").shape[0] >= int(self.lengths.sum())
+        except KeyError:
+            return False
+
     def info(self, name: str) -> np.ndarray:
         """One value per episode from `meta/<name>`: (E, ...); text as an object array of str."""
         try:
@@ -159,10 +166,10 @@ class ZarrStore:
     def info_names(self) -> list[str]:
         return sorted(set(self._node("meta").array_keys()) - {"episode_ends"})
 
-    def latents_hash(self, camera: str) -> str | None:
-        """Hash of the tokenizer whose latents of `camera` the store holds for every step, or None."""
+    def tokenizer_hash(self, stream: str) -> str | None:
+        """Hash of the tokenizer that a stream of latents or tokens, held for every step, was made with, or None."""
         try:
-            array = self._array(f"data/latents_{camera}")
+            array = self._array(f"data/{stream}")
         except KeyError:
             return None
         return array.attrs.get("tokenizer") if array.shape[0] >= int(self.lengths.sum()) else None

@@ -91,7 +91,10 @@ def quality_figure(quality: VideoQuality) -> FigurePair:
             for key, label, shade in (
                 (name, "imagined", COLOURS[0]),
                 (f"{name}_copy", "last frame repeated", COLOURS[1]),
+                (f"{name}_tokenizer", "tokenizer alone", COLOURS[2]),
             ):
+                if key not in quality.curves:
+                    continue
                 line: Sequence[Estimate] = quality.curves[key]
                 ax.plot(quality.steps_ahead, [e.mean for e in line], "o-", color=shade, label=label, ms=4)
                 ax.fill_between(

@@ -41,6 +41,7 @@ def write_report(
     log: Sequence[Mapping[str, Any]] = (),
     quality: Sequence[VideoQuality] = (),
     futures: Sequence[Media] = (),
+    pictures: Sequence[Media] = (),
     config: Mapping[str, Any] | None = None,
     facts: Mapping[str, Any] | None = None,
     size_limit: int = SIZE_LIMIT,
@@ -55,6 +56,7 @@ def write_report(
         log: entries of a training log, {"step": int, name: number}.
         quality: measured video quality.
         futures: strips and films of imagined next to true futures.
+        pictures: other pictures of what was measured, such as plans.
         config: the resolved configuration of the run.
         facts: short statements for the end of the page, such as command, hardware and training time.
         size_limit: bytes; media that no longer fit are named, not shown.
@@ -74,6 +76,7 @@ def write_report(
     # Films are the bulk of the page; leave room for text and figures.
     budget = size_limit - 500_000 - sum(len(f.light) + len(f.dark) for f in figures.values() if f) * 4 // 3
     shown_futures, left_futures, budget = _embedded(futures, budget)
+    shown_pictures, left_pictures, budget = _embedded(pictures, budget)
     shown_films, left_films, _ = _embedded(films, budget)
     html = _template().render(
         title=title,
@@ -84,8 +87,9 @@ def write_report(
         figures={name: _figure(pair) for name, pair in figures.items()},
         qualities=qualities,
         futures=shown_futures,
+        pictures=shown_pictures,
         films=shown_films,
-        left_out=[*left_futures, *left_films],
+        left_out=[*left_futures, *left_pictures, *left_films],
         config=None if config is None else json.dumps(config, indent=2, default=str),
         facts=dict(facts or {}),
         versions=dict(results[0].versions) if results else versions(),

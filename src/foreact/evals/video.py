@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from foreact.data.video import contact_sheet, save_image, side_by_side, write_mp4
+from foreact.data.video import contact_sheet, save_image, write_mp4
 from foreact.evals.estimate import estimate
 from foreact.types import EpisodeStore, Estimate, UserError
 
@@ -44,13 +44,24 @@ class FramePredictor(Protocol):
 
 @dataclass(frozen=True)
 class Example:
-    """One window: uint8 (F, H, W, 3) each, and where it lies in the store; `anchor` is the step of "now"."""
+    """One window: uint8 (F, H, W, 3) each, and where it lies in the store; `anchor` is the step of "now".
+
+    `reconstructed` is the true future through the tokenizer alone, where that was measured.
+    """
 
     context: np.ndarray
     truth: np.ndarray
     predicted: np.ndarray
     episode: int
     anchor: int
+    reconstructed: np.ndarray | None = None
+
+    def futures(self) -> dict[str, np.ndarray]:
+        """What to show one below the other, by name."""
+        found = {"true": self.truth, "imagined": self.predicted}
+        if self.reconstructed is not None:
+            found = {"true": self.truth, "tokenizer": self.reconstructed, "imagined": self.predicted}
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,30 +220,35 @@ def save_examples(quality: VideoQuality, folder: Path, fps: float) -> list[Path]
     for example in quality.examples:
         name = f"{quality.mode}-episode-{example.episode}-step-{example.anchor}"
         save_image(folder / f"{name}.png", strip(example, quality.steps_ahead))
-        films = {
-            "true": np.concatenate([example.context, example.truth]),
-            "imagined": np.concatenate([example.context, example.predicted]),
-        }
-        film = side_by_side(films, scale=_scale(example))
-        write_mp4(folder / f"{name}.mp4", film, max(fps / quality.steps_ahead[0], 4.0))
+        write_mp4(folder / f"{name}.mp4", film(example, quality.steps_ahead), max(fps / quality.steps_ahead[0], 4.0))
         paths += [folder / f"{name}.png", folder / f"{name}.mp4"]
     return paths
 
 
 def strip(example: Example, steps_ahead: Sequence[int]) -> Any:
     """A PIL picture: the context and the true future above, the context and the imagined future below."""
-    scale = _scale(example)
-    past = [f"seen {step - steps_ahead[-1]}" for step in steps_ahead[:-1]] + ["seen now"]
-    images, labels = [], []
-    for word, future in (("true", example.truth), ("imagined", example.predicted)):
-        frames = [*example.context, *future]
-        images += [frame.repeat(scale, axis=0).repeat(scale, axis=1) for frame in frames]
-        labels += [*past, *(f"{word} {step:+d}" for step in steps_ahead)]
-    return contact_sheet(images, labels, columns=len(images) // 2)
+    rows = _labelled_rows(example, steps_ahead)
+    tiles = [tile for row in rows for tile in row]
+    return contact_sheet([image for image, _ in tiles], [label for _, label in tiles], columns=len(rows[0]))
 
 
-def _scale(example: Example) -> int:
-    return max(1, 192 // example.context.shape[1])
+def film(example: Example, steps_ahead: Sequence[int]) -> np.ndarray:
+    """The rows of `strip` played next to each other, uint8 (T, H', W', 3); every frame says if it was seen or not."""
+    moments = zip(*_labelled_rows(example, steps_ahead), strict=True)
+    return np.stack([np.asarray(contact_sheet(*zip(*tiles, strict=True))) for tiles in moments])
+
+
+def _labelled_rows(example: Example, steps_ahead: Sequence[int]) -> list[list[tuple[np.ndarray, str]]]:
+    """One row per kind of future: its frames, after the context, enlarged and labelled."""
+    scale = max(1, 192 // example.context.shape[1])
+    stride = steps_ahead[0]
+    past = [f"seen {-stride * i}" for i in range(len(example.context) - 1, 0, -1)] + ["seen now"]
+    rows = []
+    for word, future in example.futures().items():
+        labels = [*past, *(f"{word} {step:+d}" for step in steps_ahead)]
+        frames = [frame.repeat(scale, axis=0).repeat(scale, axis=1) for frame in (*example.context, *future)]
+        rows.append(list(zip(frames, labels, strict=True)))
+    return rows
 
 
 def _anchors(

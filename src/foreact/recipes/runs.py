@@ -136,7 +136,7 @@ def say(title: str, **facts: Any) -> None:
     if is_main_process():
         print(title)
         for name, value in facts.items():
-            print(f"  {name:<12}{value}")
+            print(f"  {name:<12} {value}")
 
 
 def conclude(result: TrainResult, resume: str) -> None:

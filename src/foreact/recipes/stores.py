@@ -6,15 +6,13 @@ import importlib
 from pathlib import Path
 
 import numpy as np
-import torch
-from tqdm import tqdm
 
 from foreact.data.split import split_episodes
-from foreact.data.store import ZarrStore, add_stream, open_store
+from foreact.data.store import ZarrStore, open_store
+from foreact.recipes.encoding import LoadedTokenizer, StreamEncoder, encode_stream
 from foreact.recipes.runs import process_count
-from foreact.tokenizers.images import resize_video
 from foreact.tokenizers.kl_vae import KLVAE
-from foreact.types import Task, UserError, to_model_range
+from foreact.types import Task, UserError
 
 # Pictures up to this many bytes are held in memory, since a random frame costs the reading of a whole chunk.
 MEMORY_LIMIT = 4 * 2**30
@@ -63,41 +61,22 @@ def _call(function: str, path: Path) -> None:
     getattr(importlib.import_module(module), name)(path)
 
 
-@torch.no_grad()
 def ensure_latents(
     store: ZarrStore, camera: str, vae: KLVAE, vae_hash: str, *, batch_size: int = 64, device: str = "cpu"
 ) -> None:
     """Encode every frame of `camera` once into the stream `latents_<camera>`, unless this tokenizer already did.
 
     The stream holds the posterior mean in scaled units, float16 (N, c, h, w), with the tokenizer's hash beside it.
-    Work that was cut short goes on after the last whole episode.
+    Work that was cut short goes on after the last whole shard.
     """
-    if store.latents_hash(camera) == vae_hash:
+    if store.tokenizer_hash(f"latents_{camera}") == vae_hash:
         return
-    if process_count() > 1:  # they would all write the same files
+    if process_count() > 1:  # each would encode every frame
         raise UserError(
-            f"{store.path} lacks this tokenizer's latents of '{camera}', and only one process can add them; run "
+            f"{store.path} lacks this tokenizer's latents of '{camera}', and only one process can add them here; run "
             "`foreact tokenize` before you start several."
         )
-    vae = vae.to(device).eval()
-    with (
-        add_stream(store.path, f"latents_{camera}", attrs={"tokenizer": vae_hash}) as stream,
-        tqdm(total=int(store.lengths.sum()), unit="frame", desc="encode") as bar,
-    ):
-        for episode in range(len(store.lengths)):
-            length = int(store.lengths[episode])
-            if episode < stream.episodes:
-                bar.update(length)
-                continue
-            frames = store.read(episode, 0, length, [camera])[camera]
-            parts = [encode_frames(vae, frames[i : i + batch_size], device) for i in range(0, length, batch_size)]
-            stream.append(np.concatenate(parts))
-            bar.update(length)
+    height, width = vae.config.image_size
+    tokenizer = LoadedTokenizer(vae.to(device).eval(), vae_hash, (height, width))
+    encode_stream(StreamEncoder(store, camera, tokenizer, batch_size=batch_size, device=device))
     store.refresh()
-
-
-def encode_frames(vae: KLVAE, frames: np.ndarray, device: str) -> np.ndarray:
-    """uint8 (T, H, W, 3) -> float16 (T, c, h, w) posterior means in scaled units."""
-    video = torch.from_numpy(np.ascontiguousarray(frames)).to(device).permute(0, 3, 1, 2)[None]
-    latents = vae.encode(resize_video(to_model_range(video), vae.config.image_size))
-    return latents[0].to(torch.float16).cpu().numpy()

@@ -1,19 +1,30 @@
-"""`foreact weights`: list what is installed, convert released files, verify checkpoints."""
+"""`foreact weights`: list and get released files, unpack, pack and convert them, verify checkpoints."""
 
 from __future__ import annotations
 
+from itertools import groupby
 from pathlib import Path
+from typing import Literal
 
 import torch
+from tyro.conf import Positional
 
 from foreact.recipes.tasks import find_task
+from foreact.types import UserError
+from foreact.weights import archives
 from foreact.weights import convert as converting
+from foreact.weights.archives import MAX_MEMBERS
+from foreact.weights.catalogue import Entry, catalogue
+from foreact.weights.download import fetch, read_checksums
 from foreact.weights.format import load_checkpoint
+from foreact.weights.manifest import MANIFEST, check_file, read_manifest
 from foreact.weights.shipped import names, resolve, shipped
+from foreact.weights.transfer import Client
+from foreact.weights.vavam_reference_write import write_vavam_checkpoint
 
 
 def list_() -> None:
-    """List the weights that come with this installation, with size, hash and what their card says."""
+    """List the weights that come with this installation, and below them the released ones that `get` downloads."""
     for name in names():
         checkpoint = load_checkpoint(shipped(name))
         size = sum(p.stat().st_size for p in shipped(name).rglob("*") if p.is_file()) / 1e6
@@ -21,6 +32,123 @@ def list_() -> None:
         print(f"{name:<16}{facts}  {checkpoint.hash[:19]}")
         for key, value in (checkpoint.card or {}).items():
             print(f"{'':<16}{key}: {value}")
+    print(f"\nReleased by {catalogue().release}; `foreact weights get ID --out DIR` downloads them:")
+    for title, entries in groupby(catalogue().entries, key=lambda entry: entry.title):
+        print(f"\n{title}{_parameters(title)}")
+        for entry in entries:
+            print(f"  {entry.id:<26}{_facts(entry)}")
+            if entry.note:
+                print(f"  {'':<26}note: {entry.note}")
+
+
+def _parameters(title: str) -> str:
+    size = next(entry.size for entry in catalogue().entries if entry.title == title)
+    if size is None:
+        return ""
+    if title.startswith("VaViM"):
+        return f"  {size.parameters:,} parameters (published as {size.label})"
+    return (
+        f"  {size.parameters:,} + {size.action_parameters:,} parameters "
+        f"(published as {size.label} + {size.action_label})"
+    )
+
+
+def _facts(entry: Entry) -> str:
+    steps = ""
+    if entry.pretraining_steps is not None:
+        steps = f"pretrained {entry.pretraining_steps // 1000}k steps"
+    if entry.total_steps is not None:
+        steps += f", finetuned to {entry.total_steps // 1000}k"
+    if entry.stage == "action":
+        steps += ", then the action expert"
+    return f"{steps:<50}{_files(entry)}" if steps else _files(entry)
+
+
+def _files(entry: Entry) -> str:
+    if not entry.candidates:
+        return "no known file"
+    names = [f"{name} ({len(rest) + 1} parts)" if rest else name for name, *rest in entry.candidates]
+    stem = names[0].partition(".")[0]
+    return " or ".join([names[0], *(name.removeprefix(stem) for name in names[1:])])
+
+
+def get(
+    id: Positional[str],
+    out: Path = Path("released"),
+    base_url: str | None = None,
+    sha256: str | None = None,
+    files: tuple[str, ...] = (),
+    timeout: float = 30.0,
+) -> list[Path]:
+    """Download a released model: resumed where it broke off, checked, and recorded in a manifest beside it.
+
+    Args:
+        id: what to get; `foreact weights list` shows all.
+        out: the folder to put the files in.
+        base_url: where the files lie, instead of the release itself; http or https.
+        sha256: path or address of a SHA256SUMS file or a manifest to check the files against.
+        files: names of the release's files to take instead of those that the catalogue names.
+        timeout: seconds of silence after which a connection counts as broken.
+    """
+    entry = catalogue().entry(id)
+    candidates = [files] if files else entry.candidates
+    if not candidates:
+        raise UserError(f"'{id}' cannot be downloaded: {entry.note}; if you know its files, name them with --files.")
+    url = catalogue().url if base_url is None else base_url
+    print(f"{entry.id}: {entry.title}, {_files(entry)}")
+    print(f"from     {url}")
+    print(f"licence  {entry.licence or 'none stated; see the release'}")
+    if entry.note:
+        print(f"note     {entry.note}")
+    client = Client(timeout=timeout)
+    known = None if sha256 is None else read_checksums(sha256, client)
+    paths = fetch(candidates, out, base_url=url, known=known, client=client)
+    print(f"\n{len(paths)} file{'s' * (len(paths) > 1)} in {out}, hashes in {out / MANIFEST}:")
+    for path in paths:
+        print(f"  {path}")
+    if paths[0].name.endswith(".gz") or ".part_" in paths[0].name:
+        print(f"next: foreact weights unpack {paths[0]} --out {out}")
+    return paths
+
+
+def unpack(
+    src: Positional[Path],
+    out: Path,
+    max_total: str = "200GB",
+    max_files: int = MAX_MEMBERS,
+) -> list[Path]:
+    """Extract a release archive, whole or in parts; nothing appears before all of it is checked.
+
+    Args:
+        src: the .tar.gz, any of its parts, or the folder that holds it.
+        out: the folder to extract into.
+        max_total: refuse an archive that unpacks to more than this.
+        max_files: refuse an archive of more files than this.
+    """
+    paths = archives.unpack(src, out, max_members=max_files, max_total=archives.parse_size(max_total))
+    print(f"{out} now holds {', '.join(path.name for path in paths)}")
+    return paths
+
+
+def pack(
+    files: Positional[tuple[Path, ...]],
+    out: Path,
+    max_size: str = "1900MB",
+    extension: str | None = None,
+) -> list[Path]:
+    """Write files as a release archive: OUT.tar.gz, or OUT_chunked.tar.gz.part_aa, ... where that is too large.
+
+    Args:
+        files: files and folders to pack.
+        out: the archive's path without its suffixes.
+        max_size: the largest part.
+        extension: of a folder, take only files that end in this, such as pt.
+    """
+    parts = archives.pack(files, out, max_size=archives.parse_size(max_size), extension=extension)
+    print(f"{len(parts)} file{'s' * (len(parts) > 1)}, hashes in {out.parent / MANIFEST}:")
+    for part in parts:
+        print(f"  {part}  {part.stat().st_size:,} bytes")
+    return parts
 
 
 def convert(
@@ -29,29 +157,49 @@ def convert(
     task: str | None = None,
     raw: bool = False,
     heads: tuple[int, int] | None = None,
+    grid: tuple[int, int] | None = None,
     half: bool = False,
+    to: Literal["foreact", "reference"] = "foreact",
 ) -> None:
-    """Turn a released UVA checkpoint (.ckpt) or KL autoencoder (kl16.ckpt) into our folder.
+    """Turn a released checkpoint into our folder, or a folder of VaViM or VaVAM back into the reference's file.
 
-    The file is read by a restricted unpickler that refuses every global outside an allow-list, and every tensor is
-    used or named.
+    Read are UVA (.ckpt), VaViM and VaVAM (Lightning .ckpt, fused .pt, DeepSpeed directory), the KL autoencoder
+    (kl16.ckpt) and LlamaGen's tokenizer (vq_ds16_c2i.pt), by a restricted unpickler that refuses every global outside
+    an allow-list; every tensor is used or named.
 
     Args:
-        src: the foreign file.
-        dst: the folder to write.
-        task: what the numbers mean; without it the result can be trained on but cannot act.
-        raw: take the raw weights, not their average.
-        heads: attention heads of encoder and decoder, for a model of no published size.
+        src: the foreign file or directory; with --to reference our folder or a shipped name.
+        dst: the folder to write; with --to reference the file.
+        task: what the numbers mean; without it a UVA can be trained on but cannot act.
+        raw: of a UVA, take the raw weights, not their average.
+        heads: of a UVA of no published size, attention heads of encoder and decoder.
+        grid: rows and columns of tokens in a frame: of a VaViM or VaVAM where they are not the published 18 x 32; of
+            LlamaGen's tokenizer, that it will be used with (else those of 256 x 256 pixels).
         half: store as float16.
+        to: whose layout to write.
     """
+    if to == "reference":
+        if task is not None or raw or heads is not None or grid is not None or half:
+            raise UserError("A folder is written back as it is: --to reference takes src and dst alone.")
+        print(write_vavam_checkpoint(resolve(str(src)), dst))
+        return
     spec = None if task is None else find_task(task).spec
-    print(converting.convert(src, dst, spec=spec, ema=not raw, heads=heads, dtype=torch.float16 if half else None))
+    dtype = torch.float16 if half else None
+    print(converting.convert(src, dst, spec=spec, ema=not raw, heads=heads, grid=grid, dtype=dtype))
 
 
 def verify(weights: str) -> None:
-    """Read a checkpoint whole; print counts, sizes and hashes.
+    """Read a checkpoint, or released files with their manifest, whole; print counts, sizes and hashes.
 
     Args:
-        weights: a checkpoint folder or a shipped name.
+        weights: a checkpoint folder, a shipped name, or a folder of released files as `get` and `pack` leave it.
     """
-    print(converting.verify(resolve(weights)))
+    folder = Path(weights)
+    if (folder / "config.json").is_file() or not (folder / MANIFEST).is_file():
+        print(converting.verify(resolve(weights)))
+        return
+    facts = read_manifest(folder)
+    for name, fact in sorted(facts.items()):
+        check_file(folder / name, fact)
+        print(f"{name}  {(folder / name).stat().st_size:,} bytes  sha256 {fact.sha256}")
+    print(f"{len(facts)} files are as {folder / MANIFEST} says.")

@@ -119,7 +119,7 @@ class Checkpoints:
             step: optimiser steps done.
             state: tensors, as from `capture`.
             record: JSON-able content of train.json.
-            weights: gives the weights to export; called on rank 0 only.
+            weights: gives the weights to export, on rank 0; called by every process if there is an `export`.
             export: writes them into the folder it is given.
 
         Returns:
@@ -144,7 +144,7 @@ class Checkpoints:
 
         def finish() -> None:
             if export is not None:
-                export(weights(), temporary / "weights")
+                export(exported, temporary / "weights")
             write_record(temporary, record)
             sync_tree(temporary)
             if final.exists():
@@ -155,6 +155,7 @@ class Checkpoints:
         try:
             self._together(prepare, only_main=True)
             self._together(tensors)
+            exported = {} if export is None else weights()
             self._together(finish, only_main=True)
         except UserError:
             if self.world.rank == 0:
@@ -191,12 +192,7 @@ class Checkpoints:
         """
         folder = self.path(step)
         state = capture(model, optimizer, ema)
-        self._require_same_structure(folder, state["model"])
-        try:
-            with single_process_is_meant():
-                dcp.load(state, checkpoint_id=folder, process_group=self.world.control, no_dist=self.world.size == 1)
-        except dcp.CheckpointException as error:
-            raise unreadable(folder, _first(error)) from error
+        self._read(folder, state)
         set_model_state_dict(model, state["model"])
         set_optimizer_state_dict(model, optimizer, state["optimizer"])
         if ema is not None:
@@ -205,13 +201,37 @@ class Checkpoints:
         if generators.exists():  # a process that was not there when the checkpoint was written has none
             set_rng_state(torch.load(generators, weights_only=True))
 
-    def _require_same_structure(self, folder: Path, model_state: dict[str, Any]) -> None:
+    def load_start(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        """Give `model` the weights and `optimizer` the moments of a checkpoint, for a run of its own.
+
+        The optimiser's groups keep their settings (learning rates, weight decay).
+
+        Raises:
+            UserError: the checkpoint is damaged, or is one of another model or of other trainable parameters.
+        """
+        groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
+        state = capture(model, optimizer, None)
+        del state["optimizer"]["param_groups"]
+        self._read(self.path(step), state)
+        set_model_state_dict(model, state["model"])
+        set_optimizer_state_dict(model, optimizer, {**state["optimizer"], "param_groups": groups})
+
+    def _read(self, folder: Path, state: dict[str, Any]) -> None:
+        """Fill the tensors of `state`, as from `capture`, with those of a checkpoint of any number of processes."""
+        self._require_same_structure(folder, state)
+        try:
+            with single_process_is_meant():
+                dcp.load(state, checkpoint_id=folder, process_group=self.world.control, no_dist=self.world.size == 1)
+        except dcp.CheckpointException as error:
+            raise unreadable(folder, _first(error)) from error
+
+    def _require_same_structure(self, folder: Path, state: dict[str, Any]) -> None:
         try:
             metadata = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
         except (OSError, EOFError, ValueError) as error:
             raise unreadable(folder, error) from error
         saved = {name: tuple(m.size) for name, m in metadata.items() if isinstance(m, TensorStorageMetadata)}
-        here = {f"model.{name}": tuple(t.shape) for name, t in model_state.items() if isinstance(t, Tensor)}
+        here = {f"model.{name}": tuple(t.shape) for name, t in state["model"].items() if isinstance(t, Tensor)}
         for name in sorted({n for n in saved if n.startswith("model.")} | set(here)):
             if saved.get(name) != here.get(name):
                 raise UserError(
@@ -219,6 +239,15 @@ class Checkpoints:
                     f"{saved.get(name, 'none')} there and {here.get(name, 'none')} here; use the configuration of "
                     "that run, or a new run folder."
                 )
+        moment = ".exp_avg"
+        prefix = "optimizer.state."
+        trained = {n for n in saved if n.startswith(prefix) and n.endswith(moment)}
+        for name in sorted(trained ^ {f"{prefix}{name}{moment}" for name in state["optimizer"]["state"]}):
+            frozen, trains = ("here", "there") if name in trained else ("there", "here")
+            raise UserError(
+                f"'{name.removeprefix(prefix).removesuffix(moment)}' is trained {trains} and frozen {frozen} "
+                f"({folder} is there); train the same parameters, or start from its weights alone."
+            )
 
     def _together(self, action: Callable[[], None], *, only_main: bool = False) -> None:
         """Run `action`; a full or broken disk on any process becomes the same `UserError` on every process."""
@@ -236,6 +265,14 @@ class Checkpoints:
                 f"Saving a checkpoint in {self.folder} failed ({failed[0]}); earlier checkpoints are whole: "
                 "make room or mend the disk, then start again to resume."
             )
+
+
+def find_checkpoint(path: Path) -> tuple[Path, int] | None:
+    """Folder of checkpoints and step that `path` means: a checkpoint itself, or a run of which the newest is taken."""
+    if (match := STEP_FOLDER.fullmatch(path.name)) and (path / "train.json").is_file():
+        return path.parent, int(match.group(1))
+    steps = Checkpoints(path / "checkpoints", World()).steps()
+    return (path / "checkpoints", steps[-1]) if steps else None
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from foreact.train.ema import EMAConfig
@@ -17,7 +18,8 @@ from foreact.types import UserError
 FREE_ON_RESUME = frozenset(
     {
         "steps", "accumulate", "workers", "log_every", "save_every", "keep", "best_k", "best_metric", "best_mode",
-        "eval_every", "compile", "max_minutes", "max_skipped", "timeout_minutes", "tensorboard", "wandb",
+        "eval_every", "compile", "max_minutes", "max_skipped", "timeout_minutes", "tensorboard", "wandb", "parallel",
+        "keep_at",
     }
 )  # fmt: skip
 
@@ -42,12 +44,23 @@ class TrainConfig:
     """Learning rate after the warmup."""
     warmup: int = 1000
     """Optimiser steps of linear warmup."""
+    drop: int = 0
+    """Schedule wsd: optimiser steps at the end over which the learning rate falls; 0: none."""
+    floor: float = 0.1
+    """Schedule wsd: share of the learning rate that is left at the end of the drop."""
     clip_grad: float | None = 1.0
     """Greatest gradient norm; None: no clipping."""
     precision: Literal["bf16", "fp32"] = "bf16"
     """Autocast type of the forward pass; weights and optimiser stay float32."""
     ema: EMAConfig = field(default_factory=EMAConfig)
     """Averaged weights."""
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes: ddp, each holds the whole model; fsdp, each holds a share of weights, gradients, moments
+    and average (FSDP2)."""
+    start_from: Path | None = None
+    """Checkpoint of another run (its run folder: the newest one) whose weights and optimiser moments a new run takes
+    over. Steps, schedule, data and average begin anew; the moments' own count does not, so there is no second bias
+    correction."""
     seed: int = 42
     """Seed of every draw: micro-batch m draws from a generator seeded by (seed, m)."""
     workers: int = 2
@@ -58,6 +71,8 @@ class TrainConfig:
     """Optimiser steps between checkpoints; the last step is always saved."""
     keep: int = 2
     """Newest checkpoints to keep."""
+    keep_at: tuple[int, ...] = ()
+    """Steps to save and to keep for good. With a drop, the last step before it always is one."""
     best_k: int = 1
     """Best checkpoints to keep beside the newest; 0: none."""
     best_metric: str | None = None
@@ -84,7 +99,7 @@ class TrainConfig:
                      "max_skipped"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise UserError(f"{name} should be at least 1, found {getattr(self, name)}.")
-        for name in ("warmup", "workers", "best_k", "weight_decay", "seed"):
+        for name in ("warmup", "drop", "workers", "best_k", "weight_decay", "seed"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name} should be 0 or more, found {getattr(self, name)}.")
         for name in ("lr", "clip_grad", "max_minutes", "timeout_minutes"):
@@ -96,16 +111,34 @@ class TrainConfig:
         for name, choices in (
             ("schedule", get_args(Schedule)),
             ("precision", ("bf16", "fp32")),
+            ("parallel", ("ddp", "fsdp")),
             ("best_mode", ("max", "min")),
         ):
             if getattr(self, name) not in choices:
                 raise UserError(f"{name} should be one of {', '.join(choices)}, found '{getattr(self, name)}'.")
         if self.warmup > self.steps:
             raise UserError(f"warmup ({self.warmup}) should not exceed steps ({self.steps}).")
+        if self.drop and self.schedule != "wsd":
+            raise UserError(f"drop belongs to the schedule wsd; leave it out with '{self.schedule}', or choose wsd.")
+        if self.warmup + self.drop > self.steps:
+            raise UserError(
+                f"warmup ({self.warmup}) and drop ({self.drop}) should not exceed steps ({self.steps}) together."
+            )
+        if not 0.0 <= self.floor <= 1.0:
+            raise UserError(f"floor should be in [0, 1], found {self.floor}.")
+        if any(step < 1 for step in self.keep_at):
+            raise UserError(f"keep_at should hold steps from 1 on, found {self.keep_at}.")
+
+    @property
+    def kept_steps(self) -> frozenset[int]:
+        """Steps whose checkpoints are saved and never pruned: those of `keep_at`, and the last one before the drop."""
+        before_drop = {self.steps - self.drop} if 0 < self.drop < self.steps else set()
+        return frozenset(self.keep_at) | before_drop
 
     def to_json(self) -> dict[str, Any]:
         raw = dataclasses.asdict(self)
-        raw["betas"] = list(self.betas)
+        raw["betas"], raw["keep_at"] = list(self.betas), list(self.keep_at)
+        raw["start_from"] = None if self.start_from is None else str(self.start_from)
         return raw
 
     def require_resumable(self, saved: Mapping[str, Any], *, world: int, saved_world: int) -> None:
@@ -120,10 +153,11 @@ class TrainConfig:
             UserError: a setting that changes the mathematics differs, named with both values.
         """
         now = self.to_json()
+        saved = {**TrainConfig().to_json(), **saved}  # a setting younger than the run was at its default
         for name in sorted(set(now) - FREE_ON_RESUME):
-            if name not in saved or saved[name] != now[name]:
+            if saved[name] != now[name]:
                 raise UserError(
-                    f"The run to resume has {name} = {saved.get(name)}, now it is {now[name]}; "
+                    f"The run to resume has {name} = {saved[name]}, now it is {now[name]}; "
                     f"give the same {name}, or start a new run folder."
                 )
         if self.accumulate * world != saved["accumulate"] * saved_world:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from typing import Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMA
@@ -27,7 +28,10 @@ class Evaluator(Protocol):
     every: int | None
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
-        """Measure `model`, which holds the averaged weights and is in eval mode, without gradients."""
+        """Measure `model`, which holds the averaged weights and is in eval mode, without gradients.
+
+        Where the model in training is divided among processes, this is a whole copy for the occasion.
+        """
         ...
 
 
@@ -44,6 +48,22 @@ def require_known(metric: str | None, evaluators: Sequence[Evaluator]) -> None:
             f"best_metric '{metric}' belongs to no evaluator; give <evaluator>/<metric> with one of {names}, "
             "or leave it out."
         )
+
+
+def hollow_copy(model: nn.Module) -> nn.Module:
+    """A copy without the parameters' values (they are on "meta"), to be filled for evaluators.
+
+    Where a model's tensors are divided among processes, rank 0 alone cannot run it.
+    """
+    empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()}
+    return copy.deepcopy(model, empty)
+
+
+def filled(hollow: nn.Module, state: dict[str, Tensor], device: torch.device) -> nn.Module:
+    """A model on `device` with the values of `state`; `hollow` stays as it is."""
+    model = copy.deepcopy(hollow)
+    model.load_state_dict(state, assign=True)
+    return model.to(device)
 
 
 @torch.no_grad()

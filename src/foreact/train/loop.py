@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from foreact.train import parallel
-from foreact.train.checkpoint import BestTable, Checkpoints, Export, capture
+from foreact.train.checkpoint import BestTable, Checkpoints, Export, capture, find_checkpoint
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMA
-from foreact.train.evaluation import Evaluator, due, measure, ranking_value, require_known
+from foreact.train.evaluation import Evaluator, due, filled, hollow_copy, measure, ranking_value, require_known
 from foreact.train.logs import Averages, Clock, Logs, ProgressLine
 from foreact.train.optim import build_optimizer, clip_gradients, set_lr
 from foreact.train.rng import seeded
@@ -42,7 +42,7 @@ class TrainResult:
     Attributes:
         step: optimiser steps done in the whole run.
         finished: all steps are done.
-        interrupted: Ctrl-C or SIGTERM ended the call; the same call resumes.
+        interrupted: Ctrl-C, SIGTERM or a scheduler's warning ended the call; the same call resumes.
         checkpoint: folder of the newest checkpoint.
         weights: exported weights of the newest checkpoint, None without `export`.
         best: exported weights of the best checkpoint by `best_metric` (its folder without `export`), None if unranked.
@@ -128,6 +128,10 @@ class _Run:
         self.evaluators, self.export, self.prepare = evaluators, export, prepare
         require_known(config.best_metric, evaluators)
         self.model = model.to(world.device)
+        self.sharded = config.parallel == "fsdp" and world.size > 1
+        self.hollow = hollow_copy(self.model) if self.sharded and world.rank == 0 and evaluators else None
+        if self.sharded:
+            world.shard(self.model, half=config.precision == "bf16")
         self.optimizer = build_optimizer(self.model, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.ema = EMA(self.model, config.ema) if config.ema.enabled else None
@@ -156,6 +160,8 @@ class _Run:
         if self.world.rank == 0:
             self.checkpoints.sweep()
         if not steps:
+            if self.config.start_from is not None:
+                self.start_from(self.config.start_from)
             return
         record = self.checkpoints.record(steps[-1])
         self.config.require_resumable(record["config"], world=self.world.size, saved_world=record["world"])
@@ -174,8 +180,20 @@ class _Run:
             for step, value in record["best"]:
                 if step in steps:
                     self.best.offer(step, value)
+        self.prune()
+
+    def start_from(self, path: Path) -> None:
+        found = self.world.broadcast(find_checkpoint(path) if self.world.rank == 0 else None)
+        if found is None:
+            raise UserError(f"start_from should be a run folder or one of its checkpoints; {path} holds none.")
+        folder, step = found
+        Checkpoints(folder, self.world).load_start(step, self.model, self.optimizer)
+        if self.ema is not None:
+            self.ema = EMA(self.model, self.config.ema)
+
+    def prune(self) -> None:
         if self.world.rank == 0:
-            self.checkpoints.prune(self.config.keep, protected=self.best.steps)
+            self.checkpoints.prune(self.config.keep, protected=[*self.best.steps, *self.config.kept_steps])
 
     def record(self, seconds: float) -> dict[str, Any]:
         return {
@@ -192,9 +210,9 @@ class _Run:
         }
 
     def weights(self) -> dict[str, Tensor]:
-        if self.ema is not None:
-            return self.ema.weights(self.model)
-        return {name: t.detach().to("cpu", copy=True) for name, t in self.model.state_dict().items()}
+        """The weights to share and to measure, whole, on rank 0's CPU; every process calls it."""
+        with self.ema.swapped(self.model) if self.ema is not None else nullcontext():
+            return self.world.full_state(self.model)
 
     def save(self, seconds: float) -> None:
         parts = self.world.gather(self.averages.sums)
@@ -207,8 +225,7 @@ class _Run:
             export=self.export,
         )
         self.saved = self.step
-        if self.world.rank == 0:
-            self.checkpoints.prune(self.config.keep, protected=self.best.steps)
+        self.prune()
 
     def result(self, *, interrupted: bool) -> TrainResult:
         assert self.saved is not None
@@ -264,7 +281,7 @@ class _Run:
                     )
                 paused = time.perf_counter()
                 ranked = False if interrupted else self.evaluate(logs, bar)
-                if stopping or ranked or self.step % config.save_every == 0 or self.step == config.steps:
+                if stopping or ranked or self.must_save():
                     self.save(seconds())
                 self.clock.leave_out(time.perf_counter() - paused)
             return self.result(interrupted=interrupted)
@@ -273,10 +290,16 @@ class _Run:
             if logs is not None:
                 logs.close()
 
+    def must_save(self) -> bool:
+        config = self.config
+        return self.step % config.save_every == 0 or self.step == config.steps or self.step in config.kept_steps
+
     def one_step(self, module: nn.Module, stream: Iterator[Batch]) -> bool:
         """Do one optimiser step; returns whether it was skipped for a non-finite loss or gradient."""
         config, world = self.config, self.world
-        factor = lr_factor(config.schedule, self.step, warmup=config.warmup, steps=config.steps)
+        factor = lr_factor(
+            config.schedule, self.step, warmup=config.warmup, steps=config.steps, drop=config.drop, floor=config.floor
+        )
         self.lr = set_lr(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
         parts: list[dict[str, Tensor]] = []
@@ -340,9 +363,13 @@ class _Run:
         if not evaluators:
             return False
         metrics: dict[str, float] = {}
+        gathered = self.weights() if self.sharded else {}
         if logs is not None:  # rank 0
             bar.say(f"step {self.step}: measuring {', '.join(e.name for e in evaluators)}")
-            metrics = measure(evaluators, self.model, self.ema, self.step)
+            if self.hollow is None:
+                metrics = measure(evaluators, self.model, self.ema, self.step)
+            else:
+                metrics = measure(evaluators, filled(self.hollow, gathered, self.world.device), None, self.step)
             logs.write(self.step, metrics)
             bar.say("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         metrics = self.metrics = self.world.broadcast(metrics)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from foreact.train.parallel import whole
 from foreact.types import UserError
 
 
@@ -55,11 +56,14 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None) -> Tensor:
-    """() norm of the whole gradient before clipping; scales the gradient down to `max_norm` where that is given."""
+    """() norm of the whole gradient before clipping; scales the gradient down to `max_norm` where that is given.
+
+    Where gradients are divided among processes, the norm is that of all shares; every process calls this.
+    """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
         return torch.zeros(())
-    norm = nn.utils.get_total_norm(gradients)
+    norm = whole(nn.utils.get_total_norm(gradients))
     if max_norm is not None:
         nn.utils.clip_grads_with_norm_(list(parameters), max_norm, norm)
     return norm

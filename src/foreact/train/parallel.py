@@ -1,4 +1,4 @@
-"""The processes of one run, as torchrun starts them: join, talk, wrap with DDP, leave. Nothing else does that."""
+"""The processes of one run, as torchrun starts them: join, talk, share the work (DDP, FSDP2), leave."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import nn
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor
 
 from foreact.types import UserError
 
@@ -88,18 +91,91 @@ class World:
     def ddp(self, model: nn.Module) -> nn.Module:
         """The module to call in training: `model` itself, or wrapped so that gradients are averaged over processes.
 
-        Ranks may run different graphs (each draws its own task mode), so unused parameters are looked for; one that
-        no rank used keeps no gradient, as in a single process.
+        Unused parameters are looked for unless the model says that it has none; one that no process used keeps no
+        gradient, as in a single process.
         """
-        if self.size == 1:
+        if self.size == 1 or isinstance(model, FSDPModule):
             return model
-        return nn.parallel.DistributedDataParallel(model, find_unused_parameters=True, forward_sync_buffers=False)
+        return nn.parallel.DistributedDataParallel(
+            model,
+            find_unused_parameters=used_parameters(model) != "all",
+            forward_sync_buffers=False,
+            gradient_as_bucket_view=True,  # else every gradient is held twice
+        )
+
+    def shard(self, model: nn.Module, *, half: bool) -> None:
+        """Divide the model's parameters among the processes, in place (FSDP2); before its optimiser is built.
+
+        Each block is gathered when it runs and let go again; what belongs to no block (embeddings, readouts) is
+        gathered for the whole forward and backward. The last block of a list stays until its backward, which comes
+        next; besides, a block of which only side results are used (keys and values for another model) gets no signal
+        to gather itself again.
+
+        Args:
+            model: on this process's device; rank 0's values count.
+            half: whether training runs under bfloat16 autocast. Blocks of matrices alone then gather bfloat16 copies,
+                as autocast makes for every product: gathered in float32, each of those copies would live until the
+                backward, and with them the whole model on every process. Blocks with vectors (norms, biases), which
+                autocast partly leaves in float32, are gathered in float32; gradients are always summed in it.
+
+        Raises:
+            UserError: processes may run different parts of the model, so they cannot gather them together.
+        """
+        if used_parameters(model) == "varying":
+            raise UserError(
+                "parallel fsdp needs a model that uses the same parameters in every forward, and "
+                f"{type(model).__name__} does not say that it does (`used_parameters`); use parallel ddp."
+            )
+        for tensor in (*model.parameters(), *model.buffers()):
+            dist.broadcast(tensor.detach(), src=0)
+        mesh = init_device_mesh(self.device.type, (self.size,))
+        for blocks in block_lists(model):
+            for block in blocks:
+                low = half and all(p.ndim > 1 for p in block.parameters())
+                policy = MixedPrecisionPolicy(
+                    param_dtype=torch.bfloat16 if low else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+                )
+                fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=block is not blocks[-1])
+        fully_shard(model, mesh=mesh)
+
+    def full_state(self, model: nn.Module) -> dict[str, Tensor]:
+        """The state dict of `model`, whole, on rank 0's CPU; empty elsewhere. Every process calls it.
+
+        Divided tensors are gathered one at a time, so no process holds the whole model on its device.
+        """
+        state: dict[str, Tensor] = {}
+        for name, tensor in model.state_dict().items():
+            full = whole(tensor.detach())
+            if self.rank == 0:
+                state[name] = full.to("cpu", copy=not isinstance(tensor, DTensor))
+        return state
 
     def accumulating(self, module: nn.Module, last: bool) -> AbstractContextManager[None]:
         """Context of one micro-batch: gradients are exchanged only with the last one of a step."""
-        if last or not isinstance(module, nn.parallel.DistributedDataParallel):
-            return nullcontext()
-        return module.no_sync()
+        if isinstance(module, FSDPModule):
+            module.set_requires_gradient_sync(last)
+        elif isinstance(module, nn.parallel.DistributedDataParallel) and not last:
+            return module.no_sync()
+        return nullcontext()
+
+
+def used_parameters(model: nn.Module) -> str:
+    """What the model says of itself (see `foreact.types.Trainable`); without a word, the most careful answer."""
+    return getattr(model, "used_parameters", "varying")
+
+
+def block_lists(module: nn.Module) -> Iterator[nn.ModuleList]:
+    """The outermost, non-empty ModuleLists of a model: by convention its repeated blocks, each called as a module."""
+    for child in module.children():
+        if not isinstance(child, nn.ModuleList):
+            yield from block_lists(child)
+        elif len(child):
+            yield child
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """`tensor`, gathered from all processes if it is divided; then every process calls it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def lost_process(error: RuntimeError, timeout: timedelta) -> UserError:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM as a wish to stop after the current step; and one run per folder."""
+"""Ctrl-C, SIGTERM and a scheduler's warnings as a wish to stop after the current step; and one run per folder."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ from typing import Any
 
 from foreact.types import UserError
 
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
 
 class StopSignals:
-    """Within the block the first Ctrl-C or SIGTERM sets `requested`; a second Ctrl-C raises KeyboardInterrupt.
+    """Within the block the first signal of `STOPPING` sets `requested`; a second Ctrl-C raises KeyboardInterrupt.
 
-    Further SIGTERMs change nothing: torchrun sends one after the terminal's Ctrl-C has reached every process. Outside
-    the main thread, where Python allows no handlers, the block does nothing.
+    SIGUSR1 and SIGUSR2 are what SLURM's --signal is usually set to, to warn of the end of a job's time. Further
+    SIGTERMs change nothing: torchrun sends one after the terminal's Ctrl-C has reached every process. Outside the main
+    thread, where Python allows no handlers, the block does nothing.
     """
 
     def __init__(self) -> None:
@@ -27,7 +30,7 @@ class StopSignals:
 
     def __enter__(self) -> StopSignals:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in STOPPING:
                 self._previous[number] = signal.signal(number, self._handle)
         return self
 

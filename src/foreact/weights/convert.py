@@ -15,10 +15,11 @@ from torch import Tensor
 from foreact.types import StreamSpec, UserError
 from foreact.weights.format import Checkpoint, build, load_checkpoint, save_checkpoint
 from foreact.weights.kl_vae_reference import read_kl_vae
-from foreact.weights.pickles import read_torch_file
+from foreact.weights.llamagen_reference import is_llamagen, read_llamagen
 from foreact.weights.uva_reference import check_spec, read_uva_checkpoint
+from foreact.weights.vavam_reference import read_checkpoint_content, read_vavam_checkpoint, require_spec, vavam_family
 
-Kind = Literal["uva", "kl_vae", "mar"]
+Kind = Literal["uva", "kl_vae", "mar", "vavim", "vavam", "vq"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,14 +40,18 @@ def recognise(payload: Any, path: Path) -> Kind:
     if isinstance(payload, Mapping):
         if {"cfg", "state_dicts"} <= set(payload):
             return "uva"
+        if family := vavam_family(payload):
+            return family
+        if is_llamagen(payload):
+            return "vq"
         if _has(payload.get("model_ema"), "encoder_blocks."):
             return "mar"
         if _has(payload.get("model"), "decoder.up.") and _has(payload.get("model"), "quant_conv."):
             return "kl_vae"
     found = ", ".join(map(str, payload)) if isinstance(payload, Mapping) else type(payload).__name__
     raise UserError(
-        f"{path} is none of the known checkpoints (UVA: entries cfg and state_dicts; KL-VAE kl16: entry model; MAR: "
-        f"entry model_ema); it holds: {found[:200]}."
+        f"{path} is none of the known checkpoints (UVA: entries cfg and state_dicts; VaViM and VaVAM: state_dict and "
+        f"hyper_parameters; KL-VAE kl16 and LlamaGen: entry model; MAR: entry model_ema); it holds: {found[:200]}."
     )
 
 
@@ -57,36 +62,61 @@ def convert(
     spec: StreamSpec | None = None,
     ema: bool = True,
     heads: tuple[int, int] | None = None,
+    grid: tuple[int, int] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Converted:
-    """Write a foreign checkpoint file as our folder.
+    """Write a foreign checkpoint as our folder.
 
     Args:
-        src: a UVA checkpoint, or the KL-VAE file kl16.ckpt.
+        src: a UVA checkpoint, a VaViM or VaVAM checkpoint (file or DeepSpeed directory), or a tokenizer (KL-VAE
+            kl16.ckpt, LlamaGen's vq_ds16_c2i.pt).
         dst: the folder to write; a UVA checkpoint embeds its tokenizer there.
-        spec: for UVA, what the numbers mean (the file does not tell units or names); checked against its sizes.
+        spec: what the numbers mean; checked against the file's sizes. UVA files do not tell units or names; for VaViM
+            and VaVAM it is by default what the published models see and plan.
         ema: for UVA, take the averaged weights.
         heads: for UVA of a size without a published name, attention heads of encoder and decoder.
+        grid: rows and columns of tokens in a frame; for VaViM and VaVAM where they are not the published 18 x 32, for
+            LlamaGen's tokenizer that it will be used with.
         dtype: type to store floating-point tensors in; None keeps theirs.
 
     Raises:
         UserError: the file is damaged, unsafe, unknown, contradicts itself or `spec`; nothing is written then.
     """
     src, dst = Path(src), Path(dst)
-    payload = read_torch_file(src)
+    if (src / "config.json").is_file():
+        raise UserError(f"{src} is a checkpoint of this project already; nothing is to be converted.")
+    payload = read_checkpoint_content(src)
     kind = recognise(payload, src)
+    if grid is not None and kind not in ("vavim", "vavam", "vq"):
+        raise UserError(f"{src} is no VaViM, VaVAM or LlamaGen tokenizer, whose grids may differ; convert it without.")
+    if not ema and kind != "uva":
+        raise UserError(
+            f"{src} holds one set of weights, not raw and averaged ones as UVA's; convert it without --raw."
+        )
     if kind == "mar":
         raise UserError(
             f"{src} is an image model (MAR) without actions: it cannot be converted, but a training can start from it."
         )
     if kind == "uva":
         return _convert_uva(src, dst, payload, spec=spec, ema=ema, heads=heads, dtype=dtype)
+    if kind in ("vavim", "vavam"):
+        if heads is not None:
+            raise UserError(f"{src} tells its attention heads itself; convert it without them.")
+        return _convert_vavam(src, dst, payload, spec=spec, grid=grid, dtype=dtype)
     if spec is not None or heads is not None:
         raise UserError(f"{src} is a tokenizer, which has neither task nor heads; convert it without them.")
-    vae = read_kl_vae(src, payload)
-    card = {"source": src.name, "account": vae.report.splitlines()}
-    digest = save_checkpoint(dst, family="kl_vae", config=vae.config, state=vae.state, card=card, dtype=dtype)
-    return Converted(path=dst, hash=digest, report=vae.report)
+    config: Any
+    if kind == "vq":
+        tokenizer = read_llamagen(src, payload)
+        config, stride = tokenizer.config, tokenizer.config.stride
+        if grid is not None:
+            config = dataclasses.replace(config, image_size=(grid[0] * stride, grid[1] * stride))
+    else:
+        tokenizer = read_kl_vae(src, payload)
+        config = tokenizer.config
+    card = {"source": src.name, "account": tokenizer.report.splitlines()}
+    digest = save_checkpoint(dst, family=kind, config=config, state=tokenizer.state, card=card, dtype=dtype)
+    return Converted(path=dst, hash=digest, report=tokenizer.report)
 
 
 def _convert_uva(
@@ -119,6 +149,28 @@ def _convert_uva(
             card=card,
             dtype=dtype,
         )
+    return Converted(path=dst, hash=digest, report=found.report)
+
+
+def _convert_vavam(
+    src: Path,
+    dst: Path,
+    payload: Any,
+    *,
+    spec: StreamSpec | None,
+    grid: tuple[int, int] | None,
+    dtype: torch.dtype | None,
+) -> Converted:
+    camera = "front" if spec is None else next(iter(spec.cameras))
+    found = read_vavam_checkpoint(src, grid=grid, camera=camera, payload=payload)
+    if spec is None:
+        spec = found.spec()
+    else:
+        require_spec(found, spec, src)
+    card = {"source": src.name, "facts": found.facts, "account": found.report.splitlines()}
+    digest = save_checkpoint(
+        dst, family=found.family, config=found.config, state=found.state, spec=spec, card=card, dtype=dtype
+    )
     return Converted(path=dst, hash=digest, report=found.report)
 
 

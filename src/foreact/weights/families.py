@@ -7,7 +7,10 @@ from typing import NamedTuple
 from torch import nn
 
 from foreact.models.uva import UVA, UVAConfig
+from foreact.models.vavam import VaVAM, VaVAMConfig
+from foreact.models.vavim import VaViM, VaViMConfig
 from foreact.tokenizers.kl_vae import KLVAE, KLVAEConfig
+from foreact.tokenizers.vq import VQConfig, VQTokenizer
 
 
 class Family(NamedTuple):
@@ -20,4 +23,7 @@ class Family(NamedTuple):
 FAMILIES: dict[str, Family] = {
     "kl_vae": Family(KLVAEConfig, KLVAE),
     "uva": Family(UVAConfig, UVA),
+    "vavim": Family(VaViMConfig, VaViM),
+    "vavam": Family(VaVAMConfig, VaVAM),
+    "vq": Family(VQConfig, VQTokenizer),
 }

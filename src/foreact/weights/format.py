@@ -7,10 +7,11 @@ import hashlib
 import json
 import os
 import shutil
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -26,10 +27,12 @@ from foreact.weights.shipped import names, shipped
 __all__ = [
     "Checkpoint",
     "TokenizerRef",
+    "assemble",
     "build",
     "config_from_json",
     "config_to_json",
     "content_hash",
+    "family_of",
     "load_checkpoint",
     "load_tokenizer",
     "save_checkpoint",
@@ -37,6 +40,10 @@ __all__ = [
 
 T = TypeVar("T")
 FORMAT = 1
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,23 +212,47 @@ def load_checkpoint(path: Path) -> Checkpoint:
 def build(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> nn.Module:
     """The module of a checkpoint, in evaluation mode, float32.
 
+    It takes over the tensors of `checkpoint.state`: where those are float32 and `device` is theirs, both are the same
+    memory, so that loading costs the weights once.
+
     Raises:
         UserError: a tensor is missing, left over or of another shape, named.
     """
     family = FAMILIES[checkpoint.family]
     file = checkpoint.path / "config.json"
     config = config_from_json(family.config, checkpoint.config, where=f"{file}: config", complete=True)
-    with torch.device("meta"):
-        expected = {k: tuple(v.shape) for k, v in family.module(config).state_dict().items()}
-    found = {k: tuple(v.shape) for k, v in checkpoint.state.items()}
-    if problem := difference(expected, found):
+    try:
+        module = assemble(checkpoint.family, config, checkpoint.state)
+    except UserError as error:
         raise UserError(
-            f"The weights of {checkpoint.path} do not fit their config: {problem}; restore them from their source."
-        )
-    with torch.random.fork_rng(devices=[]):  # loading weights must not move anybody's random numbers
-        module = family.module(config)
-    module.load_state_dict(checkpoint.state, strict=True)
+            f"The weights of {checkpoint.path} do not fit their config: {error}; restore them from their source."
+        ) from None
     return module.to(device).eval()
+
+
+def assemble(family: str, config: Any, state: Mapping[str, Tensor]) -> nn.Module:
+    """A module made of given tensors: nothing is initialised, drawn or copied but what is stored in another type.
+
+    Args:
+        family: name in `FAMILIES`.
+        config: the family's config dataclass.
+        state: name -> tensor; the module's parameters become these.
+
+    Raises:
+        UserError: a tensor is missing, left over or of another shape, named.
+    """
+    with torch.device("meta"):
+        module = FAMILIES[family].module(config)
+    expected = {k: tuple(v.shape) for k, v in module.state_dict().items()}
+    if problem := difference(expected, {k: tuple(v.shape) for k, v in state.items()}):
+        raise UserError(problem)
+    values: dict[str, Tensor] = {k: state[k].to(v.dtype) for k, v in module.state_dict().items()}
+    made: dict[int, nn.Parameter] = {}  # one per parameter, so that one with two names stays one
+    for name, p in module.named_parameters(remove_duplicate=False):
+        values[name] = made.setdefault(id(p), nn.Parameter(values[name], requires_grad=p.requires_grad))
+    module.load_state_dict(values, strict=True, assign=True)
+    assert not any(t.is_meta for t in [*module.parameters(), *module.buffers()]), "a tensor outside the state"
+    return module
 
 
 def load_tokenizer(
@@ -266,6 +297,11 @@ def content_hash(path: Path) -> str:
     It depends neither on the order in the file nor on spec, statistics or card.
     """
     return load_checkpoint(path).hash
+
+
+def family_of(path: Path) -> str:
+    """Family of a checkpoint folder, without reading its weights."""
+    return _read_config(path)[0]
 
 
 def difference(expected: Mapping[str, Any], found: Mapping[str, Any], *, show: int = 3) -> str:
@@ -324,11 +360,25 @@ def _read_state(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise UserError(f"The file {file} is missing; copy the whole checkpoint folder.")
     try:
-        # Copied out of the memory map, so that replacing the file later cannot change or fault tensors in use.
-        with safe_open(file, framework="pt", device="cpu") as opened:
-            return {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+        with safe_open(file, framework="pt", device="cpu") as checked:  # the header, against the file's length too
+            names = list(checked.keys())
+        # Read, not mapped: replacing the file later cannot change or fault tensors in use, and no page counts twice.
+        with open(file, "rb") as opened:
+            (length,) = struct.unpack("<Q", opened.read(8))
+            header = json.loads(opened.read(length))
+            return {name: _read_tensor(opened, 8 + length, header[name]) for name in names}
+    except (SafetensorError, OSError, EOFError, KeyError) as error:
         raise UserError(f"The file {file} is damaged or cut short ({error}); copy it again.") from None
+
+
+def _read_tensor(file: BinaryIO, start: int, entry: Mapping[str, Any]) -> Tensor:
+    tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
+    if tensor.numel():
+        file.seek(start + entry["data_offsets"][0])
+        target = tensor.reshape(-1).view(torch.uint8).numpy()
+        if file.readinto(target.data) != target.nbytes:  # pyright: ignore[reportAttributeAccessIssue]
+            raise EOFError("the last tensors are missing")
+    return tensor
 
 
 def _storable(state: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:

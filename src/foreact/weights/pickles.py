@@ -104,11 +104,11 @@ def _read_zip(path: Path) -> Any:
         pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
             raise pickle.UnpicklingError("no data.pkl inside")
+        if any(info.compress_type != zipfile.ZIP_STORED for info in entries.values()):  # before any is unpacked
+            raise pickle.UnpicklingError("packed entries, which torch.save never writes")
         root = pickles[0].removesuffix("data.pkl")
         if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
             raise pickle.UnpicklingError("big-endian tensors")
-        if entries[pickles[0]].compress_type != zipfile.ZIP_STORED:
-            raise pickle.UnpicklingError("a packed data.pkl, which torch.save never writes")
         body = archive.read(pickles[0])
     loaded: dict[str, Tensor] = {}
 

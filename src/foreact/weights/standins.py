@@ -61,6 +61,25 @@ class _Metadata(_Record):
         return None
 
 
+class _BaseDim(_Record):
+    """mup's InfDim: a side of a tensor at the base width, None where it does not grow."""
+
+    def plain(self) -> Any:
+        return vars(self).get("base_dim")
+
+
+class _BaseShape(_Record):
+    """mup's InfShape, a tuple of InfDim."""
+
+    def __new__(cls, dims: tuple[_BaseDim, ...] = ()) -> _BaseShape:
+        self = super().__new__(cls)
+        vars(self)["dims"] = tuple(dims)
+        return self
+
+    def plain(self) -> Any:
+        return vars(self)["dims"]
+
+
 class _Path(_Record):
     """A pathlib path, pickled as its parts."""
 
@@ -187,6 +206,13 @@ GLOBALS: dict[tuple[str, str], Any] = {
     ("omegaconf.base", "Metadata"): _Metadata,
     ("omegaconf.base", "ContainerMetadata"): _Metadata,
     **{("omegaconf.nodes", name): _ConfigNode for name in _NODES},
+    ("mup.infshape", "InfDim"): _BaseDim,
+    ("mup.infshape", "InfShape"): _BaseShape,
+    # DeepSpeed's own objects in its checkpoints; of these only numbers matter to us.
+    ("deepspeed.runtime.zero.config", "ZeroStageEnum"): _Call(int),
+    **{("deepspeed.runtime.fp16.loss_scaler", name): _Record for name in ("LossScaler", "DynamicLossScaler")},
+    ("deepspeed.utils.tensor_fragment", "fragment_address"): _Record,
+    ("deepspeed.runtime.utils", "fragment_address"): _Record,
     **{(module, name): kind for module in ("builtins", "__builtin__") for name, kind in _BUILTINS.items()},
     **{(module, "_load_type"): _Call(_named_type) for module in ("dill._dill", "dill.dill", "dill")},
     **{("torch", name): dtype for name, dtype in (_STORAGES | {n: getattr(torch, n) for n in _DTYPES}).items()},

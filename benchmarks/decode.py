@@ -1,0 +1,96 @@
+"""Speed of token-by-token decoding at batch 1, against what reading the weights alone would take.
+
+The floor is measured in the same run with the same threads: the time to sum all weights that a step multiplies, once
+over, which is memory bandwidth in practice, and the time of torch's and numpy's matrix-vector products with them.
+
+    python benchmarks/decode.py --width 768 --layers 24 --threads 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from foreact.models.gpt import KVCache
+from foreact.models.mup import HiddenLinear
+from foreact.models.vavim import VaViM, VaViMConfig
+from foreact.models.weight_only import reduce_weights
+
+
+def milliseconds(f: Callable[[], object], repeats: int) -> float:
+    """Median wall time of a call after two calls to warm up."""
+    for _ in range(2):
+        f()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        f()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times) * 1e3
+
+
+def step_time(model: VaViM, seen: int, repeats: int) -> float:
+    """One decoding step after `seen` tokens."""
+    caches = [KVCache(seen + 1) for _ in model.blocks]
+    model._step(torch.randint(0, model.config.vocab, (1, seen)), caches)
+    token = torch.randint(0, model.config.vocab, (1, 1))
+
+    def step() -> None:
+        for cache in caches:
+            cache.length = seen
+        model._step(token, caches)
+
+    return milliseconds(step, repeats)
+
+
+def multiplied(model: VaViM) -> list[Tensor]:
+    """Every matrix that a step multiplies with a row."""
+    return [m.weight for m in model.modules() if isinstance(m, HiddenLinear)] + [model.token_embedding.weight]
+
+
+@torch.no_grad()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--width", type=int, default=768)
+    parser.add_argument("--layers", type=int, default=24)
+    parser.add_argument("--seen", type=int, nargs="+", default=[16, 576], help="tokens in the cache")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--repeats", type=int, default=30)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+
+    model = VaViM(VaViMConfig(width=args.width, heads=args.width // 128, layers=args.layers)).eval()
+    weights = multiplied(model)
+    flat = torch.cat([w.flatten() for w in weights])
+    rows = [torch.randn(1, w.shape[1]) for w in weights]
+    arrays = [(w.numpy(), row[0].numpy()) for w, row in zip(weights, rows, strict=True)]
+    reading = milliseconds(flat.sum, args.repeats)
+    products = {
+        "torch": lambda: [functional.linear(row, w) for row, w in zip(rows, weights, strict=True)],
+        "numpy": lambda: [w @ row for w, row in arrays],
+    }
+    print(f"width {args.width}, {args.layers} layers, {args.threads} threads, {flat.nbytes / 1e6:.0f} MB of weights")
+    print(f"  reading them once      {reading:8.2f} ms   {flat.nbytes / reading / 1e6:6.1f} GB/s")
+    floors = {"reading": reading}
+    for name, product in products.items():
+        floors[name] = milliseconds(product, args.repeats)
+        print(f"  {name} products         {floors[name]:8.2f} ms")
+    best = min(floors["torch"], floors["numpy"])
+    print(f"{'weights':<8}{'tokens seen':>12}{'ms/token':>10}{'tokens/s':>10}{'of reading':>12}{'of products':>12}")
+    for precision in ("fp32", "bf16", "int8"):
+        reduced = reduce_weights(model, precision)
+        for seen in args.seen:
+            ms = step_time(reduced, seen, args.repeats)
+            share = {"fp32": 1.0, "bf16": 0.5, "int8": 0.25}[precision]
+            print(f"{precision:<8}{seen:>12}{ms:>10.2f}{1e3 / ms:>10.1f}{share * reading / ms:>12.0%}"
+                  f"{best / ms if precision == 'fp32' else float('nan'):>12.0%}")  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

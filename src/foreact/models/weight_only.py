@@ -1,0 +1,51 @@
+"""Smaller weights for decoding: bfloat16, or int8 rows with a scale each. Reading weights is what decoding costs."""
+
+from __future__ import annotations
+
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from foreact.models.mup import HiddenLinear
+
+Precision = Literal["fp32", "bf16", "int8"]
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Int8Linear(nn.Module):
+    """A matrix without bias as int8 rows, each with the scale that takes its largest weight to 127."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        scale = weight.float().abs().amax(dim=1).clamp_min(1e-12) / 127.0
+        self.weight: Tensor
+        self.scale: Tensor
+        self.register_buffer("weight", (weight.float() / scale[:, None]).round().to(torch.int8))
+        self.register_buffer("scale", scale.to(torch.bfloat16))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """bfloat16 (..., inputs) -> bfloat16 (..., outputs)."""
+        if x.device.type == "cpu":  # torch's kernel reads int8; elsewhere the weights are widened first
+            return torch._weight_int8pack_mm(x.flatten(0, -2), self.weight, self.scale).unflatten(0, x.shape[:-1])
+        return functional.linear(x, self.weight.to(x.dtype)) * self.scale
+
+
+def reduce_weights(model: M, precision: Precision) -> M:
+    """Change a model's weights in place for inference; embeddings and readouts are bfloat16 at least.
+
+    Args:
+        model: a GPT of `HiddenLinear` modules, in evaluation mode.
+        precision: "fp32" leaves it as it is.
+    """
+    if precision == "fp32":
+        return model
+    model.to(torch.bfloat16)
+    if precision == "int8":
+        for module in list(model.modules()):
+            for name, child in list(module.named_children()):
+                if isinstance(child, HiddenLinear):
+                    setattr(module, name, Int8Linear(child.weight.detach()))
+    return model

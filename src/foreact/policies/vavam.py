@@ -1,0 +1,283 @@
+"""VaVAM as a policy: frames of the front camera and a command in, waypoints out (arXiv 2502.15672).
+
+Deviations from the reference: a frame is tokenized once, when it arrives, not again with every plan; draws depend on
+the episode's seed; several plans may be drawn, from one reading of the video, and one of them chosen.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from foreact.data.drives import FRAME_SIZE, FRONT
+from foreact.data.driving import plan_spec
+from foreact.models.vavam import VaVAM
+from foreact.policies.history import generator_for
+from foreact.types import ActionChunk, Observation, StreamSpec, Tokenizer, UserError, to_model_range
+from foreact.weights.format import build, load_checkpoint
+from foreact.weights.tokenizers import tokenizer_of
+
+COMMAND = "command"
+"""State stream of the high-level command: 0 right, 1 left, 2 straight."""
+RATE_HZ = 2.0
+"""Rate of frames and waypoints of the released models."""
+CAMERA_SIZE = (900, 1600)
+"""(height, width) of the cameras that the models were trained on."""
+
+Choice = Literal["first", "medoid"]
+NoiseSource = Callable[[int, int], Tensor]
+"""(seed of the episode, step) -> standard normal (samples, K, A), from which the plans of that step grow."""
+
+
+def acting_spec(size: tuple[int, int] = FRAME_SIZE) -> StreamSpec:
+    """What the released models see and plan: the front camera and a command, waypoints in the frame of the car."""
+    return StreamSpec(cameras={FRONT: size}, fps=RATE_HZ, action=plan_spec(RATE_HZ), state={COMMAND: (COMMAND,)})
+
+
+@dataclass
+class Drive:
+    """One episode: the tokens of its newest frames, its newest command, the number of its newest step."""
+
+    seed: int
+    tokens: deque[Tensor]
+    command: int = -1
+    step: int = -1
+
+
+class DrivingPolicy:
+    """VaVAM with its tokenizer and memory; meets `foreact.types.Policy`.
+
+    Observations carry the camera in any size (see `fit_frames`) and the command as `state["command"]`, (B, 1). They
+    come at the rate of the spec, one per step.
+
+    Args:
+        model: the video-action model.
+        tokenizer: the tokenizer whose ids the model was trained on, on `device` already.
+        spec: camera and its size in the tokenizer, rate, and what the waypoints mean.
+        samples: plans to draw, k.
+        choose: which of them to follow: the first, or the medoid, the one closest to all others.
+        steps: Euler steps of the flow.
+        clip: limit on each coordinate in metres, or None.
+        execute: waypoints to follow before planning again, 1..K.
+        noise: where plans grow from; by default a generator seeded with the episode's seed and the step.
+        bfloat16: run the model, not the tokenizer, in bfloat16 where that loses little.
+        device: where to compute.
+        weights: content hash of the weights, told by `describe`.
+
+    Raises:
+        UserError: a setting is impossible, or model, tokenizer and spec do not belong together.
+    """
+
+    def __init__(
+        self,
+        model: VaVAM,
+        tokenizer: Tokenizer,
+        spec: StreamSpec,
+        *,
+        samples: int = 1,
+        choose: Choice = "first",
+        steps: int = 10,
+        clip: float | None = None,
+        execute: int = 1,
+        noise: NoiseSource | None = None,
+        bfloat16: bool = False,
+        device: torch.device | str = "cpu",
+        weights: str = "",
+    ) -> None:
+        video, expert = model.config.vavim, model.config.expert
+        if samples < 1 or steps < 1:
+            raise UserError(f"samples ({samples}) and steps ({steps}) must be at least 1.")
+        if not 1 <= execute <= expert.horizon:
+            raise UserError(f"execute is {execute}; the model plans {expert.horizon} waypoints, choose 1 to that many.")
+        if tokenizer.vocab is None or tokenizer.vocab > video.vocab:
+            has = "continuous latents" if tokenizer.vocab is None else f"{tokenizer.vocab} ids"
+            raise UserError(
+                f"The model reads {video.vocab} token ids, the tokenizer has {has}; give its own tokenizer."
+            )
+        if video.camera not in spec.cameras:
+            raise UserError(f"The model watches camera '{video.camera}'; the spec knows {sorted(spec.cameras)}.")
+        if spec.action is None or spec.action.dim != expert.action_dim:
+            found = "no actions" if spec.action is None else f"{spec.action.dim} action dims"
+            raise UserError(f"The model plans {expert.action_dim} numbers per waypoint, the spec has {found}.")
+        self.spec = spec
+        self.model = model.to(device)
+        self.camera = video.camera
+        self.samples = samples
+        self.choose = choose
+        self.steps = steps
+        self.clip = clip
+        self.execute = execute
+        self.bfloat16 = bfloat16
+        self.device = torch.device(device)
+        self.weights = weights
+        self._tokenizer = tokenizer
+        self._noise = noise
+        self._drives: list[Drive] = []
+
+    def fresh(self) -> DrivingPolicy:
+        """A policy with the same settings and the very same network that has seen nothing, for episodes of its own."""
+        other = copy.copy(self)
+        other._drives = []
+        return other
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        frames = self.model.config.vavim.frames
+        self._drives = [Drive(int(seed), deque(maxlen=frames)) for seed in seeds]
+
+    def observe(self, obs: Observation, ids: Sequence[int] | None = None) -> None:
+        drives = self._chosen(ids)
+        frames = obs.cameras.get(self.camera)
+        if frames is None:
+            raise UserError(f"The policy watches camera '{self.camera}'; the observation has {sorted(obs.cameras)}.")
+        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[::3] != (len(drives), 3) or not frames.size:
+            raise UserError(
+                f"Camera '{self.camera}' should be uint8 ({len(drives)}, H, W, 3), found {frames.dtype} "
+                f"{frames.shape}; give one RGB picture per running episode."
+            )
+        commands = self._commands(obs, len(drives))
+        # Everything that can fail comes before the first change, so that a refused observation leaves no trace.
+        tokens = self._tokenize(frames)
+        for drive, command, frame in zip(drives, commands, tokens, strict=True):
+            drive.tokens.append(frame)
+            drive.command = command
+            drive.step += 1
+
+    def act(self, ids: Sequence[int] | None = None) -> ActionChunk:
+        began = time.perf_counter()
+        plans = self.plans(ids)
+        chosen = torch.zeros(len(plans), dtype=torch.long) if self.choose == "first" else medoid(plans)
+        actions = plans[torch.arange(len(plans)), chosen].numpy()
+        step = self._chosen(ids)[0].step
+        return ActionChunk(actions, self.execute, step, (time.perf_counter() - began) * 1e3)
+
+    def plans(self, ids: Sequence[int] | None = None) -> Tensor:
+        """All plans drawn at this step: float32 (B, samples, K, A) on the CPU, metres in the frame of the car."""
+        drives = self._chosen(ids)
+        now = {drive.step for drive in drives}
+        if len(now) != 1 or -1 in now:
+            raise ValueError(
+                f"act plans for episodes observed up to one and the same step; these are at {sorted(now)}."
+            )
+        tokens = torch.stack([torch.stack(list(drive.tokens)) for drive in drives])
+        commands = torch.tensor([drive.command for drive in drives], device=self.device)
+        draw = self._drawn_noise if self._noise is None else self._noise
+        noise = torch.stack([draw(drive.seed, drive.step) for drive in drives]).to(self.device)
+        precision = torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
+        with torch.inference_mode(), precision:
+            plans = self.model.act(
+                tokens, commands, samples=self.samples, steps=self.steps, clip=self.clip, noise=noise
+            )
+        return plans.float().cpu()
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "policy": "vavam",
+            "weights": self.weights,
+            "camera": self.camera,
+            "context": self.model.config.vavim.frames,
+            "horizon": self.model.config.expert.horizon,
+            "execute": self.execute,
+            "samples": self.samples,
+            "choose": self.choose,
+            "sampling_steps": self.steps,
+            "clip": self.clip,
+            "bfloat16": self.bfloat16,
+            "device": str(self.device),
+        }
+
+    def _chosen(self, ids: Sequence[int] | None) -> list[Drive]:
+        if not self._drives:
+            raise ValueError("No episode runs; call reset(seeds) first.")
+        return self._drives if ids is None else [self._drives[i] for i in ids]
+
+    def _commands(self, obs: Observation, rows: int) -> list[int]:
+        values = np.asarray(obs.state.get(COMMAND, np.zeros(0)))
+        known = self.model.config.expert.commands
+        if values.shape != (rows, 1) or not np.isin(values, np.arange(known)).all():
+            raise UserError(
+                f"The policy reads state '{COMMAND}' of shape ({rows}, 1) with whole numbers in 0..{known - 1}, found "
+                f"shape {values.shape} with {np.unique(values)[:4].tolist()}."
+            )
+        return [int(v) for v in values[:, 0]]
+
+    def _tokenize(self, frames: np.ndarray) -> Tensor:
+        """uint8 (B, H, W, 3) -> int64 (B, h, w) on the device."""
+        video = to_model_range(fit_frames(frames, self.spec.cameras[self.camera]).to(self.device))[:, None]
+        with torch.inference_mode():
+            tokens = self._tokenizer.encode(video)[:, 0]
+        grid = self.model.config.vavim.grid
+        if tuple(tokens.shape[1:]) != tuple(grid):
+            raise UserError(
+                f"The model reads {grid[0]} x {grid[1]} tokens per frame, the tokenizer gives "
+                f"{' x '.join(map(str, tokens.shape[1:]))}; use the tokenizer it was trained with."
+            )
+        return tokens
+
+    def _drawn_noise(self, seed: int, step: int) -> Tensor:
+        expert = self.model.config.expert
+        return torch.randn(self.samples, expert.horizon, expert.action_dim, generator=generator_for(seed, step))
+
+
+def load_driving_policy(
+    path: Path, tokenizer: Path | None = None, *, device: torch.device | str = "cpu", **options: Any
+) -> DrivingPolicy:
+    """A policy from a checkpoint folder.
+
+    Args:
+        path: checkpoint of a VaVAM. One without a spec, such as a converted one, acts as the released models do.
+        tokenizer: checkpoint folder or TorchScript encoder of its tokenizer, where it is not embedded. Where the
+            checkpoint names a tokenizer, it must be that one.
+        device: where to compute.
+        options: those of `DrivingPolicy`.
+
+    Raises:
+        UserError: a checkpoint is missing, broken, or does not fit.
+    """
+    checkpoint = load_checkpoint(path)
+    if checkpoint.family != "vavam":
+        raise UserError(f"{path} holds a '{checkpoint.family}'; to drive takes a checkpoint of the family 'vavam'.")
+    found = tokenizer_of(checkpoint, tokenizer, device).tokenizer
+    model = build(checkpoint, device)
+    assert isinstance(model, VaVAM)
+    spec = acting_spec() if checkpoint.spec is None else checkpoint.spec
+    return DrivingPolicy(model, found, spec, device=device, weights=checkpoint.hash, **options)
+
+
+def fit_frames(frames: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """Bring pictures to the tokenizer's size the way the training data came to it.
+
+    The models learned from pictures of `CAMERA_SIZE`, shrunk once; others take that size first, so that they are
+    blurred alike. Pictures that have the final size already stay as they are. Resizing is bilinear with antialiasing
+    and rounds to uint8 after each step.
+
+    Args:
+        frames: uint8 (B, H, W, 3).
+        size: (height, width) of the result.
+
+    Returns:
+        uint8 (B, 3, height, width), on the CPU.
+    """
+    x = torch.from_numpy(np.require(frames, requirements=["C", "W"])).permute(0, 3, 1, 2)
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    for target in (CAMERA_SIZE, size):
+        if tuple(x.shape[-2:]) != tuple(target):
+            x = interpolate(x, size=tuple(target), mode="bilinear", align_corners=False, antialias=True)
+    return x
+
+
+def medoid(plans: Tensor) -> Tensor:
+    """The plan with the least mean distance in metres to all others: (B, k, K, A) -> index, int64 (B,)."""
+    distance = (plans[:, :, None] - plans[:, None]).norm(dim=-1).mean(dim=-1)
+    return distance.sum(dim=-1).argmin(dim=1)

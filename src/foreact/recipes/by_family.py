@@ -1,0 +1,54 @@
+"""One verb for several families: which function answers depends on the weights that the command line names."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+
+import tyro
+
+from foreact.types import UserError
+from foreact.weights.format import family_of
+from foreact.weights.shipped import resolve
+
+GENERATE = {
+    "uva": "foreact.recipes.generate:generate",
+    "vavim": "foreact.recipes.generate_driving:generate",
+    "vavam": "foreact.recipes.generate_driving:generate",
+}
+VIDEO = {
+    "uva": "foreact.recipes.evaluate:video",
+    "vavim": "foreact.recipes.evaluate_driving:driving_video",
+    "vavam": "foreact.recipes.evaluate_driving:driving_video",
+}
+
+
+def generate_command(args: Sequence[str]) -> None:
+    """`foreact generate`."""
+    _call(GENERATE, args, "foreact generate")
+
+
+def video_command(args: Sequence[str]) -> None:
+    """`foreact eval video`."""
+    _call(VIDEO, args, "foreact eval video")
+
+
+def _call(functions: Mapping[str, str], args: Sequence[str], prog: str) -> None:
+    weights = _weights(args)
+    family = "uva" if weights is None else family_of(resolve(weights))
+    if family not in functions:
+        raise UserError(f"`{prog}` knows weights of {', '.join(functions)}; {weights} holds a {family}.")
+    module, _, name = functions[family].partition(":")
+    if weights is None and {"-h", "--help"} & set(args):
+        others = ", ".join(other for other in functions if other != family)
+        print(f"These are the options for {family}; for {others}: {prog} --weights WEIGHTS --help\n")
+    tyro.cli(getattr(importlib.import_module(module), name), prog=prog, args=args)
+
+
+def _weights(args: Sequence[str]) -> str | None:
+    for word, following in zip(args, [*args[1:], ""], strict=True):
+        if word == "--weights":
+            return following
+        if word.startswith("--weights="):
+            return word.partition("=")[2]
+    return None

@@ -1,0 +1,79 @@
+"""`foreact demo driving`: from raw frames to plans in one go, on roads drawn for the purpose.
+
+    drawn nuScenes ─► store ─► tokenizer ─► tokens ─► VaViM: pretrain, fine-tune ─► VaVAM ─► minADE, imagined drives
+
+The same calls with one's own nuScenes, nuPlan or OpenDV make the real thing; `docs/driving.md` goes through them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from foreact.envs import toy_street as toy
+from foreact.models.vavam import ExpertConfig, VaVAMConfig
+from foreact.models.vavim import VaViMConfig
+from foreact.recipes import vavam, vavim, vq
+from foreact.recipes.driving import DrivingData
+from foreact.recipes.driving_data import import_nuscenes
+from foreact.recipes.evaluate_driving import open_loop
+from foreact.recipes.generate_driving import generate
+from foreact.recipes.tokenize import tokenize
+from foreact.types import UserError
+
+TOKENIZER = dataclasses.replace(vq.SMALL, multipliers=(1, 2, 2, 4), codes=256, image_size=(72, 128))
+VIDEO = VaViMConfig(width=128, heads=4, layers=4, frames=4, grid=(9, 16), vocab=256)
+ACTION = VaVAMConfig(vavim=VIDEO, expert=ExpertConfig(width=64))
+
+
+def demo(out: Path = Path("runs/demo-driving"), scenes: int = 60, effort: float = 1.0) -> None:
+    """Draw roads, train tokenizer, video model and action expert on them, and score the plans.
+
+    A demo that was stopped goes on where it was.
+
+    Args:
+        out: folder of everything.
+        scenes: drives of 20 seconds; one in twenty is held out.
+        effort: factor on all training steps.
+    """
+    if scenes < 4 or not effort > 0:
+        raise UserError(f"The demo needs 4 scenes or more and a positive effort, found {scenes} and {effort}.")
+    raw, store = out / "toy-nuscenes", out / "toy.zarr"
+    if not raw.exists():
+        toy.write_toy_street(raw, scenes=scenes)
+    import_nuscenes(raw, store, height=TOKENIZER.image_size[0], width=TOKENIZER.image_size[1])
+
+    def steps(count: int) -> int:
+        return max(2, round(count * effort))
+
+    held_out = DrivingData(sources=(str(store),), val_ratio=0.05)
+    tokenizer = vq.VQRun(data=store, out=out / "vq", model=TOKENIZER)
+    training = dataclasses.replace(tokenizer.train, steps=steps(400), batch_size=16, warmup=min(20, steps(400)))
+    tokens = vq.train_vq(dataclasses.replace(tokenizer, train=training))
+    tokenize(store, str(tokens))
+
+    base = vavim.recipe()
+    n = steps(500)
+    rhythm = dataclasses.replace(base.train, batch_size=8, steps=n, warmup=n // 20, drop=0, save_every=n, eval_every=n)
+    pretrain = dataclasses.replace(
+        base, model=VIDEO, data=held_out, tokenizer=str(tokens), out=out / "pretrain", train=rhythm
+    )
+    vavim.train_vavim(pretrain)
+    n = steps(150)
+    falling = dataclasses.replace(
+        rhythm, steps=n, warmup=0, drop=n, save_every=n, eval_every=n, start_from=out / "pretrain"
+    )
+    finetune = dataclasses.replace(pretrain, stage="finetune", out=out / "finetune", train=falling)
+    video = vavim.train_vavim(finetune)
+
+    driving = vavam.recipe()
+    n = steps(500)
+    rhythm = dataclasses.replace(
+        driving.train, batch_size=16, steps=n, warmup=n // 20, drop=n // 5, save_every=n, eval_every=n
+    )
+    expert = dataclasses.replace(
+        driving, video=str(video), model=ACTION, data=held_out, out=out / "action", train=rhythm
+    )
+    weights = vavam.train_vavam(expert)
+    open_loop(str(weights), str(store), out=out / "open-loop")
+    generate(str(weights), store, out=out / "imagined", windows=2)

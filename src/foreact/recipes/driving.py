@@ -1,0 +1,223 @@
+"""What the driving models learn from and are measured on: drives by name, their windows, their mixture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, cast
+
+import numpy as np
+
+from foreact.data.drives import Drives, StoreDrives
+from foreact.data.driving import DrivingWindows, plan_spec
+from foreact.data.frames import read_names
+from foreact.data.loader import Windows, ordered_batches
+from foreact.data.mixing import Concat, HardTurns, Subset, mix
+from foreact.data.split import split_episodes
+from foreact.data.store import open_store
+from foreact.data.token_folders import TokenFolders, TrajectoryTokens
+from foreact.models.vavim import VaViMConfig
+from foreact.types import Batch, StreamSpec, UserError
+from foreact.weights.configs import read_json
+from foreact.weights.format import TokenizerRef
+from foreact.weights.trajectory_pickles import open_trajectories
+
+PATCH = 16
+"""Pixels of a picture's side per token of the released tokenizer."""
+
+CAMERAS = ("CAM_FRONT", "CAM_F0")
+"""Names of the front camera in nuScenes and nuPlan."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrivingData:
+    """Drives to learn from.
+
+    A source is a store (drives.zarr), a folder of token folders with its frame rate (flat_tokens@10), or trajectories
+    with their tokens and frame rate (train.pkl:tokens@2, or .jsonl).
+    """
+
+    sources: tuple[str, ...] = ()
+    """Where the training windows come from."""
+    ratios: tuple[float, ...] = ()
+    """Share of each source in an epoch, of sum 1; empty: every window of every source once."""
+    total: int | None = None
+    """Windows in an epoch when there are ratios; None: as many as all sources have together."""
+    only: Path | None = None
+    """JSON list of windows of the first source to take, such as `foreact data remaining` writes."""
+    val_sources: tuple[str, ...] = ()
+    """Where the validation windows come from; empty: val_ratio of the sources' drives."""
+    val_ratio: float = 0.05
+    """Share of the drives kept for validation when there are no val_sources."""
+    rate_hz: float = 2.0
+    """Frames per second that the model sees."""
+    command_horizon: Literal["plan", "reference"] = "plan"
+    """How far ahead a command looks: to the plan's end, or as for the released weights (0.6 s on nuPlan)."""
+    hard_turns: int = 0
+    """Of each batch that is drawn, keep this many windows with the sharpest turns; 0: all."""
+
+
+def open_drives(source: str) -> Drives:
+    """Open one source; see `DrivingData`.
+
+    Raises:
+        UserError: it does not exist, or does not say what is needed.
+    """
+    where, _, rate = source.partition("@")
+    file, colon, tokens = where.partition(":")
+    if not rate and not colon:
+        return StoreDrives(open_store(Path(where), memory_limit=4 * 2**30))
+    try:
+        rate_hz = float(rate)
+    except ValueError:
+        raise UserError(
+            f"'{source}' should end with the frame rate of its files, as in {where}@10; found '{rate}'."
+        ) from None
+    if not rate_hz > 0:
+        raise UserError(f"The frame rate of '{source}' should be positive.")
+    if not colon:
+        return TokenFolders(where, videos_of(Path(where)), rate_hz=rate_hz)
+    for camera in CAMERAS:
+        try:
+            return cast(Drives, TrajectoryTokens(open_trajectories(file, camera), tokens, rate_hz=rate_hz))
+        except UserError as error:
+            if camera not in str(error) or camera == CAMERAS[-1]:
+                raise
+    raise AssertionError
+
+
+def videos_of(root: Path) -> list[str]:
+    """Videos of a token root: those of `<root>/videos.txt` or videos.json where there is one, else every folder."""
+    for name in ("videos.json", "videos.txt"):
+        if (root / name).is_file():
+            return read_names(root / name)
+    if not root.is_dir():
+        raise UserError(f"There is no token folder {root}.")
+    found = sorted(p.name for p in root.iterdir() if p.is_dir())
+    if not found:
+        raise UserError(f"{root} holds no folder of tokens; it should hold one per video.")
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrivingSplit:
+    """Windows to train on and to validate with.
+
+    Attributes:
+        spec: what the numbers mean to the model: its frame rate, its camera, its plans.
+        tokenizer: the tokenizer the tokens come from, where every source says so.
+        about: the sources, in words.
+    """
+
+    training: Windows
+    validation: Windows
+    spec: StreamSpec
+    tokenizer: TokenizerRef | None
+    about: str
+
+
+def load_driving(data: DrivingData, model: VaViMConfig, *, horizon: int | None, seed: int) -> DrivingSplit:
+    """Open the sources, split them by drive, cut windows and mix them.
+
+    Args:
+        data: what to learn from.
+        model: whose frames, grid, vocabulary and camera the windows must fit.
+        horizon: waypoints per plan; None for tokens alone.
+        seed: of split and mixture.
+
+    Raises:
+        UserError: no source, a rate that does not divide, a grid or ids of another tokenizer, ratios that are no
+            shares.
+    """
+    if not data.sources:
+        raise UserError("Name what to learn from: --data.sources drives.zarr (see `foreact data import-nuscenes`).")
+    opened = [open_drives(source) for source in data.sources]
+    parts, held_out = [], []
+    for drives in opened:
+        training, validation = split_episodes(len(drives.names), 0.0 if data.val_sources else data.val_ratio, seed)
+        if not data.val_sources and len(validation) == 0:
+            raise UserError(
+                f"{drives.label} has {len(drives.names)} drive, so none is left to validate with; name other drives "
+                "with --data.val-sources."
+            )
+        parts.append(windows_of(drives, data, model, horizon=horizon, episodes=training))
+        if len(validation):
+            held_out.append(windows_of(drives, data, model, horizon=horizon, episodes=validation))
+    for source in data.val_sources:
+        held_out.append(windows_of(open_drives(source), data, model, horizon=horizon))
+    hashes = {tokenizer_hash(drives) for drives in opened}
+    if len(hashes - {None}) > 1:
+        raise UserError(f"The sources were made with different tokenizers ({sorted(map(str, hashes))}); use one.")
+    known = hashes.pop() if len(hashes) == 1 else None
+    chosen: list[Windows] = list(parts)
+    if data.only is not None:
+        chosen[0] = Subset(parts[0], rows_of(data.only))
+    mixed = mix(chosen, data.ratios, data.total or sum(map(len, chosen)), seed) if data.ratios else Concat(chosen)
+    return DrivingSplit(
+        training=HardTurns(mixed, data.hard_turns) if data.hard_turns else mixed,
+        validation=Concat(held_out),
+        spec=spec_of(opened[0], model, data.rate_hz, plans=horizon is not None),
+        tokenizer=None if known is None else TokenizerRef(family="vq", hash=known),
+        about=", ".join(f"{d.label} ({len(d.names)} drives, {int(d.lengths.sum())} frames)" for d in opened),
+    )
+
+
+def windows_of(
+    drives: Drives,
+    data: DrivingData,
+    model: VaViMConfig,
+    *,
+    horizon: int | None,
+    episodes: np.ndarray | None = None,
+) -> DrivingWindows:
+    """The windows of one source at the model's rate, checked against the model's grid."""
+    stride = drives.rate_hz / data.rate_hz
+    if abs(stride - round(stride)) > 1e-6 or round(stride) < 1:
+        raise UserError(
+            f"{drives.label} has {drives.rate_hz:g} frames per second, of which {data.rate_hz:g} cannot be taken "
+            "evenly; choose a --data.rate-hz that divides it."
+        )
+    windows = DrivingWindows(
+        drives,
+        frames=model.frames,
+        stride=round(stride),
+        horizon=horizon,
+        command_horizon=data.command_horizon,
+        vocab=model.vocab,
+        camera=model.camera,
+        episodes=episodes,
+    )
+    grid = tuple(drives.tokens(np.zeros(1, np.int64)).shape[1:])
+    if grid != tuple(model.grid):
+        raise UserError(
+            f"{drives.label} holds grids of {grid[0]} x {grid[1]} tokens, the model reads {model.grid[0]} x "
+            f"{model.grid[1]}; set --model.grid {grid[0]} {grid[1]} for a new model, or tokenize at the model's size."
+        )
+    return windows
+
+
+def rows_of(path: Path) -> np.ndarray:
+    """Window numbers from a JSON list."""
+    rows = read_json(path)
+    if not isinstance(rows, list) or not all(type(row) is int for row in rows):
+        raise UserError(f"{path} should hold a JSON list of window numbers.")
+    return np.array(rows, np.int64)
+
+
+def tokenizer_hash(drives: Drives) -> str | None:
+    """Hash of the tokenizer that a store's tokens come from, where the store says so."""
+    return drives.tokenizer_hash if isinstance(drives, StoreDrives) else None
+
+
+def spec_of(drives: Drives, model: VaViMConfig, rate_hz: float, *, plans: bool) -> StreamSpec:
+    """What a driving model sees and plans; token files do not tell the size of their pictures."""
+    size = (model.grid[0] * PATCH, model.grid[1] * PATCH)
+    if isinstance(drives, StoreDrives):
+        size = next(iter(drives.store.spec.cameras.values()))
+    return StreamSpec(cameras={model.camera: size}, fps=rate_hz, action=plan_spec(rate_hz) if plans else None)
+
+
+def spread_batches(windows: Windows, at_most: int, batch_size: int) -> list[Batch]:
+    """Up to `at_most` windows, spread evenly, in batches."""
+    chosen = np.unique(np.linspace(0, len(windows) - 1, min(at_most, len(windows))).round().astype(np.int64))
+    return list(ordered_batches(windows, batch_size=batch_size, chosen=chosen))

@@ -1,0 +1,168 @@
+"""What training VaViM and training VaVAM have in common: the published batch, the loop, the finished weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from foreact.data.loader import Windows, batches
+from foreact.recipes.driving import DrivingData, DrivingSplit, spread_batches
+from foreact.recipes.plan import plan
+from foreact.recipes.runs import conclude, is_main_process, open_run, process_count, say
+from foreact.train.config import TrainConfig
+from foreact.train.loop import train
+from foreact.types import Batch, UserError
+from foreact.weights.configs import did_you_mean
+from foreact.weights.format import Checkpoint, content_hash, load_checkpoint, save_checkpoint
+from foreact.weights.shipped import resolve
+
+GLOBAL_BATCH = 384
+"""Windows per optimiser step in all stages of the released models."""
+
+
+class DrivingRun(Protocol):
+    """What the runs of both families have."""
+
+    @property
+    def size(self) -> str: ...
+    @property
+    def data(self) -> DrivingData: ...
+    @property
+    def out(self) -> Path: ...
+    @property
+    def plan_tflops(self) -> float | None: ...
+    @property
+    def model(self) -> Any: ...
+    @property
+    def train(self) -> TrainConfig: ...
+
+
+def accumulation(batch_size: int) -> int:
+    """Micro-batches per step that make the published global batch with the processes that torchrun started."""
+    per_round = batch_size * process_count()
+    if GLOBAL_BATCH % per_round:
+        raise UserError(
+            f"{process_count()} processes with {batch_size} windows each do not divide the published batch of "
+            f"{GLOBAL_BATCH}; start another number of processes."
+        )
+    return GLOBAL_BATCH // per_round
+
+
+def checked(chosen: dict[str, str], **known: list[str]) -> dict[str, Any]:
+    """The options that decide the defaults, if they have known values."""
+    for name, values in known.items():
+        if name in chosen and chosen[name] not in values:
+            raise UserError(f"--{name} should be one of {', '.join(values)}, found '{chosen[name]}'.")
+    return dict(chosen)
+
+
+def show_plan(run: DrivingRun, model: type[nn.Module], tokens: int) -> None:
+    """Print what the run would cost, without data and without starting."""
+    with torch.device("meta"):
+        hollow = model(run.model)
+    print(plan(hollow, run.train, tokens_per_sample=tokens, processes=process_count(), tflops=run.plan_tflops))
+
+
+def weights_of(name: str, family: str, option: str) -> Checkpoint:
+    """The checkpoint that an option names."""
+    checkpoint = load_checkpoint(resolve(name))
+    if checkpoint.family != family:
+        raise UserError(f"{option} expects weights of {family}; {checkpoint.path} holds a {checkpoint.family}.")
+    return checkpoint
+
+
+def start_from(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy all tensors of a model of the same shape."""
+    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    found = {name: tuple(t.shape) for name, t in checkpoint.state.items()}
+    if expected != found:
+        odd = min(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        raise UserError(
+            f"{checkpoint.path} is a model of another shape: '{odd}' is {found.get(odd)} there and {expected.get(odd)} "
+            f"here{did_you_mean(odd, found) if odd not in found else '.'} Give its --size, or the same --model options."
+        )
+    model.load_state_dict(checkpoint.state)
+
+
+def embedded_tokenizer(path: Path | None, split: DrivingSplit) -> Path | None:
+    """The checkpoint of the tokenizer to put into the finished weights, if it is the one that made the tokens."""
+    if path is not None and split.tokenizer is not None and (found := content_hash(path)) != split.tokenizer.hash:
+        raise UserError(
+            f"The tokens were made with the tokenizer {split.tokenizer.hash}, {path} has the hash {found}; name the "
+            "one that made them, or tokenize again."
+        )
+    return path
+
+
+def fit(
+    run: DrivingRun,
+    family: str,
+    model: nn.Module,
+    split: DrivingSplit,
+    *,
+    tokenizer: Path | None,
+    device: torch.device,
+    start: str,
+    stage: str,
+) -> Path:
+    """Train; returns the folder of the finished weights, `run.out/weights`, which embeds `tokenizer`."""
+    tokenizer = embedded_tokenizer(tokenizer, split)
+    open_run(run.out, run, free=("train", "device", "out", "plan", "plan_tflops"))
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    say(
+        f"Training {family}, stage '{stage}'",
+        data=split.about,
+        windows=f"{len(split.training)} to train on, {len(split.validation)} to validate, {run.data.rate_hz:g} Hz",
+        model=f"{run.size}, {trainable:,} of {sum(p.numel() for p in model.parameters()):,} parameters learn",
+        start=start,
+        device=device,
+        seed=run.train.seed,
+        out=run.out,
+    )
+
+    def micro_batches(first: int, rank: int, world: int) -> Iterator[Batch]:
+        return batches(
+            split.training, batch_size=run.train.batch_size, seed=run.train.seed, workers=run.train.workers,
+            start=first, rank=rank, world=world,
+        )  # fmt: skip
+
+    def export(state: Mapping[str, Tensor], path: Path) -> None:
+        save_checkpoint(path, family=family, config=run.model, state=state, spec=split.spec, tokenizer=split.tokenizer)
+
+    result = train(
+        model, micro_batches, run.train, run.out, evaluators=[ValidationLoss(split.validation)], export=export,
+        device=device,
+    )  # fmt: skip
+    conclude(result, f"foreact train {family} --from {run.out}")
+    final = run.out / "weights"
+    if is_main_process():
+        chosen = load_checkpoint(result.best or result.weights)  # pyright: ignore[reportArgumentType]
+        card = {"recipe": f"foreact train {family} --size {run.size}", "stage": stage, "start": start,
+                "data": split.about, "steps": result.step, **result.metrics}  # fmt: skip
+        digest = save_checkpoint(final, family=family, config=run.model, state=chosen.state, spec=split.spec,
+                                 tokenizer=tokenizer or split.tokenizer, card=card)  # fmt: skip
+        say("Done", weights=final, hash=digest, **{k: f"{v:.4f}" for k, v in result.metrics.items()})
+    return final
+
+
+class ValidationLoss:
+    """The training loss on validation windows spread over all drives, with the same draws at every evaluation."""
+
+    name = "val"
+    every: int | None = None
+
+    def __init__(self, windows: Windows, *, at_most: int = 64, batch_size: int = 4) -> None:
+        self.batches = spread_batches(windows, at_most, batch_size)
+
+    def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
+        device = next(model.parameters()).device
+        total = count = 0.0
+        for i, batch in enumerate(self.batches):
+            rng = torch.Generator(device=device).manual_seed(i)
+            total += model(batch.to(device), rng=rng).loss.item() * len(batch)
+            count += len(batch)
+        return {"loss": total / count}

@@ -1,0 +1,338 @@
+"""`foreact scaling`: does muP carry hyper-parameters over widths, and how does the loss fall with size and data?"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from foreact.data.loader import batches
+from foreact.evals.scaling_law import ScalingLaw, fit_scaling_law
+from foreact.models.vavim import VaViM, VaViMConfig
+from foreact.recipes.driving import DrivingData, DrivingSplit, load_driving
+from foreact.recipes.driving_training import ValidationLoss
+from foreact.recipes.runs import pick_device, say, write_json
+from foreact.train.config import TrainConfig
+from foreact.train.ema import EMAConfig
+from foreact.train.loop import train
+from foreact.train.optim import build_optimizer, clip_gradients
+from foreact.types import Batch, UserError
+
+HEAD = 32
+"""Channels per head at every width: muP scales widths, not heads."""
+
+
+def model_of(
+    width: int, *, layers: int, base_width: int, frames: int, grid: tuple[int, int], vocab: int
+) -> VaViMConfig:
+    """A VaViM of a width, with heads of one size."""
+    if width % HEAD:
+        raise UserError(f"Widths should be multiples of {HEAD}, found {width}.")
+    return VaViMConfig(
+        width=width, heads=width // HEAD, layers=layers, base_width=base_width, frames=frames, grid=grid, vocab=vocab
+    )
+
+
+def coord_check(
+    sources: tuple[str, ...],
+    widths: tuple[int, ...] = (64, 128, 256),
+    steps: int = 6,
+    lr: float = 0.01,
+    layers: int = 3,
+    frames: int = 2,
+    grid: tuple[int, int] = (18, 32),
+    vocab: int = 16385,
+    batch_size: int = 2,
+    seed: int = 0,
+    out: Path = Path("runs/coord-check"),
+    device: str | None = None,
+) -> None:
+    """Train a few steps at several widths and plot how far the activations move, with muP and without.
+
+    Under muP the size of what each part adds stays the same at every width; without it, it grows with the width, and
+    the learning rate must be tuned again for every size.
+
+    Args:
+        sources: drives to learn from, as in `foreact train vavim --data.sources`.
+        widths: widths to compare; the first is muP's base.
+        steps: optimiser steps.
+        lr: base learning rate.
+        layers: blocks.
+        frames: frames per window.
+        grid: rows and columns of tokens.
+        vocab: token ids.
+        batch_size: windows per step.
+        seed: of weights and data.
+        out: folder of the plot and the numbers.
+        device: where to compute; default CUDA if there is one.
+    """
+    where = pick_device(device)
+    first = model_of(widths[0], layers=layers, base_width=widths[0], frames=frames, grid=grid, vocab=vocab)
+    split = load_driving(DrivingData(sources=sources), first, horizon=None, seed=seed)
+    say("Coordinate check", data=split.about, widths=widths, steps=steps, lr=lr, device=where, out=out)
+    found: dict[str, dict[int, list[dict[str, float]]]] = {"muP": {}, "standard": {}}
+    for name, rows in found.items():
+        for width in tqdm(widths, desc=name, unit="width"):
+            base = widths[0] if name == "muP" else width
+            config = model_of(width, layers=layers, base_width=base, frames=frames, grid=grid, vocab=vocab)
+            rows[width] = movements(config, split, steps=steps, lr=lr, batch_size=batch_size, seed=seed, device=where)
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "coord-check.json", {k: {str(w): v for w, v in rows.items()} for k, rows in found.items()})
+    (out / "coord-check.png").write_bytes(coordinates_figure(found))
+    for name, rows in found.items():
+        growth = {part: rows[widths[-1]][-1][part] / rows[widths[0]][-1][part] for part in rows[widths[0]][-1]}
+        print(f"{name}: widest over narrowest after {steps} steps: "
+              + ", ".join(f"{part} x{ratio:.2f}" for part, ratio in growth.items()))  # fmt: skip
+    print(out / "coord-check.png")
+
+
+def movements(
+    config: VaViMConfig, split: DrivingSplit, *, steps: int, lr: float, batch_size: int, seed: int, device: torch.device
+) -> list[dict[str, float]]:
+    """Per step, the mean absolute change of each part's output on the first batch since initialisation."""
+    torch.manual_seed(seed)
+    model = VaViM(config).to(device).train()
+    optimizer = build_optimizer(model, lr=lr, weight_decay=0.0, betas=(0.9, 0.95))
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    stream = batches(split.training, batch_size=batch_size, seed=seed)
+    probe = next(stream).to(device)
+    start = outputs(model, probe)
+    rows = []
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(next(stream).to(device), rng=torch.Generator()).loss.backward()
+        clip_gradients(parameters, 1.0)
+        optimizer.step()
+        now = outputs(model, probe)
+        rows.append({name: (now[name] - start[name]).abs().mean().item() for name in start})
+    return rows
+
+
+@torch.no_grad()
+def outputs(model: VaViM, batch: Batch) -> dict[str, torch.Tensor]:
+    """Embeddings, what the first and last attention and MLP add, and logits."""
+    kept: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Any:
+        def hook(module: nn.Module, args: Any, result: torch.Tensor) -> None:
+            kept[name] = result.detach()
+
+        return hook
+
+    last = len(model.blocks) - 1
+    parts = {"embedding": model.token_embedding}
+    for i in sorted({0, last}):
+        block = model.blocks[i]
+        parts |= {f"attention {i}": block.attention.out, f"mlp {i}": block.mlp}  # pyright: ignore
+    handles = [module.register_forward_hook(keep(name)) for name, module in parts.items()]
+    kept["logits"] = model.logits(batch.tokens[model.config.camera])
+    for handle in handles:
+        handle.remove()
+    return kept
+
+
+def lr_sweep(
+    sources: tuple[str, ...],
+    widths: tuple[int, ...] = (64, 128, 256),
+    lrs: tuple[float, ...] = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032),
+    steps: int = 100,
+    layers: int = 3,
+    frames: int = 2,
+    grid: tuple[int, int] = (18, 32),
+    vocab: int = 16385,
+    batch_size: int = 2,
+    seed: int = 0,
+    standard: bool = False,
+    out: Path = Path("runs/lr-sweep"),
+    device: str | None = None,
+) -> None:
+    """Train at several widths and base learning rates; under muP the best rate is the same at every width.
+
+    A sweep that was stopped goes on with the runs that are missing.
+
+    Args:
+        sources: drives to learn from, as in `foreact train vavim --data.sources`.
+        widths: widths to compare; the first is muP's base.
+        lrs: base learning rates.
+        steps: optimiser steps of each run, a tenth of them warmup.
+        layers: blocks.
+        frames: frames per window.
+        grid: rows and columns of tokens.
+        vocab: token ids.
+        batch_size: windows per step.
+        seed: of weights and data.
+        standard: leave muP out (every width is its own base), to see the difference.
+        out: folder of the runs, the plot and the numbers.
+        device: where to compute; default CUDA if there is one.
+    """
+    rows = []
+    for width in widths:
+        base = width if standard else widths[0]
+        config = model_of(width, layers=layers, base_width=base, frames=frames, grid=grid, vocab=vocab)
+        for lr in lrs:
+            folder = out / f"width-{width}-lr-{lr:g}"
+            loss = short_run(
+                config, sources, folder, lr=lr, steps=steps, batch_size=batch_size, seed=seed, device=device
+            )
+            rows.append({"width": width, "lr": lr, "loss": loss})
+            print(f"width {width:>5}  lr {lr:<8g} loss {loss:.4f}")
+    write_json(out / "lr-sweep.json", rows)
+    (out / "lr-sweep.png").write_bytes(sweep_figure(rows, standard=standard))
+    for width in widths:
+        best = min((row for row in rows if row["width"] == width), key=lambda row: row["loss"])
+        print(f"width {width}: best lr {best['lr']:g} (loss {best['loss']:.4f})")
+    print(out / "lr-sweep.png")
+
+
+def laws(
+    sources: tuple[str, ...],
+    widths: tuple[int, ...] = (64, 96, 128, 192),
+    steps: tuple[int, ...] = (50, 100, 200, 400),
+    lr: float = 0.004,
+    layers: int = 3,
+    frames: int = 2,
+    grid: tuple[int, int] = (18, 32),
+    vocab: int = 16385,
+    batch_size: int = 2,
+    seed: int = 0,
+    out: Path = Path("runs/scaling-laws"),
+    device: str | None = None,
+) -> None:
+    """Train a grid of sizes and amounts of data, fit L(N, D) = E + A / N^a + B / D^b and plot it.
+
+    Every run goes through its whole schedule. A sweep that was stopped goes on with the runs that are missing.
+
+    Args:
+        sources: drives to learn from, as in `foreact train vavim --data.sources`.
+        widths: at least three; the first is muP's base, so that one learning rate serves all.
+        steps: optimiser steps, at least three values.
+        lr: base learning rate.
+        layers: blocks.
+        frames: frames per window.
+        grid: rows and columns of tokens.
+        vocab: token ids.
+        batch_size: windows per step.
+        seed: of weights and data.
+        out: folder of the runs, the plot and the numbers.
+        device: where to compute; default CUDA if there is one.
+    """
+    rows = []
+    for width in widths:
+        config = model_of(width, layers=layers, base_width=widths[0], frames=frames, grid=grid, vocab=vocab)
+        with torch.device("meta"):
+            parameters = sum(p.numel() for p in VaViM(config).blocks.parameters())
+        for count in steps:
+            folder = out / f"width-{width}-steps-{count}"
+            loss = short_run(
+                config, sources, folder, lr=lr, steps=count, batch_size=batch_size, seed=seed, device=device
+            )
+            tokens = count * batch_size * (frames * config.tokens_per_frame - 1)
+            rows.append({"width": width, "steps": count, "parameters": parameters, "tokens": tokens, "loss": loss})
+            print(f"N {parameters:>10,}  D {tokens:>10,}  loss {loss:.4f}")
+    law = fit_scaling_law(*([row[key] for row in rows] for key in ("parameters", "tokens", "loss")))
+    write_json(out / "scaling-laws.json", {"runs": rows, "law": dataclasses.asdict(law)})
+    (out / "scaling-laws.png").write_bytes(law_figure(rows, law))
+    print(f"{law}   (N: parameters of the blocks; relative residuals {law.error:.2%})")
+    print(out / "scaling-laws.png")
+
+
+def short_run(
+    config: VaViMConfig,
+    sources: tuple[str, ...],
+    folder: Path,
+    *,
+    lr: float,
+    steps: int,
+    batch_size: int,
+    seed: int,
+    device: str | None,
+) -> float:
+    """Validation loss after a whole warmup-stable-drop run, nats per token; a finished run is not repeated."""
+    split = load_driving(DrivingData(sources=sources), config, horizon=None, seed=seed)
+    torch.manual_seed(seed)
+    settings = TrainConfig(
+        steps=steps, batch_size=batch_size, lr=lr, weight_decay=0.0, schedule="wsd", warmup=max(1, steps // 10),
+        drop=steps // 5, ema=EMAConfig(enabled=False), seed=seed, workers=0, log_every=max(1, steps // 10),
+        save_every=steps, eval_every=steps, keep=1, best_k=0, tensorboard=False,
+    )  # fmt: skip
+
+    def micro_batches(start: int, rank: int, world: int) -> Iterator[Batch]:
+        return batches(split.training, batch_size=batch_size, seed=seed, start=start, rank=rank, world=world)
+
+    evaluator = ValidationLoss(split.validation)
+    model = VaViM(config)
+    result = train(model, micro_batches, settings, folder, evaluators=[evaluator], device=pick_device(device))
+    if result.interrupted:
+        raise KeyboardInterrupt
+    if "val/loss" in result.metrics:
+        return result.metrics["val/loss"]
+    model.eval()
+    with torch.no_grad():
+        return evaluator(model, steps)["loss"]
+
+
+# --- figures -----------------------------------------------------------------------------------------------------
+
+
+def coordinates_figure(found: dict[str, dict[int, list[dict[str, float]]]]) -> bytes:
+    figure, axes = _figure(len(found))
+    for ax, (name, rows) in zip(axes, found.items(), strict=True):
+        widths = sorted(rows)
+        for part in rows[widths[0]][-1]:
+            ax.plot(widths, [rows[w][-1][part] for w in widths], marker="o", ms=4, label=part)
+        ax.set(xscale="log", yscale="log", title=name, xlabel="width", ylabel="mean |change of the output|")
+        ax.set_xticks(widths, [str(w) for w in widths], minor=False)
+        ax.set_xticks([], minor=True)
+    low, high = min(ax.get_ylim()[0] for ax in axes), max(ax.get_ylim()[1] for ax in axes)
+    for ax in axes:
+        ax.set_ylim(low, high)
+    axes[-1].legend(fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def sweep_figure(rows: Sequence[dict[str, Any]], *, standard: bool) -> bytes:
+    figure, (ax,) = _figure(1)
+    for width in sorted({row["width"] for row in rows}):
+        points = sorted((row["lr"], row["loss"]) for row in rows if row["width"] == width)
+        lrs, losses = zip(*points, strict=True)
+        (line,) = ax.plot(lrs, losses, marker="o", ms=4, label=f"width {width}")
+        at = int(np.argmin(losses))
+        ax.plot(lrs[at], losses[at], marker="*", ms=13, color=line.get_color())
+    ax.set(xscale="log", xlabel="base learning rate", ylabel="validation loss, nats per token")
+    ax.set_title("without muP" if standard else "muP: the best rate (star) should not move")
+    ax.legend(fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def law_figure(rows: Sequence[dict[str, Any]], law: ScalingLaw) -> bytes:
+    figure, (ax,) = _figure(1)
+    for size in sorted({row["parameters"] for row in rows}):
+        points = sorted((row["tokens"], row["loss"]) for row in rows if row["parameters"] == size)
+        tokens, losses = (np.array(v, float) for v in zip(*points, strict=True))
+        fine = np.geomspace(tokens.min(), tokens.max(), 50)
+        (line,) = ax.plot(fine, law(size, fine), lw=1.2, label=f"N = {size:,}")
+        ax.plot(tokens, losses, "o", ms=4, color=line.get_color())
+    ax.set(xscale="log", xlabel="tokens seen, D", ylabel="validation loss, nats per token", title=str(law))
+    ax.title.set_fontsize(9)
+    ax.legend(fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def _figure(panels: int) -> tuple[Any, list[Any]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5.2 * panels, 3.8), layout="constrained")
+    return figure, list(figure.subplots(1, panels, squeeze=False)[0])
+
+
+def _png(figure: Any) -> bytes:
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=120)
+    return buffer.getvalue()

@@ -1,0 +1,224 @@
+"""`foreact train vq`: a vector-quantised image tokenizer for any store, small enough for a laptop by default."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from foreact.data.loader import WindowDataset, batches, ordered_batches
+from foreact.data.store import ZarrStore, open_store
+from foreact.data.windows import Window
+from foreact.recipes.runs import conclude, is_main_process, open_run, parse_run, pick_device, say
+from foreact.recipes.stores import MEMORY_LIMIT, open_task_store, split_store
+from foreact.recipes.tasks import find_task
+from foreact.tokenizers.adversarial import AdversarialConfig, AdversarialTraining
+from foreact.tokenizers.images import resize_video
+from foreact.tokenizers.perceptual import PerceptualDistance
+from foreact.tokenizers.quantize import codebook_use
+from foreact.tokenizers.vq import VQConfig, VQTokenizer
+from foreact.train.config import TrainConfig
+from foreact.train.ema import EMAConfig
+from foreact.train.loop import train
+from foreact.types import Batch, UserError, to_model_range
+from foreact.weights.configs import config_from_json
+from foreact.weights.format import Checkpoint, build, difference, load_checkpoint, save_checkpoint
+from foreact.weights.shipped import resolve
+
+# 48x48 pictures to 6x6 tokens of 512: a million parameters, which two cores train in minutes. So small a network keeps
+# its codebook in use only with the entropy term, which the published tokenizer does without.
+SMALL = VQConfig(
+    channels=16, multipliers=(1, 2, 4, 4), blocks=1, features=32, codes=512, code_dim=8, norm_groups=4,
+    image_size=(48, 48), entropy_weight=0.01,
+)  # fmt: skip
+DEFAULT_TASK = "pusht"
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQRun:
+    """Train a vector-quantised tokenizer on the pictures of a task or of any store."""
+
+    task: str | None = None
+    """A built-in task or the import path of a module that exports TASK; None: pusht, or what the store of --data says
+    about itself."""
+    data: Path | None = None
+    """Store to learn from; None: the task's own, data/<task>.zarr."""
+    camera: str | None = None
+    """Camera to learn from; None: the task's, or every camera of a store without a task."""
+    init: str | None = None
+    """Weights to start from, such as LlamaGen's, converted: a checkpoint folder or a shipped name. Its sizes become the
+    defaults."""
+    out: Path = Path("runs/vq")
+    """Folder of the run; an interrupted run in it is resumed."""
+    val_ratio: float = 0.05
+    """Share of the episodes kept for validation."""
+    device: str | None = None
+    """Where to train; None: CUDA if there is one."""
+    model: VQConfig = field(default_factory=lambda: SMALL)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    """The adversarial stage, off by default."""
+    perceptual: str | None = None
+    """Import path "module:function" of a function without arguments that returns a perceptual distance."""
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=2000, batch_size=32, lr=1e-3, warmup=100, eval_every=500, save_every=500, best_k=0, workers=0,
+            weight_decay=0.0, ema=EMAConfig(max=0.995),
+        )
+    )  # fmt: skip
+
+
+class TokenizerQuality:
+    """Mean absolute error of decoded validation frames, in grey levels (0..255), and the use of the codebook."""
+
+    name: str = "val"
+    every: int | None = None
+
+    def __init__(self, dataset: WindowDataset, frames: int = 256) -> None:
+        chosen = torch.linspace(0, len(dataset) - 1, min(frames, len(dataset))).round().long().unique().numpy()
+        self.batches = list(ordered_batches(dataset, batch_size=32, chosen=chosen))
+
+    def __call__(self, model: torch.nn.Module, step: int) -> dict[str, float]:
+        tokenizer = model.tokenizer if isinstance(model, AdversarialTraining) else model
+        assert isinstance(tokenizer, VQTokenizer)
+        config, device = tokenizer.config, next(tokenizer.parameters()).device
+        errors, tokens = [], []
+        for batch in self.batches:
+            for frames in batch.video.values():
+                video = resize_video(to_model_range(frames.to(device)), config.image_size)
+                codes = tokenizer.encode(video)
+                errors.append((tokenizer.decode(codes) - video).abs().mean() * 127.5)
+                tokens.append(codes.flatten())
+        usage, perplexity = codebook_use(torch.cat(tokens), config.codes)
+        return {
+            "grey_levels": torch.stack(errors).mean().item(),
+            "codebook_usage": usage.item(),
+            "perplexity": perplexity.item(),
+        }
+
+
+def train_vq(run: VQRun) -> Path:
+    """Train a tokenizer; returns the folder of the finished weights, which know nothing of the adversarial stage."""
+    store, cameras = open_pictures(run)
+    device = pick_device(run.device)
+    train_episodes, val_episodes = split_store(store, run.val_ratio, run.train.seed)
+    window = Window(video=dict.fromkeys(cameras, (0,)))
+    training, validation = (WindowDataset(store, window, e, None) for e in (train_episodes, val_episodes))
+    torch.manual_seed(run.train.seed)
+    tokenizer = VQTokenizer(run.model, perceptual=_perceptual(run))
+    if run.init is not None:
+        start_from(tokenizer, load_checkpoint(resolve(run.init)))
+    model, with_stage = tokenizer, run.adversarial.weight > 0
+    if with_stage:
+        model = AdversarialTraining(tokenizer, run.adversarial, accumulate=run.train.accumulate)
+    open_run(run.out, run, free=("train", "device", "out"))
+    say(
+        "Training a VQ tokenizer",
+        data=f"{store.path} ({', '.join(cameras)}): {len(training)} frames to train on, {len(validation)} to validate",
+        model=f"{sum(p.numel() for p in tokenizer.parameters()):,} parameters, {run.model.grid[0]} x "
+        f"{run.model.grid[1]} tokens of {run.model.codes}",
+        start=run.init or "random weights",
+        adversarial=f"from step {run.adversarial.start}" if with_stage else "none",
+        device=device,
+        seed=run.train.seed,
+        out=run.out,
+    )
+
+    def micro_batches(start: int, rank: int, world: int) -> Iterator[Batch]:
+        return batches(
+            training, batch_size=run.train.batch_size, seed=run.train.seed, workers=run.train.workers, start=start,
+            rank=rank, world=world,
+        )  # fmt: skip
+
+    def export(state: dict[str, Tensor], path: Path) -> None:
+        if with_stage:
+            state = {k.removeprefix("tokenizer."): t for k, t in state.items() if k.startswith("tokenizer.")}
+        save_checkpoint(path, family="vq", config=run.model, state=state, spec=store.spec)
+
+    evaluator = TokenizerQuality(validation)
+    result = train(model, micro_batches, run.train, run.out, evaluators=[evaluator], export=export, device=device)
+    conclude(result, f"foreact train vq --from {run.out}")
+    assert result.weights is not None
+    final = run.out / "weights"
+    if is_main_process():
+        trained = load_checkpoint(result.weights)
+        facts = {"steps": result.step, **result.metrics}
+        digest = save_checkpoint(
+            final, family="vq", config=run.model, state=trained.state, spec=trained.spec,
+            card={"recipe": "foreact train vq", "data": store.path.name, "start": run.init, **facts},
+        )  # fmt: skip
+        say("Done", weights=final, hash=digest, **facts)
+    return final
+
+
+def open_pictures(run: VQRun) -> tuple[ZarrStore, list[str]]:
+    """The run's store and the cameras to learn from."""
+    task = find_task(run.task or DEFAULT_TASK) if run.task is not None or run.data is None else None
+    if task is not None:
+        store, cameras = open_task_store(task, run.data), [task.camera]
+    else:
+        assert run.data is not None
+        store = open_store(run.data, memory_limit=MEMORY_LIMIT)
+        cameras = sorted(store.spec.cameras)
+    if run.camera is not None:
+        cameras = [run.camera]
+    if not cameras or not set(cameras) <= set(store.spec.cameras):
+        wanted = f"'{run.camera}'" if run.camera is not None else "any"
+        raise UserError(f"{store.path} has the cameras {sorted(store.spec.cameras)}, which do not include {wanted}.")
+    return store, cameras
+
+
+def start_from(tokenizer: VQTokenizer, checkpoint: Checkpoint) -> None:
+    """Copy the weights of a tokenizer of the same sizes.
+
+    Raises:
+        UserError: the checkpoint is of another family, or its sizes differ.
+    """
+    _require_vq(checkpoint)
+    state = build(checkpoint).state_dict()
+    shapes = ({k: tuple(t.shape) for k, t in s.items()} for s in (tokenizer.state_dict(), state))
+    if problem := difference(*shapes):
+        raise UserError(f"--init {checkpoint.path} has other sizes than --model: {problem}; leave --model as it is.")
+    tokenizer.load_state_dict(state)
+
+
+def _require_vq(checkpoint: Checkpoint) -> None:
+    if checkpoint.family != "vq":
+        raise UserError(f"--init expects weights of a VQ tokenizer; {checkpoint.path} holds a '{checkpoint.family}'.")
+
+
+def _perceptual(run: VQRun) -> PerceptualDistance | None:
+    """The distance of the run's import path; asked for exactly where its weight is above 0."""
+    if (run.perceptual is None) != (run.model.perceptual_weight == 0):
+        raise UserError(
+            f"--perceptual (found {run.perceptual}) and --model.perceptual-weight (found "
+            f"{run.model.perceptual_weight:g}) belong together; give a distance and a weight above 0, or neither."
+        )
+    if run.perceptual is None:
+        return None
+    module, _, name = run.perceptual.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"--perceptual expects 'module:function', and '{run.perceptual}' cannot be imported ({error})."
+        ) from None
+
+
+def command(args: Sequence[str]) -> None:
+    """`foreact train vq`."""
+
+    def recipe(chosen: dict[str, str]) -> VQRun:
+        run = dataclasses.replace(VQRun(), **chosen)
+        if run.init is None:
+            return run
+        checkpoint = load_checkpoint(resolve(run.init))
+        _require_vq(checkpoint)
+        where = f"{checkpoint.path / 'config.json'}: config"
+        return dataclasses.replace(run, model=config_from_json(VQConfig, checkpoint.config, where=where))
+
+    train_vq(parse_run(VQRun, args, prog="foreact train vq", recipe=recipe, choices=("task", "init")))

@@ -1,0 +1,111 @@
+"""LlamaGen's image tokenizer in its own checkpoint files (`vq_ds16_c2i.pt`): read strictly, and written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foreact.tokenizers.vq import VQConfig, VQTokenizer
+from foreact.types import UserError
+from foreact.weights.format import difference
+from foreact.weights.pickles import read_torch_file
+from foreact.weights.reference_keys_llamagen import USED_CODES, to_native, to_reference
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaGenReference:
+    """A read tokenizer.
+
+    Attributes:
+        config: sizes, from the shapes of the tensors.
+        state: name -> tensor, in our names.
+        report: what was used and what was left, in lines.
+    """
+
+    config: VQConfig
+    state: dict[str, Tensor]
+    report: str
+
+
+def is_llamagen(payload: Any) -> bool:
+    """Whether the content of a torch file is a LlamaGen tokenizer: an entry `model` with its module names."""
+    state = payload.get("model") if isinstance(payload, Mapping) else None
+    return isinstance(state, Mapping) and any(
+        str(k).startswith("encoder.conv_blocks.") and isinstance(v, Tensor) for k, v in state.items()
+    )
+
+
+def read_llamagen(path: Path, payload: Any = None, *, image_size: tuple[int, int] = (256, 256)) -> LlamaGenReference:
+    """Read a LlamaGen tokenizer, a torch file whose entry `model` holds it.
+
+    Args:
+        path: the file.
+        payload: its content, where it has been read already.
+        image_size: (height, width) of the pictures it is to be used on; the file does not say.
+
+    Raises:
+        UserError: the file is missing, unreadable, holds something else, or not all of the tokenizer.
+    """
+    payload = read_torch_file(path) if payload is None else payload
+    if not is_llamagen(payload):
+        raise UserError(f"{path} should hold a LlamaGen tokenizer under the key 'model', found none.")
+    theirs = dict(payload["model"])
+    state = to_native(theirs)
+    config = config_of(state, path, image_size=image_size)
+    with torch.device("meta"):
+        expected = {name: tuple(t.shape) for name, t in VQTokenizer(config).state_dict().items()}
+    if problem := difference(expected, {name: tuple(t.shape) for name, t in state.items()}):
+        raise UserError(f"{path} holds no whole LlamaGen tokenizer: {problem}; restore it from its source.")
+    report = f"tokenizer: {len(state)} of {len(theirs)} tensors used"
+    if USED_CODES in theirs:
+        report += f"\nleft out: {USED_CODES}, a log of the codes that training saw last"
+    if unread := [k for k in payload if k != "model"]:
+        report += f"\nnot read: {', '.join(map(str, unread))}"
+    return LlamaGenReference(config=config, state=state, report=report)
+
+
+def config_of(state: Mapping[str, Tensor], path: Path, *, image_size: tuple[int, int]) -> VQConfig:
+    """Sizes from shapes; what shapes do not tell (norm groups, normalised codes) is as published."""
+
+    def shape(name: str, dims: int) -> tuple[int, ...]:
+        if name not in state or state[name].ndim != dims:
+            raise UserError(f"{path} holds no whole LlamaGen tokenizer: it lacks what we call {name}.")
+        return tuple(state[name].shape)
+
+    levels = len({k.split(".")[2] for k in state if k.startswith("encoder.levels.")})
+    channels = shape("encoder.conv_in.weight", 4)[0]
+    widths = [shape(f"encoder.levels.{i}.blocks.0.conv2.weight", 4)[0] for i in range(levels)]
+    codes, code_dim = shape("quantizer.weight", 2)
+    return VQConfig(
+        channels=channels,
+        multipliers=tuple(w // channels for w in widths),
+        blocks=len({k.split(".")[4] for k in state if k.startswith("encoder.levels.0.blocks.")}),
+        features=shape("encoder.conv_out.weight", 4)[0],
+        codes=codes,
+        code_dim=code_dim,
+        image_size=image_size,
+    )
+
+
+def write_llamagen(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a tokenizer, in our names, as a file that LlamaGen's own programs load.
+
+    Raises:
+        UserError: the disk refuses. Nothing is left half-written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"model": to_reference(dict(state))}, temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path} could not be written ({error}); free some space or check the rights.") from None
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,37 @@
+"""The released trajectory pickles (`nuscenes_train_data_cleaned.pkl` and the like) -> trajectory records."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from foreact.data.trajectories import Record, Trajectories, read_trajectories
+from foreact.types import UserError
+from foreact.weights.pickles import read_pickle_bytes
+
+
+def read_trajectory_pickle(path: str | Path) -> list[Record]:
+    """The records of a pickle, read without running it; see `foreact.data.trajectories` for their keys.
+
+    Raises:
+        UserError: no such file, a damaged one, one that asks for more than plain values and arrays, or no list of
+            records.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"The trajectory file {path} cannot be read ({error.strerror}).") from None
+    records = read_pickle_bytes(data, str(path))
+    if not isinstance(records, list) or not all(isinstance(record, dict) for record in records):
+        raise UserError(f"{path} should hold a list of one dict per frame, found {type(records).__name__}.")
+    return records
+
+
+def open_trajectories(path: str | Path, camera: str) -> Trajectories:
+    """The trajectories of one camera from a released pickle (.pkl) or from JSON lines (anything else).
+
+    Raises:
+        UserError: as `read_trajectory_pickle`, `read_trajectories` and `Trajectories.from_records`.
+    """
+    records = read_trajectory_pickle(path) if Path(path).suffix == ".pkl" else read_trajectories(path)
+    return Trajectories.from_records(records, camera, str(path))
