@@ -18,6 +18,7 @@ VERBS = {
     "data import-nuplan": ("foreact.recipes.driving_data:import_nuplan", "nuPlan: frames, poses, trajectories."),
     "data toy-street": ("foreact.recipes.driving_data:toy_street", "Draw a small nuScenes to try things with."),
     "data remaining": ("foreact.recipes.driving_data:remaining", "Windows that a training run has not seen yet."),
+    "data pseudo-depth": ("foreact.recipes.probe:pseudo_depth", "Depth labels for the probe, by any network."),
     "data check": ("foreact.recipes.data:check", "Read windows and report spec, NaN, constant dims, rates."),
     "data stats": ("foreact.recipes.data:stats", "Ranges per dimension; --against a checkpoint's statistics."),
     "data show": ("foreact.recipes.data:show", "Write a contact sheet and an mp4 of some episodes."),

@@ -255,7 +255,12 @@ class Tokenizer(Protocol):
 
 @runtime_checkable
 class Trainable(Protocol):
-    """Every family's module: one training entry, one list of parameter groups."""
+    """Every family's module: one training entry, one list of parameter groups.
+
+    A model may say which of its parameters a training forward uses, `used_parameters`: "all" trainable ones, the "same"
+    ones every time, or "varying" ones (a task drawn per micro-batch), which is assumed without it. DDP then need not
+    look for unused ones, and FSDP2 needs "all" or "same".
+    """
 
     def forward(self, batch: Batch, *, rng: torch.Generator) -> LossOut: ...
 

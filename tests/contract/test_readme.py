@@ -13,7 +13,19 @@ from foreact import cli
 
 README = (Path(__file__).parents[2] / "README.md").read_text()
 
+TINY = "--train.steps 2 --train.batch-size 2 --train.warmup 1"
 SMALL = {
+    "demo driving": "--scenes 4 --effort 0.004",
+    "data toy-street": "--scenes 4",
+    "data import-nuscenes": "",
+    "train vq": f"{TINY} --val-ratio 0.4",
+    "tokenize": "",
+    "train vavim": f"{TINY} --train.drop 1 --model.layers 2 --data.val-ratio 0.4",
+    "train vavam": f"{TINY} --train.drop 1 --data.val-ratio 0.4",
+    "eval open-loop": "--max-windows 4 --samples 2 --steps 2",
+    "generate drives": "--windows 1 --context 1 --future 1",
+    "submit": "",
+    "scaling coord-check": "--widths 32 64 --steps 2",
     "data collect": "--episodes 3 --workers 1",
     "data check": "--windows 10",
     "data show": "",
@@ -37,7 +49,7 @@ def commands() -> list[str]:
 
 def test_the_readme_names_every_kind_of_verb() -> None:
     verbs = {verb.split()[0] for verb in cli.VERBS}
-    assert {c.split()[1] for c in commands()} >= verbs - {"demo", "tokenize"}
+    assert {c.split()[1] for c in commands()} >= verbs - {"serve"}  # which would not end
     assert "make demo" in README
     assert "make test" in README
 
@@ -53,6 +65,7 @@ def test_every_command_runs(
             words = shlex.split(command)[1:]
             verb = " ".join(words[:2]) if " ".join(words[:2]) in cli.VERBS else words[0]
             key = f"{verb} --from" if "--from" in words else verb
+            key = "generate drives" if "runs/drives" in words else key
             cli.run([*words, *shlex.split(SMALL[key])])
     finally:
         torch.set_num_threads(threads)

@@ -342,7 +342,7 @@ def test_config_that_is_no_json(run_dir: Path, refused: Callable[..., str]) -> N
     ("options", "part"),
     [
         (["--model.heads", "3"], "width (256) should be a multiple of heads (3)"),
-        (["--model.horizon", "9"], "horizon (9)"),
+        (["--model.horizon", "9"], "horizon of 9 actions does not spread evenly over 2 frames"),
         (["--model.modes.policy", "-1"], "mode weights should be at least 0"),
         (["--train.steps", "0"], "steps should be at least 1"),
         (["--train.batch-size", "0"], "batch_size should be at least 1"),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from foreact.cli import main
 from foreact.data.store import StoreWriter, open_store
-from foreact.recipes.encoding import LoadedTokenizer, StreamEncoder, encode_stream, open_tokenizer
+from foreact.recipes.encoding import StreamEncoder, encode_stream
 from foreact.recipes.ranks import Ranks
 from foreact.recipes.tokenize import own_device, tokenize
 from foreact.recipes.tokenize_ray import connected, encode_with_ray, import_ray
@@ -27,6 +27,7 @@ from foreact.tokenizers.kl_vae import KLVAE, KLVAEConfig
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
 from foreact.types import StreamSpec, UserError
 from foreact.weights.format import load_checkpoint, save_checkpoint
+from foreact.weights.tokenizers import LoadedTokenizer, open_tokenizer
 
 SPEC = StreamSpec(cameras={"img": (16, 24)}, fps=10.0)
 LENGTHS = (30, 50, 23)
@@ -224,7 +225,7 @@ def test_what_the_disk_lost_is_found_before_readers_see_it(store: Path, frames: 
         (["--camera", "rear"], "has cameras ['img'], not 'rear'"),
         (["--shard-steps", "0"], "Expected shard_steps >= 1, found 0"),
         (["--batch-size", "0"], "Expected batch_size >= 1, found 0"),
-        (["--tokenizer", "uva-pusht"], "holds a 'uva'; tokenizing needs a 'kl_vae' or a 'vq'"),
+        (["--tokenizer", "uva-pusht"], "a 'uva', is no tokenizer; give a kl_vae or a vq"),
         (["--tokenizer", "there-is-none.jit"], "There is no file there-is-none.jit"),
     ],
 )

@@ -99,26 +99,19 @@ def tied_lm() -> TiedLM:
         return TiedLM()
 
 
-class Driver(VaVAM):
-    used_parameters: ClassVar[str] = "same"  # of the video model's last block the expert reads keys and values alone
-
-
-def driver() -> Driver:
+def driver(*, train_vavim: bool = True) -> VaVAM:
     video = VaViMConfig(width=16, heads=2, layers=2, vocab=VOCAB, frames=2, grid=(1, 3), base_width=8)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
-        model = Driver(VaVAMConfig(vavim=video, expert=ExpertConfig(width=8, horizon=2), train_vavim=True))
+        model = VaVAM(VaVAMConfig(vavim=video, expert=ExpertConfig(width=8, horizon=2), train_vavim=train_vavim))
         for p in model.parameters():
             nn.init.normal_(p, std=0.3)  # muP starts queries and readout at zero
     return model
 
 
-def expert() -> Driver:
+def expert() -> VaVAM:
     """The driver with its video model frozen: every parameter that learns is used."""
-    model = driver()
-    model.vavim.requires_grad_(False)
-    model.used_parameters = "all"  # pyright: ignore[reportAttributeAccessIssue]
-    return model
+    return driver(train_vavim=False)
 
 
 def token_batches(start: int, rank: int, world: int) -> Iterator[Batch]:

@@ -66,18 +66,6 @@ def test_swapped_holds_the_average_and_restores_after_an_error() -> None:
     assert ema.shadow["0.weight"].mean() == 5.0
 
 
-def test_weights_are_the_averaged_state_dict_in_memory_of_its_own() -> None:
-    model = model_of(1.0)
-    ema = EMA(model_of(5.0), EMAConfig())
-    weights = ema.weights(model)
-    assert set(weights) == set(model.state_dict())
-    assert weights["0.weight"].mean() == 5.0
-    assert weights["1.weight"].mean() == 1.0
-    weights["0.weight"].zero_()
-    assert ema.shadow["0.weight"].mean() == 5.0
-    assert model[0].weight.mean() == 1.0
-
-
 def test_restored_average_goes_on_with_its_own_decay() -> None:
     model = model_of(1.0)
     ema = EMA(model, EMAConfig())

@@ -27,7 +27,7 @@ import numpy as np
 import zarr
 
 from foreact.data.chunks import ChunkFiles, damaged_chunks, missing_chunks
-from foreact.data.layout import ARRAY_CONFIG, committed_ends, create_stream, get_array, open_for_writing
+from foreact.data.layout import committed_ends, create_stream, get_array, open_for_writing
 from foreact.types import UserError
 
 
@@ -63,8 +63,7 @@ class DerivedStream:
         self._partial = path / "data" / f"{name}.partial-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
         self.finished = False
         try:
-            # How to write is no property of the file: it is lost whenever an array is opened again.
-            self._array = self._open(shape, dtype, notes).with_config(ARRAY_CONFIG)
+            self._array = self._open(shape, dtype, notes)
         except OSError as error:
             raise UserError(
                 f"Stream '{name}' could not be begun in {path} ({error}); make room and run again."
@@ -293,29 +292,3 @@ def _rename_unless_there(source: Path, target: Path) -> bool:
             raise
         shutil.rmtree(source, ignore_errors=True)
         return False
-
-
-class StreamWriter:
-    """Collects the rows of a small stream episode by episode and writes them with `write_stream` at the end."""
-
-    def __init__(self, path: Path, name: str, attrs: Mapping[str, Any]) -> None:
-        self.path, self.name, self._attrs = path, name, attrs
-        self.episodes = 0
-        self._rows: list[np.ndarray] = []
-
-    def __enter__(self) -> StreamWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        if kind is None and self._rows:
-            write_stream(self.path, self.name, np.concatenate(self._rows), attrs=self._attrs)
-
-    def append(self, rows: np.ndarray) -> None:
-        """Take the next episode's rows."""
-        self._rows.append(rows)
-        self.episodes += 1
-
-
-def add_stream(path: str | Path, name: str, *, attrs: Mapping[str, Any]) -> StreamWriter:
-    """Collect a small stream by episode; see `write_stream`."""
-    return StreamWriter(Path(path), name, attrs)

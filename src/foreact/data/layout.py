@@ -84,7 +84,7 @@ def get_array(group: zarr.Group, name: str) -> zarr.Array:
     node = group[name]
     if not isinstance(node, zarr.Array):
         raise KeyError(name)
-    return node
+    return node.with_config(ARRAY_CONFIG)  # zarr does not keep it with the array
 
 
 def extend(array: zarr.Array, start: int, rows: np.ndarray) -> None:

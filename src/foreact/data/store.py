@@ -18,12 +18,11 @@ import zarr
 from zarr.storage import ZipStore
 
 from foreact.data.chunks import BlockCache, ChunkFiles, RowReader, damaged_chunks, missing_chunks
-from foreact.data.derived import StreamWriter, add_stream
 from foreact.data.layout import SPEC_ATTRIBUTE, committed_ends
 from foreact.data.writer import StoreWriter
 from foreact.types import StreamSpec, UserError
 
-__all__ = ["StoreWriter", "StreamWriter", "ZarrStore", "add_stream", "open_store"]
+__all__ = ["StoreWriter", "ZarrStore", "open_store"]
 
 MEMORY_LIMIT = 2**30
 """Default of `memory_limit`: bytes of one store that may be held decoded in memory."""

@@ -14,7 +14,7 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
     the speed of memory, torch's takes about 2.5 times as long (`benchmarks/decode.py`).
     """
     single = x.numel() == x.shape[-1] and x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
-    if not single or torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if not single or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return functional.linear(x, weight)
     row = weight.detach().numpy() @ x.detach().reshape(-1).numpy()
     return torch.from_numpy(row).view(*x.shape[:-1], -1)

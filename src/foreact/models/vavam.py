@@ -180,6 +180,8 @@ class VaVAM(nn.Module):
     def __init__(self, config: VaVAMConfig) -> None:
         super().__init__()
         self.config = config
+        # Of the video model's last block only keys and values are read.
+        self.used_parameters = "same" if config.train_vavim else "all"
         self.vavim = VaViM(config.vavim).requires_grad_(config.train_vavim)
         self.expert = ActionExpert(config.expert, config.vavim)
         self.flow = FlowMatching(config.time, sigma=config.sigma, time_scale=1.0)

@@ -82,6 +82,8 @@ SIZES = {
 class VaViM(nn.Module):
     """Next-token model of video."""
 
+    used_parameters = "all"
+
     def __init__(self, config: VaViMConfig) -> None:
         super().__init__()
         self.config = config

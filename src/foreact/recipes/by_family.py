@@ -34,8 +34,11 @@ def video_command(args: Sequence[str]) -> None:
 
 
 def _call(functions: Mapping[str, str], args: Sequence[str], prog: str) -> None:
-    weights = _weights(args)
-    family = "uva" if weights is None else family_of(resolve(weights))
+    weights = _value(args, "--weights")
+    if weights is not None:
+        family = family_of(resolve(weights))
+    else:  # a tokenizer by itself is measured on drives; UVA always brings its own
+        family = "uva" if _value(args, "--tokenizer") is None else "vavim"
     if family not in functions:
         raise UserError(f"`{prog}` knows weights of {', '.join(functions)}; {weights} holds a {family}.")
     module, _, name = functions[family].partition(":")
@@ -45,10 +48,10 @@ def _call(functions: Mapping[str, str], args: Sequence[str], prog: str) -> None:
     tyro.cli(getattr(importlib.import_module(module), name), prog=prog, args=args)
 
 
-def _weights(args: Sequence[str]) -> str | None:
+def _value(args: Sequence[str], option: str) -> str | None:
     for word, following in zip(args, [*args[1:], ""], strict=True):
-        if word == "--weights":
+        if word == option:
             return following
-        if word.startswith("--weights="):
+        if word.startswith(f"{option}="):
             return word.partition("=")[2]
     return None

@@ -16,6 +16,9 @@ EXTRAS = {
     "tensorboard": ("tensorboard", "TensorBoard logs of training"),
     "wandb": ("wandb", "Weights & Biases logs, with --train.wandb"),
     "jpegxl": ("imagecodecs", "UMI stores with JPEG-XL frames"),
+    "ray": ("ray", "tokenize --engine ray"),
+    "slurm": ("submitit", "submit"),
+    "faiss": ("faiss", "eval probe --search faiss"),
 }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, cast
@@ -66,6 +67,8 @@ def open_drives(source: str) -> Drives:
     where, _, rate = source.partition("@")
     file, colon, tokens = where.partition(":")
     if not rate and not colon:
+        if next(Path(where).glob("*/*.npy"), None) is not None:
+            raise UserError(f"The files in {where} do not tell their frame rate; write it after them, as in {where}@10.")
         return StoreDrives(open_store(Path(where), memory_limit=4 * 2**30))
     try:
         rate_hz = float(rate)
@@ -73,8 +76,8 @@ def open_drives(source: str) -> Drives:
         raise UserError(
             f"'{source}' should end with the frame rate of its files, as in {where}@10; found '{rate}'."
         ) from None
-    if not rate_hz > 0:
-        raise UserError(f"The frame rate of '{source}' should be positive.")
+    if not (rate_hz > 0 and math.isfinite(rate_hz)):
+        raise UserError(f"The frame rate of '{source}' should be a positive number.")
     if not colon:
         return TokenFolders(where, videos_of(Path(where)), rate_hz=rate_hz)
     for camera in CAMERAS:
@@ -105,7 +108,7 @@ class DrivingSplit:
 
     Attributes:
         spec: what the numbers mean to the model: its frame rate, its camera, its plans.
-        tokenizer: the tokenizer the tokens come from, where every source says so.
+        tokenizer: the tokenizer the tokens come from, where a source says so.
         about: the sources, in words.
     """
 
@@ -127,28 +130,33 @@ def load_driving(data: DrivingData, model: VaViMConfig, *, horizon: int | None, 
 
     Raises:
         UserError: no source, a rate that does not divide, a grid or ids of another tokenizer, ratios that are no
-            shares.
+            shares, or an option that has nothing to act on.
     """
     if not data.sources:
         raise UserError("Name what to learn from: --data.sources drives.zarr (see `foreact data import-nuscenes`).")
+    if data.total is not None and not data.ratios:
+        raise UserError("--data.total counts the windows of a mixture; give --data.ratios with it, or leave it out.")
+    if data.hard_turns and horizon is None:
+        raise UserError("--data.hard-turns goes by plans, and a video model learns from none; leave it out.")
     opened = [open_drives(source) for source in data.sources]
+    others = [open_drives(source) for source in data.val_sources]
+    hashes = {tokenizer_hash(drives) for drives in (*opened, *others)} - {None}
+    if len(hashes) > 1:
+        raise UserError(f"The sources were made with different tokenizers ({sorted(map(str, hashes))}); use one.")
     parts, held_out = [], []
     for drives in opened:
         training, validation = split_episodes(len(drives.names), 0.0 if data.val_sources else data.val_ratio, seed)
         if not data.val_sources and len(validation) == 0:
             raise UserError(
-                f"{drives.label} has {len(drives.names)} drive, so none is left to validate with; name other drives "
-                "with --data.val-sources."
+                f"Of {drives.label} (drives: {len(drives.names)}) none is left to validate with; name other drives with "
+                "--data.val-sources, or take a share with --data.val-ratio."
             )
         parts.append(windows_of(drives, data, model, horizon=horizon, episodes=training))
         if len(validation):
             held_out.append(windows_of(drives, data, model, horizon=horizon, episodes=validation))
-    for source in data.val_sources:
-        held_out.append(windows_of(open_drives(source), data, model, horizon=horizon))
-    hashes = {tokenizer_hash(drives) for drives in opened}
-    if len(hashes - {None}) > 1:
-        raise UserError(f"The sources were made with different tokenizers ({sorted(map(str, hashes))}); use one.")
-    known = hashes.pop() if len(hashes) == 1 else None
+    for drives in others:
+        held_out.append(windows_of(drives, data, model, horizon=horizon))
+    known = next(iter(hashes), None)
     chosen: list[Windows] = list(parts)
     if data.only is not None:
         chosen[0] = Subset(parts[0], rows_of(data.only))
@@ -171,6 +179,8 @@ def windows_of(
     episodes: np.ndarray | None = None,
 ) -> DrivingWindows:
     """The windows of one source at the model's rate, checked against the model's grid."""
+    if not data.rate_hz > 0:
+        raise UserError(f"--data.rate-hz should be positive, found {data.rate_hz:g}.")
     stride = drives.rate_hz / data.rate_hz
     if abs(stride - round(stride)) > 1e-6 or round(stride) < 1:
         raise UserError(

@@ -17,7 +17,7 @@ from foreact.train.config import TrainConfig
 from foreact.train.loop import train
 from foreact.types import Batch, UserError
 from foreact.weights.configs import did_you_mean
-from foreact.weights.format import Checkpoint, content_hash, load_checkpoint, save_checkpoint
+from foreact.weights.format import Checkpoint, content_hash, family_of, load_checkpoint, save_checkpoint
 from foreact.weights.shipped import resolve
 
 GLOBAL_BATCH = 384
@@ -60,11 +60,20 @@ def checked(chosen: dict[str, str], **known: list[str]) -> dict[str, Any]:
     return dict(chosen)
 
 
-def show_plan(run: DrivingRun, model: type[nn.Module], tokens: int) -> None:
-    """Print what the run would cost, without data and without starting."""
+def show_plan(run: DrivingRun, model: type[nn.Module], tokens_per_sample: int | Mapping[str, int], vocab: int) -> None:
+    """Print what the run would cost, without data and without starting; see `foreact.recipes.plan.plan`."""
     with torch.device("meta"):
         hollow = model(run.model)
-    print(plan(hollow, run.train, tokens_per_sample=tokens, processes=process_count(), tflops=run.plan_tflops))
+    print(
+        plan(
+            hollow,
+            run.train,
+            tokens_per_sample=tokens_per_sample,
+            processes=process_count(),
+            vocab=vocab,
+            tflops=run.plan_tflops,
+        )
+    )
 
 
 def weights_of(name: str, family: str, option: str) -> Checkpoint:
@@ -75,21 +84,29 @@ def weights_of(name: str, family: str, option: str) -> Checkpoint:
     return checkpoint
 
 
-def start_from(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Copy all tensors of a model of the same shape."""
-    expected = {name: tuple(t.shape) for name, t in model.state_dict().items()}
-    found = {name: tuple(t.shape) for name, t in checkpoint.state.items()}
-    if expected != found:
-        odd = min(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+def start_from(model: nn.Module, checkpoint: Checkpoint, split: DrivingSplit) -> None:
+    """Copy all tensors of a model of the same shape that reads the same tokens."""
+    wanted, found = checkpoint.tokenizer, split.tokenizer
+    if wanted is not None and found is not None and wanted.hash != found.hash:
         raise UserError(
-            f"{checkpoint.path} is a model of another shape: '{odd}' is {found.get(odd)} there and {expected.get(odd)} "
-            f"here{did_you_mean(odd, found) if odd not in found else '.'} Give its --size, or the same --model options."
+            f"{checkpoint.path} reads the tokens of the tokenizer {wanted.hash}, those of the data were made with "
+            f"{found.hash}; tokenize again with the one of the weights."
+        )
+    here = {name: tuple(t.shape) for name, t in model.state_dict().items()}
+    there = {name: tuple(t.shape) for name, t in checkpoint.state.items()}
+    if here != there:
+        odd = min(name for name in here.keys() | there.keys() if here.get(name) != there.get(name))
+        raise UserError(
+            f"{checkpoint.path} is a model of another shape: '{odd}' is {there.get(odd)} there and {here.get(odd)} "
+            f"here{did_you_mean(odd, there) if odd not in there else '.'} Give its --size, or the same --model options."
         )
     model.load_state_dict(checkpoint.state)
 
 
 def embedded_tokenizer(path: Path | None, split: DrivingSplit) -> Path | None:
     """The checkpoint of the tokenizer to put into the finished weights, if it is the one that made the tokens."""
+    if path is not None and (family := family_of(path)) != "vq":
+        raise UserError(f"--tokenizer expects the tokenizer that made the tokens, a vq; {path} holds a {family}.")
     if path is not None and split.tokenizer is not None and (found := content_hash(path)) != split.tokenizer.hash:
         raise UserError(
             f"The tokens were made with the tokenizer {split.tokenizer.hash}, {path} has the hash {found}; name the "
@@ -111,6 +128,7 @@ def fit(
 ) -> Path:
     """Train; returns the folder of the finished weights, `run.out/weights`, which embeds `tokenizer`."""
     tokenizer = embedded_tokenizer(tokenizer, split)
+    evaluator = ValidationLoss(split.validation)  # reads its windows, before anything is written
     open_run(run.out, run, free=("train", "device", "out", "plan", "plan_tflops"))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     say(
@@ -134,7 +152,7 @@ def fit(
         save_checkpoint(path, family=family, config=run.model, state=state, spec=split.spec, tokenizer=split.tokenizer)
 
     result = train(
-        model, micro_batches, run.train, run.out, evaluators=[ValidationLoss(split.validation)], export=export,
+        model, micro_batches, run.train, run.out, evaluators=[evaluator], export=export,
         device=device,
     )  # fmt: skip
     conclude(result, f"foreact train {family} --from {run.out}")

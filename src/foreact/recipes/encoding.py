@@ -7,8 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,43 +17,13 @@ from foreact.data.derived import Shard, open_stream
 from foreact.data.store import ZarrStore
 from foreact.recipes.ranks import Ranks
 from foreact.tokenizers.images import resize_video
-from foreact.tokenizers.kl_vae import KLVAE
-from foreact.tokenizers.vq import VQTokenizer
-from foreact.types import Tokenizer, UserError, to_model_range
-from foreact.weights.format import build, load_checkpoint
-from foreact.weights.shipped import resolve
+from foreact.types import UserError, to_model_range
+from foreact.weights.tokenizers import LoadedTokenizer
 
 Precision = Literal["fp32", "bf16"]
 
 SHARD_STEPS = 4096
 """Default rows per shard, rounded up to whole chunks: what a process that is killed loses at most."""
-
-
-class LoadedTokenizer(NamedTuple):
-    """A tokenizer, the content hash that names it, and the (height, width) it wants; None takes frames as stored."""
-
-    tokenizer: Tokenizer
-    hash: str
-    image_size: tuple[int, int] | None
-
-
-def open_tokenizer(ref: str | Path, device: torch.device | str = "cpu") -> LoadedTokenizer:
-    """Open a checkpoint folder, a shipped name, or the TorchScript file of an encoder (.jit or .pt).
-
-    Raises:
-        UserError: it is none of them, damaged, or no tokenizer.
-    """
-    if Path(ref).suffix in (".jit", ".pt"):
-        from foreact.weights.torchscript import TorchScriptTokenizer
-
-        scripted = TorchScriptTokenizer(Path(ref).expanduser(), device=device)
-        return LoadedTokenizer(scripted, scripted.hash, None)
-    checkpoint = load_checkpoint(resolve(ref))
-    module = build(checkpoint, device)
-    if not isinstance(module, KLVAE | VQTokenizer):
-        raise UserError(f"{checkpoint.path} holds a '{checkpoint.family}'; tokenizing needs a 'kl_vae' or a 'vq'.")
-    height, width = module.config.image_size
-    return LoadedTokenizer(module, checkpoint.hash, (height, width))
 
 
 class StreamEncoder:
@@ -66,7 +35,7 @@ class StreamEncoder:
     Args:
         store: where the frames lie.
         camera: which ones.
-        tokenizer: see `open_tokenizer`; on `device` already.
+        tokenizer: see `foreact.weights.tokenizers.open_tokenizer`; on `device` already.
         batch_size: frames per call.
         device: where the tokenizer computes.
         precision: "bf16" computes under autocast, as the reference did for its data sets.

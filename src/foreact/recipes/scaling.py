@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from foreact.evals.scaling_law import ScalingLaw, fit_scaling_law
 from foreact.models.vavim import VaViM, VaViMConfig
 from foreact.recipes.driving import DrivingData, DrivingSplit, load_driving
 from foreact.recipes.driving_training import ValidationLoss
-from foreact.recipes.runs import pick_device, say, write_json
+from foreact.recipes.runs import open_run, pick_device, say, write_json
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
 from foreact.train.loop import train
@@ -73,6 +74,8 @@ def coord_check(
         out: folder of the plot and the numbers.
         device: where to compute; default CUDA if there is one.
     """
+    if not widths or steps < 1:
+        raise UserError(f"Expected one width and one step at least, found widths {widths} and {steps} steps.")
     where = pick_device(device)
     first = model_of(widths[0], layers=layers, base_width=widths[0], frames=frames, grid=grid, vocab=vocab)
     split = load_driving(DrivingData(sources=sources), first, horizon=None, seed=seed)
@@ -172,6 +175,8 @@ def lr_sweep(
         out: folder of the runs, the plot and the numbers.
         device: where to compute; default CUDA if there is one.
     """
+    if not widths or not lrs:
+        raise UserError(f"Expected one width and one learning rate at least, found {widths} and {lrs}.")
     rows = []
     for width in widths:
         base = width if standard else widths[0]
@@ -223,6 +228,8 @@ def laws(
         out: folder of the runs, the plot and the numbers.
         device: where to compute; default CUDA if there is one.
     """
+    if min(len(set(widths)), len(set(steps))) < 3:
+        raise UserError(f"A law needs three widths and three numbers of steps at least, found {widths} and {steps}.")
     rows = []
     for width in widths:
         config = model_of(width, layers=layers, base_width=widths[0], frames=frames, grid=grid, vocab=vocab)
@@ -241,6 +248,15 @@ def laws(
     (out / "scaling-laws.png").write_bytes(law_figure(rows, law))
     print(f"{law}   (N: parameters of the blocks; relative residuals {law.error:.2%})")
     print(out / "scaling-laws.png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShortRun:
+    """What a run of a sweep is; the same run is not repeated, another one is not taken for it."""
+
+    sources: tuple[str, ...]
+    model: VaViMConfig
+    train: TrainConfig
 
 
 def short_run(
@@ -262,6 +278,8 @@ def short_run(
         drop=steps // 5, ema=EMAConfig(enabled=False), seed=seed, workers=0, log_every=max(1, steps // 10),
         save_every=steps, eval_every=steps, keep=1, best_k=0, tensorboard=False,
     )  # fmt: skip
+
+    open_run(folder, ShortRun(sources=sources, model=config, train=settings))
 
     def micro_batches(start: int, rank: int, world: int) -> Iterator[Batch]:
         return batches(split.training, batch_size=batch_size, seed=seed, start=start, rank=rank, world=world)

@@ -9,10 +9,11 @@ import numpy as np
 
 from foreact.data.split import split_episodes
 from foreact.data.store import ZarrStore, open_store
-from foreact.recipes.encoding import LoadedTokenizer, StreamEncoder, encode_stream
+from foreact.recipes.encoding import StreamEncoder, encode_stream
 from foreact.recipes.runs import process_count
 from foreact.tokenizers.kl_vae import KLVAE
 from foreact.types import Task, UserError
+from foreact.weights.tokenizers import LoadedTokenizer
 
 # Pictures up to this many bytes are held in memory, since a random frame costs the reading of a whole chunk.
 MEMORY_LIMIT = 4 * 2**30

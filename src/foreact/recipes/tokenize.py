@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 
 from foreact.data.store import open_store
-from foreact.recipes.encoding import SHARD_STEPS, Precision, StreamEncoder, encode_stream, open_tokenizer
+from foreact.recipes.encoding import SHARD_STEPS, Precision, StreamEncoder, encode_stream
 from foreact.recipes.ranks import Ranks
 from foreact.recipes.runs import is_main_process, pick_device, process_count, say
 from foreact.recipes.tasks import find_task
 from foreact.types import StreamSpec, UserError
+from foreact.weights.tokenizers import open_tokenizer
 
 
 def tokenize(

@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from foreact.data.derived import Shard
 from foreact.data.store import open_store
-from foreact.recipes.encoding import SHARD_STEPS, Precision, StreamEncoder, Throughput, open_tokenizer
+from foreact.recipes.encoding import SHARD_STEPS, Precision, StreamEncoder, Throughput
 from foreact.types import StreamSpec, UserError
+from foreact.weights.tokenizers import open_tokenizer
 
 STORE_BYTES = 128 * 2**20
 """Shared memory of a Ray that is started here; little more than the numbers of shards passes through it."""

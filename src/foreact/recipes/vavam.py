@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from foreact.data.ego import COMMANDS
 from foreact.models.vavam import SIZES, VaVAM, VaVAMConfig
 from foreact.models.vavim import VaViMConfig
 from foreact.recipes.driving import DrivingData, load_driving
@@ -78,12 +79,18 @@ def train_vavam(run: VaVAMRun) -> Path:
     """Train; returns the folder of the finished weights, `run.out/weights`."""
     vavim = run.model.vavim
     if run.plan:
-        show_plan(run, VaVAM, vavim.frames * (vavim.tokens_per_frame + run.model.expert.horizon))
+        tokens = {"vavim": vavim.frames * vavim.tokens_per_frame, "expert": vavim.frames * run.model.expert.horizon}
+        show_plan(run, VaVAM, tokens, vocab=0)
         return run.out / "weights"
     if run.video is None and run.init is None and run.train.start_from is None and not run.model.train_vavim:
         raise UserError(
             "VaVAM drives from a video model, and none is given: name one with --video, or let it learn from nothing "
             "with --model.train-vavim."
+        )
+    if run.model.expert.commands < len(COMMANDS):
+        raise UserError(
+            f"The data know {len(COMMANDS)} commands ({', '.join(COMMANDS)}), the expert only "
+            f"{run.model.expert.commands}; raise --model.expert.commands."
         )
     device = pick_device(run.device)
     split = load_driving(run.data, vavim, horizon=run.model.expert.horizon, seed=run.train.seed)
@@ -94,11 +101,11 @@ def train_vavam(run: VaVAMRun) -> Path:
         start = f"weights and moments of {run.train.start_from}"
     if run.video is not None:
         video = weights_of(run.video, "vavim", "--video")
-        start_from(model.vavim, video)
+        start_from(model.vavim, video, split)
         tokenizer = tokenizer or video.tokenizer_path
         start = f"video model {run.video}"
     if run.init is not None:
-        start_from(model, weights_of(run.init, "vavam", "--init"))
+        start_from(model, weights_of(run.init, "vavam", "--init"), split)
         start = f"weights of {run.init}"
     return fit(run, "vavam", model, split, tokenizer=tokenizer, device=device, start=start, stage="action")
 

@@ -15,6 +15,7 @@ from foreact.recipes.driving_training import accumulation, checked, fit, show_pl
 from foreact.recipes.runs import parse_run, pick_device
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
+from foreact.types import UserError
 from foreact.weights.shipped import resolve
 
 Stage = Literal["pretrain", "finetune"]
@@ -78,15 +79,20 @@ def recipe(size: str = "debug", stage: Stage = "pretrain") -> VaViMRun:
 def train_vavim(run: VaViMRun) -> Path:
     """Train; returns the folder of the finished weights, `run.out/weights`."""
     if run.plan:
-        show_plan(run, VaViM, run.model.frames * run.model.tokens_per_frame)
+        show_plan(run, VaViM, run.model.frames * run.model.tokens_per_frame, run.model.vocab)
         return run.out / "weights"
+    if run.stage == "finetune" and run.init is None and run.train.start_from is None:
+        raise UserError(
+            "Fine-tuning goes on from a pre-trained model, and none is given: name its run with --train.start-from, or "
+            "its weights with --init."
+        )
     device = pick_device(run.device)
     split = load_driving(run.data, run.model, horizon=None, seed=run.train.seed)
     torch.manual_seed(run.train.seed)
     model = VaViM(run.model)
     start = "random weights" if run.train.start_from is None else f"weights and moments of {run.train.start_from}"
     if run.init is not None:
-        start_from(model, weights_of(run.init, "vavim", "--init"))
+        start_from(model, weights_of(run.init, "vavim", "--init"), split)
         start = f"weights of {run.init}"
     tokenizer = None if run.tokenizer is None else resolve(run.tokenizer)
     return fit(run, "vavim", model, split, tokenizer=tokenizer, device=device, start=start, stage=run.stage)

@@ -107,11 +107,6 @@ class EMA:
         for name, p in target.named_parameters():
             p.copy_(self.shadow.get(name, originals[name]))
 
-    def weights(self, model: nn.Module) -> dict[str, Tensor]:
-        """The state dict of `model` with averaged parameters, as tensors of their own on the CPU."""
-        with self.swapped(model):
-            return {name: t.detach().to("cpu", copy=True) for name, t in model.state_dict().items()}
-
     def load(self, shadow: Mapping[str, Tensor], step: int) -> None:
         """Restore a saved average and its number of updates.
 
