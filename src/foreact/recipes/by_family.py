@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import tyro
 
+from foreact.recipes.evaluate import BASELINES
 from foreact.types import UserError
 from foreact.weights.format import family_of
 from foreact.weights.shipped import resolve
@@ -35,6 +36,8 @@ def video_command(args: Sequence[str]) -> None:
 
 def _call(functions: Mapping[str, str], args: Sequence[str], prog: str) -> None:
     weights = _value(args, "--weights")
+    if weights in BASELINES:
+        raise UserError(f"'{weights}' imagines nothing; name weights of {', '.join(functions)}.")
     if weights is not None:
         family = family_of(resolve(weights))
     else:  # a tokenizer by itself is measured on drives; UVA always brings its own

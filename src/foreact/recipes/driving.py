@@ -68,7 +68,7 @@ def open_drives(source: str) -> Drives:
     file, colon, tokens = where.partition(":")
     if not rate and not colon:
         if next(Path(where).glob("*/*.npy"), None) is not None:
-            raise UserError(f"The files in {where} do not tell their frame rate; write it after them, as in {where}@10.")
+            raise UserError(f"The files of {where} do not tell their frame rate; write it after them: {where}@10.")
         return StoreDrives(open_store(Path(where), memory_limit=4 * 2**30))
     try:
         rate_hz = float(rate)
@@ -148,7 +148,7 @@ def load_driving(data: DrivingData, model: VaViMConfig, *, horizon: int | None, 
         training, validation = split_episodes(len(drives.names), 0.0 if data.val_sources else data.val_ratio, seed)
         if not data.val_sources and len(validation) == 0:
             raise UserError(
-                f"Of {drives.label} (drives: {len(drives.names)}) none is left to validate with; name other drives with "
+                f"Of {drives.label} (drives: {len(drives.names)}) none is left to validate with; name others with "
                 "--data.val-sources, or take a share with --data.val-ratio."
             )
         parts.append(windows_of(drives, data, model, horizon=horizon, episodes=training))
