@@ -59,7 +59,7 @@ class Street:
     out: Path = Path("runs/street")
     shortest: int = 20
     """Frames of a shot that is worth splitting."""
-    views: int = 24
+    views: int = 32
     """Training episodes made of each shot: itself, and random crops of it, mirrored, backwards and in other colours; so
     little footage is learned by heart otherwise."""
     stride: int = 2
@@ -77,12 +77,12 @@ class Street:
         )
     )  # fmt: skip
     model: VaViMConfig = field(
-        default_factory=lambda: VaViMConfig(width=128, heads=2, layers=4, vocab=256, frames=3, grid=(6, 10))
+        default_factory=lambda: VaViMConfig(width=64, heads=2, layers=4, vocab=256, frames=3, grid=(6, 10))
     )
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=500, batch_size=8, lr=0.004, warmup=40, schedule="wsd", drop=200, weight_decay=0.01, workers=0,
-            eval_every=50, save_every=50, best_k=1, best_metric="validation/loss", best_mode="min",
+            steps=2400, batch_size=16, lr=0.004, warmup=40, schedule="wsd", drop=800, weight_decay=0.01, workers=0,
+            eval_every=100, save_every=100, best_k=1, best_metric="validation/loss", best_mode="min",
             tensorboard=False, ema=EMAConfig(enabled=False),
         )
     )  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from tyro.conf import Positional
 
+from foreact.recipes.released_run import write_released_run
 from foreact.recipes.tasks import find_task
 from foreact.types import UserError
 from foreact.weights import archives
@@ -159,7 +160,7 @@ def convert(
     heads: tuple[int, int] | None = None,
     grid: tuple[int, int] | None = None,
     half: bool = False,
-    to: Literal["foreact", "reference"] = "foreact",
+    to: Literal["foreact", "reference", "training"] = "foreact",
 ) -> None:
     """Turn a released checkpoint into our folder, or a folder of VaViM or VaVAM back into the reference's file.
 
@@ -176,8 +177,12 @@ def convert(
         grid: rows and columns of tokens in a frame: of a VaViM or VaVAM where they are not the published 18 x 32; of
             LlamaGen's tokenizer, that it will be used with (else those of 256 x 256 pixels).
         half: store as float16.
-        to: whose layout to write.
+        to: whose layout to write. "training" writes a run folder with weights and optimiser moments of a VaViM or VaVAM
+            in training, from which `foreact train vavim --stage finetune --train.start-from` goes on.
     """
+    if to == "training":
+        print(f"Training can start from {write_released_run(src, dst, grid=grid)}")
+        return
     if to == "reference":
         if task is not None or raw or heads is not None or grid is not None or half:
             raise UserError("A folder is written back as it is: --to reference takes src and dst alone.")
