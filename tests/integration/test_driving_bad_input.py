@@ -20,7 +20,9 @@ from unit.misbehaving_server import serving
 
 from foreact.cli import main
 from foreact.data.derived import write_stream
+from foreact.data.drives import FRONT, driving_spec
 from foreact.data.store import open_store
+from foreact.data.writer import StoreWriter
 from foreact.models.vavam import ExpertConfig, VaVAM, VaVAMConfig
 from foreact.models.vavim import VaViM, VaViMConfig
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
@@ -292,7 +294,9 @@ def test_a_release_is_got_checked_unpacked_converted_and_imagines(
     ours, before = load_checkpoint(here / "ours"), load_checkpoint(here / "vavam")
     assert set(ours.state) == set(before.state)
     assert all(torch.equal(ours.state[key], before.state[key]) for key in before.state)
-    imagine = "generate --weights ours --data drives.zarr --context 1 --future 2 --windows 1 --device cpu --out shown"
+    with StoreWriter(here / "pictures.zarr", driving_spec(2.0, PICTURES.image_size)) as writer:
+        writer.append({FRONT: np.random.default_rng(0).integers(0, 255, (3, *PICTURES.image_size, 3), np.uint8)})
+    imagine = "generate --weights ours --data pictures.zarr --context 1 --future 2 --windows 1 --device cpu --out shown"
     assert "names no tokenizer; give one with --tokenizer" in refused(*words(imagine))
     main(words(f"{imagine} --tokenizer vq"))
     assert len(list((here / "shown").glob("*.mp4"))) == 1

@@ -128,7 +128,7 @@ def test_imagined_drives_with_fid_and_fvd(world: Path, tmp_path: Path) -> None:
 
     driving_video(**arguments, tokenizer=str(world / "vq"), out=tmp_path / "bound")
     bound = metrics(tmp_path / "bound")
-    assert bound["fid"]["imagined"] == bound["fid"]["tokenizer"] == pytest.approx(found["fid"]["tokenizer"])
+    assert bound["fid"] == {"tokenizer": pytest.approx(found["fid"]["tokenizer"])}
 
     driving_video(**arguments, weights=str(world / "vavim"), reference=True, out=tmp_path / "reference")
     reference = metrics(tmp_path / "reference")

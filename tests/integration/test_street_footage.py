@@ -101,3 +101,17 @@ def test_a_wide_and_a_tall_picture_keep_their_middle(example: ModuleType) -> Non
     wide[:, :, 40:60] = 200
     assert (example.crop(wide, (16, 16)) == 200).all()
     assert (example.crop(wide.transpose(0, 2, 1, 3), (16, 16)) == 200).all()
+
+
+def test_another_view_is_a_part_of_every_frame_in_one_order(example: ModuleType) -> None:
+    """Brightness grows along time and is even in space, so a view has one level per frame, rising or falling."""
+    shot = np.broadcast_to(np.arange(10, 110, 10, dtype=np.uint8)[:, None, None, None], (10, 40, 64, 3))
+    directions = set()
+    for seed in range(8):
+        view = example.another_view(shot, (16, 32), np.random.default_rng(seed))
+        assert (view.shape, view.dtype) == ((10, 16, 32, 3), np.uint8)
+        levels = view.astype(int).mean(axis=(1, 2, 3))
+        assert np.ptp(view.reshape(10, -1, 3).astype(int), axis=1).max() == 0
+        assert len(set(np.sign(np.diff(levels)))) == 1
+        directions.add(np.sign(levels[-1] - levels[0]))
+    assert directions == {-1, 1}

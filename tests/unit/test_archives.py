@@ -188,6 +188,8 @@ def test_packing_refuses_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "in" / "sub" / "a.pt").write_bytes(b"b")
     (tmp_path / "links").mkdir()
     (tmp_path / "links" / "loop").symlink_to(tmp_path / "in")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "a\nb").write_bytes(b"c")
     before = tree(tmp_path)
     inside = tmp_path / "in"
     for sources, extension, message in (
@@ -196,6 +198,7 @@ def test_packing_refuses_and_leaves_nothing(tmp_path: Path) -> None:
         ([inside], "ckpt", r"no file that ends in \.ckpt"),
         ([inside / "a.pt", inside / "sub" / "a.pt"], None, "Two sources are called 'a.pt'"),
         ([tmp_path / "links"], None, "loop is neither a file nor a plain folder"),
+        ([tmp_path / "odd"], None, r"The name 'odd/a\\nb' cannot be printed"),
     ):
         with pytest.raises(UserError, match=message):
             pack(sources, tmp_path / "new" / "x", extension=extension, progress=False)
@@ -203,6 +206,9 @@ def test_packing_refuses_and_leaves_nothing(tmp_path: Path) -> None:
         pack([inside], tmp_path / "x", max_size=0, progress=False)
     with pytest.raises(UserError, match="could not be packed"):
         pack([inside], inside / "a.pt" / "x", progress=False)
+    for nameless in (Path(), inside / "..", inside / ".tar.gz"):
+        with pytest.raises(UserError, match="does not name an archive"):
+            pack([inside], nameless, progress=False)
     assert tree(tmp_path) == before
 
 
@@ -332,6 +338,8 @@ def test_no_tar_makes_it_crash(tmp_path_factory: pytest.TempPathFactory, changes
         (member("/etc/passwd"), "'/etc/passwd', outside its folder"),
         (member("../evil"), "'../evil', outside its folder"),
         (member("good/../../evil"), "outside its folder"),
+        (member("clear\x1b[2J"), r"the name 'clear\\x1b\[2J', which cannot be printed"),
+        (member("lone\udcff"), r"the name 'lone\\udcff', which cannot be printed"),
         (member("link", tarfile.SYMTYPE, "/etc"), "'link' in the archive is a link, a device"),
         (member("link", tarfile.SYMTYPE, "a"), "'link' in the archive is a link"),
         (member("hard", tarfile.LNKTYPE, "../../secret"), "'hard' in the archive is a link"),
@@ -359,6 +367,21 @@ def test_sparse_files_are_refused(tmp_path: Path) -> None:
         file.truncate(2**24)
     subprocess.run("tar --sparse -czf x.tar.gz holes", shell=True, check=True, cwd=tmp_path)
     refused(tmp_path / "x.tar.gz", tmp_path / "out", "'holes' in the archive is a link, a device or sparse")
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+def test_a_name_of_gigabytes_is_not_read(tmp_path: Path, kind: bytes) -> None:
+    info = member("././@LongLink", kind)
+    info.size = 4 * 2**30
+    (tmp_path / "x.tar.gz").write_bytes(gzip.compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(2**17)))
+    refused(tmp_path / "x.tar.gz", tmp_path / "out", "a file's name claims 4,294,967,296 bytes")
+
+
+def test_names_upon_names_end_in_one_sentence(tmp_path: Path) -> None:
+    info = member("././@LongLink", tarfile.GNUTYPE_LONGNAME)
+    info.size = 1
+    (tmp_path / "x.tar.gz").write_bytes(gzip.compress((info.tobuf(tarfile.GNU_FORMAT) + bytes(512)) * 2000))
+    refused(tmp_path / "x.tar.gz", tmp_path / "out", "is damaged")
 
 
 def test_limits(tmp_path: Path) -> None:

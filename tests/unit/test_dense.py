@@ -215,7 +215,7 @@ def test_votes_are_weighted_by_the_softmax_of_cosines() -> None:
     np.testing.assert_allclose(found, (w * [1.0, 3.0]).sum() / w.sum(), rtol=1e-6)
 
 
-@pytest.mark.parametrize("bad", [{"neighbours": 0}, {"temperature": 0.0}, {"per_image": 0}])
+@pytest.mark.parametrize("bad", [{"neighbours": 0}, {"temperature": 0.0}, {"per_image": 0}, {"search": "scann"}])
 def test_settings_that_make_no_sense_are_refused(bad) -> None:
     with pytest.raises(UserError, match="should be"):
         config(**bad)

@@ -146,6 +146,13 @@ def test_missing_and_damaged_files_are_one_sentence(streets: Path, tracks: Path)
     data.samples[0].frames[0].write_bytes(b"broken")
     with pytest.raises(UserError, match="cannot be read as a picture"):
         data.images(0)
+    save(data.samples[0].mask, ramp(1024, 2048))
+    with pytest.raises(UserError, match="labels in mode L, found RGB"):
+        data.mask(0)
+    clips = kitti_step(tracks, "val")
+    save(clips.samples[0].mask, ramp(375, 1242)[..., 0])
+    with pytest.raises(UserError, match="labels in mode RGB, found L"):
+        clips.mask(0)
     save(data.samples[1].frames[0], ramp(100, 200))
     with pytest.raises(UserError, match="size of the published data set"):
         data.images(1)

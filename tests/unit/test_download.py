@@ -328,6 +328,15 @@ def test_no_length_at_all(server: Server, tmp_path: Path) -> None:
     whole(tmp_path)
 
 
+@pytest.mark.parametrize("wait", ["²", "9" * 5000, "soon", "-1"])
+def test_a_wait_that_is_no_number_is_not_obeyed(server: Server, tmp_path: Path, wait: str) -> None:
+    server.misdeeds[NAME] = [fail(503, Retry_After=wait)]
+    waits = Waits()
+    get(server, tmp_path, waits=waits)
+    assert waits == [1.0]
+    whole(tmp_path)
+
+
 def test_a_chunked_answer_needs_no_length(server: Server, tmp_path: Path) -> None:
     def chunked(handler: Handler, content: bytes) -> bool:
         handler.protocol_version = "HTTP/1.1"

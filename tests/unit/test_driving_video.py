@@ -13,6 +13,7 @@ from foreact.data.video import read_video
 from foreact.evals.driving_video import driving_video
 from foreact.evals.features import FeatureNetwork, Preprocessing
 from foreact.evals.frechet import Moments, frechet_distance
+from foreact.evals.report import write_report
 from foreact.evals.video import ROUNDING_PSNR, film, save_examples
 from foreact.types import Batch, UserError, to_model_range
 
@@ -93,12 +94,17 @@ def test_repeating_the_last_frame_scores_like_the_copy_baseline() -> None:
     assert (found.fid, found.fvd, found.networks) == ({}, {}, {})
 
 
-def test_without_a_model_the_tokenizer_is_measured() -> None:
+def test_without_a_model_the_tokenizer_is_measured(tmp_path: Path) -> None:
     blurred = batch(4, 0)
     blurred.video["front"] = blurred.video["front"] + 8  # half a step, which the tokenizer loses
-    found = measure([blurred], None)
-    assert found.quality.estimates["psnr"].mean == pytest.approx(20 * np.log10(255 / 8))
-    assert found.quality.estimates["psnr_tokenizer"] == found.quality.estimates["psnr"]
+    found = measure([blurred], None, fid_network=network(), fvd_network=network(lambda x: pixels(x)), examples=1)
+    assert found.quality.estimates["psnr_tokenizer"].mean == pytest.approx(20 * np.log10(255 / 8))
+    assert set(found.quality.estimates) == {"psnr_tokenizer", "ssim_tokenizer", "psnr_copy", "ssim_copy"}
+    assert set(found.fid) == set(found.fvd) == {"tokenizer"}
+    assert list(found.quality.examples[0].futures()) == ["true", "tokenizer"]
+    page = write_report(tmp_path / "report.html", title="Tokenizer", quality=[found.quality]).read_text()
+    assert "The tokenizer alone reaches" in page
+    assert "imagined frames reach" not in page
 
 
 def test_fid_compares_frame_k_with_true_frame_k() -> None:

@@ -9,6 +9,7 @@ import os
 import socket
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,12 @@ def image_bytes(picture: np.ndarray, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def without_palette(png: bytes) -> bytes:
+    """The same PNG, its header now claiming a palette that the file lacks."""
+    header = png[12:25] + b"\x03" + png[26:29]
+    return png[:12] + header + zlib.crc32(header).to_bytes(4, "big") + png[33:]
 
 
 def picture(level: int = 100) -> np.ndarray:
@@ -354,7 +361,9 @@ def test_nothing_is_run(tmp_path: Path) -> None:
         (npy_bytes(np.array([{}])), r"found object \(1,\)"),
         (npy_bytes(SAMPLE)[:-1], "x should hold 90 bytes of pixels, found 89"),
         (npy_bytes(SAMPLE).replace(b"(6, 5, 3)", b"(9999999999, 9999999999, 3)"), "x is a damaged .npy file|pixels"),
+        (npy_bytes(SAMPLE).replace(b"'shape'", b"b'shap'"), "x is a damaged .npy file"),
         (image_bytes(SAMPLE, "PNG")[:-30], "x is a damaged picture"),
+        (without_palette(image_bytes(SAMPLE, "PNG")), "x is a damaged picture"),
         (image_bytes(SAMPLE, "JPEG")[:40], "x is a damaged picture"),
         (torch_bytes(torch.from_numpy(SAMPLE))[:200], "x is a damaged torch.save file"),
     ],

@@ -130,6 +130,18 @@ def test_a_damaged_image_ends_the_import_and_a_second_run_goes_on(tmp_path: Path
     assert sorted(p.name for p in tmp_path.iterdir()) == ["raw", "s.trajectories.jsonl", "s.zarr"]
 
 
+def test_a_scene_whose_images_have_changed_is_not_mixed_with_its_old_self(tmp_path: Path) -> None:
+    write_nuscenes(tmp_path / "raw", SCENES)
+    file = sorted((tmp_path / "raw/samples/CAM_FRONT").glob("scene-0061*"))[4]
+    file.rename(tmp_path / "aside.jpg")
+    with pytest.warns(UserWarning, match="1 of 16 images"):
+        take(tmp_path / "raw", tmp_path / "s.zarr")
+    (tmp_path / "aside.jpg").rename(file)
+    with pytest.raises(UserError, match="holds 6 frames of 'scene-0061', of which 7 are there now"):
+        take(tmp_path / "raw", tmp_path / "s.zarr")
+    assert len(StoreDrives(open_store(tmp_path / "s.zarr")).poses) == 15  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("harm", "sentence"),
     [
@@ -178,3 +190,8 @@ def test_lists_of_names_are_checked(tmp_path: Path, file: str, text: str) -> Non
         read_names(tmp_path / file)
     with pytest.raises(UserError, match="cannot be read"):
         read_names(tmp_path / "none")
+
+
+def test_names_stand_one_per_line(tmp_path: Path) -> None:
+    (tmp_path / "n.txt").write_text("scene-0061\n\n  a name of words \r\n")
+    assert read_names(tmp_path / "n.txt") == ["scene-0061", "a name of words"]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foreact.evals.clustered import clustered_estimate
 from foreact.evals.estimate import estimate
-from foreact.evals.open_loop import Plan, min_ade, next_token, open_loop
+from foreact.evals.open_loop import Plan, baseline_plans, min_ade, next_token, open_loop
 from foreact.evals.plan_pictures import GroundCamera, plan_picture
 from foreact.types import Batch, UserError
 
@@ -176,6 +176,31 @@ def test_min_ade_overall_and_per_command() -> None:
     assert model.commands == [2, 0, 2]
     more = open_loop(model, batches, "front", samples=4, device="cpu")
     assert more.min_ade.mean < found.min_ade.mean
+
+
+def test_plans_without_a_model_stand_still_or_go_straight_on() -> None:
+    plans = torch.zeros(2, 2, 3, 2)
+    plans[0, 0, 0] = torch.tensor([3.0, 4.0])  # 5 m since the frame before
+    plans[1, 0, 0] = torch.tensor([-2.0, 0.0])  # backwards
+    found = baseline_plans(plans)
+    assert found["standing still"].tolist() == [[[0.0, 0.0]] * 3] * 2
+    assert found["straight on"].tolist() == [
+        [[5.0, 0.0], [10.0, 0.0], [15.0, 0.0]],
+        [[-2.0, 0.0], [-4.0, 0.0], [-6.0, 0.0]],
+    ]
+    assert set(baseline_plans(plans[:, -1:])) == {"standing still"}
+
+
+def test_baselines_stand_beside_the_score() -> None:
+    batch = drive([0.0, 0.0], [2, 2], [0, 1])
+    assert batch.plans is not None
+    batch.plans[0, 0, 0, 0] = 1.0
+    batch.plans[1, 0, 0, 0] = 4.0
+    found = open_loop(Straight(), [batch], "front", samples=1, device="cpu")
+    assert found.baselines["standing still"].mean == pytest.approx((1 + 2 + 3) / 3)
+    # 1 m per step is right; 4 m per step is 3, 6 and 9 m off.
+    assert found.baselines["straight on"].mean == pytest.approx((0 + 6) / 2)
+    assert json.loads(json.dumps(found.to_json()))["baselines"]["straight on"]["n"] == 2
 
 
 def test_results_and_plans_become_json() -> None:

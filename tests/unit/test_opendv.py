@@ -139,6 +139,7 @@ def test_videos_that_give_no_frame_are_left_out(tmp_path: Path) -> None:
         ("video_id\tsplit\na\tTrain\n", "tab separated with video_id, split, discard_start"),
         ("video_id\tsplit\tdiscard_start\tdiscard_end\na\tTrain\tx\t0\n", "could not convert"),
         ("video_id\tsplit\tdiscard_start\tdiscard_end\na\tTrain\t-1\t0\n", "'a' has"),
+        ("video_id\tsplit\tdiscard_start\tdiscard_end\na\tTrain\t0\tnan\n", "'a' has"),
         ("video_id\tsplit\tdiscard_start\tdiscard_end\nz\tTrain\t1\t0\n", "none of them lies below"),
     ],
 )
@@ -149,6 +150,14 @@ def test_bad_tables_are_refused(tmp_path: Path, table: str, sentence: str) -> No
     (tmp_path / "metadata.csv").write_text(table)
     with pytest.raises(UserError, match=sentence):
         take(tmp_path)
+    assert not (tmp_path / "s.zarr").exists()
+
+
+@pytest.mark.parametrize("size", [(0, 160), (-3, 160), (90, 0)])
+def test_frames_without_pixels_are_refused(tmp_path: Path, size: tuple[int, int]) -> None:
+    write_opendv(tmp_path, [("a", "Train", 0, 0)], seconds=0.2)
+    with pytest.raises(UserError, match="at least 1 x 1 pixels"):
+        import_opendv(tmp_path, tmp_path / "s.zarr", size=size)
     assert not (tmp_path / "s.zarr").exists()
 
 

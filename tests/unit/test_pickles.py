@@ -186,6 +186,9 @@ def test_structured_and_object_arrays_are_refused(tmp_path: Path) -> None:
     for array in (np.array([{}], dtype=object), np.zeros(1, dtype=[("a", "f4")])):
         with pytest.raises(UserError, match="damaged"):
             read_pickle_bytes(pickle.dumps(array), "the bytes")
+    record = pickle.dumps(np.zeros(2, np.int32), protocol=2).replace(b"X\x02\x00\x00\x00i4", b"X\x05\x00\x00\x00i4,i4")
+    with pytest.raises(UserError, match="a numpy array of type i4,i4"):
+        read_pickle_bytes(record, "the bytes")
 
 
 def test_dill_names_of_types() -> None:

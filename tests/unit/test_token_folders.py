@@ -75,6 +75,7 @@ def cut(file: Path) -> None:
         (lambda file: np.save(file, np.zeros((3, 3), np.uint16)), r"grid of \(3, 3\) tokens and .* one of \(2, 3\)"),
         (lambda file: np.save(file, np.zeros((2, 3))), r"should hold integers \(h, w\), found float64"),
         (lambda file: np.save(file, np.array([{}])), "cannot be read"),
+        (lambda file: np.savez(file.open("wb"), np.zeros((2, 3), np.uint16)), "found several arrays"),
         (lambda file: np.save(file, np.full((2, 3), 90)), r"ids should be in 0\.\.89, found 90 in .*t_000002.npy"),
     ],
 )

@@ -106,6 +106,7 @@ def test_round_trip(tmp_path: Path, config: VaViMConfig | VaVAMConfig) -> None:
     assert set(first.state) == set(again.state)
     assert all(torch.equal(first.state[k], again.state[k]) for k in first.state)
     assert result.hash == first.hash == again.hash
+    assert str(result) == f"{result.report}\nwrote {tmp_path / 'again'}  {first.hash}"
     assert again.card["facts"]["global_step"] == 77
     assert result.hash in verify(tmp_path / "again")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again", "ours", "theirs.ckpt"]

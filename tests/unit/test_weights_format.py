@@ -201,6 +201,9 @@ def test_replaces_an_older_checkpoint_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("precious")
     with pytest.raises(UserError, match="exists and is no checkpoint"):
         save(tmp_path / "file")
+    for nameless in (Path(), tmp_path / ".."):
+        with pytest.raises(UserError, match="does not name a new folder"):
+            save(nameless)
     assert (tmp_path / "folder" / "thesis.txt").read_text() == (tmp_path / "file").read_text() == "precious"
 
 

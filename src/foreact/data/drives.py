@@ -71,9 +71,9 @@ class StoreDrives:
         self.store, self.label, self.rate_hz = store, str(store.path), store.spec.fps
         self.lengths, self.starts = store.lengths, store.starts
         self.names = store.info("name").tolist() if "name" in store.info_names else [str(i) for i in range(len(store))]
-        rows = np.arange(int(store.lengths.sum()))
-        self.poses = check_poses(store.gather("ego_pose", rows), self.label) if store.has("ego_pose") else None
-        self.timestamps = store.gather("timestamp", rows).reshape(-1) if store.has("timestamp") else None
+        poses, timestamps = self._whole("ego_pose"), self._whole("timestamp")
+        self.poses = None if poses is None else check_poses(poses, self.label)
+        self.timestamps = None if timestamps is None else timestamps.reshape(-1)
         self._stream = f"tokens_{camera}"
         self.tokenizer_hash = store.tokenizer_hash(self._stream)
 
@@ -86,6 +86,10 @@ class StoreDrives:
 
     def load(self) -> None:
         self.store.reader(self._stream)
+
+    def _whole(self, stream: str) -> np.ndarray | None:
+        """All rows of a stream, or None where the store lacks it."""
+        return self.store.gather(stream, np.arange(int(self.lengths.sum()))) if self.store.has(stream) else None
 
 
 def choose(drives: Drives, names: list[str]) -> np.ndarray:
@@ -101,12 +105,14 @@ def choose(drives: Drives, names: list[str]) -> np.ndarray:
 
 
 def driving_spec(fps: float, size: tuple[int, int] = FRAME_SIZE) -> StreamSpec:
-    """Spec of a native driving store at the raw frame rate."""
+    """Spec of a native driving store at the raw frame rate; a `UserError` for a size below 1 x 1."""
+    if min(size) < 1:
+        raise UserError(f"Frames should have at least 1 x 1 pixels, found height {size[0]} and width {size[1]}.")
     return StreamSpec(cameras={FRONT: size}, fps=fps)
 
 
-def episodes_done(writer: StoreWriter, facts: Mapping[str, Any], known: list[str]) -> set[str]:
-    """Names of the episodes that an earlier import left in the store.
+def episodes_done(writer: StoreWriter, facts: Mapping[str, Any], known: list[str]) -> dict[str, int]:
+    """Names and lengths of the episodes that an earlier import left in the store, in its order.
 
     Raises:
         UserError: the store comes from another source, or holds an episode whose name is not in `known`.
@@ -114,11 +120,12 @@ def episodes_done(writer: StoreWriter, facts: Mapping[str, Any], known: list[str
     if any(writer.attrs.get(key) != value for key, value in facts.items()):
         raise UserError(f"{writer.path} was made from {writer.attrs}, not from {dict(facts)}; choose another path.")
     if writer.episodes == 0:
-        return set()
-    names = set(open_store(writer.path).info("name").tolist())
-    if strangers := sorted(names - set(known)):
+        return {}
+    store = open_store(writer.path)
+    done = dict(zip(store.info("name").tolist(), store.lengths.tolist(), strict=True))
+    if strangers := sorted(set(done) - set(known)):
         raise UserError(f"{writer.path} holds '{strangers[0]}', which is not imported now; choose another path.")
-    return names
+    return done
 
 
 def write_drives(
@@ -151,7 +158,7 @@ def write_drives(
     Raises:
         UserError: no image is there, one is damaged, the store holds something else, or the disk refuses.
     """
-    images, out = Path(images), Path(out)
+    images, out, spec = Path(images), Path(out), driving_spec(rate_hz, size)
     rows = {}  # scene -> rows whose image is there
     for name, start, length in zip(trajectories.names, trajectories.starts, trajectories.lengths, strict=True):
         here = [row for row in range(start, start + length) if (images / trajectories.files[row]).is_file()]
@@ -167,8 +174,13 @@ def write_drives(
             f"{images}; {len(trajectories.names) - len(rows)} of {len(trajectories.names)} scenes have none at all.",
             stacklevel=2,
         )
-    with StoreWriter(out, driving_spec(rate_hz, size), attrs=facts) as writer:
+    with StoreWriter(out, spec, attrs=facts) as writer:
         done = episodes_done(writer, facts, list(rows))
+        if changed := [name for name, length in done.items() if length != len(rows[name])]:
+            raise UserError(
+                f"{out} holds {done[changed[0]]} frames of '{changed[0]}', of which {len(rows[changed[0]])} are there "
+                "now; import into another path, or restore the images."
+            )
         bar = tqdm(rows.items(), unit="scene", desc="import", disable=not progress)
         for name, chosen in bar:
             if name not in done:

@@ -73,7 +73,7 @@ def read_names(path: str | Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The list of names {path} cannot be read ({error}).") from None
     try:
-        names = json.loads(text) if path.suffix == ".json" else text.split()
+        names = json.loads(text) if path.suffix == ".json" else [*filter(None, map(str.strip, text.splitlines()))]
     except ValueError:
         names = None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -72,7 +73,7 @@ def opendv_videos(root: str | Path, *, split: str | None = None, names: Sequence
         ) from None
     if unknown := sorted((wanted or set()) - set(listed)):
         raise UserError(f"{table} does not list '{unknown[0]}' ({len(unknown)} of the given names are missing).")
-    if bad := [name for name, cut in cuts.items() if not min(cut) >= 0]:
+    if bad := [name for name, cut in cuts.items() if not all(0 <= seconds < math.inf for seconds in cut)]:
         raise UserError(f"{table} should cut off 0 seconds or more; '{bad[0]}' has {cuts[bad[0]]}.")
     paths = {name: files.get(name) or files.get(f"@{name[1:]}" if name.startswith("-") else name) for name in chosen}
     found = [

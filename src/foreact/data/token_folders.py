@@ -51,8 +51,9 @@ class TokenFiles(ABC):
             raise UserError(f"There is no token file {file}; tokenize that frame, or correct the folder.") from None
         except (OSError, ValueError, EOFError) as error:
             raise UserError(f"The token file {file} cannot be read ({error}); tokenize that frame again.") from None
-        if grid.ndim != 2 or grid.dtype.kind not in "iu":
-            raise UserError(f"{file} should hold integers (h, w), found {grid.dtype} {grid.shape}.")
+        if not isinstance(grid, np.ndarray) or grid.ndim != 2 or grid.dtype.kind not in "iu":
+            found = f"{grid.dtype} {grid.shape}" if isinstance(grid, np.ndarray) else "several arrays"
+            raise UserError(f"{file} should hold integers (h, w), found {found}.")
         self._grid = self._grid or (grid.shape, file)
         if grid.shape != self._grid[0]:
             raise UserError(

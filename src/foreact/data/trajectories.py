@@ -60,7 +60,7 @@ class Trajectories:
                 frame = record[camera]
                 pose = [*map(float, frame["ego_to_world_tran"]), *map(float, frame["ego_to_world_rot"])]
                 rows.append((str(record["scene"]["name"]), int(frame["timestamp"]), str(frame["file_path"]), pose))
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 has = sorted(record) if isinstance(record, Mapping) else type(record).__name__
                 raise UserError(
                     f"Record {i} of {label} has no usable entry for camera '{camera}' "

@@ -60,6 +60,11 @@ class ProbeConfig:
     reference: bool = False
 
     def __post_init__(self) -> None:
+        if self.task not in ("segmentation", "depth") or self.search not in ("exact", "faiss"):
+            raise UserError(
+                "The probe's task should be 'segmentation' or 'depth' and its search 'exact' or 'faiss', "
+                f"found '{self.task}' and '{self.search}'."
+            )
         for name in ("classes", "patch", "neighbours", "per_image"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -9,7 +9,6 @@ Layouts::
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional
 
+from foreact.data.video import save_image
 from foreact.evals.dense import IGNORE
 from foreact.types import UserError
 
@@ -58,12 +58,14 @@ class DenseData:
     Attributes:
         samples: what there is.
         geometry: resizes and crops a tensor (C, H, W) to (C, 288, 512); `nearest` for labels.
+        mask_mode: PIL's mode of the mask files, "L" or "RGB".
         classes: from the pixels of a mask file, uint8 (H, W) or (H, W, 3), to classes uint8 (H, W), 255 for none.
         depth_format: how depth lies in its files.
     """
 
     samples: Sequence[Sample]
     geometry: Callable[[Tensor, bool], Tensor]
+    mask_mode: Literal["L", "RGB"]
     classes: Callable[[np.ndarray], np.ndarray]
     depth_format: DepthFormat = "gray16"
 
@@ -77,8 +79,11 @@ class DenseData:
 
     def mask(self, i: int) -> Tensor:
         """Classes uint8 (1, 288, 512), 255 for none."""
-        pixels = self.classes(np.asarray(_open(self.samples[i].mask)))
-        return self.geometry(torch.from_numpy(pixels)[None], True)
+        path = self.samples[i].mask
+        image = _open(path)
+        if image.mode != self.mask_mode:
+            raise UserError(f"{path} should hold labels in mode {self.mask_mode}, found {image.mode}; fetch it again.")
+        return self.geometry(torch.from_numpy(self.classes(np.asarray(image)))[None], True)
 
     def depth(self, i: int) -> Tensor:
         """float32 (1, 288, 512) in 0..1; files of that size are taken as they are, others are cropped like pictures."""
@@ -121,7 +126,7 @@ def cityscapes(
     for path in sorted(folder.glob("*/*_leftImg8bit.png")):
         mask = root / "gtFine" / split / path.parent.name / path.name.replace("leftImg8bit", "gtFine_labelIds")
         samples.append(Sample((path,), mask, None if depth is None else depth / split / f"{path.stem}_depth.png"))
-    return DenseData(_present(samples, folder, depth_exists), _crop_cityscapes, cityscapes_classes, depth_format)
+    return DenseData(_present(samples, folder, depth_exists), _crop_cityscapes, "L", cityscapes_classes, depth_format)
 
 
 def kitti_step(
@@ -160,7 +165,7 @@ def kitti_step(
             mask = root / "panoptic_maps" / split / sequence.name / files[last].name
             clip = tuple(files[last - reach : last + 1 : stride])
             samples.append(Sample(clip, mask, None if depth is None else depth / split / name))
-    return DenseData(_present(samples, folder, depth_exists), _crop_kitti, kitti_classes, depth_format)
+    return DenseData(_present(samples, folder, depth_exists), _crop_kitti, "RGB", kitti_classes, depth_format)
 
 
 def cityscapes_classes(ids: np.ndarray) -> np.ndarray:
@@ -197,10 +202,7 @@ def write_depth(path: Path, depth: np.ndarray) -> None:
         raise UserError(f"A depth map should be finite and (H, W), found shape {depth.shape}; {path} was not written.")
     low, high = float(depth.min()), float(depth.max())
     scaled = (depth - low) / (high - low) if high > low else np.zeros_like(depth)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray((scaled * 65535.0).round().astype(np.uint16)).save(temporary, format="PNG")
-    os.replace(temporary, path)
+    save_image(path, Image.fromarray((scaled * 65535.0).round().astype(np.uint16)))
 
 
 def _crop_cityscapes(image: Tensor, nearest: bool) -> Tensor:

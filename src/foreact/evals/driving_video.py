@@ -35,8 +35,10 @@ class DrivingVideo:
     """Result of `driving_video`.
 
     Attributes:
-        quality: PSNR and SSIM of the model, of the tokenizer alone ("psnr_tokenizer") and of repeating the last frame.
-        fid: "imagined" and "tokenizer" -> one distance per frame ahead; empty without a network for pictures.
+        quality: PSNR and SSIM of the model, where there is one ("psnr"), of the tokenizer alone ("psnr_tokenizer") and
+            of repeating the last frame ("psnr_copy").
+        fid: "imagined", where there is a model, and "tokenizer" -> one distance per frame ahead; empty without a
+            network for pictures.
         fvd: the same over the clips of future frames; empty without a network for clips.
         real: which true frames FID compares with.
         accumulation: of the moments.
@@ -114,9 +116,12 @@ def driving_video(
         true = video.movedim(2, -1).cpu().numpy()
         reconstructed, predicted = _imagine(batch, video, tokenizer, camera, generate, context, device)
         truth, seen = true[:, context:], true[:, :context]
-        distances.add(seen, truth, {"tokenizer": reconstructed, "imagined": predicted})
+        made = {"tokenizer": reconstructed} | ({} if predicted is None else {"imagined": predicted})
+        distances.add(seen, truth, made)
         copy = np.repeat(seen[:, -1:], future, axis=1)
         for suffix, frames in (("", predicted), ("_tokenizer", reconstructed), ("_copy", copy)):
+            if frames is None:
+                continue
             pair = (frames.reshape(-1, *frames.shape[2:]), truth.reshape(-1, *truth.shape[2:]))
             values.setdefault(f"psnr{suffix}", []).append(psnr(*pair).clip(max=ROUNDING_PSNR).reshape(-1, future))
             values.setdefault(f"ssim{suffix}", []).append(ssim(*pair).reshape(-1, future))
@@ -125,9 +130,8 @@ def driving_video(
         owners.append(index[:, 0])
         for row, (episode, anchor) in enumerate(index.tolist()):
             if len(kept) < examples and episode not in [e.episode for e in kept]:
-                kept.append(
-                    Example(seen[row], truth[row], predicted[row], episode, anchor, reconstructed=reconstructed[row])
-                )
+                own = None if predicted is None else predicted[row]
+                kept.append(Example(seen[row], truth[row], own, episode, anchor, reconstructed=reconstructed[row]))
         windows += len(true)
     if not windows:
         raise UserError("There is no window to imagine from; give longer drives or another split.")
@@ -162,7 +166,7 @@ def _imagine(
     generate: Generate | None,
     context: int,
     device: torch.device | str,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, np.ndarray | None]:
     """Reconstructed and imagined future, uint8 (B, F, H, W, 3)."""
     tokens = batch.tokens.get(camera)
     tokens = tokenizer.encode(to_model_range(video.to(device))) if tokens is None else tokens.to(device)
@@ -178,7 +182,7 @@ def _imagine(
 
     reconstructed = frames(tokens[:, context:])
     if generate is None:
-        return reconstructed, reconstructed
+        return reconstructed, None
     return reconstructed, frames(generate(tokens[:, :context], tokens.shape[1] - context))
 
 

@@ -12,11 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from foreact.data.ego import COMMANDS
 from foreact.evals.clustered import clustered_estimate
 from foreact.types import Batch, Estimate, UserError
-
-COMMANDS = ("right", "left", "straight")
-"""Names of the high-level commands 0, 1, 2."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +111,7 @@ class OpenLoop:
         seed: of the draws.
         min_ade: distance of the nearest plan, averaged over windows; the interval is over independent drives.
         per_command: the same for the windows of each command that occurs.
+        baselines: the distance of plans that need no model, one per window; see `baseline_plans`.
         windows: per window, in order: its command's name -> count.
         plans: every window's plans.
         examples: numbers of the plans to show, one per drive and command.
@@ -123,6 +122,7 @@ class OpenLoop:
     seed: int
     min_ade: Estimate
     per_command: Mapping[str, Estimate]
+    baselines: Mapping[str, Estimate]
     windows: Mapping[str, int]
     plans: Sequence[Plan] = ()
     examples: Sequence[int] = ()
@@ -177,6 +177,7 @@ def open_loop(
     found: list[Plan] = []
     shown: dict[tuple[int, int], int] = {}
     errors, owners = [], []
+    simple: dict[str, list[Tensor]] = {}
     for batch in batches:
         if batch.plans is None or batch.commands is None:
             raise UserError("Open-loop evaluation needs plans and commands; open data with trajectories.")
@@ -191,6 +192,8 @@ def open_loop(
                 f"{tuple(truth.shape[1:])}; read the data with the model's horizon."
             )
         errors.append(min_ade(predicted, truth)[0])
+        for name, plan in baseline_plans(batch.plans.float()).items():
+            simple.setdefault(name, []).append(min_ade(plan[:, None], truth)[0])
         owners.append(_drives(batch, len(found)))
         for row in range(len(truth)):
             episode, command = int(owners[-1][row]), int(given[row])
@@ -211,19 +214,42 @@ def open_loop(
         raise UserError(f"Commands should lie in 0..{len(commands) - 1}, found {given.min()}..{given.max()}.")
     occurring = {name: given == i for i, name in enumerate(commands) if (given == i).any()}
 
-    def mean(chosen: np.ndarray | slice) -> Estimate:
-        return clustered_estimate(values[chosen], drives[chosen], unit="m", higher_is_better=False)
+    def mean(of: np.ndarray, chosen: np.ndarray | slice = slice(None)) -> Estimate:
+        return clustered_estimate(of[chosen], drives[chosen], unit="m", higher_is_better=False)
 
     return OpenLoop(
         samples=samples,
         steps=steps,
         seed=seed,
-        min_ade=mean(slice(None)),
-        per_command={name: mean(rows) for name, rows in occurring.items()},
+        min_ade=mean(values),
+        per_command={name: mean(values, rows) for name, rows in occurring.items()},
+        baselines={name: mean(_joined(parts)) for name, parts in simple.items()},
         windows={name: int(rows.sum()) for name, rows in occurring.items()},
         plans=found,
         examples=list(shown.values()),
     )
+
+
+def baseline_plans(plans: Tensor) -> dict[str, Tensor]:
+    """Plans that need no model, to judge a distance by.
+
+    "standing still" stays where it is. "straight on" keeps the heading and the speed, which is told by the way from the
+    frame before; windows of one frame tell none.
+
+    Args:
+        plans: what was driven, metres, (B, T, K, 2); waypoints as far apart in time as frames.
+
+    Returns:
+        name -> (B, K, 2), from the last frame on.
+    """
+    still = torch.zeros_like(plans[:, -1])
+    if plans.shape[1] < 2:
+        return {"standing still": still}
+    step = plans[:, -2, 0]
+    ahead = torch.linalg.vector_norm(step, dim=-1).copysign(step[:, 0])
+    steps = torch.arange(1, plans.shape[2] + 1, dtype=plans.dtype, device=plans.device)
+    straight = torch.stack([ahead[:, None] * steps, still[..., 1]], dim=-1)
+    return {"standing still": still, "straight on": straight}
 
 
 def min_ade(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:

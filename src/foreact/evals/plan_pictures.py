@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from foreact.evals.open_loop import COMMANDS, Plan
+from foreact.data.ego import COMMANDS
+from foreact.evals.open_loop import Plan
 from foreact.types import UserError
 
 PLANNED, DRIVEN = "#f59e0b", "#10b981"

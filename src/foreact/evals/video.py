@@ -46,22 +46,21 @@ class FramePredictor(Protocol):
 class Example:
     """One window: uint8 (F, H, W, 3) each, and where it lies in the store; `anchor` is the step of "now".
 
-    `reconstructed` is the true future through the tokenizer alone, where that was measured.
+    `predicted` and `reconstructed`, which is the true future through the tokenizer alone, are None where that was not
+    measured.
     """
 
     context: np.ndarray
     truth: np.ndarray
-    predicted: np.ndarray
+    predicted: np.ndarray | None
     episode: int
     anchor: int
     reconstructed: np.ndarray | None = None
 
     def futures(self) -> dict[str, np.ndarray]:
         """What to show one below the other, by name."""
-        found = {"true": self.truth, "imagined": self.predicted}
-        if self.reconstructed is not None:
-            found = {"true": self.truth, "tokenizer": self.reconstructed, "imagined": self.predicted}
-        return found
+        found = {"true": self.truth, "tokenizer": self.reconstructed, "imagined": self.predicted}
+        return {name: frames for name, frames in found.items() if frames is not None}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,7 +29,7 @@ class KVCache:
         """Keys and values held, each (B, heads, length, head size)."""
         assert self._held is not None, "the cache is empty"
         k, v = self._held
-        return k[:, :, : self.length], v[:, :, : self.length]
+        return k.narrow(2, 0, self.length), v.narrow(2, 0, self.length)
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Add (B, heads, N, head size) of N new tokens; returns keys and values of all tokens held."""
@@ -43,7 +43,7 @@ class KVCache:
             shape = (*k.shape[:2], self.capacity, k.shape[3])
             self._held = k.new_empty(shape), v.new_empty(shape)
         for buffer, new in zip(self._held, (k, v), strict=True):
-            buffer[:, :, start : self.length] = new
+            buffer.narrow(2, start, self.length - start).copy_(new)
         return self.kv
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foreact.models.gpt import CausalBlock, KVCache, init_blocks, norm
-from foreact.models.matvec import linear
+from foreact.models.matvec import linear, rows_by_numpy
 from foreact.models.mup import param_groups
 from foreact.types import Batch, LossOut, UserError
 
@@ -235,13 +235,14 @@ class VaViM(nn.Module):
             else:
                 logits = self._step(video[:, -1, -1:], caches)
             frame: list[Tensor] = []
-            while True:
-                frame.append(draw_token(logits, temperature, top_k, rng))
-                if on_token is not None:
-                    on_token()
-                if len(frame) == per_frame:
-                    break
-                logits = self._step(frame[-1][:, None], caches)
+            with rows_by_numpy(context, self.token_embedding.weight):
+                while True:
+                    frame.append(draw_token(logits, temperature, top_k, rng))
+                    if on_token is not None:
+                        on_token()
+                    if len(frame) == per_frame:
+                        break
+                    logits = self._step(frame[-1][:, None], caches)
             video = torch.cat([video, torch.stack(frame, dim=1)[:, None]], dim=1)
         return video[:, context.shape[1] :].unflatten(2, self.config.grid)
 

@@ -20,16 +20,19 @@ class Int8Linear(nn.Module):
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
-        scale = weight.float().abs().amax(dim=1).clamp_min(1e-12) / 127.0
+        weight = weight.float()
+        scale = (weight.abs().amax(dim=1).clamp_min(1e-12) / 127.0).to(torch.bfloat16)
         self.weight: Tensor
         self.scale: Tensor
-        self.register_buffer("weight", (weight.float() / scale[:, None]).round().to(torch.int8))
-        self.register_buffer("scale", scale.to(torch.bfloat16))
+        self.register_buffer("weight", (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8))
+        self.register_buffer("scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """bfloat16 (..., inputs) -> bfloat16 (..., outputs)."""
-        if x.device.type == "cpu":  # torch's kernel reads int8; elsewhere the weights are widened first
-            return torch._weight_int8pack_mm(x.flatten(0, -2), self.weight, self.scale).unflatten(0, x.shape[:-1])
+        # torch's kernel reads int8, 16 inputs at a time and past the end of others; else weights are widened first.
+        if x.device.type == "cpu" and x.shape[-1] % 16 == 0:
+            rows = x.reshape(-1, x.shape[-1]).contiguous()
+            return torch._weight_int8pack_mm(rows, self.weight, self.scale).view(*x.shape[:-1], -1)
         return functional.linear(x, self.weight.to(x.dtype)) * self.scale
 
 
@@ -42,10 +45,9 @@ def reduce_weights(model: M, precision: Precision) -> M:
     """
     if precision == "fp32":
         return model
-    model.to(torch.bfloat16)
     if precision == "int8":
         for module in list(model.modules()):
             for name, child in list(module.named_children()):
                 if isinstance(child, HiddenLinear):
                     setattr(module, name, Int8Linear(child.weight.detach()))
-    return model
+    return model.to(torch.bfloat16)

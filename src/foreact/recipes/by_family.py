@@ -54,7 +54,7 @@ def _call(functions: Mapping[str, str], args: Sequence[str], prog: str) -> None:
 def _value(args: Sequence[str], option: str) -> str | None:
     for word, following in zip(args, [*args[1:], ""], strict=True):
         if word == option:
-            return following
+            return following or None
         if word.startswith(f"{option}="):
             return word.partition("=")[2]
     return None

@@ -33,30 +33,33 @@ def demo(out: Path = Path("runs/demo-driving"), scenes: int = 60, effort: float 
 
     Args:
         out: folder of everything.
-        scenes: drives of 20 seconds; one in twenty is held out.
+        scenes: drives of 20 seconds to learn from; six more are held out.
         effort: factor on all training steps.
     """
     if scenes < 4 or not effort > 0:
         raise UserError(f"The demo needs 4 scenes or more and a positive effort, found {scenes} and {effort}.")
-    raw, store = out / "toy-nuscenes", out / "toy.zarr"
-    if not raw.exists():
-        toy.write_toy_street(raw, scenes=scenes)
-    import_nuscenes(raw, store, height=TOKENIZER.image_size[0], width=TOKENIZER.image_size[1])
+    height, width = TOKENIZER.image_size
+    for seed, name, count in ((0, "toy", scenes), (1, "held-out", 6)):
+        if not (out / f"{name}-nuscenes").exists():
+            toy.write_toy_street(out / f"{name}-nuscenes", scenes=count, seed=seed)
+        import_nuscenes(out / f"{name}-nuscenes", out / f"{name}.zarr", height=height, width=width)
+    store, held_out = out / "toy.zarr", out / "held-out.zarr"
 
     def steps(count: int) -> int:
         return max(2, round(count * effort))
 
-    held_out = DrivingData(sources=(str(store),), val_ratio=0.05)
+    data = DrivingData(sources=(str(store),), val_sources=(str(held_out),))
     tokenizer = vq.VQRun(data=store, out=out / "vq", model=TOKENIZER)
     training = dataclasses.replace(tokenizer.train, steps=steps(400), batch_size=16, warmup=min(20, steps(400)))
     tokens = vq.train_vq(dataclasses.replace(tokenizer, train=training))
-    tokenize(store, str(tokens))
+    for drives in (store, held_out):
+        tokenize(drives, str(tokens))
 
     base = vavim.recipe()
     n = steps(500)
     rhythm = dataclasses.replace(base.train, batch_size=8, steps=n, warmup=n // 20, drop=0, save_every=n, eval_every=n)
     pretrain = dataclasses.replace(
-        base, model=VIDEO, data=held_out, tokenizer=str(tokens), out=out / "pretrain", train=rhythm
+        base, model=VIDEO, data=data, tokenizer=str(tokens), out=out / "pretrain", train=rhythm
     )
     vavim.train_vavim(pretrain)
     n = steps(150)
@@ -71,9 +74,7 @@ def demo(out: Path = Path("runs/demo-driving"), scenes: int = 60, effort: float 
     rhythm = dataclasses.replace(
         driving.train, batch_size=16, steps=n, warmup=n // 20, drop=n // 5, save_every=n, eval_every=n
     )
-    expert = dataclasses.replace(
-        driving, video=str(video), model=ACTION, data=held_out, out=out / "action", train=rhythm
-    )
+    expert = dataclasses.replace(driving, video=str(video), model=ACTION, data=data, out=out / "action", train=rhythm)
     weights = vavam.train_vavam(expert)
-    open_loop(str(weights), str(store), out=out / "open-loop")
-    generate(str(weights), store, out=out / "imagined", windows=2)
+    open_loop(str(weights), str(held_out), out=out / "open-loop")
+    generate(str(weights), held_out, out=out / "imagined", windows=4)

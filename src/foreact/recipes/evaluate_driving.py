@@ -27,13 +27,14 @@ from foreact.models.vavam import VaVAM
 from foreact.models.vavim import VaViM
 from foreact.recipes.driving import open_drives
 from foreact.recipes.runs import pick_device, say, write_json
-from foreact.types import Batch, Tokenizer, UserError
+from foreact.tokenizers.images import resize_video
+from foreact.types import Batch, UserError, to_model_range, to_uint8
 from foreact.weights.format import build, load_checkpoint
 from foreact.weights.shipped import resolve
-from foreact.weights.tokenizers import open_tokenizer, tokenizer_of
+from foreact.weights.tokenizers import LoadedTokenizer, open_tokenizer, tokenizer_of
 
 MODEL_HZ = 2.0
-"""Frames per second that the published models see."""
+"""Frames per second that the published models see, and that weights are taken to see which do not say."""
 
 
 def open_loop(
@@ -59,7 +60,7 @@ def open_loop(
         weights: a checkpoint of VaViM or VaVAM.
         data: a source as in `foreact train vavim --data.sources`: a store with tokens, a folder of token folders with
             its frame rate (flat_tokens@10), or trajectories with their tokens (val.pkl:tokens@2).
-        stride: frames of the data from one frame of the model to the next; default: as makes 2 Hz.
+        stride: frames of the data from one frame of the model to the next; default: as makes the model's rate.
         samples: plans per window, the k of minADE_k.
         steps: Euler steps per plan.
         command_horizon: commands look to the end of the plan, or as the released VaVAM was trained.
@@ -75,12 +76,12 @@ def open_loop(
         device: where to compute; default CUDA if there is one.
     """
     where = pick_device(device)
-    vavim, vavam, digest = open_models(weights, where)
+    vavim, vavam, digest, rate = open_models(weights, where)
     drives = open_drives(data)
     camera = None if calibration is None else GroundCamera.read(calibration)
     shared: dict[str, Any] = {
         "frames": vavim.config.frames,
-        "stride": stride or max(1, round(drives.rate_hz / MODEL_HZ)),
+        "stride": stride or even_stride(drives.label, drives.rate_hz, rate),
         "vocab": vavim.config.vocab,
         "camera": vavim.config.camera,
     }
@@ -164,7 +165,7 @@ def driving_video(
         decoder: TorchScript decoder that belongs to a TorchScript encoder.
         context: frames that the model sees.
         future: frames that it imagines.
-        stride: frames of the store from one frame of the model to the next; default: as makes 2 Hz.
+        stride: frames of the store from one frame of the model to the next; default: as makes the model's rate.
         temperature: of the draws.
         top_k: draw among the k likeliest tokens; 1 takes the likeliest.
         features: network for FID, a TorchScript file or "module:function"; default: no FID.
@@ -182,16 +183,16 @@ def driving_video(
         device: where to compute; default CUDA if there is one.
     """
     where = pick_device(device)
-    vavim, digest = None, "tokenizer alone"
+    vavim, digest, rate = None, "tokenizer alone", MODEL_HZ
     if weights is not None:
-        vavim, _, digest = open_models(weights, where)
+        vavim, _, digest, rate = open_models(weights, where)
     found = code_tokenizer(weights, tokenizer, where, decoder=decoder)
     networks = [
         None if source is None else open_features(source, preprocessing=name, device=where)
         for source, name in ((features, preprocessing), (clip_features, clip_preprocessing))
     ]
     store = open_store(data)
-    stride = stride or max(1, round(store.spec.fps / MODEL_HZ))
+    stride = stride or even_stride(str(data), store.spec.fps, rate)
     windows = DrivingWindows(StoreDrives(store), frames=context + future, stride=stride, horizon=None)
     rng = torch.Generator(where).manual_seed(seed)
 
@@ -213,12 +214,12 @@ def driving_video(
     chosen = spread(len(windows), max_windows)
     result = imagining.driving_video(
         tqdm(
-            picture_batches(windows, store, chosen, batch_size),
+            picture_batches(windows, store, chosen, batch_size, found.image_size),
             total=-(-len(chosen) // batch_size),
             desc="imagine",
             unit="batch",
         ),
-        found,
+        found.tokenizer,
         FRONT,
         generate=None if vavim is None else generate,
         context=context,
@@ -248,38 +249,54 @@ def driving_video(
     conclude(out, "Imagined drives", {"facts": facts} | result.to_json(), **shown)
 
 
-def picture_batches(windows: DrivingWindows, store: ZarrStore, chosen: np.ndarray, batch_size: int) -> Iterator[Batch]:
-    """The pictures of windows, without their tokens: those are made anew, so that they fit the tokenizer at hand."""
+def picture_batches(
+    windows: DrivingWindows, store: ZarrStore, chosen: np.ndarray, batch_size: int, size: tuple[int, int] | None
+) -> Iterator[Batch]:
+    """The pictures of windows at the size that the tokenizer at hand wants, without tokens: it makes them anew."""
     for part in np.array_split(chosen, -(-len(chosen) // batch_size)):
         frames = store.gather(FRONT, windows.rows(part))
         video = torch.from_numpy(np.ascontiguousarray(frames)).movedim(-1, 2)
+        if size is not None and tuple(video.shape[-2:]) != tuple(size):
+            video = to_uint8(resize_video(to_model_range(video), size))
         yield Batch(video={FRONT: video}, index=torch.from_numpy(windows.index(part)))
 
 
 def code_tokenizer(
     weights: str | None, ref: str | None, device: torch.device, *, decoder: Path | None = None
-) -> Tokenizer:
+) -> LoadedTokenizer:
     """The tokenizer of a model's tokens, or the one named by itself."""
     if weights is not None:
-        found = tokenizer_of(load_checkpoint(resolve(weights)), ref, device, decoder=decoder).tokenizer
+        found = tokenizer_of(load_checkpoint(resolve(weights)), ref, device, decoder=decoder)
     elif ref is not None:
-        found = open_tokenizer(ref, device, decoder=decoder).tokenizer
+        found = open_tokenizer(ref, device, decoder=decoder)
     else:
         raise UserError("Name a model with --weights, or a tokenizer to measure alone with --tokenizer.")
-    if found.vocab is None:
+    if found.tokenizer.vocab is None:
         raise UserError(f"{ref or weights} brings a tokenizer of continuous latents; driving models read tokens.")
     return found
 
 
-def open_models(weights: str, device: torch.device) -> tuple[VaViM, VaVAM | None, str]:
-    """The video model of a checkpoint, the action model around it where there is one, and the checkpoint's hash."""
+def open_models(weights: str, device: torch.device) -> tuple[VaViM, VaVAM | None, str, float]:
+    """Video model of a checkpoint, the action model around it where there is one, its hash, the frame rate it sees."""
     checkpoint = load_checkpoint(resolve(weights))
     model = build(checkpoint, device)
+    rate = MODEL_HZ if checkpoint.spec is None else checkpoint.spec.fps
     if isinstance(model, VaVAM):
-        return model.vavim, model, checkpoint.hash
+        return model.vavim, model, checkpoint.hash, rate
     if isinstance(model, VaViM):
-        return model, None, checkpoint.hash
+        return model, None, checkpoint.hash, rate
     raise UserError(f"{weights} holds a '{checkpoint.family}'; name a checkpoint of 'vavim' or 'vavam'.")
+
+
+def even_stride(label: str, rate_hz: float, wanted: float) -> int:
+    """Frames of the data from one frame of the model to the next."""
+    stride = rate_hz / wanted
+    if round(stride) < 1 or abs(stride - round(stride)) > 1e-6:
+        raise UserError(
+            f"{label} has {rate_hz:g} frames per second and the model sees {wanted:g}, which cannot be taken evenly; "
+            "choose the nearest with --stride."
+        )
+    return round(stride)
 
 
 def spread(n: int, most: int | None) -> np.ndarray:

@@ -14,7 +14,7 @@ from foreact.data.store import open_store
 from foreact.evals.driving_video import driving_video
 from foreact.evals.video import save_examples
 from foreact.models.weight_only import Precision, reduce_weights
-from foreact.recipes.evaluate_driving import MODEL_HZ, code_tokenizer, open_models, picture_batches, spread
+from foreact.recipes.evaluate_driving import code_tokenizer, even_stride, open_models, picture_batches, spread
 from foreact.recipes.runs import pick_device, say
 
 
@@ -47,7 +47,7 @@ def generate(
         context: frames that the model sees.
         future: frames that it imagines; beyond its window it goes on from the last frames.
         windows: how many, spread evenly over the store.
-        stride: frames of the store from one frame of the model to the next; default: as makes 2 Hz.
+        stride: frames of the store from one frame of the model to the next; default: as makes the model's rate.
         temperature: of the draws.
         top_k: draw among the k likeliest tokens; 1 takes the likeliest.
         precision: of the weights: bf16 and int8 read less memory per token.
@@ -56,11 +56,11 @@ def generate(
         device: where to compute; default CUDA if there is one.
     """
     where = pick_device(device)
-    vavim, _, digest = open_models(weights, where)
+    vavim, _, digest, rate = open_models(weights, where)
     found = code_tokenizer(weights, tokenizer, where, decoder=decoder)
     reduce_weights(vavim, precision)
     store = open_store(data)
-    stride = stride or max(1, round(store.spec.fps / MODEL_HZ))
+    stride = stride or even_stride(str(data), store.spec.fps, rate)
     cut = DrivingWindows(StoreDrives(store), frames=context + future, stride=stride, horizon=None)
     chosen = spread(len(cut), windows)
     rng = torch.Generator(where).manual_seed(seed)
@@ -82,8 +82,8 @@ def generate(
             )
 
         result = driving_video(
-            picture_batches(cut, store, chosen, 1),
-            found,
+            picture_batches(cut, store, chosen, 1, found.image_size),
+            found.tokenizer,
             FRONT,
             generate=imagine,
             context=context,

@@ -82,8 +82,8 @@ def probe(
         device: where to compute; default CUDA if there is one.
     """
     where = pick_device(device)
-    vavim, _, digest = open_models(weights, where)
-    found = code_tokenizer(weights, tokenizer, where)
+    vavim, _, digest, _ = open_models(weights, where)
+    found = code_tokenizer(weights, tokenizer, where).tokenizer
     rows, columns = vavim.config.grid
     if SIZE[0] % rows or SIZE[0] // rows * columns != SIZE[1]:
         raise UserError(

@@ -4,11 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict, set_optimizer_state_dict
-
-from foreact.train.checkpoint import Checkpoints, capture
+from foreact.train.checkpoint import write_start
 from foreact.train.optim import build_optimizer
-from foreact.train.parallel import World
 from foreact.types import UserError
 from foreact.weights.vavam_training import read_training_state
 
@@ -35,9 +32,5 @@ def write_released_run(src: Path, dst: Path, *, grid: tuple[int, int] | None = N
         parameter.requires_grad_(name in state.first)
     # Rate and decay are the next run's to choose; `start_from` keeps those of its own config.
     optimizer = build_optimizer(model, lr=1.0, weight_decay=0.0, betas=(0.9, 0.95))
-    settings = get_optimizer_state_dict(model, optimizer)
-    set_optimizer_state_dict(model, optimizer, {**settings, "state": state.optimizer_state()})
     record = {"step": state.global_step, "source": src.name, "epoch": state.epoch, "schedule": state.schedule}
-    return Checkpoints(dst / "checkpoints", World()).save(
-        state.global_step, capture(model, optimizer, None), record, weights=dict, export=None
-    )
+    return write_start(dst / "checkpoints", state.global_step, model, optimizer, state.optimizer_state(), record)

@@ -25,6 +25,7 @@ from foreact.train.ema import EMAConfig
 from foreact.train.loop import train
 from foreact.train.optim import build_optimizer, clip_gradients
 from foreact.types import Batch, UserError
+from foreact.weights.configs import read_json
 
 HEAD = 32
 """Channels per head at every width: muP scales widths, not heads."""
@@ -271,29 +272,30 @@ def short_run(
     device: str | None,
 ) -> float:
     """Validation loss after a whole warmup-stable-drop run, nats per token; a finished run is not repeated."""
-    split = load_driving(DrivingData(sources=sources), config, horizon=None, seed=seed)
-    torch.manual_seed(seed)
     settings = TrainConfig(
         steps=steps, batch_size=batch_size, lr=lr, weight_decay=0.0, schedule="wsd", warmup=max(1, steps // 10),
         drop=steps // 5, ema=EMAConfig(enabled=False), seed=seed, workers=0, log_every=max(1, steps // 10),
-        save_every=steps, eval_every=steps, keep=1, best_k=0, tensorboard=False,
+        save_every=steps, keep=1, best_k=0, tensorboard=False,
     )  # fmt: skip
-
+    split = load_driving(DrivingData(sources=sources), config, horizon=None, seed=seed)
+    evaluator = ValidationLoss(split.validation)
     open_run(folder, ShortRun(sources=sources, model=config, train=settings))
+    done = folder / "loss.json"
+    if done.is_file():
+        return read_json(done)["val/loss"]
 
     def micro_batches(start: int, rank: int, world: int) -> Iterator[Batch]:
         return batches(split.training, batch_size=batch_size, seed=seed, start=start, rank=rank, world=world)
 
-    evaluator = ValidationLoss(split.validation)
+    torch.manual_seed(seed)
     model = VaViM(config)
-    result = train(model, micro_batches, settings, folder, evaluators=[evaluator], device=pick_device(device))
-    if result.interrupted:
+    if train(model, micro_batches, settings, folder, device=pick_device(device)).interrupted:
         raise KeyboardInterrupt
-    if "val/loss" in result.metrics:
-        return result.metrics["val/loss"]
     model.eval()
     with torch.no_grad():
-        return evaluator(model, steps)["loss"]
+        loss = evaluator(model, steps)["loss"]
+    write_json(done, {"val/loss": loss})
+    return loss
 
 
 # --- figures -----------------------------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ from foreact.weights import convert as converting
 from foreact.weights.archives import MAX_MEMBERS
 from foreact.weights.catalogue import Entry, catalogue
 from foreact.weights.download import fetch, read_checksums
-from foreact.weights.format import load_checkpoint
+from foreact.weights.format import family_of, load_checkpoint
+from foreact.weights.llamagen_reference import write_llamagen
 from foreact.weights.manifest import MANIFEST, check_file, read_manifest
 from foreact.weights.shipped import names, resolve, shipped
 from foreact.weights.transfer import Client
@@ -162,7 +163,7 @@ def convert(
     half: bool = False,
     to: Literal["foreact", "reference", "training"] = "foreact",
 ) -> None:
-    """Turn a released checkpoint into our folder, or a folder of VaViM or VaVAM back into the reference's file.
+    """Turn a released checkpoint into our folder, or a folder of VaViM, VaVAM or VQ back into the reference's file.
 
     Read are UVA (.ckpt), VaViM and VaVAM (Lightning .ckpt, fused .pt, DeepSpeed directory), the KL autoencoder
     (kl16.ckpt) and LlamaGen's tokenizer (vq_ds16_c2i.pt), by a restricted unpickler that refuses every global outside
@@ -186,7 +187,11 @@ def convert(
     if to == "reference":
         if task is not None or raw or heads is not None or grid is not None or half:
             raise UserError("A folder is written back as it is: --to reference takes src and dst alone.")
-        print(write_vavam_checkpoint(resolve(str(src)), dst))
+        if family_of(resolve(str(src))) == "vq":
+            write_llamagen(dst, load_checkpoint(resolve(str(src))).state)
+            print(f"wrote {dst}")
+        else:
+            print(write_vavam_checkpoint(resolve(str(src)), dst))
         return
     spec = None if task is None else find_task(task).spec
     dtype = torch.float16 if half else None
@@ -207,4 +212,4 @@ def verify(weights: str) -> None:
     for name, fact in sorted(facts.items()):
         check_file(folder / name, fact)
         print(f"{name}  {(folder / name).stat().st_size:,} bytes  sha256 {fact.sha256}")
-    print(f"{len(facts)} files are as {folder / MANIFEST} says.")
+    print(f"{len(facts)} file{'s' * (len(facts) > 1)} as {folder / MANIFEST} says.")

@@ -57,7 +57,7 @@ def _read_image(data: bytes, where: str) -> np.ndarray:
         image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
         _require_picture((image.height, image.width, 3), where)
         return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, AssertionError, Image.DecompressionBombError) as error:
         raise UserError(f"{where} is a damaged picture ({error}); send it again.") from None
 
 
@@ -67,7 +67,7 @@ def _read_npy(data: bytes, where: str) -> np.ndarray:
         version = np.lib.format.read_magic(file)
         read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
         shape, fortran, dtype = read(file)
-    except (ValueError, KeyError, tokenize.TokenError) as error:
+    except (ValueError, KeyError, TypeError, tokenize.TokenError) as error:
         raise UserError(f"{where} is a damaged .npy file ({error}); send it again.") from None
     _require_picture(shape, where, str(dtype))
     body = data[file.tell() :]

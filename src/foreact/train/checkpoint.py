@@ -275,6 +275,33 @@ def find_checkpoint(path: Path) -> tuple[Path, int] | None:
     return (path / "checkpoints", steps[-1]) if steps else None
 
 
+def write_start(
+    folder: Path,
+    step: int,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    moments: dict[str, dict[str, Tensor]],
+    record: dict[str, Any],
+) -> Path:
+    """Write a checkpoint for other runs to start from, of a training that was not ours.
+
+    Args:
+        folder: of the checkpoints.
+        step: optimiser steps done.
+        model: with its weights.
+        optimizer: over the parameters that were trained.
+        moments: parameter name -> AdamW's state as torch calls it.
+        record: JSON-able content of train.json.
+
+    Returns:
+        The checkpoint's folder.
+    """
+    groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
+    set_optimizer_state_dict(model, optimizer, {"state": moments, "param_groups": groups})
+    state = capture(model, optimizer, None)
+    return Checkpoints(folder, World()).save(step, state, record, weights=dict, export=None)
+
+
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     temporary = folder / ".train.json.unfinished"
     temporary.write_text(json.dumps(record, indent=1) + "\n")

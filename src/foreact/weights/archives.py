@@ -25,7 +25,12 @@ MAX_PART = 1_900_000_000
 
 MAX_MEMBERS = 10_000
 MAX_TOTAL = 200_000_000_000
-DAMAGE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, OverflowError)
+MAX_NAME = 2**16
+"""Bytes of an extended header; real ones hold a long name."""
+EXTENDED = {
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
+}  # fmt: skip
+DAMAGE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, OverflowError, RecursionError)
 UNITS = {"": 1, "B": 1} | {
     unit: base**power
     for power, letter in enumerate("KMGT", start=1)
@@ -78,8 +83,11 @@ def pack(
     if max_size < 1:
         raise UserError(f"A part should have at least 1 byte, found {max_size}.")
     stem = Path(stem)
-    stem = stem.with_name(stem.name.removesuffix(".tar.gz").removesuffix("_chunked"))
-    lone, whole = f"{stem.name}.tar.gz", f"{stem.name}_chunked.tar.gz"
+    name = stem.name.removesuffix(".tar.gz").removesuffix("_chunked")
+    if name in ("", ".."):
+        raise UserError(f"'{stem}' does not name an archive; give its path, such as {stem / 'weights'}.")
+    stem = stem.with_name(name)
+    lone, whole = f"{name}.tar.gz", f"{name}_chunked.tar.gz"
     if stem.parent.is_dir():
         for path in sorted(stem.parent.iterdir()):
             # A part left over from an older archive would become the end of the new one.
@@ -124,6 +132,8 @@ def _members(sources: Sequence[Path], extension: str | None) -> dict[str, Path]:
     odd = [p for p in members.values() if not p.is_file() and not (p.is_dir() and not p.is_symlink())]
     if odd:
         raise UserError(f"{odd[0]} is neither a file nor a plain folder and cannot be packed.")
+    if unprintable := [name for name in members if not name.isprintable()]:
+        raise UserError(f"The name {unprintable[0]!r} cannot be printed and is not packed; rename it.")
     if not any(path.is_file() for path in members.values()):
         of = f" that ends in {ending}" if ending else ""
         raise UserError(f"There is no file{of} in {', '.join(map(str, sources)) or 'an empty list'} to pack.")
@@ -235,16 +245,22 @@ def _extract(reader: PartsReader, scratch: Path, out: Path, max_members: int, ma
 
 
 class _StrictHeader(tarfile.TarInfo):
-    """A damaged header is an error; tarfile alone takes it for the end of the archive and is silent."""
+    """A header that is damaged, which tarfile silently takes for the archive's end, or of absurd length, is an error.
+
+    tarfile reads an extended header (a long name, say) into memory whole, whatever size it claims.
+    """
 
     @classmethod
     def frombuf(cls, buf: Any, encoding: str, errors: str) -> tarfile.TarInfo:
         if buf and not buf.strip(b"\0"):
             return super().frombuf(buf, encoding, errors)  # the regular end
         try:
-            return super().frombuf(buf, encoding, errors)
+            header = super().frombuf(buf, encoding, errors)
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"a file's header is damaged: {error}") from None
+        if header.type in EXTENDED and header.size > MAX_NAME:
+            raise tarfile.ReadError(f"a file's name claims {header.size:,} bytes")
+        return header
 
 
 def _place(tar: tarfile.TarFile, member: tarfile.TarInfo, scratch: Path, out: Path) -> None:
@@ -252,6 +268,8 @@ def _place(tar: tarfile.TarFile, member: tarfile.TarInfo, scratch: Path, out: Pa
     name = PurePosixPath(member.name)
     if name == PurePosixPath():
         return  # "." itself
+    if not member.name.isprintable():
+        raise UserError(f"The archive holds the name {member.name!r}, which cannot be printed; it was not unpacked.")
     if name.is_absolute() or ".." in name.parts or not (scratch / name).is_relative_to(scratch):
         raise UserError(f"The archive wants to write to '{member.name}', outside its folder; it was not unpacked.")
     # The holes of a sparse file cost an attacker nothing and count towards no limit.

@@ -30,6 +30,9 @@ class Converted:
     hash: str
     report: str
 
+    def __str__(self) -> str:
+        return f"{self.report}\nwrote {self.path}  {self.hash}"
+
 
 def recognise(payload: Any, path: Path) -> Kind:
     """Which kind of foreign checkpoint a file's content is.

@@ -120,6 +120,8 @@ def save_checkpoint(
             the disk refuses. Nothing is left half-written.
     """
     path = Path(path)
+    if path.name in ("", ".."):
+        raise UserError(f"'{path}' does not name a new folder; give the checkpoint a name, such as {path / 'weights'}.")
     if not isinstance(config, _family(family, "The new checkpoint").config):
         raise UserError(
             f"A '{family}' checkpoint needs a {FAMILIES[family].config.__name__}, found a {type(config).__name__}."

@@ -39,7 +39,7 @@ def read_kl_vae(path: Path, payload: Any = None, *, image_size: tuple[int, int] 
         image_size: (height, width) of the pictures it is to be used on; the file does not say.
 
     Raises:
-        UserError: the file is missing (D1), unreadable, or holds something else.
+        UserError: the file is missing, unreadable, or holds something else.
     """
     payload = read_torch_file(path) if payload is None else payload
     state = payload.get("model") if isinstance(payload, Mapping) else None

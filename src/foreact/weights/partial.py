@@ -1,4 +1,4 @@
-"""Starting a model from weights that fit only in part, with an account of every tensor (D3)."""
+"""Starting a model from weights that fit only in part, with an account of every tensor."""
 
 from __future__ import annotations
 

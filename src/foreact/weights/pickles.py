@@ -1,7 +1,7 @@
 """Reads foreign torch.save files without running them: only the globals named here exist, and all of them are ours.
 
-`torch.load` of the released files needs dill, omegaconf and `weights_only=False`, which runs whatever the file says
-(D27). This reader knows tensors, containers, numpy values and omegaconf configs; anything else is refused by name.
+`torch.load` of the released files needs dill, omegaconf and `weights_only=False`, which runs whatever the file says.
+This reader knows tensors, containers, numpy values and omegaconf configs; anything else is refused by name.
 """
 
 from __future__ import annotations
@@ -187,7 +187,7 @@ REFERENCE = re.compile(r"\$\{\s*([A-Za-z_0-9]+(?:\.[A-Za-z_0-9]+)*)\s*\}")
 def resolve_references(config: Any) -> Any:
     """Replace `${a.b}` in the texts of a config by what stands at a.b; every other interpolation stays as it is.
 
-    The reference registers a resolver `eval` that runs config text as Python (D28); here nothing is run.
+    The reference registers a resolver `eval` that runs config text as Python; here nothing is run.
 
     Args:
         config: nested dict and list of one config file.

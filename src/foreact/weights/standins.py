@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import collections
+import re
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+FLAT = re.compile(r"[biufcSU][0-9]{1,9}")
+"""numpy's codes of plain numbers and texts, such as f4; not of records such as "i4,O"."""
 
 
 class _Sealed(type):
@@ -106,7 +110,7 @@ class _DType(_Record):
 
     def numpy(self) -> np.dtype:
         code, order = vars(self)["code"], vars(self).get("order", "|")
-        if not isinstance(code, str) or code[:1] not in "biufcSU" or order not in ("<", ">", "|", "="):
+        if not isinstance(code, str) or not FLAT.fullmatch(code) or order not in ("<", ">", "|", "="):
             raise ValueError(f"a numpy array of type {code}")
         return np.dtype(code).newbyteorder(order) if order in "<>" else np.dtype(code)
 

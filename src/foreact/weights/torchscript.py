@@ -3,7 +3,8 @@
     VQ_ds16_16384_llamagen_encoder.jit   float (N, 3, H, W) in [-1, 1]  -> integer (N, H/16, W/16)
     VQ_ds16_16384_llamagen_decoder.jit   integer (N, H/16, W/16)        -> float (N, 3, H, W), not clamped
 
-TorchScript is a closed language of tensor operations: unlike a pickle, such a file cannot run Python.
+Such a file cannot run Python as a pickle can, but it is a program, whose operations may write files: open only those
+whose source you trust.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ class MissingFileError(UserError):
 class BrokenTransferError(Exception):
     """The transfer failed in a way that another try may mend; `wait` is the server's wish in seconds."""
 
-    def __init__(self, reason: str, wait: float | None = None) -> None:
+    def __init__(self, reason: str, wait: int | None = None) -> None:
         super().__init__(reason)
         self.wait = wait
 
@@ -286,8 +286,7 @@ def _refusal(url: str, error: urllib.error.HTTPError) -> Exception:
     if error.code == 416:
         return RangeRefusedError("the server refused to go on from where the last try stopped")
     if error.code in BUSY:
-        wait = error.headers.get("Retry-After", "")
-        return BrokenTransferError(f"the server answered {error.code}", float(wait) if wait.isdigit() else None)
+        return BrokenTransferError(f"the server answered {error.code}", _whole(error.headers.get("Retry-After")))
     reason = str(error.reason).partition("\n")[0]
     return UserError(f"{url} is refused by its server ({error.code} {reason}); check --base-url and your access.")
 
@@ -308,16 +307,18 @@ def _received(response: http.client.HTTPResponse, limit: int | None = None) -> I
 
 
 def _content_length(response: http.client.HTTPResponse) -> int | None:
-    value = response.headers.get("Content-Length", "")
-    return int(value) if value.isdigit() else None
+    return _whole(response.headers.get("Content-Length"))
 
 
 def _content_range(response: http.client.HTTPResponse) -> tuple[int | None, int | None]:
     """First byte and total of "bytes FIRST-LAST/TOTAL"; None for what it does not say."""
-    found = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-    if found is None:
-        return None, None
-    return int(found[1]), None if found[2] == "*" else int(found[2])
+    found = re.fullmatch(r"bytes (.+)-.+/(.+)", response.headers.get("Content-Range", ""))
+    return (None, None) if found is None else (_whole(found[1]), _whole(found[2]))
+
+
+def _whole(text: str | None) -> int | None:
+    """The whole number that a header gives, or None where it gives none that can be meant."""
+    return int(text) if text is not None and re.fullmatch(r"[0-9]{1,18}", text) else None
 
 
 def _changed(response: http.client.HTTPResponse, about: Mapping[str, Any]) -> bool:

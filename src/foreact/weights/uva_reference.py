@@ -125,10 +125,10 @@ def init_from_mar(model: UVA, path: Path) -> PartialLoad:
         path: the file.
 
     Returns:
-        The account of every tensor; print it: a head of another depth than MAR's is skipped in it (D3).
+        The account of every tensor; print it: a head of another depth than MAR's is skipped in it.
 
     Raises:
-        UserError: the file is missing (D1), unreadable, no MAR checkpoint, or nothing of it fits.
+        UserError: the file is missing, unreadable, no MAR checkpoint, or nothing of it fits.
     """
     payload = read_torch_file(path)
     state = payload.get("model_ema") if isinstance(payload, Mapping) else None

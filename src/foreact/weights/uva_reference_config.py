@@ -28,7 +28,7 @@ STATES = (
     {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2},
 )  # fmt: skip
 PREDICTED_STATES = ({"robot0_eef_rot_axis_angle_wrt_start": 6}, STATES[1])
-# Hard-coded in the reference too (D4).
+# Hard-coded in the reference too.
 HORIZON = 16
 PAST_STEPS = 16
 
@@ -197,7 +197,7 @@ def _heads(shapes: Shapes, cfg: Entries) -> dict[str, Any]:
             values |= {f"{head}_head_depth": size[0], f"{head}_head_width": size[1]}
     if action:
         values["readout"] = _readout(cfg)
-        # The reference samples from 1000 steps whatever it trained on (D9); here it is the trained number for both.
+        # The reference samples from 1000 steps whatever it trained on; here it is the trained number for both.
         values["action_diffusion_steps"] = cfg(f"{TRANSFORMER}.act_diff_training_steps")
     return values
 

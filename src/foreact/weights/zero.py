@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,8 @@ OWN_ENTRIES = {
     "ds_config", "ds_version", "autotp_config",
 }  # fmt: skip
 
+MAX_RANKS = 100_000
+
 Shapes = Mapping[str, Sequence[int]]
 
 
@@ -49,18 +52,19 @@ def read_zero_directory(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is no such directory, a rank's file is missing or cut short, or its parts contradict each other.
     """
-    read = _Directory(Path(path))
-    state = _merged(read, [_flat_weights(read, rank) for rank in range(read.world)])
-    state |= _frozen(read)
-    module = read.model.get("module")
-    for name in read.model.get("buffer_names") or ():
-        if isinstance(module, Mapping) and isinstance(module.get(name), Tensor):
-            state[name] = module[name]
-    for name, source in dict(read.model.get("shared_params") or {}).items():
-        if source in state:
-            state[name] = state[source]
-    client = {k: v for k, v in read.model.items() if k not in OWN_ENTRIES}
-    return client | {"state_dict": state}
+    with _refusing_odd_forms(path):
+        read = _Directory(Path(path))
+        state = _merged(read, [_flat_weights(read, rank) for rank in range(read.world)])
+        state |= _frozen(read)
+        module = read.model.get("module")
+        for name in read.model.get("buffer_names") or ():
+            if isinstance(module, Mapping) and isinstance(module.get(name), Tensor):
+                state[name] = module[name]
+        for name, source in dict(read.model.get("shared_params") or {}).items():
+            if source in state:
+                state[name] = state[source]
+        client = {k: v for k, v in read.model.items() if k not in OWN_ENTRIES}
+        return client | {"state_dict": state}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,22 +91,35 @@ def read_zero_moments(path: Path) -> ZeroMoments:
     Raises:
         UserError: as `read_zero_directory`, or the optimiser was not AdamW.
     """
-    read = _Directory(Path(path))
-    inner = [_base_state(read, rank) for rank in range(read.world)]
-    states = [_group_states(read, rank, inner[rank]) for rank in range(read.world)]
+    with _refusing_odd_forms(path):
+        read = _Directory(Path(path))
+        inner = [_base_state(read, rank) for rank in range(read.world)]
+        states = [_group_states(read, rank, inner[rank]) for rank in range(read.world)]
 
-    def moment(name: str) -> dict[str, Tensor]:
-        return _merged(read, [[_tensor(read, s.get(name), rank) for s in group] for rank, group in enumerate(states)])
+        def moment(name: str) -> dict[str, Tensor]:
+            return _merged(
+                read, [[_tensor(read, s.get(name), rank) for s in group] for rank, group in enumerate(states)]
+            )
 
-    told = inner[0].get("param_groups") if isinstance(inner[0], Mapping) else None
-    settings = told if isinstance(told, list) and len(told) == len(read.shapes) else [{} for _ in read.shapes]
-    return ZeroMoments(
-        first=moment("exp_avg"),
-        second=moment("exp_avg_sq"),
-        step=_steps(read, states[0][0], settings[0]),
-        groups=[list(g) for g in read.shapes],
-        settings=[{k: g[k] for k in ("lr", "weight_decay", "betas", "eps") if k in g} for g in settings],
-    )
+        told = inner[0].get("param_groups") if isinstance(inner[0], Mapping) else None
+        settings = told if isinstance(told, list) and len(told) == len(read.shapes) else [{} for _ in read.shapes]
+        return ZeroMoments(
+            first=moment("exp_avg"),
+            second=moment("exp_avg_sq"),
+            step=_steps(read, states[0][0], settings[0]),
+            groups=[list(g) for g in read.shapes],
+            settings=[{k: g[k] for k in ("lr", "weight_decay", "betas", "eps") if k in g} for g in settings],
+        )
+
+
+@contextmanager
+def _refusing_odd_forms(path: Path) -> Iterator[None]:
+    """Whatever goes wrong because an entry is not of the form that DeepSpeed writes becomes one sentence."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError, OverflowError) as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"The DeepSpeed checkpoint {path} holds an entry of an odd form ({reason}).") from None
 
 
 class _Directory:
@@ -125,6 +142,8 @@ class _Directory:
         counts = first.get("partition_count", len(files))
         self.world = max(counts) if isinstance(counts, list | tuple) else int(counts)
         self.stage = int(first.get("zero_stage", 0))
+        if not 1 <= self.world <= MAX_RANKS:
+            raise self.error(f"was written by {self.world} ranks, which cannot be")
         if self.stage not in (1, 2, 3):
             raise self.error(f"was written by ZeRO stage {self.stage}; stages 1, 2 and 3 are known")
         if missing := sorted(set(range(self.world)) - set(files)):
