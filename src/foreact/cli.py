@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+import warnings
 
 from foreact.types import UserError
 
@@ -76,10 +77,16 @@ def run(argv: list[str]) -> object:
     raise UserError(f"There is no verb '{argv[0]}'; known ones are {', '.join(known)}.")
 
 
+def _show_warning(message: Warning | str, *_: object) -> None:
+    print(f"foreact: {message}", file=sys.stderr)
+
+
 def main(argv: list[str] | None = None) -> None:
     """Entry point of `foreact`. Exit status: 0 done, 2 a mistake the user can mend, 130 interrupted."""
     try:
-        run(sys.argv[1:] if argv is None else argv)
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            run(sys.argv[1:] if argv is None else argv)
     except UserError as error:
         print(f"foreact: {error}", file=sys.stderr)
         sys.exit(2)

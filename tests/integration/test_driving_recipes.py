@@ -230,7 +230,7 @@ def test_the_demo_goes_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(demo, "TOKENIZER", dataclasses.replace(demo.TOKENIZER, channels=8))
     foreact(f"demo driving --out {tmp_path}/demo --scenes 4 --effort 0.004")
     assert "minADE_10" in capsys.readouterr().out
-    assert len(list((tmp_path / "demo/imagined").glob("*.mp4"))) == 2
+    assert len(list((tmp_path / "demo/imagined").glob("*.mp4"))) == 4
     before = load_checkpoint(tmp_path / "demo/action/weights").hash
     for measured in ("open_loop", "generate"):
         monkeypatch.setattr(demo, measured, lambda *args, **options: None)

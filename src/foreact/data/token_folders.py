@@ -118,7 +118,8 @@ class TrajectoryTokens(TokenFiles):
             raise UserError(f"There is no token folder {root}.")
         self.root, self.label, self.rate_hz = Path(root), f"{trajectories.label} with {root}", rate_hz
         self.names, self.lengths, self.starts = trajectories.names, trajectories.lengths, trajectories.starts
-        self.poses, self.timestamps = trajectories.poses, trajectories.timestamps
+        self.poses: np.ndarray | None = trajectories.poses
+        self.timestamps: np.ndarray | None = trajectories.timestamps
         self._files = trajectories.files
 
     def file(self, row: int) -> Path:

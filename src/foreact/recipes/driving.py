@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import numpy as np
 
@@ -80,13 +80,7 @@ def open_drives(source: str) -> Drives:
         raise UserError(f"The frame rate of '{source}' should be a positive number.")
     if not colon:
         return TokenFolders(where, videos_of(Path(where)), rate_hz=rate_hz)
-    for camera in CAMERAS:
-        try:
-            return cast(Drives, TrajectoryTokens(open_trajectories(file, camera), tokens, rate_hz=rate_hz))
-        except UserError as error:
-            if camera not in str(error) or camera == CAMERAS[-1]:
-                raise
-    raise AssertionError
+    return TrajectoryTokens(open_trajectories(file, *CAMERAS), tokens, rate_hz=rate_hz)
 
 
 def videos_of(root: Path) -> list[str]:

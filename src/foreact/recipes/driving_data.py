@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal
@@ -111,15 +112,20 @@ def _import(
     source: str, records: Iterable[Record], camera: str, images: Path, out: Path, rate_hz: float, size: tuple[int, int]
 ) -> None:
     file = out.with_suffix(".trajectories.jsonl")
-    write_trajectories(file, records)
-    found = Trajectories.from_records(read_trajectories(file), camera, str(file))
-    say(
-        source,
-        images=images,
-        camera=camera,
-        frames=f"{len(found.files)} in {len(found.names)} scenes, {size[1]}x{size[0]}, {rate_hz:g} Hz",
-    )
-    count = write_drives(found, images, out, rate_hz=rate_hz, size=size, facts={"source": source, "camera": camera})
+    draft = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        write_trajectories(draft, records)
+        found = Trajectories.from_records(read_trajectories(draft), camera, str(file))
+        say(
+            source,
+            images=images,
+            camera=camera,
+            frames=f"{len(found.files)} in {len(found.names)} scenes, {size[1]}x{size[0]}, {rate_hz:g} Hz",
+        )
+        count = write_drives(found, images, out, rate_hz=rate_hz, size=size, facts={"source": source, "camera": camera})
+        os.replace(draft, file)
+    finally:
+        draft.unlink(missing_ok=True)
     print(f"{count} episodes: {out} (trajectories: {file})")
 
 

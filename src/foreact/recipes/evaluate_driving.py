@@ -75,6 +75,7 @@ def open_loop(
         out: folder of the results.
         device: where to compute; default CUDA if there is one.
     """
+    require_batch_size(batch_size)
     where = pick_device(device)
     vavim, vavam, digest, rate = open_models(weights, where)
     drives = open_drives(data)
@@ -121,7 +122,10 @@ def open_loop(
         facts |= {f"{name}, {command}": str(value) for command, value in plans.per_command.items()}
         print(f"{name}  {plans.min_ade}")
         for command, value in plans.per_command.items():
-            print(f"  {command:<10}{value}   ({plans.windows[command]} windows)")
+            print(f"  {command:<16}{value}   ({plans.windows[command]} windows)")
+        facts |= {f"ADE, {baseline}": str(value) for baseline, value in plans.baselines.items()}
+        for baseline, value in plans.baselines.items():
+            print(f"  {baseline:<16}{value}")
         result["plans"] = plans.to_json()
         for plan in (plans.plans[i] for i in plans.examples):
             path = out / f"plan-episode-{plan.episode}-step-{plan.step}.png"
@@ -182,6 +186,7 @@ def driving_video(
         out: folder of the results.
         device: where to compute; default CUDA if there is one.
     """
+    require_batch_size(batch_size)
     where = pick_device(device)
     vavim, digest, rate = None, "tokenizer alone", MODEL_HZ
     if weights is not None:
@@ -247,6 +252,11 @@ def driving_video(
     futures = [Media(path, path.stem) for path in save_examples(result.quality, out, fps=store.spec.fps)]
     shown = {"facts": facts, "futures": futures, "quality": [result.quality]}
     conclude(out, "Imagined drives", {"facts": facts} | result.to_json(), **shown)
+
+
+def require_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise UserError(f"batch_size should be at least 1, found {batch_size}.")
 
 
 def picture_batches(

@@ -28,8 +28,9 @@ from foreact.evals.dense_data import (
 from foreact.evals.dense_pictures import probe_picture
 from foreact.evals.features import FeatureNetwork, open_features
 from foreact.evals.report import Media
-from foreact.recipes.evaluate_driving import code_tokenizer, conclude, open_models, precision
+from foreact.recipes.evaluate_driving import code_tokenizer, conclude, open_models, precision, require_batch_size
 from foreact.recipes.runs import pick_device, say
+from foreact.tokenizers.images import resize_video
 from foreact.types import UserError, to_model_range
 
 Dataset = Literal["cityscapes", "kitti", "kitti-video"]
@@ -81,9 +82,10 @@ def probe(
         out: folder of the results.
         device: where to compute; default CUDA if there is one.
     """
+    require_batch_size(batch_size)
     where = pick_device(device)
     vavim, _, digest, _ = open_models(weights, where)
-    found = code_tokenizer(weights, tokenizer, where).tokenizer
+    found, _, image_size = code_tokenizer(weights, tokenizer, where)
     rows, columns = vavim.config.grid
     if SIZE[0] % rows or SIZE[0] // rows * columns != SIZE[1]:
         raise UserError(
@@ -119,7 +121,8 @@ def probe(
 
     def features(images: Tensor) -> Tensor:
         with precision(where, bfloat16):
-            return vavim.features(found.encode(to_model_range(images.to(where))), layer)[:, -1].flatten(1, 2)
+            video = resize_video(to_model_range(images.to(where)), image_size or SIZE)
+            return vavim.features(found.encode(video), layer)[:, -1].flatten(1, 2)
 
     def bar(part: DenseData, name: str) -> Iterable[tuple[Tensor, Tensor]]:
         return tqdm(part.batches(task, batch_size), total=-(-len(part) // batch_size), desc=name, unit="batch")

@@ -53,8 +53,9 @@ def neuroncap(
     )
     server = NeuroNCAP(policy.fresh, camera=policy.camera, seed=seed, gaps=gaps, max_sessions=sessions)
     say("NeuroNCAP server", **policy.describe(), seed=seed, gaps=gaps, sessions=sessions)
-    if (policy.horizon, policy.spec.fps) != (6, 2.0):
-        print(f"NeuroNCAP expects 6 waypoints at 2 Hz; this model plans {policy.horizon} at {policy.spec.fps:g} Hz.")
+    horizon, rate = policy.model.config.expert.horizon, policy.spec.fps
+    if (horizon, rate) != (6, 2.0):
+        print(f"NeuroNCAP expects 6 waypoints at 2 Hz; this model plans {horizon} at {rate:g} Hz.")
     _serve(server.handle, host, port)
 
 

@@ -27,11 +27,16 @@ def read_trajectory_pickle(path: str | Path) -> list[Record]:
     return records
 
 
-def open_trajectories(path: str | Path, camera: str) -> Trajectories:
+def open_trajectories(path: str | Path, *cameras: str) -> Trajectories:
     """The trajectories of one camera from a released pickle (.pkl) or from JSON lines (anything else).
+
+    Args:
+        path: the file.
+        cameras: names of the camera, of which the first that the records have is taken.
 
     Raises:
         UserError: as `read_trajectory_pickle`, `read_trajectories` and `Trajectories.from_records`.
     """
-    records = read_trajectory_pickle(path) if Path(path).suffix == ".pkl" else read_trajectories(path)
+    records = read_trajectory_pickle(path) if Path(path).suffix == ".pkl" else list(read_trajectories(path))
+    camera = next((name for name in cameras if records and name in records[0]), cameras[0])
     return Trajectories.from_records(records, camera, str(path))
