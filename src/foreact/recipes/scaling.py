@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 from tqdm import tqdm
+from tyro.conf import OmitArgPrefixes
 
 from foreact.data.loader import batches
 from foreact.evals.scaling_law import ScalingLaw, fit_scaling_law
@@ -31,30 +32,41 @@ HEAD = 32
 """Channels per head at every width: muP scales widths, not heads."""
 
 
-def model_of(
-    width: int, *, layers: int, base_width: int, frames: int, grid: tuple[int, int], vocab: int
-) -> VaViMConfig:
-    """A VaViM of a width, with heads of one size."""
-    if width % HEAD:
-        raise UserError(f"Widths should be multiples of {HEAD}, found {width}.")
-    return VaViMConfig(
-        width=width, heads=width // HEAD, layers=layers, base_width=base_width, frames=frames, grid=grid, vocab=vocab
-    )
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What the runs of a comparison have in common."""
+
+    sources: tuple[str, ...]
+    """Drives to learn from, as in `foreact train vavim --data.sources`."""
+    layers: int = 3
+    """Blocks."""
+    frames: int = 2
+    """Frames per window."""
+    grid: tuple[int, int] = (18, 32)
+    """Rows and columns of tokens."""
+    vocab: int = 16385
+    """Token ids."""
+    batch_size: int = 2
+    """Windows per step."""
+    seed: int = 0
+    """Of weights and data."""
+    device: str | None = None
+    """Where to compute; default CUDA if there is one."""
+
+    def model(self, width: int, *, base_width: int) -> VaViMConfig:
+        """A VaViM of a width, with heads of one size."""
+        if width % HEAD:
+            raise UserError(f"Widths should be multiples of {HEAD}, found {width}.")
+        return VaViMConfig(width=width, heads=width // HEAD, base_width=base_width, layers=self.layers,
+                           frames=self.frames, grid=self.grid, vocab=self.vocab)  # fmt: skip
 
 
 def coord_check(
-    sources: tuple[str, ...],
+    setting: OmitArgPrefixes[Setting],
     widths: tuple[int, ...] = (64, 128, 256),
     steps: int = 6,
     lr: float = 0.01,
-    layers: int = 3,
-    frames: int = 2,
-    grid: tuple[int, int] = (18, 32),
-    vocab: int = 16385,
-    batch_size: int = 2,
-    seed: int = 0,
     out: Path = Path("runs/coord-check"),
-    device: str | None = None,
 ) -> None:
     """Train a few steps at several widths and plot how far the activations move, with muP and without.
 
@@ -62,31 +74,23 @@ def coord_check(
     the learning rate must be tuned again for every size.
 
     Args:
-        sources: drives to learn from, as in `foreact train vavim --data.sources`.
+        setting: what the runs have in common.
         widths: widths to compare; the first is muP's base.
         steps: optimiser steps.
         lr: base learning rate.
-        layers: blocks.
-        frames: frames per window.
-        grid: rows and columns of tokens.
-        vocab: token ids.
-        batch_size: windows per step.
-        seed: of weights and data.
         out: folder of the plot and the numbers.
-        device: where to compute; default CUDA if there is one.
     """
     if not widths or steps < 1:
         raise UserError(f"Expected one width and one step at least, found widths {widths} and {steps} steps.")
-    where = pick_device(device)
-    first = model_of(widths[0], layers=layers, base_width=widths[0], frames=frames, grid=grid, vocab=vocab)
-    split = load_driving(DrivingData(sources=sources), first, horizon=None, seed=seed)
+    where = pick_device(setting.device)
+    first = setting.model(widths[0], base_width=widths[0])
+    split = load_driving(DrivingData(sources=setting.sources), first, horizon=None, seed=setting.seed)
     say("Coordinate check", data=split.about, widths=widths, steps=steps, lr=lr, device=where, out=out)
     found: dict[str, dict[int, list[dict[str, float]]]] = {"muP": {}, "standard": {}}
     for name, rows in found.items():
         for width in tqdm(widths, desc=name, unit="width"):
             base = widths[0] if name == "muP" else width
-            config = model_of(width, layers=layers, base_width=base, frames=frames, grid=grid, vocab=vocab)
-            rows[width] = movements(config, split, steps=steps, lr=lr, batch_size=batch_size, seed=seed, device=where)
+            rows[width] = movements(setting, setting.model(width, base_width=base), split, steps=steps, lr=lr)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "coord-check.json", {k: {str(w): v for w, v in rows.items()} for k, rows in found.items()})
     (out / "coord-check.png").write_bytes(coordinates_figure(found))
@@ -98,14 +102,15 @@ def coord_check(
 
 
 def movements(
-    config: VaViMConfig, split: DrivingSplit, *, steps: int, lr: float, batch_size: int, seed: int, device: torch.device
+    setting: Setting, config: VaViMConfig, split: DrivingSplit, *, steps: int, lr: float
 ) -> list[dict[str, float]]:
     """Per step, the mean absolute change of each part's output on the first batch since initialisation."""
-    torch.manual_seed(seed)
+    device = pick_device(setting.device)
+    torch.manual_seed(setting.seed)
     model = VaViM(config).to(device).train()
     optimizer = build_optimizer(model, lr=lr, weight_decay=0.0, betas=(0.9, 0.95))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    stream = batches(split.training, batch_size=batch_size, seed=seed)
+    stream = batches(split.training, batch_size=setting.batch_size, seed=setting.seed)
     probe = next(stream).to(device)
     start = outputs(model, probe)
     rows = []
@@ -143,50 +148,34 @@ def outputs(model: VaViM, batch: Batch) -> dict[str, torch.Tensor]:
 
 
 def lr_sweep(
-    sources: tuple[str, ...],
+    setting: OmitArgPrefixes[Setting],
     widths: tuple[int, ...] = (64, 128, 256),
     lrs: tuple[float, ...] = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032),
     steps: int = 100,
-    layers: int = 3,
-    frames: int = 2,
-    grid: tuple[int, int] = (18, 32),
-    vocab: int = 16385,
-    batch_size: int = 2,
-    seed: int = 0,
     standard: bool = False,
     out: Path = Path("runs/lr-sweep"),
-    device: str | None = None,
 ) -> None:
     """Train at several widths and base learning rates; under muP the best rate is the same at every width.
 
     A sweep that was stopped goes on with the runs that are missing.
 
     Args:
-        sources: drives to learn from, as in `foreact train vavim --data.sources`.
+        setting: what the runs have in common.
         widths: widths to compare; the first is muP's base.
         lrs: base learning rates.
         steps: optimiser steps of each run, a tenth of them warmup.
-        layers: blocks.
-        frames: frames per window.
-        grid: rows and columns of tokens.
-        vocab: token ids.
-        batch_size: windows per step.
-        seed: of weights and data.
         standard: leave muP out (every width is its own base), to see the difference.
         out: folder of the runs, the plot and the numbers.
-        device: where to compute; default CUDA if there is one.
     """
     if not widths or not lrs:
         raise UserError(f"Expected one width and one learning rate at least, found {widths} and {lrs}.")
     rows = []
     for width in widths:
         base = width if standard else widths[0]
-        config = model_of(width, layers=layers, base_width=base, frames=frames, grid=grid, vocab=vocab)
+        config = setting.model(width, base_width=base)
         for lr in lrs:
             folder = out / f"width-{width}-lr-{lr:g}"
-            loss = short_run(
-                config, sources, folder, lr=lr, steps=steps, batch_size=batch_size, seed=seed, device=device
-            )
+            loss = short_run(setting, config, folder, lr=lr, steps=steps)
             rows.append({"width": width, "lr": lr, "loss": loss})
             print(f"width {width:>5}  lr {lr:<8g} loss {loss:.4f}")
     write_json(out / "lr-sweep.json", rows)
@@ -198,50 +187,34 @@ def lr_sweep(
 
 
 def laws(
-    sources: tuple[str, ...],
+    setting: OmitArgPrefixes[Setting],
     widths: tuple[int, ...] = (64, 96, 128, 192),
     steps: tuple[int, ...] = (50, 100, 200, 400),
     lr: float = 0.004,
-    layers: int = 3,
-    frames: int = 2,
-    grid: tuple[int, int] = (18, 32),
-    vocab: int = 16385,
-    batch_size: int = 2,
-    seed: int = 0,
     out: Path = Path("runs/scaling-laws"),
-    device: str | None = None,
 ) -> None:
     """Train a grid of sizes and amounts of data, fit L(N, D) = E + A / N^a + B / D^b and plot it.
 
     Every run goes through its whole schedule. A sweep that was stopped goes on with the runs that are missing.
 
     Args:
-        sources: drives to learn from, as in `foreact train vavim --data.sources`.
+        setting: what the runs have in common.
         widths: at least three; the first is muP's base, so that one learning rate serves all.
         steps: optimiser steps, at least three values.
         lr: base learning rate.
-        layers: blocks.
-        frames: frames per window.
-        grid: rows and columns of tokens.
-        vocab: token ids.
-        batch_size: windows per step.
-        seed: of weights and data.
         out: folder of the runs, the plot and the numbers.
-        device: where to compute; default CUDA if there is one.
     """
     if min(len(set(widths)), len(set(steps))) < 3:
         raise UserError(f"A law needs three widths and three numbers of steps at least, found {widths} and {steps}.")
     rows = []
     for width in widths:
-        config = model_of(width, layers=layers, base_width=widths[0], frames=frames, grid=grid, vocab=vocab)
+        config = setting.model(width, base_width=widths[0])
         with torch.device("meta"):
             parameters = sum(p.numel() for p in VaViM(config).blocks.parameters())
         for count in steps:
             folder = out / f"width-{width}-steps-{count}"
-            loss = short_run(
-                config, sources, folder, lr=lr, steps=count, batch_size=batch_size, seed=seed, device=device
-            )
-            tokens = count * batch_size * (frames * config.tokens_per_frame - 1)
+            loss = short_run(setting, config, folder, lr=lr, steps=count)
+            tokens = count * setting.batch_size * (setting.frames * config.tokens_per_frame - 1)
             rows.append({"width": width, "steps": count, "parameters": parameters, "tokens": tokens, "loss": loss})
             print(f"N {parameters:>10,}  D {tokens:>10,}  loss {loss:.4f}")
     law = fit_scaling_law(*([row[key] for row in rows] for key in ("parameters", "tokens", "loss")))
@@ -260,26 +233,17 @@ class ShortRun:
     train: TrainConfig
 
 
-def short_run(
-    config: VaViMConfig,
-    sources: tuple[str, ...],
-    folder: Path,
-    *,
-    lr: float,
-    steps: int,
-    batch_size: int,
-    seed: int,
-    device: str | None,
-) -> float:
+def short_run(setting: Setting, config: VaViMConfig, folder: Path, *, lr: float, steps: int) -> float:
     """Validation loss after a whole warmup-stable-drop run, nats per token; a finished run is not repeated."""
-    settings = TrainConfig(
+    batch_size, seed = setting.batch_size, setting.seed
+    training = TrainConfig(
         steps=steps, batch_size=batch_size, lr=lr, weight_decay=0.0, schedule="wsd", warmup=max(1, steps // 10),
         drop=steps // 5, ema=EMAConfig(enabled=False), seed=seed, workers=0, log_every=max(1, steps // 10),
         save_every=steps, keep=1, best_k=0, tensorboard=False,
     )  # fmt: skip
-    split = load_driving(DrivingData(sources=sources), config, horizon=None, seed=seed)
+    split = load_driving(DrivingData(sources=setting.sources), config, horizon=None, seed=seed)
     evaluator = ValidationLoss(split.validation)
-    open_run(folder, ShortRun(sources=sources, model=config, train=settings))
+    open_run(folder, ShortRun(sources=setting.sources, model=config, train=training))
     done = folder / "loss.json"
     if done.is_file():
         return read_json(done)["val/loss"]
@@ -289,7 +253,7 @@ def short_run(
 
     torch.manual_seed(seed)
     model = VaViM(config)
-    if train(model, micro_batches, settings, folder, device=pick_device(device)).interrupted:
+    if train(model, micro_batches, training, folder, device=pick_device(setting.device)).interrupted:
         raise KeyboardInterrupt
     model.eval()
     with torch.no_grad():

@@ -12,6 +12,37 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
 
+from foreact.types import UserError
+
+
+def check_shape(
+    name: str, *, channels: int, multipliers: Sequence[int], norm_groups: int, image_size: Sequence[int]
+) -> None:
+    """Refuse sizes of which no encoder and decoder can be made.
+
+    Args:
+        name: what they are of, for the message.
+        channels, multipliers, norm_groups: as in `Encoder`.
+        image_size: height and width of the pictures.
+
+    Raises:
+        UserError: with the entry that is wrong.
+    """
+    if not multipliers or min(multipliers) < 1:
+        raise UserError(f"The {name}'s multipliers should be whole numbers >= 1, found {multipliers}.")
+    # The first level normalises the base width itself; every other width is a multiple of it.
+    if channels % norm_groups:
+        raise UserError(
+            f"The {name}'s norm_groups should divide its channels, found {norm_groups} groups for {channels} channels; "
+            "choose another norm_groups."
+        )
+    stride = 2 ** (len(multipliers) - 1)
+    if len(image_size) != 2 or any(side < stride or side % stride for side in image_size):
+        raise UserError(
+            f"The {name}'s image_size should be two multiples of its stride {stride}, found {image_size}; change "
+            "image_size or the number of multipliers."
+        )
+
 
 def group_norm(channels: int, groups: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels, eps=1e-6)

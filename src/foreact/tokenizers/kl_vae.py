@@ -15,7 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from foreact.tokenizers.autoencoder import Decoder, Encoder
+from foreact.tokenizers.autoencoder import Decoder, Encoder, check_shape
 from foreact.tokenizers.images import resize_video
 from foreact.tokenizers.perceptual import PerceptualDistance
 from foreact.types import Batch, LossOut, UserError, to_model_range
@@ -63,19 +63,8 @@ class KLVAEConfig:
         fewest = 0 if set(self.multipliers) == {1} else 1  # only a residual block can change the width
         if self.blocks < fewest:
             raise UserError(f"The autoencoder's blocks should be at least {fewest}, found {self.blocks}.")
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise UserError(f"The autoencoder's multipliers should be whole numbers >= 1, found {self.multipliers}.")
-        # The first level normalises the base width itself; every other width is a multiple of it.
-        if self.channels % self.norm_groups:
-            raise UserError(
-                f"The autoencoder's norm_groups should divide its channels, found {self.norm_groups} groups for "
-                f"{self.channels} channels; choose another norm_groups."
-            )
-        if len(self.image_size) != 2 or any(s < self.stride or s % self.stride for s in self.image_size):
-            raise UserError(
-                f"The autoencoder's image_size should be two multiples of its stride {self.stride}, "
-                f"found {self.image_size}; change image_size or the number of multipliers."
-            )
+        check_shape("autoencoder", channels=self.channels, multipliers=self.multipliers, norm_groups=self.norm_groups,
+                    image_size=self.image_size)  # fmt: skip
         if not (math.isfinite(self.scale) and self.scale > 0):
             raise UserError(f"The autoencoder's scale should be a number above 0, found {self.scale}.")
         if self.posterior not in ("mean", "sample"):

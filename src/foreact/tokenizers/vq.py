@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from foreact.tokenizers.autoencoder import Decoder, Encoder
+from foreact.tokenizers.autoencoder import Decoder, Encoder, check_shape
 from foreact.tokenizers.images import resize_video
 from foreact.tokenizers.perceptual import PerceptualDistance
 from foreact.tokenizers.quantize import Quantizer, codebook_use
@@ -62,18 +62,8 @@ class VQConfig:
         for name in ("channels", "blocks", "features", "codes", "code_dim", "norm_groups"):
             if getattr(self, name) < 1:
                 raise UserError(f"The tokenizer's {name} should be at least 1, found {getattr(self, name)}.")
-        if not self.multipliers or min(self.multipliers) < 1:
-            raise UserError(f"The tokenizer's multipliers should be whole numbers >= 1, found {self.multipliers}.")
-        if self.channels % self.norm_groups:
-            raise UserError(
-                f"The tokenizer's norm_groups should divide its channels, found {self.norm_groups} groups for "
-                f"{self.channels} channels; choose another norm_groups."
-            )
-        if len(self.image_size) != 2 or any(s < self.stride or s % self.stride for s in self.image_size):
-            raise UserError(
-                f"The tokenizer's image_size should be two multiples of its stride {self.stride}, "
-                f"found {self.image_size}; change image_size or the number of multipliers."
-            )
+        check_shape("tokenizer", channels=self.channels, multipliers=self.multipliers, norm_groups=self.norm_groups,
+                    image_size=self.image_size)  # fmt: skip
         for name in ("codebook_weight", "commitment_weight", "entropy_weight", "perceptual_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise UserError(f"The tokenizer's {name} should be a number >= 0, found {getattr(self, name)}.")
