@@ -65,8 +65,8 @@ OPTIONS = {
     "weights get": ["--out", "--base-url", "--sha256", "--files", "--timeout"],
     "weights unpack": ["--out", "--max-total", "--max-files"],
     "weights pack": ["--out", "--max-size", "--extension"],
-    "weights convert": ["--src", "--dst", "--task", "--raw", "--heads", "--grid", "--half", "--to"],
-    "weights verify": ["--weights"],
+    "weights convert": ["--out", "--task", "--raw", "--heads", "--grid", "--half", "--to"],
+    "weights verify": [],
     "doctor": [],
 }  # fmt: skip
 
@@ -112,7 +112,7 @@ def test_bare_call_lists_every_verb(argv: list[str], capsys: pytest.CaptureFixtu
         (["train", "uva", "--stage=act"], "--stage should be one of video, joint, found 'act'."),
         (["train", "uva", "--size"], "--size needs a value."),
         (["train", "kl-vae", "--from", "nowhere"], "--from expects the folder of an earlier run; nowhere holds no "),
-        (["weights", "verify", "--weights", "nothing"], "'nothing' is neither a checkpoint folder nor a shipped "),
+        (["weights", "verify", "nothing"], "'nothing' is neither a checkpoint folder nor a shipped "),
     ],
 )
 def test_mistakes_are_one_sentence(argv: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -306,14 +306,14 @@ def test_damaged_weights(world: World, tmp_path: Path, refused: Callable[..., st
     shutil.copytree(world.uva, tmp_path / "uva")
     tensors = tmp_path / "uva" / "model.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-100])
-    for argv in (["weights", "verify"], ["eval", "closed-loop"]):
-        assert "damaged or cut short" in refused(*argv, "--weights", "uva")
+    for argv in (["weights", "verify"], ["eval", "closed-loop", "--weights"]):
+        assert "damaged or cut short" in refused(*argv, "uva")
 
 
 def test_unsafe_or_unknown_file_is_not_converted(tmp_path: Path, refused: Callable[..., str]) -> None:
     (tmp_path / "evil.ckpt").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
-    refused("weights", "convert", "--src", "evil.ckpt", "--dst", "ours")
-    refused("weights", "convert", "--src", "nothing.ckpt", "--dst", "ours")
+    refused("weights", "convert", "evil.ckpt", "--out", "ours")
+    refused("weights", "convert", "nothing.ckpt", "--out", "ours")
     assert not (tmp_path / "pwned").exists()
 
 
@@ -415,7 +415,7 @@ def test_full_disk_while_converting_and_encoding(
     golden = Path(__file__).parents[1] / "parity/goldens/uva/checkpoint_pusht/reference_format.ckpt"
     with monkeypatch.context() as patched:
         patched.setattr("foreact.weights.format.save_file", full)
-        sentence = refused("weights", "convert", "--src", golden, "--dst", "ours", "--heads", "2", "2")
+        sentence = refused("weights", "convert", golden, "--out", "ours", "--heads", "2", "2")
         assert "No space left on device" in sentence
     shutil.rmtree(store / "data" / "latents_img")
     with monkeypatch.context() as patched:

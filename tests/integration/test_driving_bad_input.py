@@ -204,7 +204,7 @@ def test_a_training_set_with_a_bad_id_ends_after_it_began_and_can_go_on(here: Pa
 def release(here: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> Path:
     """release/: an action model in the reference's layout, packed in parts."""
     monkeypatch.chdir(here)
-    main(words("weights convert --src vavam --dst VAM_width_768_pretrained_38k.pt --to reference"))
+    main(words("weights convert vavam --out VAM_width_768_pretrained_38k.pt --to reference"))
     size = (here / "VAM_width_768_pretrained_38k.pt").stat().st_size // 4
     (here / "release").mkdir()
     main(words(f"weights pack VAM_width_768_pretrained_38k.pt --out release/vavam --max-size {size}B"))
@@ -265,7 +265,7 @@ class Opens:
 
 def test_a_pickle_that_would_run_a_program_is_refused_by_name(here: Path, refused: Refused) -> None:
     torch.save({"state_dict": {}, "hyper_parameters": Opens()}, here / "evil.ckpt")
-    sentence = refused(*words("weights convert --src evil.ckpt --dst ours"))
+    sentence = refused(*words("weights convert evil.ckpt --out ours"))
     assert f"{os.system.__module__}.system" in sentence
     assert not (here / "broken-in").exists()
 
@@ -284,13 +284,13 @@ def test_a_release_is_got_checked_unpacked_converted_and_imagines(
     server.files[name] = (here / "packed" / name).read_bytes()
     get = f"weights get vavam-s-38k-action --base-url {server.url} --out got --sha256 packed/{MANIFEST}"
     main(words(get))
-    main(words("weights verify --weights got"))
+    main(words("weights verify got"))
     assert f"1 file as {Path('got') / MANIFEST} says" in capsys.readouterr().out
     main(words(f"weights unpack got/{name} --out unpacked"))
-    convert = "weights convert --src unpacked/VAM_width_768_pretrained_38k.pt"
-    refused(*words(f"{convert} --dst wrong-grid --grid 5 5"))
-    main(words(f"{convert} --dst ours --grid 2 3"))
-    main(words("weights verify --weights ours"))
+    convert = "weights convert unpacked/VAM_width_768_pretrained_38k.pt"
+    refused(*words(f"{convert} --out wrong-grid --grid 5 5"))
+    main(words(f"{convert} --out ours --grid 2 3"))
+    main(words("weights verify ours"))
     ours, before = load_checkpoint(here / "ours"), load_checkpoint(here / "vavam")
     assert set(ours.state) == set(before.state)
     assert all(torch.equal(ours.state[key], before.state[key]) for key in before.state)
@@ -302,4 +302,4 @@ def test_a_release_is_got_checked_unpacked_converted_and_imagines(
     assert len(list((here / "shown").glob("*.mp4"))) == 1
 
     (here / "got" / name).write_bytes(b"something else")
-    assert name in refused(*words("weights verify --weights got"))
+    assert name in refused(*words("weights verify got"))

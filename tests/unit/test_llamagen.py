@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, group_norm, interpolate, normalize, pad
 
+from foreact.cli import run
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
 from foreact.types import Tokenizer, UserError
 from foreact.weights.format import build, load_checkpoint, save_checkpoint
@@ -182,6 +183,15 @@ def test_what_is_written_is_read_back_and_has_all_their_names(released: Path, tm
     assert set(theirs) == set(again)
     assert all(torch.equal(theirs[name], again[name]) for name in theirs)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.pt", "vq.pt"]
+
+
+def test_the_command_line_converts_both_ways(released: Path, tmp_path: Path) -> None:
+    run(["weights", "convert", str(released), "--out", str(tmp_path / "ours"), "--grid", "4", "6"])
+    assert load_checkpoint(tmp_path / "ours").family == "vq"
+    run(["weights", "convert", str(tmp_path / "ours"), "--out", str(tmp_path / "back.pt"), "--to", "reference"])
+    theirs, back = (torch.load(p, weights_only=True)["model"] for p in (released, tmp_path / "back.pt"))
+    assert theirs.keys() == back.keys()
+    assert all(torch.equal(theirs[name], back[name]) for name in theirs)
 
 
 def test_names_go_there_and_back_for_any_number_of_levels() -> None:

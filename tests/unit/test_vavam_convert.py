@@ -152,14 +152,14 @@ def test_files_name_the_classes_that_the_reference_expects(files: dict[str, Path
 
 def test_command_line_both_ways(tmp_path: Path, files: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     ours, back = tmp_path / "ours", tmp_path / "back.ckpt"
-    run(["weights", "convert", "--src", str(files["vavim"]), "--dst", str(ours), "--grid", "2", "3"])
+    run(["weights", "convert", str(files["vavim"]), "--out", str(ours), "--grid", "2", "3"])
     assert "tied, the same as transformer.wie.weight" in capsys.readouterr().out
-    run(["weights", "convert", "--src", str(ours), "--dst", str(back), "--to", "reference"])
+    run(["weights", "convert", str(ours), "--out", str(back), "--to", "reference"])
     assert "in the reference's names" in capsys.readouterr().out
     first, second = (read_torch_file(f)["state_dict"] for f in (files["vavim"], back))
     assert all(torch.equal(first[k], second[k]) for k in first)
-    with pytest.raises(UserError, match="takes src and dst alone"):
-        run(["weights", "convert", "--src", str(ours), "--dst", str(back), "--to", "reference", "--half"])
+    with pytest.raises(UserError, match="takes the folder and --out alone"):
+        run(["weights", "convert", str(ours), "--out", str(back), "--to", "reference", "--half"])
 
 
 # --- reading -----------------------------------------------------------------------------------------------------

@@ -212,8 +212,9 @@ def driving_video(
         "data": str(data),
         "window": f"{context} + {future} frames, {stride} apart",
         "sampling": f"temperature {temperature}, top_k {top_k}, seed {seed}",
-        "FID against": "context frames, float32 sums (reference)" if reference else "true future frames",
     }
+    if features is not None:
+        facts["FID against"] = "context frames, float32 sums (reference)" if reference else "true future frames"
     facts |= {f"{kind} network": _named(n) for kind, n in zip(("FID", "FVD"), networks, strict=True) if n is not None}
     say("Imagined drives", **facts, device=where, out=out)
     chosen = spread(len(windows), max_windows)

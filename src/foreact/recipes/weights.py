@@ -154,8 +154,8 @@ def pack(
 
 
 def convert(
-    src: Path,
-    dst: Path,
+    src: Positional[Path],
+    out: Path,
     task: str | None = None,
     raw: bool = False,
     heads: tuple[int, int] | None = None,
@@ -171,7 +171,7 @@ def convert(
 
     Args:
         src: the foreign file or directory; with --to reference our folder or a shipped name.
-        dst: the folder to write; with --to reference the file.
+        out: the folder to write; with --to reference the file.
         task: what the numbers mean; without it a UVA can be trained on but cannot act.
         raw: of a UVA, take the raw weights, not their average.
         heads: of a UVA of no published size, attention heads of encoder and decoder.
@@ -182,23 +182,23 @@ def convert(
             in training, from which `foreact train vavim --stage finetune --train.start-from` goes on.
     """
     if to == "training":
-        print(f"Training can start from {write_released_run(src, dst, grid=grid)}")
+        print(f"Training can start from {write_released_run(src, out, grid=grid)}")
         return
     if to == "reference":
         if task is not None or raw or heads is not None or grid is not None or half:
-            raise UserError("A folder is written back as it is: --to reference takes src and dst alone.")
+            raise UserError("A folder is written back as it is: --to reference takes the folder and --out alone.")
         if family_of(resolve(str(src))) == "vq":
-            write_llamagen(dst, load_checkpoint(resolve(str(src))).state)
-            print(f"wrote {dst}")
+            write_llamagen(out, load_checkpoint(resolve(str(src))).state)
+            print(f"wrote {out}")
         else:
-            print(write_vavam_checkpoint(resolve(str(src)), dst))
+            print(write_vavam_checkpoint(resolve(str(src)), out))
         return
     spec = None if task is None else find_task(task).spec
     dtype = torch.float16 if half else None
-    print(converting.convert(src, dst, spec=spec, ema=not raw, heads=heads, grid=grid, dtype=dtype))
+    print(converting.convert(src, out, spec=spec, ema=not raw, heads=heads, grid=grid, dtype=dtype))
 
 
-def verify(weights: str) -> None:
+def verify(weights: Positional[str]) -> None:
     """Read a checkpoint, or released files with their manifest, whole; print counts, sizes and hashes.
 
     Args:
