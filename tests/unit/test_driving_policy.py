@@ -61,6 +61,19 @@ def test_a_plan_is_what_the_model_makes_of_the_newest_frames_and_the_newest_comm
     assert (chunk.t0, chunk.execute, chunk.actions.dtype) == (len(frames) - 1, 1, np.float32)
 
 
+def test_a_model_that_says_how_to_act_is_asked_that_way() -> None:
+    frames = pictures(FRAMES)
+    noise = torch.randn(1, HORIZON, 2, generator=torch.Generator().manual_seed(7))
+    model = tiny_vavam(replace(ACTION, context=2, steps=3, clip=1.5))
+    driver = DrivingPolicy(model, BrightnessTokenizer(), acting_spec(SIZE), noise=lambda seed, step: noise)
+    plan = drive(driver, frames)[-1]
+    video = to_model_range(torch.from_numpy(np.stack(frames[-2:]))).permute(0, 3, 1, 2)
+    tokens, straight = BrightnessTokenizer().encode(video[None]), torch.tensor([2])
+    expected = tiny_vavam().act(tokens, straight, noise=noise[None], steps=3, clip=1.5)
+    np.testing.assert_allclose(plan, expected[0, 0].numpy(), rtol=1e-5, atol=1e-4)
+    assert driver.describe()["context"] == 2
+
+
 def test_every_frame_is_tokenized_once() -> None:
     tokenizer = BrightnessTokenizer()
     drive(policy(tokenizer=tokenizer), pictures(7))

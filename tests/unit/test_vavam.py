@@ -122,3 +122,16 @@ def test_what_cannot_be_acted_on_is_refused() -> None:
         model.act(tokens, COMMANDS, steps=0, noise=noise(1))
     with pytest.raises(UserError, match="plans and commands"):
         model(Batch(tokens={"front": tokens}), rng=torch.Generator())
+
+
+def test_the_config_says_how_to_act() -> None:
+    tokens, drawn = some_tokens(2, 2), noise(1)
+    meant = tiny_vavam(dataclasses.replace(ACTION, steps=3, clip=1.5))
+    plain = tiny_vavam()
+    assert torch.equal(
+        meant.act(tokens, COMMANDS, noise=drawn), plain.act(tokens, COMMANDS, noise=drawn, steps=3, clip=1.5)
+    )
+    free = meant.act(tokens, COMMANDS, noise=drawn, steps=10, clip=float("inf"))
+    assert torch.equal(free, plain.act(tokens, COMMANDS, noise=drawn))
+    with pytest.raises(UserError, match=r"context should be in 1\.\.4"):
+        dataclasses.replace(ACTION, context=5)

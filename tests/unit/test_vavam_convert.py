@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickletools
 import subprocess
 import sys
@@ -120,7 +121,7 @@ def spec_of(config: VaVAMConfig) -> StreamSpec:
 
 
 def test_what_the_file_says_of_acting_is_kept_in_metres(tmp_path: Path) -> None:
-    source = folder(tmp_path / "ours", ACTION, context=2, steps=7, clip=25.0)
+    source = folder(tmp_path / "ours", dataclasses.replace(ACTION, context=2, steps=7, clip=25.0))
     write_vavam_checkpoint(source, tmp_path / "x.pt")
     content = read_torch_file(tmp_path / "x.pt")
     conf = content["hyper_parameters"]["vam_conf"]
@@ -130,8 +131,9 @@ def test_what_the_file_says_of_acting_is_kept_in_metres(tmp_path: Path) -> None:
     assert mask[:12, :12].equal(torch.ones(12, 12).tril().bool())
     assert not mask[:12, 12:].any()
     assert mask[12].tolist() == [True] * 6 + [False] * 6 + [True] * 4 + [False] * 4
-    facts = read_vavam_checkpoint(tmp_path / "x.pt", grid=GRID).facts
-    assert (facts["context"], facts["steps"], facts["clip"]) == (2, 7, 25.0)
+    config = read_vavam_checkpoint(tmp_path / "x.pt", grid=GRID).config
+    assert isinstance(config, VaVAMConfig)
+    assert (config.context, config.steps, config.clip) == (2, 7, 25.0)
 
 
 def test_files_name_the_classes_that_the_reference_expects(files: dict[str, Path]) -> None:

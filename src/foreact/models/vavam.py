@@ -78,8 +78,20 @@ class VaVAMConfig:
     """Noise left at the end of the flow."""
     time: TimeDistribution = "beta"
     """How training draws the flow's time."""
+    context: int | None = None
+    """Frames to act from; None: as many as the video model's window holds."""
+    steps: int = 10
+    """Euler steps of a plan."""
+    clip: float | None = None
+    """Limit on each coordinate of a plan, in metres; None: none."""
 
     def __post_init__(self) -> None:
+        if self.context is not None and not 1 <= self.context <= self.vavim.frames:
+            raise UserError(
+                f"context should be in 1..{self.vavim.frames}, the video model's frames, not {self.context}."
+            )
+        if self.steps < 1 or (self.clip is not None and not self.clip > 0):
+            raise UserError(f"steps and clip should be positive, found {self.steps} and {self.clip}.")
         if self.expert.width % 2 or self.expert.width < 4:
             raise UserError(f"The expert's width should be even and at least 4, found {self.expert.width}.")
         if not self.action_scale > 0:
@@ -237,7 +249,7 @@ class VaVAM(nn.Module):
         commands: Tensor,
         *,
         samples: int = 1,
-        steps: int = 10,
+        steps: int | None = None,
         clip: float | None = None,
         rng: torch.Generator | None = None,
         noise: Tensor | None = None,
@@ -249,8 +261,8 @@ class VaVAM(nn.Module):
             tokens: int64 (B, T, h, w) with 1 <= T <= frames.
             commands: int64 (B,).
             samples: plans per context, k.
-            steps: Euler steps.
-            clip: limit on each coordinate, in metres; None for none.
+            steps: Euler steps; None for the config's.
+            clip: limit on each coordinate, in metres; None for the config's, math.inf for none.
             rng: draws the initial noise, on the device of `tokens`; needed unless `noise` is given.
             noise: standard normal (B, k, K, A) to use instead.
             path: receives the result as it would be after each step.
@@ -260,6 +272,8 @@ class VaVAM(nn.Module):
         """
         self.vavim.require_ids(tokens)
         self._require_commands(commands)
+        steps = self.config.steps if steps is None else steps
+        clip = self.config.clip if clip is None else clip
         if steps < 1 or samples < 1:
             raise UserError(f"samples and steps should be at least 1, found {samples} and {steps}.")
         expert = self.config.expert

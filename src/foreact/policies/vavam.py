@@ -67,8 +67,8 @@ class DrivingPolicy:
         spec: camera and its size in the tokenizer, rate, and what the waypoints mean.
         samples: plans to draw, k.
         choose: which of them to follow: the first, or the medoid, the one closest to all others.
-        steps: Euler steps of the flow.
-        clip: limit on each coordinate in metres, or None.
+        steps: Euler steps of the flow; None for the model's.
+        clip: limit on each coordinate in metres; None for the model's, math.inf for none.
         execute: waypoints to follow before planning again, 1..K.
         noise: where plans grow from; by default a generator seeded with the episode's seed and the step.
         bfloat16: run the model, not the tokenizer, in bfloat16 where that loses little.
@@ -87,7 +87,7 @@ class DrivingPolicy:
         *,
         samples: int = 1,
         choose: Choice = "first",
-        steps: int = 10,
+        steps: int | None = None,
         clip: float | None = None,
         execute: int = 1,
         noise: NoiseSource | None = None,
@@ -96,6 +96,7 @@ class DrivingPolicy:
         weights: str = "",
     ) -> None:
         video, expert = model.config.vavim, model.config.expert
+        steps = model.config.steps if steps is None else steps
         if samples < 1 or steps < 1:
             raise UserError(f"samples ({samples}) and steps ({steps}) must be at least 1.")
         if not 1 <= execute <= expert.horizon:
@@ -116,7 +117,8 @@ class DrivingPolicy:
         self.samples = samples
         self.choose = choose
         self.steps = steps
-        self.clip = clip
+        self.clip = model.config.clip if clip is None else clip
+        self.context = model.config.context or video.frames
         self.execute = execute
         self.bfloat16 = bfloat16
         self.device = torch.device(device)
@@ -132,8 +134,7 @@ class DrivingPolicy:
         return other
 
     def reset(self, seeds: Sequence[int]) -> None:
-        frames = self.model.config.vavim.frames
-        self._drives = [Drive(int(seed), deque(maxlen=frames)) for seed in seeds]
+        self._drives = [Drive(int(seed), deque(maxlen=self.context)) for seed in seeds]
 
     def observe(self, obs: Observation, ids: Sequence[int] | None = None) -> None:
         drives = self._chosen(ids)
@@ -185,7 +186,7 @@ class DrivingPolicy:
             "policy": "vavam",
             "weights": self.weights,
             "camera": self.camera,
-            "context": self.model.config.vavim.frames,
+            "context": self.context,
             "horizon": self.model.config.expert.horizon,
             "execute": self.execute,
             "samples": self.samples,

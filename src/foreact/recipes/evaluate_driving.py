@@ -42,7 +42,7 @@ def open_loop(
     data: str,
     stride: int | None = None,
     samples: int = 10,
-    steps: int = 10,
+    steps: int | None = None,
     command_horizon: Literal["plan", "reference"] = "plan",
     max_windows: int | None = None,
     batch_size: int = 8,
@@ -62,7 +62,7 @@ def open_loop(
             its frame rate (flat_tokens@10), or trajectories with their tokens (val.pkl:tokens@2).
         stride: frames of the data from one frame of the model to the next; default: as makes the model's rate.
         samples: plans per window, the k of minADE_k.
-        steps: Euler steps per plan.
+        steps: Euler steps per plan; default: the model's.
         command_horizon: commands look to the end of the plan, or as the released VaVAM was trained.
         max_windows: measure so many, spread evenly over the data; default: every one.
         batch_size: windows per call.
@@ -105,14 +105,19 @@ def open_loop(
     result: dict[str, Any] = {"facts": facts, "next_token": tokens.to_json()}
     pictures: list[Media] = []
     if vavam is not None:
-        windows = DrivingWindows(drives, **shared, horizon=vavam.config.expert.horizon, command_horizon=command_horizon)
+        windows = DrivingWindows(
+            drives,
+            **{**shared, "frames": vavam.config.context or vavim.config.frames},
+            horizon=vavam.config.expert.horizon,
+            command_horizon=command_horizon,
+        )
         with precision(where, bfloat16):
             plans = driving.open_loop(
                 vavam,
                 _bar(windows, batch_size, max_windows, "plans"),
                 shared["camera"],
                 samples=samples,
-                steps=steps,
+                steps=vavam.config.steps if steps is None else steps,
                 seed=seed,
                 examples=examples,
                 device=where,

@@ -22,7 +22,7 @@ def neuroncap(
     port: int = 9000,
     samples: int = 1,
     choose: Choice = "first",
-    steps: int = 10,
+    steps: int | None = None,
     seed: int = 0,
     gaps: Gaps = "keep",
     sessions: int = 16,
@@ -38,7 +38,7 @@ def neuroncap(
         port: port to listen on; 0 takes a free one.
         samples: plans to draw per request.
         choose: which of them to answer with: the first, or the one closest to all others.
-        steps: Euler steps.
+        steps: Euler steps; default: the model's.
         seed: of the draws of every episode; /reset?seed=N sets another.
         gaps: when frames are not half a second apart: keep what was seen, or restart without it. Both warn.
         sessions: episodes at a time; a further one replaces the one idle for longest.

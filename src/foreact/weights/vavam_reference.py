@@ -32,7 +32,7 @@ class VaVAMReference:
     Attributes:
         config: of the model.
         state: its tensors in our names, standing on a private memory map of the file.
-        facts: how it was trained and is meant to be run, as far as the file says; JSON values.
+        facts: how far it was trained, as the file says; JSON values.
         report: where every entry of the file went, in lines.
     """
 
@@ -105,7 +105,7 @@ def read_vavam_checkpoint(
             conf = reading.conf("network")
             config, state = read_video(reading, conf, tensors, ("mup_base_shapes",), grid, camera)
         else:
-            config, state = read_video_action(reading, tensors, facts, grid, camera)
+            config, state = read_video_action(reading, tensors, grid, camera)
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
         raise UserError(f"{path} is no {family} checkpoint: its entries have an odd form ({error}).") from None
     used = {"state_dict", "hyper_parameters", "epoch", "global_step", *reading.used}

@@ -148,11 +148,10 @@ def read_video(
 def read_video_action(
     reading: Reading,
     tensors: dict[str, Tensor],
-    facts: dict[str, Any],
     grid: tuple[int, int] | None,
     camera: str,
 ) -> tuple[VaVAMConfig, dict[str, Tensor]]:
-    """Config of a video-action model and its tensors in our names; adds to `facts` how it is meant to act."""
+    """Config of a video-action model and its tensors in our names."""
     conf, action = reading.conf("vam_conf"), reading.conf("vam_conf", "action_config")
     parts = {
         p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)} for p in ("gpt.", "action_expert.")
@@ -197,24 +196,23 @@ def read_video_action(
     )
     told = f"width {expert.base_width}, attention {expert.base_attention}"
     _check_base_shapes(reading, shapes, keys, expert_base_shapes(expert, video.layers), told)
+    context = conf("finetuning_timesteps", video.frames)
+    clip, scaling = conf.raw.get("final_action_clip_value"), float(conf("action_scaling"))
     config = VaVAMConfig(
         vavim=video,
         expert=expert,
-        action_scale=float(conf("action_scaling")),
+        action_scale=scaling,
         sigma=float(conf("flow_sig_min")),
         time=_flow_time(reading),
+        context=None if context == video.frames else context,
+        steps=conf("num_inference_steps", 10),
+        clip=None if clip is None else float(clip) * scaling,  # in metres, as everywhere here
     )
     with torch.device("meta"):
         module = VaVAM(config).expert
     names = expert_names(video.layers)
     state = {f"vavim.{k}": v for k, v in state.items()}
     state |= {f"expert.{k}": v for k, v in _renamed(reading, weights, names, module).items()}
-    clip = conf.raw.get("final_action_clip_value")
-    facts |= {
-        "context": conf("finetuning_timesteps", video.frames),
-        "steps": conf("num_inference_steps", 10),
-        "clip": None if clip is None else float(clip) * config.action_scale,  # in metres, as everywhere here
-    }
     return config, state
 
 

@@ -109,15 +109,14 @@ def _vavam(checkpoint: Checkpoint, config: VaVAMConfig) -> dict[str, Any]:
     sampling = next((theirs for theirs, ours in FLOW_TIMES.items() if ours == config.time), None)
     if sampling is None:
         raise UserError(f"{checkpoint.path} draws times '{config.time}', which the reference does not know.")
-    facts = checkpoint.card.get("facts") or {}
-    context, clip = int(facts.get("context", video.frames)), facts.get("clip")
+    context = config.context or video.frames
     vam_conf = {
         "_target_": "vam.action_expert.VideoActionModel",
         "_recursive_": False,
         "finetuning_timesteps": context,
-        "num_inference_steps": int(facts.get("steps", 10)),
+        "num_inference_steps": config.steps,
         "flow_sig_min": config.sigma,
-        "final_action_clip_value": None if clip is None else clip / config.action_scale,
+        "final_action_clip_value": None if config.clip is None else config.clip / config.action_scale,
         "action_scaling": config.action_scale,
         "gpt_mup_base_shapes": _video_shape_file(video),
         "gpt_checkpoint_path": None,

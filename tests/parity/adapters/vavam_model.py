@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any
 
@@ -84,6 +85,8 @@ def vavam_config(raw: dict[str, Any], grid: Any = None) -> VaVAMConfig:
         ),
         action_scale=conf["action_scaling"],
         sigma=conf["flow_sig_min"],
+        context=None if conf["finetuning_timesteps"] == gpt["nb_timesteps"] else conf["finetuning_timesteps"],
+        steps=conf["num_inference_steps"],
     )
 
 
@@ -210,7 +213,7 @@ def vam_euler(case: Case) -> None:
             io[f"{run}.visual_tokens"],
             io[f"{run}.high_level_command"][:, 0],
             steps=options["num_inference_steps"],
-            clip=None if clip is None else clip * model.config.action_scale,  # ours is in metres
+            clip=math.inf if clip is None else clip * model.config.action_scale,  # ours is in metres
             noise=io[f"{run}.noise"],
             path=path,
         )

@@ -70,7 +70,7 @@ def neuroncap_server(case: Case) -> None:
             trajectory = torch.tensor(reply["trajectory"])
             case.check(f"step{i}.trajectory", trajectory)
             case.check_value(trajectory, torch.tensor(expected["trajectory"]), f"response of step {i}")
-            context = torch.stack(tokenizer.encoded[seen:][-model.config.vavim.frames :])
+            context = torch.stack(tokenizer.encoded[seen:][-policy.context :])
             case.check(f"step{i}.visual_tokens", context)
     requests = sum(f"step{i}.noise" in case.io for i in range(len(transcript)))
     assert len(tokenizer.encoded) == requests  # each frame once, where the reference encodes its whole buffer each time
