@@ -192,6 +192,16 @@ def ordered_batches(dataset: Windows, *, batch_size: int, chosen: np.ndarray | N
         yield dataset.batch(rows[first : first + batch_size])
 
 
+def spread(windows: int, at_most: int) -> np.ndarray:
+    """Numbers of up to `at_most` of `windows` windows, from the first to the last, evenly: int64."""
+    return np.linspace(0, windows - 1, min(at_most, windows)).round().astype(np.int64)
+
+
+def spread_batches(dataset: Windows, *, at_most: int, batch_size: int) -> list[Batch]:
+    """Up to `at_most` windows, spread evenly over the set, for measuring during training."""
+    return list(ordered_batches(dataset, batch_size=batch_size, chosen=spread(len(dataset), at_most)))
+
+
 class MicroBatches:
     """Micro-batch number -> `Batch`; a map-style dataset for torch's DataLoader.
 

@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import importlib
 import math
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foreact.types import UserError, to_model_range
+from foreact.weights.manifest import sha256_of
+from foreact.weights.torchscript import open_script
 
 COMPARABLE = "Scores are comparable only under the same network hash, preprocessing and numbers of samples."
 
@@ -192,7 +193,7 @@ def open_features(
     where = torch.device(device)
     path = Path(source).expanduser()
     if path.is_file():
-        module, digest, name = _open_file(path), _file_hash(path), path.name
+        module, digest, name = open_script(path, "cpu"), "sha256:" + sha256_of(path), path.name
     elif ":" in source and path.suffix not in (".jit", ".pt", ".pth", ".ts"):
         module, name = _import_module(source), source
         digest = _weights_hash(module)
@@ -203,17 +204,6 @@ def open_features(
         )
     network = module.eval().to(where)
     return FeatureNetwork(name=name, hash=digest, preprocessing=preprocessing, forward=network, device=where)
-
-
-def _open_file(path: Path) -> nn.Module:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # it is what feature networks are published as
-            return torch.jit.load(str(path), map_location="cpu")
-    except (RuntimeError, ValueError, OSError) as error:
-        raise UserError(
-            f"{path} is no TorchScript file that torch can open; export the network with torch.jit.save."
-        ) from error
 
 
 def _import_module(source: str) -> nn.Module:
@@ -228,11 +218,6 @@ def _import_module(source: str) -> nn.Module:
     if not isinstance(found, nn.Module):
         raise UserError(f"'{source}' should return an nn.Module, found {type(found).__name__}.")
     return found
-
-
-def _file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _weights_hash(module: nn.Module) -> str:

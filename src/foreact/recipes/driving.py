@@ -12,13 +12,13 @@ import numpy as np
 from foreact.data.drives import Drives, StoreDrives
 from foreact.data.driving import DrivingWindows, plan_spec
 from foreact.data.frames import read_names
-from foreact.data.loader import Windows, ordered_batches
+from foreact.data.loader import Windows
 from foreact.data.mixing import Concat, HardTurns, Subset, mix
 from foreact.data.split import split_episodes
 from foreact.data.store import open_store
 from foreact.data.token_folders import TokenFolders, TrajectoryTokens
 from foreact.models.vavim import VaViMConfig
-from foreact.types import Batch, StreamSpec, UserError
+from foreact.types import StreamSpec, UserError
 from foreact.weights.configs import read_json
 from foreact.weights.format import TokenizerRef
 from foreact.weights.trajectory_pickles import open_trajectories
@@ -175,16 +175,10 @@ def windows_of(
     """The windows of one source at the model's rate, checked against the model's grid."""
     if not data.rate_hz > 0:
         raise UserError(f"--data.rate-hz should be positive, found {data.rate_hz:g}.")
-    stride = drives.rate_hz / data.rate_hz
-    if abs(stride - round(stride)) > 1e-6 or round(stride) < 1:
-        raise UserError(
-            f"{drives.label} has {drives.rate_hz:g} frames per second, of which {data.rate_hz:g} cannot be taken "
-            "evenly; choose a --data.rate-hz that divides it."
-        )
     windows = DrivingWindows(
         drives,
         frames=model.frames,
-        stride=round(stride),
+        stride=even_stride(drives.label, drives.rate_hz, data.rate_hz, "choose a --data.rate-hz that divides it"),
         horizon=horizon,
         command_horizon=data.command_horizon,
         vocab=model.vocab,
@@ -198,6 +192,20 @@ def windows_of(
             f"{model.grid[1]}; set --model.grid {grid[0]} {grid[1]} for a new model, or tokenize at the model's size."
         )
     return windows
+
+
+def even_stride(label: str, rate_hz: float, wanted: float, remedy: str) -> int:
+    """Frames of the data from one frame of the model to the next.
+
+    Raises:
+        UserError: `wanted` frames per second cannot be taken evenly; the sentence ends with the remedy.
+    """
+    stride = rate_hz / wanted
+    if round(stride) < 1 or abs(stride - round(stride)) > 1e-6:
+        raise UserError(
+            f"{label} has {rate_hz:g} frames per second, of which {wanted:g} cannot be taken evenly; {remedy}."
+        )
+    return round(stride)
 
 
 def rows_of(path: Path) -> np.ndarray:
@@ -219,9 +227,3 @@ def spec_of(drives: Drives, model: VaViMConfig, rate_hz: float, *, plans: bool) 
     if isinstance(drives, StoreDrives):
         size = next(iter(drives.store.spec.cameras.values()))
     return StreamSpec(cameras={model.camera: size}, fps=rate_hz, action=plan_spec(rate_hz) if plans else None)
-
-
-def spread_batches(windows: Windows, at_most: int, batch_size: int) -> list[Batch]:
-    """Up to `at_most` windows, spread evenly, in batches."""
-    chosen = np.unique(np.linspace(0, len(windows) - 1, min(at_most, len(windows))).round().astype(np.int64))
-    return list(ordered_batches(windows, batch_size=batch_size, chosen=chosen))

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from foreact.data.loader import Windows, batches
-from foreact.recipes.driving import DrivingData, DrivingSplit, spread_batches
+from foreact.data.loader import Windows, batches, spread_batches
+from foreact.recipes.driving import DrivingData, DrivingSplit
 from foreact.recipes.plan import plan
 from foreact.recipes.runs import conclude, is_main_process, open_run, process_count, say
 from foreact.train.config import TrainConfig
@@ -174,7 +174,7 @@ class ValidationLoss:
     every: int | None = None
 
     def __init__(self, windows: Windows, *, at_most: int = 64, batch_size: int = 4) -> None:
-        self.batches = spread_batches(windows, at_most, batch_size)
+        self.batches = spread_batches(windows, at_most=at_most, batch_size=batch_size)
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
         device = next(model.parameters()).device

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from foreact.data.drives import FRONT, Drives, StoreDrives
 from foreact.data.driving import DrivingWindows
-from foreact.data.loader import ordered_batches
+from foreact.data.loader import ordered_batches, spread
 from foreact.data.store import ZarrStore, open_store
 from foreact.data.video import save_image
 from foreact.evals import driving_video as imagining
@@ -25,16 +25,18 @@ from foreact.evals.report import Media, write_report
 from foreact.evals.video import save_examples
 from foreact.models.vavam import VaVAM
 from foreact.models.vavim import VaViM
-from foreact.recipes.driving import open_drives
+from foreact.recipes.driving import even_stride, open_drives
 from foreact.recipes.runs import pick_device, say, write_json
 from foreact.tokenizers.images import resize_video
 from foreact.types import Batch, UserError, to_model_range, to_uint8
-from foreact.weights.format import build, load_checkpoint
+from foreact.weights.format import Checkpoint, build, load_checkpoint
 from foreact.weights.shipped import resolve
 from foreact.weights.tokenizers import LoadedTokenizer, open_tokenizer, tokenizer_of
 
 MODEL_HZ = 2.0
 """Frames per second that the published models see, and that weights are taken to see which do not say."""
+
+NEAREST = "choose the nearest with --stride"
 
 
 def open_loop(
@@ -77,17 +79,18 @@ def open_loop(
     """
     require_batch_size(batch_size)
     where = pick_device(device)
-    vavim, vavam, digest, rate = open_models(weights, where)
+    models = open_models(weights, where)
+    vavim, vavam = models.vavim, models.vavam
     drives = open_drives(data)
     camera = None if calibration is None else GroundCamera.read(calibration)
     shared: dict[str, Any] = {
         "frames": vavim.config.frames,
-        "stride": stride or even_stride(drives.label, drives.rate_hz, rate),
+        "stride": stride or even_stride(drives.label, drives.rate_hz, models.rate_hz, NEAREST),
         "vocab": vavim.config.vocab,
         "camera": vavim.config.camera,
     }
     facts: dict[str, Any] = {
-        "weights": f"{weights} {digest}",
+        "weights": f"{weights} {models.checkpoint.hash}",
         "data": drives.label,
         "window": f"{shared['frames']} frames, {shared['stride']} apart",
     }
@@ -193,26 +196,24 @@ def driving_video(
     """
     require_batch_size(batch_size)
     where = pick_device(device)
-    vavim, digest, rate = None, "tokenizer alone", MODEL_HZ
-    if weights is not None:
-        vavim, _, digest, rate = open_models(weights, where)
-    found = code_tokenizer(weights, tokenizer, where, decoder=decoder)
+    models = None if weights is None else open_models(weights, where)
+    found = code_tokenizer(models, tokenizer, where, decoder=decoder)
     networks = [
         None if source is None else open_features(source, preprocessing=name, device=where)
         for source, name in ((features, preprocessing), (clip_features, clip_preprocessing))
     ]
     store = open_store(data)
-    stride = stride or even_stride(str(data), store.spec.fps, rate)
+    stride = stride or even_stride(str(data), store.spec.fps, MODEL_HZ if models is None else models.rate_hz, NEAREST)
     windows = DrivingWindows(StoreDrives(store), frames=context + future, stride=stride, horizon=None)
     rng = torch.Generator(where).manual_seed(seed)
 
     def generate(tokens: Tensor, frames: int) -> Tensor:
-        assert vavim is not None
+        assert models is not None
         with precision(where, bfloat16):
-            return vavim.generate(tokens, frames=frames, temperature=temperature, top_k=top_k, rng=rng)
+            return models.vavim.generate(tokens, frames=frames, temperature=temperature, top_k=top_k, rng=rng)
 
     facts: dict[str, Any] = {
-        "weights": f"{weights or ''} {digest}".strip(),
+        "weights": "tokenizer alone" if models is None else f"{weights} {models.checkpoint.hash}",
         "tokenizer": str(tokenizer or "embedded"),
         "data": str(data),
         "window": f"{context} + {future} frames, {stride} apart",
@@ -222,7 +223,7 @@ def driving_video(
         facts["FID against"] = "context frames, float32 sums (reference)" if reference else "true future frames"
     facts |= {f"{kind} network": _named(n) for kind, n in zip(("FID", "FVD"), networks, strict=True) if n is not None}
     say("Imagined drives", **facts, device=where, out=out)
-    chosen = spread(len(windows), max_windows)
+    chosen = choose(windows, max_windows)
     result = imagining.driving_video(
         tqdm(
             picture_batches(windows, store, chosen, batch_size, found.image_size),
@@ -232,7 +233,7 @@ def driving_video(
         ),
         found.tokenizer,
         FRONT,
-        generate=None if vavim is None else generate,
+        generate=None if models is None else generate,
         context=context,
         stride=stride,
         seed=seed,
@@ -277,53 +278,55 @@ def picture_batches(
         yield Batch(video={FRONT: video}, index=torch.from_numpy(windows.index(part)))
 
 
+class DrivingModels(NamedTuple):
+    """What a checkpoint of VaViM or VaVAM holds: the video model, the action model around it where there is one."""
+
+    vavim: VaViM
+    vavam: VaVAM | None
+    checkpoint: Checkpoint
+
+    @property
+    def rate_hz(self) -> float:
+        """Frames per second that the model sees."""
+        return MODEL_HZ if self.checkpoint.spec is None else self.checkpoint.spec.fps
+
+
+def open_models(weights: str, device: torch.device) -> DrivingModels:
+    """Read a checkpoint folder, or a shipped name."""
+    checkpoint = load_checkpoint(resolve(weights))
+    model = build(checkpoint, device)
+    if isinstance(model, VaVAM):
+        return DrivingModels(model.vavim, model, checkpoint)
+    if isinstance(model, VaViM):
+        return DrivingModels(model, None, checkpoint)
+    raise UserError(f"{weights} holds a '{checkpoint.family}'; name a checkpoint of 'vavim' or 'vavam'.")
+
+
 def code_tokenizer(
-    weights: str | None, ref: str | None, device: torch.device, *, decoder: Path | None = None
+    models: DrivingModels | None, ref: str | None, device: torch.device, *, decoder: Path | None = None
 ) -> LoadedTokenizer:
     """The tokenizer of a model's tokens, or the one named by itself."""
-    if weights is not None:
-        found = tokenizer_of(load_checkpoint(resolve(weights)), ref, device, decoder=decoder)
+    if models is not None:
+        found = tokenizer_of(models.checkpoint, ref, device, decoder=decoder)
     elif ref is not None:
         found = open_tokenizer(ref, device, decoder=decoder)
     else:
         raise UserError("Name a model with --weights, or a tokenizer to measure alone with --tokenizer.")
     if found.tokenizer.vocab is None:
-        raise UserError(f"{ref or weights} brings a tokenizer of continuous latents; driving models read tokens.")
+        brings = ref if models is None else models.checkpoint.path
+        raise UserError(f"{ref or brings} brings a tokenizer of continuous latents; driving models read tokens.")
     return found
 
 
-def open_models(weights: str, device: torch.device) -> tuple[VaViM, VaVAM | None, str, float]:
-    """Video model of a checkpoint, the action model around it where there is one, its hash, the frame rate it sees."""
-    checkpoint = load_checkpoint(resolve(weights))
-    model = build(checkpoint, device)
-    rate = MODEL_HZ if checkpoint.spec is None else checkpoint.spec.fps
-    if isinstance(model, VaVAM):
-        return model.vavim, model, checkpoint.hash, rate
-    if isinstance(model, VaViM):
-        return model, None, checkpoint.hash, rate
-    raise UserError(f"{weights} holds a '{checkpoint.family}'; name a checkpoint of 'vavim' or 'vavam'.")
-
-
-def even_stride(label: str, rate_hz: float, wanted: float) -> int:
-    """Frames of the data from one frame of the model to the next."""
-    stride = rate_hz / wanted
-    if round(stride) < 1 or abs(stride - round(stride)) > 1e-6:
-        raise UserError(
-            f"{label} has {rate_hz:g} frames per second and the model sees {wanted:g}, which cannot be taken evenly; "
-            "choose the nearest with --stride."
-        )
-    return round(stride)
-
-
-def spread(n: int, most: int | None) -> np.ndarray:
-    """Numbers of at most `most` of n windows, spread evenly."""
+def choose(windows: DrivingWindows, most: int | None) -> np.ndarray:
+    """Numbers of the windows to measure: all, or at most `most` spread evenly."""
     if most is not None and most < 1:
         raise UserError(f"max_windows should be at least 1, found {most}.")
-    return np.arange(n) if most is None or most >= n else np.linspace(0, n - 1, most).round().astype(np.int64)
+    return spread(len(windows), len(windows) if most is None else most)
 
 
 def _bar(windows: DrivingWindows, batch_size: int, most: int | None, name: str) -> Iterable[Batch]:
-    chosen = spread(len(windows), most)
+    chosen = choose(windows, most)
     batches = ordered_batches(windows, batch_size=batch_size, chosen=chosen)
     return tqdm(batches, total=-(-len(chosen) // batch_size), desc=name, unit="batch")
 

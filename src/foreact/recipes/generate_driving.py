@@ -14,7 +14,8 @@ from foreact.data.store import open_store
 from foreact.evals.driving_video import driving_video
 from foreact.evals.video import save_examples
 from foreact.models.weight_only import Precision, reduce_weights
-from foreact.recipes.evaluate_driving import code_tokenizer, even_stride, open_models, picture_batches, spread
+from foreact.recipes.driving import even_stride
+from foreact.recipes.evaluate_driving import NEAREST, choose, code_tokenizer, open_models, picture_batches
 from foreact.recipes.runs import pick_device, say
 
 
@@ -56,17 +57,18 @@ def generate(
         device: where to compute; default CUDA if there is one.
     """
     where = pick_device(device)
-    vavim, _, digest, rate = open_models(weights, where)
-    found = code_tokenizer(weights, tokenizer, where, decoder=decoder)
+    models = open_models(weights, where)
+    vavim = models.vavim
+    found = code_tokenizer(models, tokenizer, where, decoder=decoder)
     reduce_weights(vavim, precision)
     store = open_store(data)
-    stride = stride or even_stride(str(data), store.spec.fps, rate)
+    stride = stride or even_stride(str(data), store.spec.fps, models.rate_hz, NEAREST)
     cut = DrivingWindows(StoreDrives(store), frames=context + future, stride=stride, horizon=None)
-    chosen = spread(len(cut), windows)
+    chosen = choose(cut, windows)
     rng = torch.Generator(where).manual_seed(seed)
     say(
         "Imagining drives",
-        weights=f"{weights} {digest[:19]}",
+        weights=f"{weights} {models.checkpoint.hash[:19]}",
         data=data,
         windows=f"{len(chosen)} of {context} + {future} frames, {stride} apart",
         sampling=f"temperature {temperature}, top_k {top_k}, seed {seed}, weights {precision}",

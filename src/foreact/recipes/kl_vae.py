@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from foreact.data.loader import WindowDataset, batches, ordered_batches
+from foreact.data.loader import WindowDataset, batches, spread_batches
 from foreact.data.windows import Window
 from foreact.recipes.runs import conclude, is_main_process, open_run, parse_run, pick_device, say
 from foreact.recipes.stores import open_task_store, split_store
@@ -61,7 +61,7 @@ class ReconstructionError:
     every: int | None = None
 
     def __init__(self, dataset: WindowDataset, camera: str, frames: int = 256) -> None:
-        self.batches = _spread(dataset, frames)
+        self.batches = spread_batches(dataset, at_most=frames, batch_size=32)
         self.camera = camera
 
     def __call__(self, model: torch.nn.Module, step: int) -> dict[str, float]:
@@ -75,12 +75,6 @@ class ReconstructionError:
     def video(self, model: KLVAE, batch: Batch) -> Tensor:
         device = next(model.parameters()).device
         return resize_video(to_model_range(batch.video[self.camera].to(device)), model.config.image_size)
-
-
-def _spread(dataset: WindowDataset, windows: int) -> list[Batch]:
-    """Up to `windows` samples spread evenly over the dataset, in batches."""
-    chosen = torch.linspace(0, len(dataset) - 1, min(windows, len(dataset))).round().long().unique().numpy()
-    return list(ordered_batches(dataset, batch_size=32, chosen=chosen))
 
 
 def train_kl_vae(run: KLVAERun) -> Path:

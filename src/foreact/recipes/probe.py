@@ -84,8 +84,9 @@ def probe(
     """
     require_batch_size(batch_size)
     where = pick_device(device)
-    vavim, _, digest, _ = open_models(weights, where)
-    found, _, image_size = code_tokenizer(weights, tokenizer, where)
+    models = open_models(weights, where)
+    vavim = models.vavim
+    found, _, image_size = code_tokenizer(models, tokenizer, where)
     rows, columns = vavim.config.grid
     if SIZE[0] % rows or SIZE[0] // rows * columns != SIZE[1]:
         raise UserError(
@@ -110,7 +111,7 @@ def probe(
         open_dense(data, dataset, part, depth=labels, depth_format=depth_format) for part in (train_split, split)
     )
     facts: dict[str, Any] = {
-        "weights": f"{weights} {digest}",
+        "weights": f"{weights} {models.checkpoint.hash}",
         "layer": layer,
         "data": f"{dataset} {data}: {len(train)} to remember, {len(held_out)} to label",
         "memory": "every patch" if config.per_image is None else f"{config.per_image} patches per picture",

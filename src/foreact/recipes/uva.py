@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from foreact.data.augment import CropAndBlur
-from foreact.data.loader import WindowDataset, batches, ordered_batches
+from foreact.data.loader import WindowDataset, batches, spread_batches
 from foreact.data.normalize import Normalizer
 from foreact.data.store import ZarrStore
 from foreact.data.windows import Window
@@ -134,8 +134,7 @@ class ValidationLoss:
     every: int | None = None
 
     def __init__(self, dataset: WindowDataset, prepare: Any, windows: int = 512) -> None:
-        chosen = np.unique(np.linspace(0, len(dataset) - 1, min(windows, len(dataset))).round().astype(np.int64))
-        self.batches = list(ordered_batches(dataset, batch_size=64, chosen=chosen))
+        self.batches = spread_batches(dataset, at_most=windows, batch_size=64)
         self.prepare = prepare
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:

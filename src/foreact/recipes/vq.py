@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from foreact.data.loader import WindowDataset, batches, ordered_batches
+from foreact.data.loader import WindowDataset, batches, spread_batches
 from foreact.data.store import ZarrStore, open_store
 from foreact.data.windows import Window
 from foreact.recipes.runs import conclude, is_main_process, open_run, parse_run, pick_device, say
@@ -79,8 +79,7 @@ class TokenizerQuality:
     every: int | None = None
 
     def __init__(self, dataset: WindowDataset, frames: int = 256) -> None:
-        chosen = torch.linspace(0, len(dataset) - 1, min(frames, len(dataset))).round().long().unique().numpy()
-        self.batches = list(ordered_batches(dataset, batch_size=32, chosen=chosen))
+        self.batches = spread_batches(dataset, at_most=frames, batch_size=32)
 
     def __call__(self, model: torch.nn.Module, step: int) -> dict[str, float]:
         tokenizer = model.tokenizer if isinstance(model, AdversarialTraining) else model

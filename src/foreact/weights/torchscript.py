@@ -9,7 +9,6 @@ whose source you trust.
 
 from __future__ import annotations
 
-import hashlib
 import warnings
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from torch import Tensor, nn
 
 from foreact.tokenizers.vq import require_tokens
 from foreact.types import UserError
+from foreact.weights.manifest import sha256_of
 
 
 class TorchScriptTokenizer(nn.Module):
@@ -54,9 +54,9 @@ class TorchScriptTokenizer(nn.Module):
         self.vocab = self._vocab = vocab
         self.stride = stride
         self.files = {"encoder": Path(encoder), "decoder": None if decoder is None else Path(decoder)}
-        self.encoder = _open(Path(encoder), device)
-        self.decoder = None if decoder is None else _open(Path(decoder), device)
-        self.hash = _file_hash(Path(encoder))
+        self.encoder = open_script(Path(encoder), device)
+        self.decoder = None if decoder is None else open_script(Path(decoder), device)
+        self.hash = "sha256:" + sha256_of(Path(encoder))
         self.eval().requires_grad_(False)
 
     @torch.no_grad()
@@ -135,9 +135,14 @@ def _is_integer(tensor: Tensor) -> bool:
     return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
-def _open(path: Path, device: torch.device | str) -> nn.Module:
+def open_script(path: Path, device: torch.device | str) -> nn.Module:
+    """The module of a TorchScript file.
+
+    Raises:
+        UserError: it is missing, damaged or no TorchScript.
+    """
     if not path.is_file():
-        raise UserError(f"There is no file {path}; give the tokenizer's TorchScript file.")
+        raise UserError(f"There is no file {path}; give a TorchScript file.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # TorchScript is what was released
@@ -145,8 +150,3 @@ def _open(path: Path, device: torch.device | str) -> nn.Module:
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise UserError(f"{path} is damaged or no TorchScript file ({reason}); copy it again.") from None
-
-
-def _file_hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
