@@ -35,7 +35,7 @@ class CopyBaseline:
         """Cross-entropy of the tokens of all frames but the first: int64 (B, T, h, w) -> float64 (B, T-1, h, w)."""
         following = tokens[:, 1:]
         drawn = (1.0 - self.keep) * self.unigram.to(tokens.device)[following]
-        return -(drawn + self.keep * (following == tokens[:, :-1])).log()
+        return -(drawn + self.keep * (following == tokens[:, :-1]).double()).log()
 
 
 def fit_copy(batches: Iterable[Batch], camera: str, vocab: int) -> CopyBaseline:
