@@ -90,6 +90,7 @@ class StreamSpec:
         action: meaning of the action stream, or None for action-free video.
         state: low-dimensional stream name -> one name per dimension.
         has_text: whether each episode carries an instruction.
+        has_reward: whether each step carries a reward: of the transition that led to it, 0 at the first step.
     """
 
     cameras: Mapping[str, tuple[int, int]]
@@ -97,6 +98,7 @@ class StreamSpec:
     action: ActionSpec | None = None
     state: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     has_text: bool = False
+    has_reward: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -116,6 +118,7 @@ class StreamSpec:
             action=action,
             state={k: tuple(v) for k, v in raw.get("state", {}).items()},
             has_text=bool(raw.get("has_text", False)),
+            has_reward=bool(raw.get("has_reward", False)),
         )
 
     def require_equal(self, other: StreamSpec, mine: str, theirs: str) -> None:
@@ -135,8 +138,9 @@ class StreamSpec:
 class EpisodeStore(Protocol):
     """Read access to episodes, opened lazily. Implementations: `foreact.data.store`.
 
-    `read` returns {stream: array}: uint8 (T, H, W, 3) for cameras, float32 (T, D) for state and action. Values are
-    as stored, never normalised.
+    `read` returns {stream: array}: uint8 (T, H, W, 3) for cameras, float32 (T, D) for state and action, float32 (T, 1)
+    for "reward". Values are as stored, never normalised. The action of step t is what was done after its frame was
+    seen; the reward of step t came with its frame.
     """
 
     spec: StreamSpec
@@ -156,6 +160,7 @@ class Batch:
         actions: float32 (B, K, A), normalised.
         past_actions: float32 (B, K, A), normalised.
         plans: float32 (B, T, K, A), one chunk of future actions per context frame, in the units of the action spec.
+        rewards: float32 (B, K), rewards in their own units, of the steps that the window names.
         commands: int64 (B, T), the high-level command (index into a model's vocabulary of commands) at each frame.
         state: stream -> float32 (B, T, S), normalised.
         text: float32 (B, L), text features.
@@ -170,6 +175,7 @@ class Batch:
     actions: Tensor | None = None
     past_actions: Tensor | None = None
     plans: Tensor | None = None
+    rewards: Tensor | None = None
     commands: Tensor | None = None
     state: dict[str, Tensor] = field(default_factory=dict)
     text: Tensor | None = None
@@ -219,6 +225,10 @@ class Batch:
             if not torch.isfinite(actions).all():
                 at = "" if self.index is None else f" (episode, step: {self.index[0].tolist()} and on)"
                 raise UserError(f"The {label} hold NaN or infinite values{at}; run `foreact data check` to find them.")
+        if self.rewards is not None and not torch.isfinite(self.rewards).all():
+            bad = int((~torch.isfinite(self.rewards)).any(dim=1).nonzero()[0])
+            at = "" if self.index is None else f" (episode, step: {self.index[bad].tolist()})"
+            raise UserError(f"The rewards hold NaN or infinite values{at}; run `foreact data check` to find them.")
         return self
 
 
@@ -239,8 +249,8 @@ class LossOut:
 
 
 @runtime_checkable
-class Tokenizer(Protocol):
-    """Pixels <-> codes or latents. `vocab` is None for continuous latents."""
+class Encoder(Protocol):
+    """Pixels -> codes or latents; it need not know the way back. `vocab` is None for continuous latents."""
 
     vocab: int | None
 
@@ -248,8 +258,28 @@ class Tokenizer(Protocol):
         """(B, T, 3, H, W) float in [-1, 1] -> int64 (B, T, h, w) or float (B, T, c, h, w)."""
         ...
 
+
+@runtime_checkable
+class Tokenizer(Encoder, Protocol):
+    """Pixels <-> codes or latents."""
+
     def decode(self, z: Tensor) -> Tensor:
         """Inverse of `encode`; float (B, T, 3, H, W) in [-1, 1]."""
+        ...
+
+
+@runtime_checkable
+class Codes(Encoder, Protocol):
+    """An encoder to rows of a codebook, the same number of codes for every frame."""
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """(h, w) of the codes of a frame."""
+        ...
+
+    @property
+    def codebook(self) -> Tensor:
+        """float32 (V, c)."""
         ...
 
 
@@ -260,6 +290,8 @@ class Trainable(Protocol):
     A model may say which of its parameters a training forward uses, `used_parameters`: "all" trainable ones, the "same"
     ones every time, or "varying" ones (a task drawn per micro-batch), which is assumed without it. DDP then need not
     look for unused ones, and FSDP2 needs "all" or "same".
+
+    A model that has a method `after_step()` gets it called after every optimiser step, such as for a target network.
     """
 
     def forward(self, batch: Batch, *, rng: torch.Generator) -> LossOut: ...

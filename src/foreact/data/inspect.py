@@ -265,6 +265,8 @@ def _number_streams(store: ZarrStore) -> list[str]:
 def _dimension_names(store: ZarrStore, name: str) -> tuple[str, ...]:
     if name in store.spec.state:
         return store.spec.state[name]
+    if name == "reward":
+        return ("reward",)
     assert store.spec.action is not None
     return store.spec.action.names
 

@@ -31,6 +31,8 @@ def stream_shapes(spec: StreamSpec) -> dict[str, tuple[tuple[int, ...], np.dtype
     shapes |= {name: ((len(names),), np.dtype(np.float32)) for name, names in spec.state.items()}
     if spec.action is not None:
         shapes["action"] = ((spec.action.dim,), np.dtype(np.float32))
+    if spec.has_reward:
+        shapes["reward"] = ((1,), np.dtype(np.float32))
     return shapes
 
 

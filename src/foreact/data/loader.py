@@ -78,6 +78,8 @@ class WindowDataset:
         for entry in window.entries:
             if entry.kind == "video" and entry.stream not in store.spec.cameras:
                 raise UserError(f"The store {store.path} has cameras {sorted(store.spec.cameras)}, not '{entry.name}'.")
+            if entry.kind == "rewards" and not store.spec.has_reward:
+                raise UserError(f"The store {store.path} has no rewards, and the window needs them; use another store.")
             if entry.kind in ("state", "actions", "past_actions"):
                 self._normalize(np.zeros((1, self._width(entry.stream)), np.float32), entry.stream)
 
@@ -114,6 +116,8 @@ class WindowDataset:
                 batch.latents[entry.name] = torch.from_numpy(values.astype(np.float32))
             elif entry.kind == "tokens":
                 batch.tokens[entry.name] = torch.from_numpy(values.astype(np.int64))
+            elif entry.kind == "rewards":
+                batch.rewards = torch.from_numpy(values.astype(np.float32, copy=False)[..., 0])
             elif entry.kind == "state":
                 batch.state[entry.name] = self._normalize(values, entry.stream)
             else:

@@ -100,8 +100,10 @@ class ZarrStore:
 
     @property
     def streams(self) -> list[str]:
-        """Streams that the spec names: cameras, states, action."""
-        return [*self.spec.cameras, *self.spec.state, *(["action"] if self.spec.action is not None else [])]
+        """Streams that the spec names: cameras, states, action, reward."""
+        spec = self.spec
+        numbers = (["action"] if spec.action is not None else []) + (["reward"] if spec.has_reward else [])
+        return [*spec.cameras, *spec.state, *numbers]
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -280,6 +282,8 @@ class ZarrStore:
     def _width(self, name: str) -> int:
         if name in self.spec.state:
             return len(self.spec.state[name])
+        if name == "reward":
+            return 1
         assert self.spec.action is not None
         return self.spec.action.dim
 
@@ -300,7 +304,7 @@ class ZarrStore:
         dtype, convert = array.dtype, lambda x: x
         if name in self.spec.cameras:
             dtype, convert = np.dtype(np.uint8), lambda x: as_uint8(x, f"Stream '{name}' of {self.path}")
-        elif name in self.spec.state or name == "action":
+        elif name in self.spec.state or name in ("action", "reward"):
             dtype, convert = np.dtype(np.float32), lambda x: x.astype(np.float32, copy=False)
         return RowReader(
             array,

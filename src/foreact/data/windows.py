@@ -24,7 +24,7 @@ class Entry:
     """One tensor of the batch: where it goes, which stream it comes from and at which offsets.
 
     Attributes:
-        kind: field of `Batch`: "video", "latents", "tokens", "state", "actions" or "past_actions".
+        kind: field of `Batch`: "video", "latents", "tokens", "state", "actions", "past_actions" or "rewards".
         name: key in `Batch.valid` and, for the first four kinds, in that field.
         stream: stream of the store.
         offsets: steps relative to the anchor.
@@ -42,7 +42,7 @@ class Window:
 
     Attributes:
         video, latents, tokens: camera -> offsets.
-        actions, past_actions: offsets; empty for none.
+        actions, past_actions, rewards: offsets; empty for none.
         state: stream -> offsets.
         span: first and last offset that decide where anchors may lie; by default the least and greatest of all offsets.
         pad_before, pad_after: how many steps the span may reach beyond the episode's ends. The span always touches the
@@ -54,6 +54,7 @@ class Window:
     tokens: Mapping[str, Offsets] = field(default_factory=dict)
     actions: Offsets = ()
     past_actions: Offsets = ()
+    rewards: Offsets = ()
     state: Mapping[str, Offsets] = field(default_factory=dict)
     span: tuple[int, int] | None = None
     pad_before: int = 0
@@ -88,6 +89,8 @@ class Window:
             found.append(Entry(kind="actions", name="action", stream="action", offsets=self.actions))
         if self.past_actions:
             found.append(Entry(kind="past_actions", name="past_action", stream="action", offsets=self.past_actions))
+        if self.rewards:
+            found.append(Entry(kind="rewards", name="reward", stream="reward", offsets=self.rewards))
         return found
 
     @property

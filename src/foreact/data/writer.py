@@ -77,7 +77,7 @@ class StoreWriter:
 
         Args:
             episode: {stream: array} with exactly the spec's streams: uint8 (T, H, W, 3) for cameras, finite numbers
-                (T, D) for states and "action", all of one length T >= 1.
+                (T, D) for states and "action", (T, 1) for "reward", all of one length T >= 1.
             info: one value per episode (number, array of numbers or text), the same names for every episode.
 
         Raises:

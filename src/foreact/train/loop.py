@@ -326,6 +326,8 @@ class _Run:
         else:
             self.skipped_in_a_row = 0
             self.optimizer.step()
+            if (after_step := getattr(self.model, "after_step", None)) is not None:
+                after_step()
             if self.ema is not None:
                 self.ema.update(self.model)
             for part in values:
