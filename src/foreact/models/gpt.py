@@ -46,6 +46,12 @@ class KVCache:
             buffer.narrow(2, start, self.length - start).copy_(new)
         return self.kv
 
+    def repeated(self, times: int, capacity: int) -> KVCache:
+        """A cache with room for `capacity` tokens in which every row stands `times` times, one after another."""
+        cache = KVCache(capacity)
+        cache.extend(*(x.repeat_interleave(times, dim=0) for x in self.kv))
+        return cache
+
 
 class Attention(nn.Module):
     """Multi-head self-attention with scores q k / head size (muP) and no biases.
