@@ -29,12 +29,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt | system
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	@touch $@
 
-# OpenCV, which the PushT simulator imports, links two system libraries.
+# OpenCV, which the PushT simulator imports, links libGL and glib; DeepMind Control draws without a display through EGL.
+PACKAGES := libgl1 libglib2.0-0 libegl1 libegl-mesa0 libgl1-mesa-dri
 system:
-	@ldconfig -p | grep -q libGL.so.1 && ldconfig -p | grep -q libglib-2.0.so.0 || \
+	@missing=; for library in libGL.so.1 libglib-2.0.so.0 libEGL.so.1 "libEGL_.*\.so\.0"; do \
+	  ldconfig -p | grep -q "$$library" || missing="$$missing $$library"; done; \
+	test -z "$$missing" || \
 	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-	    apt-get update -qq && apt-get install -y -qq --no-install-recommends libgl1 libglib2.0-0; } || \
-	  { echo "Foreact's PushT simulator needs libGL and glib: sudo apt-get install libgl1 libglib2.0-0"; exit 1; }
+	    apt-get update -qq && apt-get install -y -qq --no-install-recommends $(PACKAGES); } || \
+	  { echo "Foreact's simulators need$$missing: sudo apt-get install $(PACKAGES)"; exit 1; }
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -403,6 +403,7 @@ class Task:
         proprioception: state stream -> how many of its first dimensions a policy may see; the rest, such as where the
             objects are, only the simulator knows.
         score_note: what the score of an episode means, in one sentence, for reports.
+        score: what the score of an episode is: the largest of its rewards, as in UVA's protocol, or their sum.
     """
 
     name: str
@@ -413,6 +414,7 @@ class Task:
     held_out: str | None = None
     proprioception: Mapping[str, int] = field(default_factory=dict)
     score_note: str = ""
+    score: Literal["max", "sum"] = "max"
 
 
 # --- measuring -------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from unit.taming_files import network, released
 
 from foreact.data.store import StoreWriter
 from foreact.recipes.vq import VQRun, command, train_vq
@@ -122,6 +123,24 @@ def test_a_perceptual_distance_comes_by_import_path(store: Path, tmp_path: Path)
     assert read_log(tmp_path / "run" / "log.jsonl")[0]["perceptual"] > 0
 
 
+def test_lpips_comes_out_of_a_released_file(store: Path, tmp_path: Path) -> None:
+    torch.save(released(network()), tmp_path / "cheetah.pth")
+    model = dataclasses.replace(MODEL, perceptual_weight=0.5, image_size=(16, 16))
+    train_vq(run(store, tmp_path / "run", model=model, lpips=tmp_path / "cheetah.pth", train={"steps": 1}))
+    assert read_log(tmp_path / "run" / "log.jsonl")[0]["perceptual"] > 0
+
+
+def test_training_pictures_may_be_shifted_and_validation_stays(store: Path, tmp_path: Path) -> None:
+    settings = {"steps": 1, "lr": 1e-12, "eval_every": 1}
+    logs = [
+        read_log(train_vq(run(store, tmp_path / f"{shift}", shift=shift, train=settings)).parent / "log.jsonl")
+        for shift in (None, 3)
+    ]
+    trained, measured = ([{**log[0], **log[-1]}[name] for log in logs] for name in ("l1", "val/grey_levels"))
+    assert trained[0] != trained[1]
+    assert measured[0] == pytest.approx(measured[1])
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
@@ -133,6 +152,13 @@ def test_a_perceptual_distance_comes_by_import_path(store: Path, tmp_path: Path)
             {"model": dataclasses.replace(MODEL, perceptual_weight=1.0), "perceptual": "no_such_module:f"},
             "cannot be imported",
         ),
+        ({"lpips": Path("file.pth")}, "belong together"),
+        (
+            {"model": dataclasses.replace(MODEL, perceptual_weight=1.0), "lpips": Path("f.pth"), "perceptual": "m:f"},
+            "two distances",
+        ),
+        ({"model": dataclasses.replace(MODEL, perceptual_weight=1.0), "lpips": Path("f.pth")}, "at least 16 pixels"),
+        ({"shift": 0}, "at least 1 pixel"),
         ({"adversarial": stage(layers=3)}, "at least 24 pixels"),
         ({"init": "nowhere"}, "neither a checkpoint folder"),
     ],

@@ -1,13 +1,15 @@
-"""PushT's augmentation: one draw per window, equal to a plain computation of crop and blur."""
+"""Augmentation: one draw per window, equal to a plain computation of crop, blur and shift."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy.ndimage import correlate1d
 
-from foreact.data.augment import CropAndBlur, gaussian_blur
+from foreact.data.augment import CropAndBlur, RandomShift, gaussian_blur, random_shift
 from foreact.types import UserError
 
 
@@ -65,3 +67,47 @@ def test_impossible_settings_are_refused() -> None:
     for options in ({"crop_probability": 1.5}, {"kernel": 4}, {"sigma": (0.0, 1.0)}, {"sigma": (2.0, 1.0)}):
         with pytest.raises(UserError):
             CropAndBlur(**options)
+
+
+# --- random shift --------------------------------------------------------------------------------------------------
+
+
+@given(data=st.data(), distance=st.integers(1, 5), height=st.integers(1, 9), width=st.integers(1, 9))
+@settings(deadline=None, max_examples=40)
+def test_a_shift_is_a_cut_out_of_the_picture_with_repeated_edges(
+    data: st.DataObject, distance: int, height: int, width: int
+) -> None:
+    images = torch.arange(2 * 3 * height * width).view(2, 3, height, width)
+    places = [data.draw(st.tuples(*2 * [st.integers(0, 2 * distance)])) for _ in images]
+    shifted = random_shift(images, torch.tensor(places), distance)
+    assert shifted.dtype == images.dtype
+    for image, found, (x, y) in zip(images.numpy(), shifted.numpy(), places, strict=True):
+        wide = np.pad(image, ((0, 0), (distance, distance), (distance, distance)), mode="edge")
+        np.testing.assert_array_equal(found, wide[:, y : y + height, x : x + width])
+
+
+def test_frames_of_a_window_move_alike_and_windows_by_their_own_generators() -> None:
+    augment, still = RandomShift(pad=2), video(frames=3)
+    found = set()
+    for seed in range(60):
+        out = augment(still, np.random.default_rng(seed))
+        assert out.dtype == torch.uint8
+        assert out.shape == still.shape
+        assert (out == out[:1]).all()
+        assert torch.equal(out, augment(still, np.random.default_rng(seed)))
+        found.add(out.numpy().tobytes())
+    assert len(found) > 20  # of 25 places
+    assert still.numpy().tobytes() in found  # the middle one
+
+
+def test_any_number_of_axes_and_types_are_shifted() -> None:
+    images = torch.rand(2, 4, 3, 6, 7, generator=torch.Generator().manual_seed(0))
+    shifts = torch.tensor([[0, 3], [4, 2]])
+    out = random_shift(images, shifts, 2)
+    assert torch.equal(out, random_shift(images.flatten(1, 2), shifts, 2).view(images.shape))
+    assert torch.equal(random_shift(images, torch.full((2, 2), 2), 2), images)
+
+
+def test_a_shift_by_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match="at least 1 pixel"):
+        RandomShift(pad=0)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from foreact.data import loader
 from foreact.data.augment import CropAndBlur
 from foreact.data.derived import write_stream
 from foreact.data.loader import WindowDataset, batches, order, ordered_batches
@@ -133,7 +134,9 @@ def first(n: int, dataset: WindowDataset, **options) -> list[Batch]:
     return list(itertools.islice(batches(dataset, batch_size=4, seed=11, **options), n))
 
 
-def test_workers_change_nothing(path: Path) -> None:
+@pytest.mark.parametrize("pipe_bytes", [0, 2**20])
+def test_workers_change_nothing(path: Path, monkeypatch: pytest.MonkeyPatch, pipe_bytes: int) -> None:
+    monkeypatch.setattr(loader, "PIPE_BYTES", pipe_bytes)
     alone = first(9, pixel_dataset(path))
     for a, b in zip(alone, first(9, pixel_dataset(path), workers=2), strict=True):
         assert same(a, b)

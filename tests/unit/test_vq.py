@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,7 +19,9 @@ from foreact.tokenizers.adversarial import AdversarialConfig, AdversarialTrainin
 from foreact.tokenizers.discriminator import PatchGAN, deceive_loss, judge_loss, smallest_side
 from foreact.tokenizers.quantize import Quantizer, codebook_use
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
-from foreact.types import Batch, Tokenizer, Trainable, UserError, to_model_range
+from foreact.types import Batch, Codes, Tokenizer, Trainable, UserError, to_model_range
+from foreact.weights.configs import config_from_json, config_to_json
+from foreact.weights.format import build, load_checkpoint, save_checkpoint
 
 SMALL = VQConfig(
     channels=8, multipliers=(1, 2, 2), blocks=1, features=6, codes=32, code_dim=4, norm_groups=4, image_size=(16, 24)
@@ -97,9 +100,18 @@ def test_attention_is_in_the_last_level_whatever_the_size_of_the_pictures(size: 
     assert [len(level.attentions) for level in tokenizer.decoder.levels] == [0, 0, 0, 0, 3]
 
 
+@pytest.mark.parametrize("levels", [(), (1,), (0, 2)])
+def test_attention_is_where_it_is_asked_for(levels: tuple[int, ...]) -> None:
+    tokenizer = small(attention=levels)
+    for side in (tokenizer.encoder, tokenizer.decoder):
+        attended = [i for i, level in enumerate(side.levels) if len(level.attentions)]
+        assert attended == sorted(2 - level for level in levels)
+
+
 def test_it_meets_the_protocols() -> None:
     tokenizer = small()
     assert isinstance(tokenizer, Tokenizer)
+    assert isinstance(tokenizer, Codes)
     assert isinstance(tokenizer, Trainable)
     assert isinstance(AdversarialTraining(tokenizer, AdversarialConfig(layers=2)), Trainable)
     assert tokenizer.vocab == 32
@@ -112,6 +124,9 @@ def test_it_meets_the_protocols() -> None:
         ({"image_size": (16, 18)}, "stride 4"),
         ({"image_size": (16,)}, "image_size"),
         ({"multipliers": ()}, "multipliers"),
+        ({"attention": (3,)}, r"levels in 0\.\.2, ascending, found \(3,\)"),
+        ({"attention": (1, 0)}, "ascending"),
+        ({"preprocessing": "imagenet"}, "'symmetric' or 'legacy', found 'imagenet'"),
         ({"multipliers": (1, 0)}, "multipliers"),
         ({"codes": 0}, "codes"),
         ({"blocks": 0}, "blocks"),
@@ -272,6 +287,39 @@ def test_decoding_refuses_another_shape_or_dtype(bad: Tensor) -> None:
 def test_a_token_outside_the_codebook_is_told(token: int, said: str) -> None:
     with pytest.raises(UserError, match=rf"0\.\.31, {said}"):
         small().decode(torch.full((1, 1, 4, 6), token))
+
+
+# --- checkpoints ---------------------------------------------------------------------------------------------------
+
+FIRST_ENTRIES = {
+    "channels", "multipliers", "blocks", "features", "codes", "code_dim", "normalized", "norm_groups", "image_size",
+    "codebook_weight", "commitment_weight", "entropy_weight", "perceptual_weight",
+}  # fmt: skip
+
+
+def test_entries_that_came_later_leave_files_and_hashes_as_they_were(tmp_path: Path) -> None:
+    tokenizer = small()
+    digest = save_checkpoint(tmp_path / "a", family="vq", config=tokenizer.config, state=tokenizer.state_dict())
+    checkpoint = load_checkpoint(tmp_path / "a")
+    assert set(checkpoint.config) == FIRST_ENTRIES
+    assert checkpoint.hash == digest
+    built = build(checkpoint)
+    assert isinstance(built, VQTokenizer)
+    assert built.config == tokenizer.config
+
+    config = dataclasses.replace(SMALL, preprocessing="legacy", attention=(0, 1))
+    state = VQTokenizer(config).state_dict()
+    save_checkpoint(tmp_path / "b", family="vq", config=config, state=state)
+    checkpoint = load_checkpoint(tmp_path / "b")
+    assert set(checkpoint.config) == FIRST_ENTRIES | {"preprocessing", "attention"}
+    assert config_from_json(VQConfig, checkpoint.config, complete=True) == config
+
+
+def test_entries_of_the_first_day_may_not_be_missing() -> None:
+    raw = config_to_json(SMALL)
+    del raw["normalized"]
+    with pytest.raises(UserError, match="lacks the entry 'normalized'"):
+        config_from_json(VQConfig, raw, complete=True)
 
 
 # --- loss ----------------------------------------------------------------------------------------------------------

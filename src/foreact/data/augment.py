@@ -63,6 +63,49 @@ class CropAndBlur:
         return images.clamp(0.0, 255.0).round().to(torch.uint8)
 
 
+@dataclass(frozen=True, kw_only=True)
+class RandomShift:
+    """DrQ-v2's augmentation (arXiv 2107.09645, section 3.1): the picture moved by whole pixels, its edges repeated.
+
+    All frames of a window move alike.
+
+    Attributes:
+        pad: greatest distance in pixels, down, up, right and left.
+    """
+
+    pad: int = 4
+
+    def __post_init__(self) -> None:
+        if self.pad < 1:
+            raise UserError(f"A random shift should be by at least 1 pixel, found {self.pad}.")
+
+    def __call__(self, video: Tensor, rng: np.random.Generator) -> Tensor:
+        shift = torch.from_numpy(rng.integers(0, 2 * self.pad + 1, size=(1, 2)))
+        return random_shift(video[None], shift, self.pad)[0]
+
+
+def random_shift(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
+    """Pad by repeating the edges, and cut the old size out at a place of one's own for every row.
+
+    Where the published code samples bilinearly at the pixels' own places, up to rounding, this takes the pixels.
+
+    Args:
+        images: (N, ..., H, W) of any dtype.
+        shifts: integer (N, 2), x and y of the cut in 0..2 * pad; `pad` is no shift.
+        pad: pixels on every side.
+
+    Returns:
+        The same shape and dtype.
+    """
+    height, width = images.shape[-2:]
+    x, y = shifts.to(images.device, torch.int64).unbind(dim=1)
+    columns = (torch.arange(width, device=images.device) + x[:, None] - pad).clamp(0, width - 1)
+    rows = (torch.arange(height, device=images.device) + y[:, None] - pad).clamp(0, height - 1)
+    each = torch.arange(len(images), device=images.device)[:, None, None]
+    moved = images.flatten(1, -3)[each, :, rows[:, :, None], columns[:, None, :]]  # (N, H, W, ...)
+    return moved.movedim(-1, 1).reshape(images.shape)
+
+
 def gaussian_blur(images: Tensor, kernel: int, sigma: float) -> Tensor:
     """Blur float (T, C, H, W) with a `kernel` x `kernel` Gaussian of deviation `sigma` pixels; edges are reflected."""
     half = kernel // 2

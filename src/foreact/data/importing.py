@@ -1,14 +1,19 @@
-"""Copying a foreign replay buffer into a store of ours."""
+"""Copying foreign recordings into a store of ours."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Protocol
 
+import numpy as np
 from tqdm import tqdm
 
+from foreact.data.d4rl import TOKENS, open_d4rl
+from foreact.data.derived import write_stream
+from foreact.data.dreamer import DreamerEpisodes, is_dreamer
 from foreact.data.store import open_store
 from foreact.data.writer import StoreWriter
-from foreact.types import StreamSpec, UserError
+from foreact.types import EpisodeStore, StreamSpec, UserError
 
 
 def import_store(
@@ -38,8 +43,65 @@ def import_store(
         UserError: `src` cannot be read under the spec, `dst` holds something else, or the disk refuses.
     """
     store = open_store(src, spec, fill_missing=fill_missing)
+    return _copy(store, Path(src), dst, progress)
+
+
+def import_d4rl(
+    root: str | Path,
+    dst: str | Path,
+    spec: StreamSpec | None = None,
+    *,
+    fps: float | None = None,
+    codes: str | None = None,
+    vocab: int | None = None,
+    progress: bool = True,
+) -> int:
+    """Copy recordings of V-D4RL, or shards with codes of Video Occupancy Models, into a native store.
+
+    Each episode keeps the name of its file as `source` and, where the path tells, the policy's `grade`. Codes become
+    the stream `tokens_pixels`, whose tokenizer nobody knows. A copy that was cut short goes on after its last whole
+    episode.
+
+    Args:
+        root: folder of HDF5 shards, or of .npz files with one episode each.
+        dst: the native store, new or begun before from the same source.
+        spec, fps, codes, vocab: as in `open_d4rl`.
+        progress: show a bar.
+
+    Returns:
+        Number of episodes in `dst`.
+
+    Raises:
+        UserError: the source is no such thing or damaged, `dst` holds something else, or the disk refuses.
+    """
+    root = Path(root)
+    if codes is None and vocab is None and is_dreamer(root):
+        return _copy(DreamerEpisodes(root, spec=spec, fps=fps), root, dst, progress)
+    store = open_d4rl(root, spec=spec, fps=fps, codes=codes, vocab=vocab)
+    tokens = store.gather(TOKENS, np.arange(int(store.lengths.sum()))) if store.has(TOKENS) else None
+    episodes = _copy(store, root, dst, progress)
+    if tokens is not None:
+        write_stream(dst, TOKENS, tokens, attrs={"tokenizer": None, "codes": store.codes})
+    return episodes
+
+
+class _Source(EpisodeStore, Protocol):
+    """Episodes with one value each per name in `info_names`."""
+
+    @property
+    def streams(self) -> list[str]: ...
+
+    @property
+    def info_names(self) -> list[str]: ...
+
+    def __len__(self) -> int: ...
+
+    def info(self, name: str) -> np.ndarray: ...
+
+
+def _copy(store: _Source, src: Path, dst: str | Path, progress: bool) -> int:
     infos = {name: store.info(name) for name in store.info_names}
-    facts = {"source": Path(src).name, "source_episodes": len(store), "source_steps": int(store.lengths.sum())}
+    facts = {"source": src.name, "source_episodes": len(store), "source_steps": int(store.lengths.sum())}
     with StoreWriter(dst, store.spec, attrs=facts) as writer:
         notes = writer.attrs
         if any(notes.get(key) != value for key, value in facts.items()):

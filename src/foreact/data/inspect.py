@@ -10,9 +10,9 @@ from typing import Literal
 
 import numpy as np
 
+from foreact.data.episodes import RowStore, open_episodes
 from foreact.data.loader import WindowDataset, ordered_batches
 from foreact.data.normalize import Normalizer
-from foreact.data.store import ZarrStore, open_store
 from foreact.data.video import contact_sheet, save_image, write_mp4
 from foreact.data.windows import Window
 from foreact.types import StreamSpec, UserError
@@ -68,9 +68,9 @@ def check_store(path: str | Path, spec: StreamSpec | None = None, *, windows: in
     drawn with `seed` are read with their pixels.
 
     Raises:
-        UserError: the store cannot be opened at all; see `open_store`.
+        UserError: the store cannot be opened at all; see `open_episodes`.
     """
-    store = open_store(path, spec)
+    store = open_episodes(path, spec)
     report = Report(store.path)
     _describe(store, report)
     whole = True
@@ -106,11 +106,11 @@ def store_stats(
 
     Args:
         path: the store.
-        spec: as in `open_store`.
+        spec: as in `open_episodes`.
         against: statistics of a checkpoint; streams that it does not know are left uncompared. Where a large share of
             the values lies outside its range, the store's numbers mean something else (unit, frame or mode).
     """
-    store = open_store(path, spec)
+    store = open_episodes(path, spec)
     found = {}
     for name in _number_streams(store):
         values = _all_rows(store, name)
@@ -150,7 +150,7 @@ def show_store(
 
     Args:
         path: the store.
-        spec: as in `open_store`.
+        spec: as in `open_episodes`.
         out_dir: folder for `<camera>.png` and `<camera>_<episode>.mp4`.
         episodes: episode numbers; those beyond the end are left out.
         frames: evenly spaced frames per episode on the sheet.
@@ -158,7 +158,7 @@ def show_store(
     Returns:
         The files written.
     """
-    store, out_dir = open_store(path, spec), Path(out_dir)
+    store, out_dir = open_episodes(path, spec), Path(out_dir)
     chosen = [e for e in episodes if 0 <= e < len(store)]
     if not store.spec.cameras or not chosen or frames < 1:
         raise UserError(
@@ -182,7 +182,7 @@ def show_store(
     return written
 
 
-def _describe(store: ZarrStore, report: Report) -> None:
+def _describe(store: RowStore, report: Report) -> None:
     n, steps = store.lengths, int(store.lengths.sum())
     origin = "own spec" if store.native else "spec given by the task"
     report.add("note", f"{len(store)} episodes, {steps} steps ({steps / store.spec.fps / 60:.1f} min), {origin}")
@@ -194,7 +194,7 @@ def _describe(store: ZarrStore, report: Report) -> None:
         report.add("note", f"action {units}; {action.mode}, frame '{action.frame}', {action.rate_hz:g} Hz")
 
 
-def _check_chunks(store: ZarrStore, name: str, report: Report) -> bool:
+def _check_chunks(store: RowStore, name: str, report: Report) -> bool:
     """Whether every chunk is there and whole."""
     missing, short = store.bad_chunks(name)
     for label, keys in (("missing", missing), ("cut short", short)):
@@ -203,7 +203,7 @@ def _check_chunks(store: ZarrStore, name: str, report: Report) -> bool:
     return not missing and not short
 
 
-def _check_numbers(store: ZarrStore, name: str, report: Report) -> None:
+def _check_numbers(store: RowStore, name: str, report: Report) -> None:
     values, names = _all_rows(store, name), _dimension_names(store, name)
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
@@ -231,7 +231,7 @@ def _check_numbers(store: ZarrStore, name: str, report: Report) -> None:
                 report.add("error" if outside > 0.05 else "warning", f"{text} {action.units[i]}")
 
 
-def _check_windows(store: ZarrStore, windows: int, seed: int, report: Report) -> None:
+def _check_windows(store: RowStore, windows: int, seed: int, report: Report) -> None:
     span = int(min(CHECK_SPAN, store.lengths.max()))
     offsets = tuple(range(span))
     numbers = dict.fromkeys(store.spec.state, offsets)
@@ -258,11 +258,11 @@ def _check_windows(store: ZarrStore, windows: int, seed: int, report: Report) ->
         report.add("error", f"camera '{name}' shows one single colour in every window read")
 
 
-def _number_streams(store: ZarrStore) -> list[str]:
+def _number_streams(store: RowStore) -> list[str]:
     return [name for name in store.streams if name not in store.spec.cameras]
 
 
-def _dimension_names(store: ZarrStore, name: str) -> tuple[str, ...]:
+def _dimension_names(store: RowStore, name: str) -> tuple[str, ...]:
     if name in store.spec.state:
         return store.spec.state[name]
     if name == "reward":
@@ -271,9 +271,9 @@ def _dimension_names(store: ZarrStore, name: str) -> tuple[str, ...]:
     return store.spec.action.names
 
 
-def _width(store: ZarrStore, name: str) -> int:
+def _width(store: RowStore, name: str) -> int:
     return len(_dimension_names(store, name))
 
 
-def _all_rows(store: ZarrStore, name: str) -> np.ndarray:
+def _all_rows(store: RowStore, name: str) -> np.ndarray:
     return store.gather(name, np.arange(int(store.lengths.sum())))

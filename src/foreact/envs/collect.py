@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import functools
 import itertools
-import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -19,6 +16,7 @@ from foreact.data.store import StoreWriter, open_store
 from foreact.envs.pusht import PUSHT_SPEC, WORLD_SIZE, PushTEnv, build_simulator, render_state
 from foreact.envs.pusht_expert import PushTExpert
 from foreact.envs.traces import TracedEpisode, Traces, demonstrations, load_traces, save_traces
+from foreact.envs.workers import ordered_map
 from foreact.types import UserError
 
 FIRST_TEST_SEED = 100_000
@@ -82,13 +80,7 @@ def collect(
     levels = [float(n) for n in (noise if isinstance(noise, Sequence) else [noise])]
     if not levels or not all(0.0 <= n < np.inf for n in levels):
         raise UserError(f"Noise should be one or more numbers of pixels >= 0, found {noise}.")
-    if episodes < 1 or first_seed < 0:
-        raise UserError(f"Expected episodes >= 1 and first_seed >= 0, found {episodes} and {first_seed}.")
-    if first_seed + episodes > FIRST_TEST_SEED:
-        raise UserError(
-            f"Seeds from {FIRST_TEST_SEED} on are test seeds and {first_seed}..{first_seed + episodes - 1} reaches "
-            "into them; choose a smaller first_seed or fewer episodes."
-        )
+    check_seeds(first_seed, episodes)
     path = Path(path)
     if path.suffix != ".npz":
         raise UserError(f"A trace file ends in .npz, found {path.name}; give such a name.")
@@ -97,13 +89,28 @@ def collect(
     done = _begun(path, env, seeds, noises)
     jobs = [(env, int(s), float(n)) for s, n in zip(seeds, noises, strict=True)][len(done) :]
     bar = tqdm(total=episodes, initial=len(done), desc=f"collect {env}", unit="ep", disable=not progress)
-    with _pool(workers, len(jobs)) as run, bar:
+    with ordered_map(workers, len(jobs)) as run, bar:
         for result in run(_demonstrate, jobs):
             done.append(result)
             bar.update()
             if len(done) % SAVE_EVERY == 0 or len(done) == episodes:
                 save_traces(path, env, done)
     return load_traces(path)
+
+
+def check_seeds(first_seed: int, episodes: int) -> None:
+    """Refuse a collection without episodes, and one that holds test seeds.
+
+    Raises:
+        UserError: either is the case.
+    """
+    if episodes < 1 or first_seed < 0:
+        raise UserError(f"Expected episodes >= 1 and first_seed >= 0, found {episodes} and {first_seed}.")
+    if first_seed + episodes > FIRST_TEST_SEED:
+        raise UserError(
+            f"Seeds from {FIRST_TEST_SEED} on are test seeds and {first_seed}..{first_seed + episodes - 1} reaches "
+            "into them; choose a smaller first_seed or fewer episodes."
+        )
 
 
 def _demonstrate(job: tuple[str, int, float]) -> TracedEpisode:
@@ -187,7 +194,7 @@ def render_traces(
             raise UserError(f"The store {store_path} holds other episodes than {trace_path}; choose another path.")
         jobs = [(traces.state[traces.rows(i)], traces.goal[i]) for i in range(begun, len(traces))]
         bar = tqdm(total=len(traces), initial=begun, desc=f"render {store_path.name}", unit="ep", disable=not progress)
-        with _pool(workers, len(jobs)) as run, bar:
+        with ordered_map(workers, len(jobs)) as run, bar:
             for episode, images in enumerate(run(_draw, jobs), start=begun):
                 rows = traces.rows(episode)
                 writer.append(
@@ -226,20 +233,3 @@ def held_out_m_to_store(path: Path) -> None:
 def _draw(job: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
     states, goal = job
     return np.stack([render_state(state, goal) for state in states])
-
-
-# --- processes -----------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def _pool(workers: int | None, jobs: int) -> Iterator[Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]]:
-    """An ordered, lazy parallel map; in this process where one worker is enough."""
-    if workers is not None and workers < 1:
-        raise UserError(f"Expected at least one worker, found {workers}.")
-    count = min(workers or os.cpu_count() or 1, jobs)
-    if count <= 1:
-        yield map
-        return
-    # Spawned, since a forked child of a process that runs torch threads may hang.
-    with multiprocessing.get_context("spawn").Pool(count) as pool:
-        yield lambda function, items: pool.imap(function, items, chunksize=1)

@@ -1,4 +1,4 @@
-"""Closed loop: a policy acts in simulated episodes, and the score is the largest reward of each (UVA's protocol).
+"""Closed loop: a policy acts in simulated episodes; the score is the largest reward of each (UVA), or their sum.
 
 Episodes are independent of one another and of how many run together: an episode's world, and every draw of the
 policy for it, depend on its own seed alone.
@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 from tqdm import tqdm
@@ -27,15 +27,19 @@ from foreact.types import Estimate, Observation, Policy, StreamSpec, UserError
 RESULT = "closed_loop.json"
 FORMAT = 1
 
+Score = Literal["max", "sum"]
+SCORES: dict[Score, str] = {"max": "largest reward of the episode", "sum": "sum of the episode's rewards"}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """Outcome of one episode: `score` is the largest reward of its `steps`; `video` lies beside the result file."""
+    """Outcome of one episode: `score` is the largest reward of its `steps`, or their sum; `success` is None where no
+    score counts as solved; `video` lies beside the result file."""
 
     seed: int
     score: float
     steps: int
-    success: bool
+    success: bool | None
     video: str | None = None
 
 
@@ -46,7 +50,7 @@ class ClosedLoopResult:
     Attributes:
         name: what the policy is called in tables.
         score: mean of the episodes' scores.
-        success: share of episodes with a score of at least `protocol["success_at"]`.
+        success: share of episodes with a score of at least `protocol["success_at"]`; None where that is None.
         episodes: one per seed, in the order of the seeds.
         protocol: environment, step limit and what the policy says of itself.
         latency: `calls`, and the mean, median and largest milliseconds per call and the mean per planned chunk.
@@ -56,7 +60,7 @@ class ClosedLoopResult:
 
     name: str
     score: Estimate
-    success: Estimate
+    success: Estimate | None
     episodes: tuple[Episode, ...]
     protocol: Mapping[str, Any]
     latency: Mapping[str, float]
@@ -81,8 +85,9 @@ def closed_loop(
     at_once: int = 64,
     videos: int = 4,
     max_steps: int | None = None,
+    score: Score = "max",
     score_range: tuple[float, float] | None = (0.0, 1.0),
-    success_at: float = 1.0,
+    success_at: float | None = 1.0,
     progress: bool = True,
 ) -> ClosedLoopResult:
     """Let `policy` act in one episode per seed.
@@ -96,8 +101,9 @@ def closed_loop(
         at_once: episodes that run together; fewer need less memory and give the same scores.
         videos: how many of the first episodes are filmed, if there is an `out_dir`.
         max_steps: steps of an episode, or None for the environment's own limit.
-        score_range: where scores lie by their meaning; intervals are cut to it.
-        success_at: score from which an episode counts as solved.
+        score: what the score of an episode is: its largest reward, or the sum of its rewards.
+        score_range: where scores lie by their meaning; intervals are cut to it. None: anywhere.
+        success_at: score from which an episode counts as solved; None where there is no such thing.
         progress: show a bar.
 
     Raises:
@@ -106,6 +112,8 @@ def closed_loop(
     """
     began = time.perf_counter()
     seeds = _checked(seeds, at_once, workers, videos)
+    if score not in get_args(Score):
+        raise UserError(f"score should be one of {', '.join(get_args(Score))}, found '{score}'.")
     workers = min(os.cpu_count() or 1, len(seeds)) if workers is None else min(workers, len(seeds))
     films: dict[int, str] = {}
     if out_dir is not None:
@@ -119,8 +127,8 @@ def closed_loop(
         for first in range(0, len(seeds), at_once):
             numbers = range(first, min(first + at_once, len(seeds)))
             starts = {i: Start(seeds[i], out_dir / films[i] if out_dir and i in films else None) for i in numbers}
-            for i, score, taken in _wave(pool, policy, starts, calls):
-                scores[i], steps[i] = score, taken
+            for i, total, taken in _wave(pool, policy, starts, calls, score):
+                scores[i], steps[i] = total, taken
                 bar.update(1)
                 bar.set_postfix_str(f"mean score {scores[steps > 0].mean():.3f}")
     finally:
@@ -131,7 +139,7 @@ def closed_loop(
             seed=seed,
             score=float(scores[i]),
             steps=int(steps[i]),
-            success=bool(scores[i] >= success_at),
+            success=None if success_at is None else bool(scores[i] >= success_at),
             video=films.get(i),
         )
         for i, seed in enumerate(seeds)
@@ -139,12 +147,12 @@ def closed_loop(
     result = ClosedLoopResult(
         name=name,
         score=estimate(scores, valid_range=score_range),
-        success=share(sum(e.success for e in episodes), len(episodes)),
+        success=None if success_at is None else share(int((scores >= success_at).sum()), len(episodes)),
         episodes=episodes,
         protocol={
             "env": make_env,
             "max_steps": pool.facts.max_steps,
-            "score": "largest reward of the episode",
+            "score": SCORES[score],
             "success_at": success_at,
             "at_once": at_once,
             **policy.describe(),
@@ -176,7 +184,8 @@ def read_closed_loop(folder: Path) -> ClosedLoopResult:
         raise UserError(f"{path} is not a closed-loop result of format {FORMAT}; measure again with this version.")
     try:
         raw.pop("seeds")
-        raw["score"], raw["success"] = Estimate(**raw["score"]), Estimate(**raw["success"])
+        raw["score"] = Estimate(**raw["score"])
+        raw["success"] = None if raw["success"] is None else Estimate(**raw["success"])
         raw["episodes"] = tuple(Episode(**e) for e in raw["episodes"])
         return ClosedLoopResult(**raw, folder=folder)
     except (KeyError, TypeError) as error:
@@ -186,7 +195,7 @@ def read_closed_loop(folder: Path) -> ClosedLoopResult:
 def versions() -> dict[str, str]:
     """Versions that a number may depend on."""
     found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
-    for package in ("foreact", "torch", "numpy", "gym-pusht", "pymunk"):
+    for package in ("foreact", "torch", "numpy", "gym-pusht", "pymunk", "dm-control", "mujoco"):
         try:
             found[package] = version(package)
         except PackageNotFoundError:
@@ -194,14 +203,16 @@ def versions() -> dict[str, str]:
     return found
 
 
-def _wave(pool: EnvPool, policy: Policy, starts: Mapping[int, Start], calls: list[tuple[float, int]]) -> Any:
+def _wave(
+    pool: EnvPool, policy: Policy, starts: Mapping[int, Start], calls: list[tuple[float, int]], score: Score
+) -> Any:
     """Run some episodes in step; yields (number, score, steps) as each ends. The policy counts them from 0."""
     rows = {i: row for row, i in enumerate(starts)}
     policy.reset([begin.seed for begin in starts.values()])
     alive = list(starts)
     first = pool.start(starts)
     policy.observe(_stacked([first[i] for i in alive], policy.spec), [rows[i] for i in alive])
-    best, taken = dict.fromkeys(alive, -np.inf), dict.fromkeys(alive, 0)
+    rewards: dict[int, list[float]] = {i: [] for i in alive}
     while alive:
         chunk = policy.act([rows[i] for i in alive])
         if not np.isfinite(chunk.actions).all():
@@ -211,10 +222,9 @@ def _wave(pool: EnvPool, policy: Policy, starts: Mapping[int, Start], calls: lis
         calls.append((chunk.infer_ms, len(alive)))
         played = pool.play({i: chunk.actions[row, : chunk.execute] for row, i in enumerate(alive)})
         for i in alive:
-            best[i] = max(best[i], *played[i].rewards)
-            taken[i] += len(played[i].rewards)
+            rewards[i] += played[i].rewards
             if played[i].done:
-                yield i, best[i], taken[i]
+                yield i, max(rewards[i]) if score == "max" else sum(rewards[i]), len(rewards[i])
         alive = [i for i in alive if not played[i].done]
         for step in range(chunk.execute if alive else 0):
             seen = [played[i].observations[step] for i in alive]

@@ -22,7 +22,7 @@ from foreact.evals.clustered import clustered_estimate
 from foreact.evals.features import FeatureNetwork
 from foreact.evals.frechet import Accumulation, Moments, frechet_distance
 from foreact.evals.video import ROUNDING_PSNR, Example, VideoQuality, psnr, ssim
-from foreact.types import Batch, Estimate, Tokenizer, UserError, to_model_range, to_uint8
+from foreact.types import Batch, Encoder, Estimate, Tokenizer, UserError, to_model_range, to_uint8
 
 Generate = Callable[[Tensor, int], Tensor]
 """Context tokens int64 (B, T, h, w), F -> imagined tokens int64 (B, F, h, w)."""
@@ -62,7 +62,7 @@ class DrivingVideo:
 
 def driving_video(
     batches: Iterable[Batch],
-    tokenizer: Tokenizer,
+    tokenizer: Encoder,
     camera: str,
     *,
     generate: Generate | None,
@@ -82,7 +82,7 @@ def driving_video(
 
     Args:
         batches: with `video[camera]`; `tokens[camera]`, where there, save encoding. `index` names the drives.
-        tokenizer: of the model's tokens.
+        tokenizer: of the model's tokens; it has to know the way back to pixels.
         camera: stream to look at.
         generate: the model; None measures the tokenizer alone.
         context: frames of a window that the model sees; the others are the future.
@@ -96,8 +96,14 @@ def driving_video(
         device: where tokenizer and model compute.
 
     Raises:
-        UserError: windows without pictures or without a future, or too few for a Frechet distance.
+        UserError: windows without pictures or without a future, too few for a Frechet distance, or a tokenizer that
+            draws no pictures.
     """
+    if not isinstance(tokenizer, Tokenizer):
+        raise UserError(
+            "Imagined tokens are compared as pictures, and this tokenizer only encodes; give a model whose tokens "
+            "can be drawn, such as those of a vq."
+        )
     distances = _Distances(fid_network, fvd_network, real, accumulation)
     values: dict[str, list[np.ndarray]] = {}
     owners: list[np.ndarray] = []

@@ -54,7 +54,7 @@ def curves_figure(log: Sequence[Mapping[str, Any]]) -> FigurePair | None:
         for ax in axes[len(panels) :]:
             ax.set_axis_off()
 
-    return _both(draw, (4.0 * min(3, len(panels)), 3.0 * -(-len(panels) // 3)))
+    return figure_pair(draw, (4.0 * min(3, len(panels)), 3.0 * -(-len(panels) // 3)))
 
 
 def scores_figure(results: Sequence[ClosedLoopResult]) -> FigurePair | None:
@@ -80,7 +80,7 @@ def scores_figure(results: Sequence[ClosedLoopResult]) -> FigurePair | None:
         ax.set_xlabel("score of an episode (dots); mean with 95 % interval (diamond)")
         ax.grid(axis="x", alpha=0.25)
 
-    return _both(draw, (8.0, 0.9 + 0.75 * len(results)))
+    return figure_pair(draw, (8.0, 0.9 + 0.75 * len(results)))
 
 
 def quality_figure(quality: VideoQuality) -> FigurePair:
@@ -105,7 +105,7 @@ def quality_figure(quality: VideoQuality) -> FigurePair:
             ax.set_xticks(list(quality.steps_ahead))
             ax.legend(fontsize=8, frameon=False)
 
-    return _both(draw, (8.0, 3.0))
+    return figure_pair(draw, (8.0, 3.0))
 
 
 def actions_figure(spec: ActionSpec, actions: Mapping[str, np.ndarray]) -> bytes:
@@ -123,7 +123,8 @@ def actions_figure(spec: ActionSpec, actions: Mapping[str, np.ndarray]) -> bytes
     return _render(draw, (3.6 * spec.dim, 2.8), "#1f2328", transparent=False)
 
 
-def _both(draw: Callable[[Any], None], inches: tuple[float, float]) -> FigurePair:
+def figure_pair(draw: Callable[[Any], None], inches: tuple[float, float]) -> FigurePair:
+    """What `draw` puts on a matplotlib figure of this size (width, height), for either colour scheme."""
     return FigurePair(_render(draw, inches, "#1f2328"), _render(draw, inches, "#d6dae0"))
 
 

@@ -15,6 +15,8 @@ import jinja2
 
 from foreact.evals.closed_loop import ClosedLoopResult, versions
 from foreact.evals.figures import FigurePair, curves_figure, quality_figure, scores_figure
+from foreact.evals.value_figures import delays_figure, values_figure
+from foreact.evals.values import Values
 from foreact.evals.video import VideoQuality
 from foreact.types import UserError
 
@@ -40,6 +42,7 @@ def write_report(
     results: Sequence[ClosedLoopResult] = (),
     log: Sequence[Mapping[str, Any]] = (),
     quality: Sequence[VideoQuality] = (),
+    values: Sequence[Values] = (),
     futures: Sequence[Media] = (),
     pictures: Sequence[Media] = (),
     config: Mapping[str, Any] | None = None,
@@ -55,6 +58,7 @@ def write_report(
         results: closed-loop results; the first is the subject, the others are there to compare.
         log: entries of a training log, {"step": int, name: number}.
         quality: measured video quality.
+        values: measured values of states, one entry per gamma.
         futures: strips and films of imagined next to true futures.
         pictures: other pictures of what was measured, such as plans.
         config: the resolved configuration of the run.
@@ -71,7 +75,12 @@ def write_report(
         for e in r.episodes
         if e.video
     ]
-    figures = {"curves": curves_figure(log), "scores": scores_figure(results)}
+    figures = {
+        "curves": curves_figure(log),
+        "scores": scores_figure(results),
+        "accuracy": values_figure(values),
+        "delays": delays_figure(values),
+    }
     qualities = [{"result": q, "figure": _figure(quality_figure(q))} for q in quality]
     # Films are the bulk of the page; leave room for text and figures.
     budget = size_limit - 500_000 - sum(len(f.light) + len(f.dark) for f in figures.values() if f) * 4 // 3
@@ -83,9 +92,11 @@ def write_report(
         summary=_summary(results),
         score_note=score_note,
         results=results,
+        any_solved=any(r.success is not None for r in results),
         same_seeds=len({tuple(e.seed for e in r.episodes) for r in results}) <= 1,
         figures={name: _figure(pair) for name, pair in figures.items()},
         qualities=qualities,
+        values=values,
         futures=shown_futures,
         pictures=shown_pictures,
         films=shown_films,
@@ -114,8 +125,10 @@ def _summary(results: Sequence[ClosedLoopResult]) -> str:
     first, others = results[0], results[1:]
     text = (
         f"{first.name} scores {first.score.mean:.3f} on average over {first.score.n} episodes "
-        f"(95 % interval {first.score.low:.3f} to {first.score.high:.3f}) and solves {first.success.mean:.0%} of them"
+        f"(95 % interval {first.score.low:.3f} to {first.score.high:.3f})"
     )
+    if first.success is not None:
+        text += f" and solves {first.success.mean:.0%} of them"
     if others:
         text += "; in comparison, " + ", ".join(f"{o.name} scores {o.score.mean:.3f}" for o in others)
     return text + "."

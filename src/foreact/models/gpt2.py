@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foreact.models.gpt import KVCache
+from foreact.models.onednn import Linear, linear
 from foreact.types import UserError
 
 INIT_STD = 0.02
@@ -65,19 +66,24 @@ class GPT2Block(nn.Module):
         width = config.width
         self.heads, self.attention_dropout = config.heads, config.attention_dropout
         self.norm1 = nn.LayerNorm(width)
-        self.qkv = nn.Linear(width, 3 * width)
-        self.out = nn.Linear(width, width)
+        self.qkv = Linear(width, 3 * width)
+        self.out = Linear(width, width)
         self.norm2 = nn.LayerNorm(width)
-        self.up = nn.Linear(width, 4 * width)
-        self.down = nn.Linear(4 * width, width)
+        self.up = Linear(width, 4 * width)
+        self.down = Linear(4 * width, width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        """(B, N, width) -> (B, N, width); with a cache, x are the N tokens that follow those held in it."""
+    def forward(self, x: Tensor, cache: KVCache | None = None, *, last: bool = False) -> Tensor:
+        """(B, N, width) -> (B, N, width); with a cache, x are the N tokens that follow those held in it.
+
+        With `last`, only the last token's output (B, 1, width) is computed.
+        """
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         past, n = 0 if cache is None else cache.length, x.shape[1]
         if cache is not None:
             k, v = cache.extend(k, v)
+        if last:
+            q, x, n = q[:, :, -1:], x[:, -1:], 1
         mask = None
         if past and n > 1:
             mask = torch.ones(n, past + n, dtype=torch.bool, device=x.device).tril(past)
@@ -111,8 +117,8 @@ class GPT2(nn.Module):
                 nn.init.zeros_(module.bias)
         for block in self.blocks:
             assert isinstance(block, GPT2Block)
-            for linear in (block.out, block.down):
-                nn.init.normal_(linear.weight, std=INIT_STD / math.sqrt(2 * self.config.layers))
+            for into_stream in (block.out, block.down):
+                nn.init.normal_(into_stream.weight, std=INIT_STD / math.sqrt(2 * self.config.layers))
 
     def forward(self, x: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
         """Embedded inputs (B, N, width) -> normalised features (B, N, width).
@@ -121,11 +127,20 @@ class GPT2(nn.Module):
             x: embeddings without positions, of the first N positions, or of the N that follow those held in the caches.
             caches: one per block.
         """
-        start = caches[0].length if caches else 0
-        x = self.dropout(x + self.position_embedding.weight[start : start + x.shape[1]])
+        x = self._place(x, caches[0].length if caches else 0)
         for i, block in enumerate(self.blocks):
             x = block(x, caches[i] if caches else None)
         return self.norm(x)
+
+    def last(self, x: Tensor, caches: Sequence[KVCache]) -> Tensor:
+        """As `forward(x, caches)[:, -1]`, (B, width), without the work that only the others' features would need."""
+        x = self._place(x, caches[0].length)
+        for block, cache in zip(self.blocks[:-1], caches[:-1], strict=True):
+            x = block(x, cache)
+        return self.norm(self.blocks[-1](x, caches[-1], last=True)[:, 0])
+
+    def _place(self, x: Tensor, start: int) -> Tensor:
+        return self.dropout(x + self.position_embedding.weight[start : start + x.shape[1]])
 
     def embed(self, tokens: Tensor) -> Tensor:
         """int64 (B, N) -> (B, N, width)."""
@@ -133,7 +148,7 @@ class GPT2(nn.Module):
 
     def readout(self, features: Tensor) -> Tensor:
         """(..., width) -> logits (..., V)."""
-        return functional.linear(features, self.token_embedding.weight)
+        return linear(features, self.token_embedding.weight)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """int64 (B, N) -> (B, N, V); row n predicts token n + 1."""

@@ -20,7 +20,6 @@ actions of a bootstrap sample are those of the data.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -29,8 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foreact.models.gpt import KVCache
-from foreact.models.gpt2 import GPT2, GPT2Config, matrices_decay
+from foreact.models.gpt2 import GPT2Config, matrices_decay
+from foreact.models.occupancy_gpt import OccupancyGPT
 from foreact.types import Batch, LossOut, UserError
 
 REWARD_DECAY = 0.01
@@ -130,98 +129,6 @@ class VOCConfig:
         )  # fmt: skip
 
 
-class OccupancyGPT(GPT2):
-    """A GPT-2 over [context | condition | future]; blocks of codes are flat, int64 (B, L)."""
-
-    def __init__(self, config: VOCConfig) -> None:
-        super().__init__(config.gpt)
-        self.gamma_embedding = nn.Embedding(len(config.gammas), config.width) if len(config.gammas) > 1 else None
-        self.action_embedding = nn.Linear(config.actions, config.width) if config.actions else None
-        if self.gamma_embedding is not None:
-            nn.init.normal_(self.gamma_embedding.weight, std=0.02)
-
-    def condition(self, gammas: Tensor, actions: Tensor | None) -> Tensor:
-        """Numbers of gammas int64 (...) and actions float (..., m, A) -> (..., condition, width)."""
-        parts = [self.token_embedding.weight.new_empty(*gammas.shape, 0, self.config.width)]
-        if self.gamma_embedding is not None:
-            parts.append(self.gamma_embedding(gammas)[..., None, :])
-        if self.action_embedding is not None:
-            assert actions is not None
-            parts.append(self.action_embedding(actions))
-        return torch.cat(parts, dim=-2)
-
-    def code_logits(self, context: Tensor, condition: Tensor, future: Tensor) -> Tensor:
-        """Logits (B, 2 L - 1, V) of all codes but the very first; the last L rows predict the future."""
-        x = torch.cat([self.embed(context), condition, self.embed(future[:, :-1])], dim=1)
-        features = self(x)
-        if condition.shape[1]:  # what stands before a token of the condition predicts nothing
-            features = torch.cat(
-                [features[:, : context.shape[1] - 1], features[:, context.shape[1] - 1 + condition.shape[1] :]], dim=1
-            )
-        return self.readout(features)
-
-    @torch.no_grad()
-    def sample(
-        self,
-        context: Tensor,
-        condition: Tensor,
-        uniform: Tensor,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        on_token: Callable[[], object] | None = None,
-    ) -> Tensor:
-        """Draw futures.
-
-        Args:
-            context: (B, L); each is read once.
-            condition: (B, N, condition, width), N draws for each context.
-            uniform: (B, N, L) in [0, 1), one number decides each code.
-            temperature, top_k: see `draw_codes`.
-            on_token: called after every code, for progress bars.
-
-        Returns:
-            int64 (B, N, L).
-        """
-        length, draws, extra = context.shape[1], uniform.shape[1], condition.shape[2]
-        caches = [KVCache() for _ in self.blocks]
-        features = self(self.embed(context), caches)[:, -1]
-        caches = [cache.repeated(draws, 2 * length + extra) for cache in caches]
-        features = features.repeat_interleave(draws, dim=0)
-        if extra:
-            features = self(condition.flatten(0, 1), caches)[:, -1]
-        uniform = uniform.flatten(0, 1)
-        codes: list[Tensor] = []
-        for i in range(length):
-            codes.append(draw_codes(self.readout(features), uniform[:, i], temperature=temperature, top_k=top_k))
-            if on_token is not None:
-                on_token()
-            if i < length - 1:
-                features = self(self.embed(codes[-1][:, None]), caches)[:, -1]
-        return torch.stack(codes, dim=1).unflatten(0, (-1, draws))
-
-
-def draw_codes(logits: Tensor, uniform: Tensor, *, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
-    """One code per row, where the cumulated probabilities reach `uniform`.
-
-    Args:
-        logits: (R, V).
-        uniform: (R,) in [0, 1).
-        temperature: divides the logits.
-        top_k: keep the k likeliest codes only.
-
-    Returns:
-        int64 (R,).
-    """
-    logits = logits.float() / temperature
-    if top_k is not None and top_k < logits.shape[-1]:
-        least = logits.topk(top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -math.inf)
-    reached = logits.softmax(-1).double().cumsum(-1)
-    # Compared with the total, since rounding leaves it a little off 1.
-    return (reached < uniform[:, None].double() * reached[:, -1:]).sum(-1)
-
-
 class RewardHead(nn.Module):
     """Three linear layers on the code vectors of a stack."""
 
@@ -253,7 +160,7 @@ class VOC(nn.Module):
     def __init__(self, config: VOCConfig) -> None:
         super().__init__()
         self.config = config
-        self.gpt = OccupancyGPT(config)
+        self.gpt = OccupancyGPT(config.gpt, gammas=len(config.gammas), actions=config.actions)
         self.target = copy.deepcopy(self.gpt).requires_grad_(False)
         self.reward = RewardHead(config.block * config.code_dim, config.reward_hidden)
         self.register_buffer("codebook", torch.zeros(config.vocab, config.code_dim))
@@ -299,11 +206,19 @@ class VOC(nn.Module):
             actions: float32 (B, n + m, A) from the present step on, for a model conditioned on actions.
             rng: of the gammas, delays and bootstrap samples.
         """
-        config, n = self.config, self.config.bootstrap_steps
         stacks = self.stacks(tokens)
-        gammas = torch.randint(len(config.gammas), (len(tokens),), generator=rng, device=tokens.device)
+        gammas = torch.randint(len(self.config.gammas), (len(tokens),), generator=rng, device=tokens.device)
         delay = self._draw_delay(gammas, rng)
         future = self.targets(stacks, delay, gammas, actions, rng=rng)
+        out = self.loss(stacks, future, rewards, gammas=gammas, actions=actions)
+        out.logs["bootstrapped"] = (delay == self.config.bootstrap_steps).float().mean()
+        return out
+
+    def loss(
+        self, stacks: Tensor, future: Tensor, rewards: Tensor, *, gammas: Tensor, actions: Tensor | None
+    ) -> LossOut:
+        """The two terms for futures that are drawn already; arguments as in `targets` and `learn`."""
+        config = self.config
         condition = self.gpt.condition(gammas, self._first_actions(actions, 0))
         logits = self.gpt.code_logits(stacks[:, 0], condition, future)
         codes = torch.cat([stacks[:, 0], future], dim=1)[:, 1:]
@@ -317,7 +232,6 @@ class VOC(nn.Module):
             "nats_per_code": nats.detach(),
             "nats_per_future_code": ahead.detach(),
             "reward_mse": reward.detach(),
-            "bootstrapped": (delay == n).float().mean(),
         }
         return LossOut(loss=nats + reward, logs=logs)
 
@@ -463,7 +377,7 @@ class VOC(nn.Module):
         net, block = (self.gpt if online else self.target), self.config.block
         actions = self._require_actions(actions)
         several = actions is not None and actions.ndim == 4
-        candidates = actions.shape[1] if several else 1
+        candidates = actions.shape[1] if actions is not None and several else 1
         draws = candidates * samples
         uniform = _uniform(rng, (len(context), draws, block)).to(context.device)
         gammas = torch.full((len(context), candidates), self.gamma_number(gamma), device=context.device)
@@ -542,9 +456,9 @@ class VOC(nn.Module):
 
 def _uniform(rng: torch.Generator | Sequence[torch.Generator], shape: tuple[int, ...]) -> Tensor:
     """Numbers in [0, 1) from one generator, or from one for each entry of the first axis."""
-    if isinstance(rng, torch.Generator):
-        return torch.rand(shape, generator=rng, device=rng.device)
-    return torch.stack([torch.rand(shape[1:], generator=g, device=g.device) for g in rng])
+    if isinstance(rng, Sequence):
+        return torch.stack([torch.rand(shape[1:], generator=g, device=g.device) for g in rng])
+    return torch.rand(shape, generator=rng, device=rng.device)
 
 
 def _slices(total: int, size: int) -> list[slice]:

@@ -21,9 +21,9 @@ from foreact.models.uva import UVA
 from foreact.models.uva_config import UVAConfig, state_offsets
 from foreact.models.uva_timing import context_offsets, frame_stride
 from foreact.policies.history import History, generator_for
-from foreact.tokenizers.images import resize_video
+from foreact.tokenizers.images import prepare, resize_video
 from foreact.tokenizers.kl_vae import KLVAE
-from foreact.types import ActionChunk, ActionSpec, Observation, StreamSpec, UserError, to_model_range, to_uint8
+from foreact.types import ActionChunk, ActionSpec, Observation, StreamSpec, UserError, to_uint8
 from foreact.weights.format import build, load_checkpoint, load_tokenizer
 
 ACTION = "action"
@@ -287,8 +287,7 @@ class UVAPolicy:
         size = self._tokenizer.config.image_size
 
         def encode(rows: slice) -> Tensor:
-            video = to_model_range(_filled(frames[rows], self.batch_size).to(self.device).movedim(-1, -3))
-            video = resize_video(video, size)
+            video = prepare(_filled(frames[rows], self.batch_size).to(self.device).movedim(-1, -3), size)
             if self._tokenizer.config.posterior == "mean":
                 return self._tokenizer.encode(video)
             # A sampled posterior draws row by row: each from its own generator, whatever the neighbours.

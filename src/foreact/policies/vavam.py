@@ -24,7 +24,7 @@ from foreact.data.drives import FRAME_SIZE, FRONT
 from foreact.data.driving import plan_spec
 from foreact.models.vavam import VaVAM
 from foreact.policies.history import generator_for
-from foreact.types import ActionChunk, Observation, StreamSpec, Tokenizer, UserError, to_model_range
+from foreact.types import ActionChunk, Encoder, Observation, StreamSpec, UserError, to_model_range
 from foreact.weights.format import build, load_checkpoint
 from foreact.weights.tokenizers import tokenizer_of
 
@@ -82,7 +82,7 @@ class DrivingPolicy:
     def __init__(
         self,
         model: VaVAM,
-        tokenizer: Tokenizer,
+        tokenizer: Encoder,
         spec: StreamSpec,
         *,
         samples: int = 1,

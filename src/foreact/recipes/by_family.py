@@ -16,6 +16,7 @@ GENERATE = {
     "uva": "foreact.recipes.generate:generate",
     "vavim": "foreact.recipes.generate_driving:generate",
     "vavam": "foreact.recipes.generate_driving:generate",
+    "voc": "foreact.recipes.generate_occupancy:generate",
 }
 VIDEO = {
     "uva": "foreact.recipes.evaluate:video",

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from foreact.data import importing, inspect
+from foreact.data.store import open_store
 from foreact.envs import collect as collecting
+from foreact.envs import collect_dmc as collecting_dmc
 from foreact.recipes.tasks import find_task
 from foreact.types import StreamSpec, UserError
 from foreact.weights.format import load_checkpoint
@@ -19,26 +21,55 @@ def collect(
     episodes: int = 300,
     out: Path | None = None,
     first_seed: int = 0,
-    noise: tuple[float, ...] = (0.0, 15.0),
+    policy: collecting_dmc.PolicyName | None = None,
+    noise: tuple[float, ...] | None = None,
+    shadows: bool = True,
     workers: int | None = None,
 ) -> None:
-    """Let an expert act in a simulator; keep its traces (.npz) and render them into a store.
+    """Let an expert act in a simulator and keep what it shows in a store.
 
-    A collection that was stopped goes on where it was. Ask for more episodes to extend it.
+    A collection that was stopped goes on where it was. Ask for more episodes to extend it. PushT's traces (.npz) are
+    kept beside its store.
 
     Args:
-        env: pusht or pusht-m.
+        env: pusht, pusht-m, or a task of DeepMind Control such as dmc/cheetah_run.
         episodes: how many, one per seed.
-        out: the store; the traces lie beside it. Default: data/<env>.zarr.
+        out: the store. Default: data/<env>.zarr, such as data/pusht.zarr or data/cheetah-run.zarr.
         first_seed: of the first episode; seeds from 100000 on belong to evaluation.
-        noise: px, disturbance of what is executed (not of what is recorded); several values take turns.
+        policy: DeepMind Control only: who acts. Default: mixed, which is random, medium and expert in turn.
+        noise: PushT only: px, disturbance of what is executed (not of what is recorded); several values take turns.
+            Default: 0 15.
+        shadows: DeepMind Control only: whether pictures have shadows, which cost most of the time of drawing.
         workers: processes; default one per core.
     """
+    if env.startswith("dmc/"):
+        if noise is not None:
+            raise UserError("--noise is for PushT; in DeepMind Control the --policy decides, whose noise is recorded.")
+        name = env.removeprefix("dmc/")
+        store = out or Path("data") / f"{name.replace('_', '-')}.zarr"
+        collecting_dmc.collect_store(
+            env, policy or "mixed", episodes, store, first_seed=first_seed, shadows=shadows, workers=workers
+        )
+        found = open_store(store)
+        print(_by_grade(found.info("grade"), found.info("score")))
+        print(f"{len(found)} episodes: {store}")
+        return
+    if policy is not None or not shadows:
+        raise UserError(f"--policy and --shadows are for DeepMind Control (--env dmc/TASK), found --env {env}.")
     store = out or Path("data") / f"{env}.zarr"
     traces = store.with_suffix(".npz")
-    found = collecting.collect(env, episodes, traces, first_seed=first_seed, noise=noise, workers=workers)
+    demonstrated = collecting.collect(
+        env, episodes, traces, first_seed=first_seed, noise=noise or (0.0, 15.0), workers=workers
+    )
     collecting.render_traces(traces, store, workers=workers)
-    print(f"{len(found)} episodes, mean score {found.score.mean():.3f}: {store} (traces: {traces})")
+    print(f"{len(demonstrated)} episodes, mean score {demonstrated.score.mean():.3f}: {store} (traces: {traces})")
+
+
+def _by_grade(grade: np.ndarray, score: np.ndarray) -> str:
+    return "\n".join(
+        f"{name}: {(grade == name).sum()} episodes, mean score {score[grade == name].mean():.1f}"
+        for name in sorted(set(grade.tolist()))
+    )
 
 
 def import_(src: Path, out: Path, task: str | None = None, fill_missing: bool = False) -> None:
@@ -51,6 +82,30 @@ def import_(src: Path, out: Path, task: str | None = None, fill_missing: bool = 
         fill_missing: read chunks that are absent as the store's fill value, instead of refusing.
     """
     episodes = importing.import_store(src, out, _spec(task), fill_missing=fill_missing)
+    print(f"{episodes} episodes: {out}")
+
+
+def import_d4rl(
+    root: Path,
+    out: Path,
+    task: str | None = None,
+    fps: float | None = None,
+    codes: str | None = None,
+    vocab: int | None = None,
+) -> None:
+    """Copy recordings of V-D4RL, or shards with codes of Video Occupancy Models, into a store of ours.
+
+    A copy that was stopped goes on after its last whole episode.
+
+    Args:
+        root: folder of .hdf5 shards, or of .npz files with one episode each.
+        out: the new store.
+        task: what the streams mean; by default what the files say.
+        fps: steps per second, where neither the task nor a folder's name (cheetah, walker, humanoid) tells.
+        codes: array of the codes to take along, such as vae_latents; by default the only one there is.
+        vocab: size of their codebook; codes outside are refused.
+    """
+    episodes = importing.import_d4rl(root, out, _spec(task), fps=fps, codes=codes, vocab=vocab)
     print(f"{episodes} episodes: {out}")
 
 

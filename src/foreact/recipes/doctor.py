@@ -10,6 +10,8 @@ import platform
 import torch
 
 import foreact
+from foreact.envs.rendering import choose_library
+from foreact.types import UserError
 
 EXTRAS = {
     "pusht": ("gym_pusht", "the PushT simulator: data collect, eval closed-loop, demo"),
@@ -19,6 +21,8 @@ EXTRAS = {
     "ray": ("ray", "tokenize --engine ray"),
     "slurm": ("submitit", "submit"),
     "faiss": ("faiss", "eval probe --search faiss"),
+    "hdf5": ("h5py", "V-D4RL's shards: data import-d4rl"),
+    "dmc": ("dm_control", "DeepMind Control: data collect --env dmc/cheetah_run, closed loops"),
 }
 
 
@@ -35,6 +39,8 @@ def doctor() -> None:
         there = importlib.util.find_spec(module) is not None
         status = "installed" if there else f'missing: pip install "foreact[{extra}]"'
         print(f"{extra:<12}{status:<44}{unlocks}")
+    if importlib.util.find_spec("dm_control") is not None:
+        print(f"\nMuJoCo      {_drawing()}")
     if importlib.util.find_spec("torchvision") is not None:
         try:
             importlib.import_module("torchvision")
@@ -42,3 +48,10 @@ def doctor() -> None:
             print(
                 f"\ntorchvision is installed but cannot be imported ({error}); Foreact does not need it: uninstall it."
             )
+
+
+def _drawing() -> str:
+    try:
+        return f"draws with MUJOCO_GL={choose_library() or ' unset'}"
+    except UserError as error:
+        return str(error)

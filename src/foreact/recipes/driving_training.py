@@ -9,10 +9,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from foreact.data.loader import Windows, batches, spread_batches
+from foreact.data.loader import batches
 from foreact.recipes.driving import DrivingData, DrivingSplit
 from foreact.recipes.plan import plan
 from foreact.recipes.runs import conclude, is_main_process, open_run, process_count, say
+from foreact.recipes.validation import ValidationLoss
 from foreact.train.config import TrainConfig
 from foreact.train.loop import train
 from foreact.types import Batch, UserError
@@ -165,22 +166,3 @@ def fit(
                                  tokenizer=tokenizer or split.tokenizer, card=card)  # fmt: skip
         say("Done", weights=final, hash=digest, **{k: f"{v:.4f}" for k, v in result.metrics.items()})
     return final
-
-
-class ValidationLoss:
-    """The training loss on validation windows spread over all drives, with the same draws at every evaluation."""
-
-    name = "val"
-    every: int | None = None
-
-    def __init__(self, windows: Windows, *, at_most: int = 64, batch_size: int = 4) -> None:
-        self.batches = spread_batches(windows, at_most=at_most, batch_size=batch_size)
-
-    def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
-        device = next(model.parameters()).device
-        total = count = 0.0
-        for i, batch in enumerate(self.batches):
-            rng = torch.Generator(device=device).manual_seed(i)
-            total += model(batch.to(device), rng=rng).loss.item() * len(batch)
-            count += len(batch)
-        return {"loss": total / count}

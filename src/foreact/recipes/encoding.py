@@ -16,8 +16,7 @@ from tqdm import tqdm
 from foreact.data.derived import Shard, open_stream
 from foreact.data.store import ZarrStore
 from foreact.recipes.ranks import Ranks
-from foreact.tokenizers.images import resize_video
-from foreact.types import UserError, to_model_range
+from foreact.types import UserError
 from foreact.weights.tokenizers import LoadedTokenizer
 
 Precision = Literal["fp32", "bf16"]
@@ -62,7 +61,7 @@ class StreamEncoder:
         if batch_size < 1:
             raise UserError(f"Expected batch_size >= 1, found {batch_size}.")
         self.store, self.camera, self.batch_size, self.hash = store, camera, batch_size, tokenizer.hash
-        self.tokenizer, self.image_size = tokenizer.tokenizer, tokenizer.image_size
+        self.tokenizer, self.prepare = tokenizer.tokenizer, tokenizer.prepare
         self.device = torch.device(device)
         self.precision: Precision = precision
         self.vocab = self.tokenizer.vocab
@@ -108,9 +107,7 @@ class StreamEncoder:
         half = torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
         rng = torch.Generator(self.device).manual_seed(start)  # for tokenizers that draw: nobody else's draws matter
         try:
-            video = to_model_range(torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2)[None])
-            if self.image_size is not None:
-                video = resize_video(video, self.image_size)
+            video = self.prepare(torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2)[None])
             with half:
                 codes = self.tokenizer.encode(video, rng=rng)[0]
         except torch.OutOfMemoryError:

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from foreact.evals import closed_loop as loop
+from foreact.evals.figures import scores_figure
 from foreact.evals.report import Media, write_report
 from foreact.evals.video import VideoQuality, save_examples, video_quality
 from foreact.policies.baselines import DoNothing, RandomPolicy
+from foreact.policies.cloning import load_cloning_policy
+from foreact.policies.occupancy import PlanningConfig, load_planning_policy
 from foreact.policies.uva import UVAPolicy, load_policy
 from foreact.recipes.runs import pick_device, say, write_json
 from foreact.recipes.stores import open_held_out_store
 from foreact.recipes.tasks import find_task
 from foreact.types import Policy, Task, UserError
+from foreact.weights.format import family_of
 from foreact.weights.shipped import resolve
 
 TEST_SEED = 100_000
 """First of the held-out seeds; no collection may contain them."""
 BASELINES = {"do-nothing": DoNothing, "random": RandomPolicy}
+PLAIN = "_plain"
+"""End of the name of an environment without shadows."""
 
 
 def closed_loop(
@@ -27,9 +34,12 @@ def closed_loop(
     task: str = "pusht",
     seeds: int = 50,
     first_seed: int = TEST_SEED,
-    execute: int = 8,
+    execute: int | None = None,
     temperature: float = 0.95,
     steps: int | None = None,
+    prior: str | None = None,
+    planning: PlanningConfig = PlanningConfig(),  # noqa: B008 - frozen
+    shadows: bool | None = None,
     videos: int = 4,
     workers: int | None = None,
     baselines: tuple[Literal["do-nothing", "random"], ...] = (),
@@ -43,17 +53,23 @@ def closed_loop(
         task: where to act.
         seeds: how many episodes.
         first_seed: seed of the first.
-        execute: actions played before planning again.
-        temperature: of sampling; 0 takes the likeliest course.
-        steps: sampling steps; default: the model's own.
+        execute: actions played before planning again; default 8, and 1 for behaviour cloning and VOC.
+        temperature: of UVA's sampling; 0 takes the likeliest course.
+        steps: UVA's sampling steps; default: the model's own.
+        prior: weights of behaviour cloning that propose actions to VOC's planner.
+        planning: how VOC searches for actions.
+        shadows: DeepMind Control only: whether pictures have shadows, as in the data that the policy learned from;
+            default: the task's choice.
         videos: episodes to film.
         workers: simulator processes; default one per core.
         baselines: policies to measure on the same seeds.
         out: folder of the results.
         device: where the policy computes; default CUDA if there is one.
     """
-    found = find_task(task)
-    policies = {weights: open_policy(weights, found, execute, temperature, steps, device)}
+    found = lit(find_task(task), shadows)
+    policies = {
+        weights: open_policy(weights, found, execute, temperature, steps, device, prior=prior, planning=planning)
+    }
     policies |= {name: open_policy(name, found, execute, temperature, steps, device) for name in baselines}
     for name, policy in policies.items():
         if isinstance(policy, UVAPolicy) and not policy.model.config.predict_action:
@@ -63,24 +79,53 @@ def closed_loop(
     say("Closed loop", task=task, weights=weights, seeds=f"{first_seed}..{first_seed + seeds - 1}", out=out)
     results = run_closed_loop(found, policies, range(first_seed, first_seed + seeds), out, videos, workers)
     for result in results:
-        print(f"{result.name:<24}score {result.score}   solved {result.success}")
-    report = write_report(
-        out / "report.html", title=f"Closed loop on {task}", score_note=found.score_note, results=results,
-        facts={"command": f"foreact eval closed-loop --weights {weights} --task {task} --seeds {seeds}"},
-    )  # fmt: skip
+        solved = "" if result.success is None else f"   solved {result.success}"
+        print(f"{result.name:<24}score {result.score}{solved}")
+    facts = {"command": f"foreact eval closed-loop --weights {weights} --task {task} --seeds {seeds}"}
+    report = report_scores(out, found, results, title=f"Closed loop on {task}", facts=facts)
     print(f"{found.score_note}\nReport: {report}")
 
 
+def lit(task: Task, shadows: bool | None) -> Task:
+    """The task with shadows in its pictures, without them, or as it is; an environment `f` has none as `f_plain`."""
+    if shadows is None or task.env is None:
+        return task
+    env = task.env.removesuffix(PLAIN)
+    return dataclasses.replace(task, env=env if shadows else env + PLAIN)
+
+
 def open_policy(
-    weights: str, task: Task, execute: int = 8, temperature: float = 0.95, steps: int | None = None,
-    device: str | None = None,
+    weights: str, task: Task, execute: int | None = None, temperature: float = 0.95, steps: int | None = None,
+    device: str | None = None, *, prior: str | None = None, planning: PlanningConfig | None = None, draw: bool = False,
 ) -> Policy:  # fmt: skip
-    """The baseline of that name, or the policy of a checkpoint, checked against the task."""
+    """The baseline of that name, or the policy of a checkpoint, checked against the task.
+
+    Args:
+        weights: a baseline, a checkpoint folder or a shipped name.
+        task: where it shall act.
+        execute, prior, planning: see `closed_loop`.
+        temperature, steps: of UVA's sampling.
+        device: where to compute.
+        draw: behaviour cloning plays draws from its distribution instead of the mode.
+    """
     if weights in BASELINES:
-        return BASELINES[weights](task.spec, execute=execute)
-    policy = load_policy(
-        resolve(weights), device=pick_device(device), execute=execute, temperature=temperature, steps=steps
-    )
+        return BASELINES[weights](task.spec, execute=execute or 8)
+    path, where = resolve(weights), pick_device(device)
+    family = family_of(path)
+    # A CPU gains little from large calls, and calls that are filled up cost as much as full ones.
+    on_codes: dict[str, Any] = {
+        "device": where,
+        "execute": execute or 1,
+        "batch_size": 1 if where.type == "cpu" else 32,
+    }
+    policy: Policy
+    if family == "voc":
+        proposer = None if prior is None else resolve(prior)
+        policy = load_planning_policy(path, prior=proposer, planning=planning, **on_codes)
+    elif family == "bc":
+        policy = load_cloning_policy(path, draw=draw, **on_codes)
+    else:
+        policy = load_policy(path, device=where, execute=execute or 8, temperature=temperature, steps=steps)
     task.spec.require_equal(policy.spec, f"task '{task.name}'", f"weights '{weights}'")
     return policy
 
@@ -97,23 +142,50 @@ def run_closed_loop(
     task: Task, policies: dict[str, Policy], seeds: Sequence[int], out: Path, videos: int, workers: int | None
 ) -> list[loop.ClosedLoopResult]:
     """Every policy on the same seeds; only the first is filmed."""
+    return [
+        measure(task, policy, seeds, Path(name).name, out, videos=videos if i == 0 else 0, workers=workers)
+        for i, (name, policy) in enumerate(policies.items())
+    ]
+
+
+def measure(
+    task: Task, policy: Policy, seeds: Sequence[int], name: str, out: Path, *, videos: int, workers: int | None,
+    max_steps: int | None = None,
+) -> loop.ClosedLoopResult:  # fmt: skip
+    """Score one policy by the task's rule, into the folder `out / name`."""
     if task.env is None:
         raise UserError(f"Nothing simulates task '{task.name}', so nothing can act in it; name a task with an env.")
-    results = []
-    for i, (name, policy) in enumerate(policies.items()):
-        short = Path(name).name
-        results.append(
-            loop.closed_loop(
-                task.env,
-                policy,
-                seeds,
-                name=short,
-                out_dir=out / short,
-                videos=videos if i == 0 else 0,
-                workers=workers,
-            )
-        )
-    return results
+    # A sum has no range, and no value from which on it means that the task is solved.
+    rule: dict[str, Any] = {} if task.score == "max" else {"score": "sum", "score_range": None, "success_at": None}
+    return loop.closed_loop(
+        task.env, policy, seeds, name=name, out_dir=out / name, videos=videos, workers=workers, max_steps=max_steps,
+        **rule,
+    )  # fmt: skip
+
+
+def report_scores(
+    out: Path, task: Task, results: Sequence[loop.ClosedLoopResult], *, title: str, facts: Mapping[str, Any]
+) -> Path:
+    """Write `report.html` into `out`; returns its path."""
+    if all(r.success is not None for r in results):
+        return write_report(out / "report.html", title=title, score_note=task.score_note, results=results, facts=facts)
+    figure = scores_figure(results)
+    assert figure is not None
+    (out / "scores.png").write_bytes(figure.light)
+    films = [
+        Media(out / r.name / e.video, f"{r.name}, seed {e.seed}, score {e.score:.1f}")
+        for r in results for e in r.episodes if e.video
+    ]  # fmt: skip
+    rows = {r.name: f"{r.score}, {seconds_per_decision(r):.3g} s per decision" for r in results}
+    scores = Media(out / "scores.png", "Scores of all episodes, one row per policy")
+    return write_report(
+        out / "report.html", title=title, score_note=task.score_note, pictures=[scores, *films], facts=rows | {**facts}
+    )
+
+
+def seconds_per_decision(result: loop.ClosedLoopResult) -> float:
+    """Computing time for one decision of one episode, where episodes share calls: their share."""
+    return result.latency["mean_ms_per_chunk"] / 1e3
 
 
 def video(

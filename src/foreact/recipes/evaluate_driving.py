@@ -27,8 +27,7 @@ from foreact.models.vavam import VaVAM
 from foreact.models.vavim import VaViM
 from foreact.recipes.driving import even_stride, open_drives
 from foreact.recipes.runs import pick_device, say, write_json
-from foreact.tokenizers.images import resize_video
-from foreact.types import Batch, UserError, to_model_range, to_uint8
+from foreact.types import Batch, UserError, to_uint8
 from foreact.weights.format import Checkpoint, build, load_checkpoint
 from foreact.weights.shipped import resolve
 from foreact.weights.tokenizers import LoadedTokenizer, open_tokenizer, tokenizer_of
@@ -226,7 +225,7 @@ def driving_video(
     chosen = choose(windows, max_windows)
     result = imagining.driving_video(
         tqdm(
-            picture_batches(windows, store, chosen, batch_size, found.image_size),
+            picture_batches(windows, store, chosen, batch_size, found),
             total=-(-len(chosen) // batch_size),
             desc="imagine",
             unit="batch",
@@ -267,14 +266,12 @@ def require_batch_size(batch_size: int) -> None:
 
 
 def picture_batches(
-    windows: DrivingWindows, store: ZarrStore, chosen: np.ndarray, batch_size: int, size: tuple[int, int] | None
+    windows: DrivingWindows, store: ZarrStore, chosen: np.ndarray, batch_size: int, tokenizer: LoadedTokenizer
 ) -> Iterator[Batch]:
     """The pictures of windows at the size that the tokenizer at hand wants, without tokens: it makes them anew."""
     for part in np.array_split(chosen, -(-len(chosen) // batch_size)):
         frames = store.gather(FRONT, windows.rows(part))
-        video = torch.from_numpy(np.ascontiguousarray(frames)).movedim(-1, 2)
-        if size is not None and tuple(video.shape[-2:]) != tuple(size):
-            video = to_uint8(resize_video(to_model_range(video), size))
+        video = to_uint8(tokenizer.prepare(torch.from_numpy(np.ascontiguousarray(frames)).movedim(-1, 2)))
         yield Batch(video={FRONT: video}, index=torch.from_numpy(windows.index(part)))
 
 

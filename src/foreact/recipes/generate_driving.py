@@ -84,7 +84,7 @@ def generate(
             )
 
         result = driving_video(
-            picture_batches(cut, store, chosen, 1, found.image_size),
+            picture_batches(cut, store, chosen, 1, found),
             found.tokenizer,
             FRONT,
             generate=imagine,

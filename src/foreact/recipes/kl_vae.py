@@ -16,12 +16,12 @@ from foreact.data.windows import Window
 from foreact.recipes.runs import conclude, is_main_process, open_run, parse_run, pick_device, say
 from foreact.recipes.stores import open_task_store, split_store
 from foreact.recipes.tasks import find_task
-from foreact.tokenizers.images import resize_video
+from foreact.tokenizers.images import prepare
 from foreact.tokenizers.kl_vae import KLVAE, KLVAEConfig, with_scale
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
 from foreact.train.loop import train
-from foreact.types import Batch, to_model_range
+from foreact.types import Batch
 from foreact.weights.format import load_checkpoint, save_checkpoint
 
 # 48x48 pictures to latents of 8 x 6 x 6: a million parameters, which two cores train in minutes.
@@ -74,7 +74,7 @@ class ReconstructionError:
 
     def video(self, model: KLVAE, batch: Batch) -> Tensor:
         device = next(model.parameters()).device
-        return resize_video(to_model_range(batch.video[self.camera].to(device)), model.config.image_size)
+        return prepare(batch.video[self.camera].to(device), model.config.image_size)
 
 
 def train_kl_vae(run: KLVAERun) -> Path:

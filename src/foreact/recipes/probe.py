@@ -30,7 +30,6 @@ from foreact.evals.features import FeatureNetwork, open_features
 from foreact.evals.report import Media
 from foreact.recipes.evaluate_driving import code_tokenizer, conclude, open_models, precision, require_batch_size
 from foreact.recipes.runs import pick_device, say
-from foreact.tokenizers.images import resize_video
 from foreact.types import UserError, to_model_range
 
 Dataset = Literal["cityscapes", "kitti", "kitti-video"]
@@ -86,7 +85,7 @@ def probe(
     where = pick_device(device)
     models = open_models(weights, where)
     vavim = models.vavim
-    found, _, image_size = code_tokenizer(models, tokenizer, where)
+    found = code_tokenizer(models, tokenizer, where)
     rows, columns = vavim.config.grid
     if SIZE[0] % rows or SIZE[0] // rows * columns != SIZE[1]:
         raise UserError(
@@ -122,8 +121,7 @@ def probe(
 
     def features(images: Tensor) -> Tensor:
         with precision(where, bfloat16):
-            video = resize_video(to_model_range(images.to(where)), image_size or SIZE)
-            return vavim.features(found.encode(video), layer)[:, -1].flatten(1, 2)
+            return vavim.features(found.tokenizer.encode(found.prepare(images.to(where))), layer)[:, -1].flatten(1, 2)
 
     def bar(part: DenseData, name: str) -> Iterable[tuple[Tensor, Tensor]]:
         return tqdm(part.batches(task, batch_size), total=-(-len(part) // batch_size), desc=name, unit="batch")

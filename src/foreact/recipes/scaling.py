@@ -19,8 +19,8 @@ from foreact.data.loader import batches
 from foreact.evals.scaling_law import ScalingLaw, fit_scaling_law
 from foreact.models.vavim import VaViM, VaViMConfig
 from foreact.recipes.driving import DrivingData, DrivingSplit, load_driving
-from foreact.recipes.driving_training import ValidationLoss
 from foreact.recipes.runs import open_run, pick_device, say, write_json
+from foreact.recipes.validation import ValidationLoss
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
 from foreact.train.loop import train

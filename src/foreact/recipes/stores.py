@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from pathlib import Path
 
 import numpy as np
+import torch
 
+from foreact.data.episodes import RowStore
 from foreact.data.split import split_episodes
 from foreact.data.store import ZarrStore, open_store
 from foreact.recipes.encoding import StreamEncoder, encode_stream
 from foreact.recipes.runs import process_count
 from foreact.tokenizers.kl_vae import KLVAE
-from foreact.types import Task, UserError
+from foreact.types import Codes, Task, UserError
 from foreact.weights.tokenizers import LoadedTokenizer
 
 # Pictures up to this many bytes are held in memory, since a random frame costs the reading of a whole chunk.
@@ -44,7 +47,7 @@ def open_held_out_store(task: Task, path: Path | None) -> ZarrStore:
     return open_store(path, task.spec, memory_limit=MEMORY_LIMIT)
 
 
-def split_store(store: ZarrStore, val_ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_store(store: RowStore, val_ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Episode numbers (train, validation); neither side is empty."""
     training, validation = split_episodes(len(store), val_ratio, seed)
     if len(training) == 0 or len(validation) == 0:
@@ -70,14 +73,58 @@ def ensure_latents(
     The stream holds the posterior mean in scaled units, float16 (N, c, h, w), with the tokenizer's hash beside it.
     Work that was cut short goes on after the last whole shard.
     """
-    if store.tokenizer_hash(f"latents_{camera}") == vae_hash:
-        return
+    if store.tokenizer_hash(f"latents_{camera}") != vae_hash:
+        height, width = vae.config.image_size
+        _encode(store, camera, LoadedTokenizer(vae.to(device).eval(), vae_hash, (height, width)), batch_size, device)
+
+
+def ensure_codes(store: RowStore, camera: str, tokenizer: LoadedTokenizer, *, device: torch.device | str) -> None:
+    """Encode every frame of `camera` once into the stream `tokens_<camera>`, unless the store has codes.
+
+    Codes that do not say who made them, as in released shards, are taken to be this tokenizer's, with a warning.
+
+    Raises:
+        UserError: the codes are those of another tokenizer, or of another grid; or there are none and the store cannot
+            be written.
+    """
+    stream = f"tokens_{camera}"
+    if not store.has(stream):
+        if not isinstance(store, ZarrStore):
+            raise UserError(
+                f"{store.path} holds no codes; `foreact data import-d4rl` makes a store of it, to which they are added."
+            )
+        _encode(store, camera, tokenizer, 64, device)
+    found = store.tokenizer_hash(stream)
+    if found is None:
+        warnings.warn(f"The codes of {store.path} do not say which tokenizer made them.", stacklevel=2)
+        assert tokenizer.tokenizer.vocab is not None
+        largest = int(store.gather(stream, np.arange(int(np.sum(store.lengths)))).max())
+        if largest >= tokenizer.tokenizer.vocab:
+            raise UserError(
+                f"The codes of {store.path} reach {largest}, the tokenizer has {tokenizer.tokenizer.vocab} codes; use "
+                "codes and a tokenizer that belong together."
+            )
+    elif found != tokenizer.hash:
+        raise UserError(
+            f"The codes of {store.path} were made with the tokenizer {found}, the one given is {tokenizer.hash}; give "
+            "that one, or replace them with `foreact tokenize`."
+        )
+    assert isinstance(tokenizer.tokenizer, Codes)
+    grid = store.gather(stream, np.arange(1)).shape[1:]
+    if grid != tuple(tokenizer.tokenizer.grid):
+        raise UserError(
+            f"The codes of {store.path} have the grid {grid}, those of the tokenizer {tokenizer.tokenizer.grid}; use "
+            "codes and a tokenizer that belong together."
+        )
+
+
+def _encode(
+    store: ZarrStore, camera: str, tokenizer: LoadedTokenizer, batch_size: int, device: torch.device | str
+) -> None:
     if process_count() > 1:  # each would encode every frame
         raise UserError(
-            f"{store.path} lacks this tokenizer's latents of '{camera}', and only one process can add them here; run "
+            f"{store.path} lacks what this tokenizer makes of '{camera}', and only one process can add it here; run "
             "`foreact tokenize` before you start several."
         )
-    height, width = vae.config.image_size
-    tokenizer = LoadedTokenizer(vae.to(device).eval(), vae_hash, (height, width))
     encode_stream(StreamEncoder(store, camera, tokenizer, batch_size=batch_size, device=device))
     store.refresh()

@@ -58,12 +58,14 @@ def tokenize(
     cameras = [camera] if camera is not None else sorted(opened.spec.cameras)
     if unknown := [c for c in cameras if c not in opened.spec.cameras]:
         raise UserError(f"{store} has cameras {sorted(opened.spec.cameras)}, not '{unknown[0]}'.")
+    size = loaded.image_size
     say(
         "Encoding",
         store=store,
         tokenizer=f"{tokenizer} {loaded.hash[:19]}",
         cameras=cameras,
         engine="ray" if engine == "ray" else f"local, {process_count()} process(es) on {where}",
+        frames="as stored" if size is None else f"{size[0]} x {size[1]} pixels, {loaded.preprocessing}",
         precision=precision,
     )
     streams = []

@@ -25,12 +25,12 @@ from foreact.policies.uva import UVAPolicy
 from foreact.recipes.runs import conclude, is_main_process, open_run, parse_run, pick_device, say
 from foreact.recipes.stores import ensure_latents, open_task_store, split_store
 from foreact.recipes.tasks import find_task
-from foreact.tokenizers.images import resize_video
+from foreact.tokenizers.images import prepare
 from foreact.tokenizers.kl_vae import KLVAE
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
 from foreact.train.loop import train
-from foreact.types import Batch, Task, UserError, to_model_range
+from foreact.types import Batch, Task, UserError
 from foreact.weights.format import Checkpoint, TokenizerRef, build, load_checkpoint, save_checkpoint
 from foreact.weights.partial import load_partial
 from foreact.weights.shipped import resolve
@@ -284,7 +284,7 @@ def start_from(model: UVA, checkpoint: Checkpoint, task: Task) -> str:
 def encode_batch(batch: Batch, vae: KLVAE, rng: torch.Generator) -> Batch:
     """Add the latents of every camera's video."""
     for camera, video in batch.video.items():
-        batch.latents[camera] = vae.encode(resize_video(to_model_range(video), vae.config.image_size), rng=rng)
+        batch.latents[camera] = vae.encode(prepare(video, vae.config.image_size), rng=rng)
     return batch
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from foreact.data.augment import RandomShift
 from foreact.data.loader import WindowDataset, batches, spread_batches
 from foreact.data.store import ZarrStore, open_store
 from foreact.data.windows import Window
@@ -18,17 +19,19 @@ from foreact.recipes.runs import conclude, is_main_process, open_run, parse_run,
 from foreact.recipes.stores import MEMORY_LIMIT, open_task_store, split_store
 from foreact.recipes.tasks import find_task
 from foreact.tokenizers.adversarial import AdversarialConfig, AdversarialTraining
-from foreact.tokenizers.images import resize_video
+from foreact.tokenizers.images import prepare
+from foreact.tokenizers.lpips import SMALLEST_SIDE
 from foreact.tokenizers.perceptual import PerceptualDistance
 from foreact.tokenizers.quantize import codebook_use
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
 from foreact.train.loop import train
-from foreact.types import Batch, UserError, to_model_range
+from foreact.types import Batch, UserError
 from foreact.weights.configs import config_from_json
 from foreact.weights.format import Checkpoint, build, difference, load_checkpoint, save_checkpoint
 from foreact.weights.shipped import resolve
+from foreact.weights.taming_reference import read_lpips
 
 # 48x48 pictures to 6x6 tokens of 512: a million parameters, which two cores train in minutes. So small a network keeps
 # its codebook in use only with the entropy term, which the published tokenizer does without.
@@ -64,6 +67,10 @@ class VQRun:
     """The adversarial stage, off by default."""
     perceptual: str | None = None
     """Import path "module:function" of a function without arguments that returns a perceptual distance."""
+    lpips: Path | None = None
+    """Checkpoint file of taming or VOC with the LPIPS distance of its training, to take that as the perceptual one."""
+    shift: int | None = None
+    """Augmentation: move each training picture by up to so many pixels, its edges repeated (DrQ: 4)."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             steps=2000, batch_size=32, lr=1e-3, warmup=100, eval_every=500, save_every=500, best_k=0, workers=0,
@@ -88,7 +95,7 @@ class TokenizerQuality:
         errors, tokens = [], []
         for batch in self.batches:
             for frames in batch.video.values():
-                video = resize_video(to_model_range(frames.to(device)), config.image_size)
+                video = prepare(frames.to(device), config.image_size, config.preprocessing)
                 codes = tokenizer.encode(video)
                 errors.append((tokenizer.decode(codes) - video).abs().mean() * 127.5)
                 tokens.append(codes.flatten())
@@ -106,7 +113,9 @@ def train_vq(run: VQRun) -> Path:
     device = pick_device(run.device)
     train_episodes, val_episodes = split_store(store, run.val_ratio, run.train.seed)
     window = Window(video=dict.fromkeys(cameras, (0,)))
-    training, validation = (WindowDataset(store, window, e, None) for e in (train_episodes, val_episodes))
+    augment = None if run.shift is None else RandomShift(pad=run.shift)
+    training = WindowDataset(store, window, train_episodes, None, augment)
+    validation = WindowDataset(store, window, val_episodes, None)
     torch.manual_seed(run.train.seed)
     tokenizer = VQTokenizer(run.model, perceptual=_perceptual(run))
     if run.init is not None:
@@ -191,12 +200,22 @@ def _require_vq(checkpoint: Checkpoint) -> None:
 
 
 def _perceptual(run: VQRun) -> PerceptualDistance | None:
-    """The distance of the run's import path; asked for exactly where its weight is above 0."""
-    if (run.perceptual is None) != (run.model.perceptual_weight == 0):
+    """The distance that the run names; asked for exactly where its weight is above 0."""
+    if run.perceptual is not None and run.lpips is not None:
+        raise UserError(f"--perceptual {run.perceptual} and --lpips {run.lpips} are two distances; give one of them.")
+    distance = run.perceptual or run.lpips
+    if (distance is None) != (run.model.perceptual_weight == 0):
         raise UserError(
-            f"--perceptual (found {run.perceptual}) and --model.perceptual-weight (found "
+            f"--perceptual or --lpips (found {distance}) and --model.perceptual-weight (found "
             f"{run.model.perceptual_weight:g}) belong together; give a distance and a weight above 0, or neither."
         )
+    if run.lpips is not None:
+        if min(run.model.image_size) < SMALLEST_SIDE:
+            raise UserError(
+                f"LPIPS needs pictures of at least {SMALLEST_SIDE} pixels along either side, found image_size "
+                f"{run.model.image_size}; choose larger pictures or another distance."
+            )
+        return read_lpips(run.lpips)
     if run.perceptual is None:
         return None
     module, _, name = run.perceptual.partition(":")

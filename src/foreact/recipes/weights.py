@@ -11,6 +11,7 @@ from tyro.conf import Positional
 
 from foreact.recipes.released_run import write_released_run
 from foreact.recipes.tasks import find_task
+from foreact.tokenizers.images import Preprocessing
 from foreact.types import UserError
 from foreact.weights import archives
 from foreact.weights import convert as converting
@@ -21,6 +22,7 @@ from foreact.weights.format import family_of, load_checkpoint
 from foreact.weights.llamagen_reference import write_llamagen
 from foreact.weights.manifest import MANIFEST, check_file, read_manifest
 from foreact.weights.shipped import names, resolve, shipped
+from foreact.weights.taming_reference import write_taming
 from foreact.weights.transfer import Client
 from foreact.weights.vavam_reference_write import write_vavam_checkpoint
 
@@ -160,14 +162,16 @@ def convert(
     raw: bool = False,
     heads: tuple[int, int] | None = None,
     grid: tuple[int, int] | None = None,
+    preprocessing: Preprocessing | None = None,
     half: bool = False,
     to: Literal["foreact", "reference", "training"] = "foreact",
 ) -> None:
     """Turn a released checkpoint into our folder, or a folder of VaViM, VaVAM or VQ back into the reference's file.
 
     Read are UVA (.ckpt), VaViM and VaVAM (Lightning .ckpt, fused .pt, DeepSpeed directory), the KL autoencoder
-    (kl16.ckpt) and LlamaGen's tokenizer (vq_ds16_c2i.pt), by a restricted unpickler that refuses every global outside
-    an allow-list; every tensor is used or named.
+    (kl16.ckpt), LlamaGen's tokenizer (vq_ds16_c2i.pt), taming's VQGAN (last.ckpt; cheetah_vq_vae_model.pth of VOC) and
+    BEiT v2's VQ-KD (.pth), by a restricted unpickler that refuses every global outside an allow-list; every tensor is
+    used or named.
 
     Args:
         src: the foreign file or directory; with --to reference our folder or a shipped name.
@@ -176,26 +180,37 @@ def convert(
         raw: of a UVA, take the raw weights, not their average.
         heads: of a UVA of no published size, attention heads of encoder and decoder.
         grid: rows and columns of tokens in a frame: of a VaViM or VaVAM where they are not the published 18 x 32; of
-            LlamaGen's tokenizer, that it will be used with (else those of 256 x 256 pixels).
+            LlamaGen's tokenizer, that it will be used with (else those of 256 x 256 pixels); of a VQGAN likewise (else
+            those of 80 x 80 pixels as VOC's, of 256 x 256 where symmetric).
+        preprocessing: of a VQGAN or VQ-KD, how frames are prepared: legacy, as for VOC's files and codes (the default),
+            or symmetric, as taming and BEiT v2 mean it.
         half: store as float16.
         to: whose layout to write. "training" writes a run folder with weights and optimiser moments of a VaViM or VaVAM
             in training, from which `foreact train vavim --stage finetune --train.start-from` goes on.
     """
     if to == "training":
+        if task is not None or raw or heads is not None or preprocessing is not None or half:
+            raise UserError("Training goes on as it was: --to training takes the checkpoint, --out and --grid alone.")
         print(f"Training can start from {write_released_run(src, out, grid=grid)}")
         return
     if to == "reference":
-        if task is not None or raw or heads is not None or grid is not None or half:
+        if task is not None or raw or heads is not None or grid is not None or preprocessing is not None or half:
             raise UserError("A folder is written back as it is: --to reference takes the folder and --out alone.")
         if family_of(resolve(str(src))) == "vq":
-            write_llamagen(out, load_checkpoint(resolve(str(src))).state)
+            checkpoint = load_checkpoint(resolve(str(src)))
+            write = write_llamagen if checkpoint.config["normalized"] else write_taming
+            write(out, checkpoint.state)
             print(f"wrote {out}")
         else:
             print(write_vavam_checkpoint(resolve(str(src)), out))
         return
     spec = None if task is None else find_task(task).spec
     dtype = torch.float16 if half else None
-    print(converting.convert(src, out, spec=spec, ema=not raw, heads=heads, grid=grid, dtype=dtype))
+    print(
+        converting.convert(
+            src, out, spec=spec, ema=not raw, heads=heads, grid=grid, preprocessing=preprocessing, dtype=dtype
+        )
+    )
 
 
 def verify(weights: Positional[str]) -> None:

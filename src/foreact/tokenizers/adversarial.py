@@ -99,17 +99,19 @@ class AdversarialTraining(nn.Module):
         fixed = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         deceive = deceive_loss(functional_call(self.discriminator, fixed, (found.decoded,)))
         judge = judge_loss(self.discriminator(found.images), self.discriminator(found.decoded.detach()))
-        factor = self._adaptive_factor(found.loss, deceive) if self.config.adaptive else torch.ones_like(deceive)
+        factor = torch.ones_like(deceive)
+        if self.config.adaptive:
+            factor = adaptive_factor(found.loss, deceive, self.tokenizer.last_layer)
         loss = found.loss + self.config.weight * factor * deceive + judge
         logs = {"deceive": deceive.detach(), "judge": judge.detach(), "adaptive": factor}
         return LossOut(loss, {**found.logs, **logs})
 
-    def _adaptive_factor(self, loss: Tensor, deceive: Tensor) -> Tensor:
-        """() ratio of the two gradients' norms at the last layer, at most 10,000."""
-        last = self.tokenizer.last_layer
-        own, adversarial = (torch.autograd.grad(term, last, retain_graph=True)[0].norm() for term in (loss, deceive))
-        return (own / (adversarial + 1e-4)).clamp(max=1e4).detach()
-
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """The tokenizer's groups, then the discriminator's."""
         return [*self.tokenizer.param_groups(lr, weight_decay), *kernels_decay(self.discriminator, lr, weight_decay)]
+
+
+def adaptive_factor(loss: Tensor, deceive: Tensor, last_layer: Tensor) -> Tensor:
+    """() ratio of the two losses' gradient norms at the last layer, at most 10,000 (arXiv 2012.09841, eq. 7)."""
+    own, other = (torch.autograd.grad(term, last_layer, retain_graph=True)[0].norm() for term in (loss, deceive))
+    return (own / (other + 1e-4)).clamp(max=1e4).detach()

@@ -1,19 +1,52 @@
-"""Resizing of videos before they are tokenized."""
+"""The way of frames into tokenizers: their size, and the range of values that a network was trained on."""
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from foreact.types import to_model_range
 
-def resize_video(video: Tensor, size: tuple[int, int], *, antialias: bool = False) -> Tensor:
-    """Bilinear resize of every frame (UVA's image path: corners not aligned, no antialiasing).
+Preprocessing = Literal["symmetric", "legacy"]
+"""How frames were shown to a network. "symmetric": bilinear resize, values in [-1, 1]. "legacy": nearest resize and
+x / 255 - mean / std, what the released weights and stored codes of Video Occupancy Models (arXiv 2407.09533) were made
+with: their normalisation lacks a pair of brackets, so that values are shifted and never divided by the deviation."""
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def prepare(frames: Tensor, size: tuple[int, int] | None, preprocessing: Preprocessing = "symmetric") -> Tensor:
+    """Frames as a tokenizer's `encode` takes them: the one way there, in training, tokenizing and acting alike.
+
+    Args:
+        frames: uint8 (..., 3, H, W).
+        size: (height, width) that the tokenizer wants; None takes them as they are.
+        preprocessing: decides how they are resized. The range is [-1, 1] with either: a network that wants another one
+            converts by itself.
+
+    Returns:
+        float32 (..., 3, height, width) in [-1, 1].
+    """
+    video = to_model_range(frames)
+    if size is None:
+        return video
+    return resize_video(video, size, mode="nearest" if preprocessing == "legacy" else "bilinear")
+
+
+def resize_video(
+    video: Tensor, size: tuple[int, int], *, mode: Literal["bilinear", "nearest"] = "bilinear", antialias: bool = False
+) -> Tensor:
+    """Resize every frame. Bilinear is UVA's image path: corners not aligned, no antialiasing.
 
     Args:
         video: float (..., C, H, W) in any range; values stay inside the range they had.
         size: (height, width) in pixels of the result.
-        antialias: smooth before shrinking, so that details below the new pixel size fade instead of flicker. Without
-            it the result is what the released models were trained on.
+        mode: interpolation; "nearest" takes the pixel at floor(i * H / height).
+        antialias: smooth before shrinking, so that details below the new pixel size fade instead of flicker; bilinear
+            only. Without it the result is what the released models were trained on.
 
     Returns:
         (..., C, height, width) of the same dtype; `video` itself where it has the size already.
@@ -26,5 +59,23 @@ def resize_video(video: Tensor, size: tuple[int, int], *, antialias: bool = Fals
     if tuple(video.shape[-2:]) == tuple(size):
         return video
     frames = video.reshape(-1, *video.shape[-3:])
-    frames = interpolate(frames, size=tuple(size), mode="bilinear", align_corners=False, antialias=antialias)
+    if mode == "nearest":
+        frames = interpolate(frames, size=tuple(size), mode="nearest")
+    else:
+        frames = interpolate(frames, size=tuple(size), mode="bilinear", align_corners=False, antialias=antialias)
     return frames.reshape(*video.shape[:-2], *size)
+
+
+def to_legacy_range(images: Tensor) -> Tensor:
+    """Float (..., 3, H, W) in [-1, 1] -> x / 255 - mean / std of the pixel values x, about [-2.12, -0.80]."""
+    return (images + 1.0) / 2.0 - _legacy_offset(images)
+
+
+def from_legacy_range(images: Tensor) -> Tensor:
+    """The inverse of `to_legacy_range`."""
+    return (images + _legacy_offset(images)) * 2.0 - 1.0
+
+
+def _legacy_offset(images: Tensor) -> Tensor:
+    mean, std = (torch.tensor(v, dtype=images.dtype, device=images.device) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    return (mean / std).view(3, 1, 1)

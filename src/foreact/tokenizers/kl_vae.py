@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from foreact.tokenizers.autoencoder import Decoder, Encoder, check_shape
-from foreact.tokenizers.images import resize_video
+from foreact.tokenizers.images import prepare
 from foreact.tokenizers.perceptual import PerceptualDistance
-from foreact.types import Batch, LossOut, UserError, to_model_range
+from foreact.types import Batch, LossOut, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,8 +173,8 @@ class KLVAE(nn.Module):
         if not video.is_floating_point() or video.ndim != 5 or tuple(video.shape[2:]) != (3, *self.config.image_size):
             raise ValueError(
                 f"encode expects floats in [-1, 1] of shape (B, T, 3, {self.config.image_size[0]}, "
-                f"{self.config.image_size[1]}), found {video.dtype} {tuple(video.shape)}; use to_model_range and "
-                "resize_video first"
+                f"{self.config.image_size[1]}), found {video.dtype} {tuple(video.shape)}; use "
+                "foreact.tokenizers.images.prepare first"
             )
         if self.config.posterior == "sample" and rng is None:
             raise ValueError("this autoencoder samples its posterior; pass rng, or set posterior to 'mean'")
@@ -248,7 +248,7 @@ class KLVAE(nn.Module):
             raise UserError("The autoencoder trains on video, but the batch has none; add a camera to the window.")
         frames, valid = [], []
         for camera, video in batch.video.items():
-            frames.append(resize_video(to_model_range(video.flatten(0, 1)), self.config.image_size))
+            frames.append(prepare(video.flatten(0, 1), self.config.image_size))
             mask = batch.valid.get(camera)
             valid.append(video.new_ones(len(video) * video.shape[1]) if mask is None else mask.flatten())
         weight = torch.cat([v.float() for v in valid])

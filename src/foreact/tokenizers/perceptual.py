@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import normalize
 
 
 class PerceptualDistance(Protocol):
@@ -18,20 +19,21 @@ class PerceptualDistance(Protocol):
 
 
 class FeatureDistance:
-    """Squared distance of unit-normalised features, averaged over positions and layers.
+    """Squared distance of unit-normalised features, weighted, averaged over positions and summed over layers.
 
-    The form of LPIPS (arXiv 1801.03924, eq. 1) with every channel weighted alike instead of by learned weights. It is
-    no module, so an autoencoder that trains with it does not save it.
+    The form of LPIPS (arXiv 1801.03924, eq. 1), whose learned weights `foreact.tokenizers.lpips` gives; without them
+    every channel counts alike. It is no module, so an autoencoder that trains with it does not save it.
 
     Args:
         network: any module that takes float (N, 3, H, W); frozen and set to evaluation here, and moved to the device
             of the pictures when called.
         layers: names of submodules of `network`, as in `named_modules`, whose outputs (N, C, h, w) are compared.
+        weights: one float (C,) per layer; the default is the mean over layers, every channel counting 1.
         mean, std: per-channel statistics that `network` expects to be taken off pictures in [0, 1]; the defaults leave
             pictures in [-1, 1] as they are.
 
     Raises:
-        ValueError: `layers` is empty or names a submodule that does not exist.
+        ValueError: `layers` is empty or names a submodule that does not exist, or there are not as many weights.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class FeatureDistance:
         network: nn.Module,
         layers: Sequence[str],
         *,
+        weights: Sequence[Tensor] | None = None,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
     ) -> None:
@@ -47,15 +50,20 @@ class FeatureDistance:
             raise ValueError(f"layers should name submodules among {known}, found {list(layers)}")
         self.network = network.eval().requires_grad_(False)
         self.layers = tuple(layers)
+        if weights is None:
+            weights = [torch.tensor([1.0 / len(layers)])] * len(layers)
+        if len(weights) != len(layers):
+            raise ValueError(f"weights should be one tensor per layer, found {len(weights)} for {len(layers)} layers")
+        self.weights = [w.detach().float().view(-1, 1, 1) for w in weights]
         self.mean, self.std = (torch.tensor(v).view(1, -1, 1, 1) for v in (mean, std))
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         features = self._features(torch.cat([x, y]))
         distances = []
-        for name in self.layers:
-            a, b = _unit(features[name]).chunk(2)
-            distances.append((a - b).square().sum(dim=1).mean(dim=(1, 2)))
-        return torch.stack(distances).mean(dim=0)
+        for name, weights in zip(self.layers, self.weights, strict=True):
+            a, b = normalize(features[name], dim=1, eps=1e-10).chunk(2)  # eps as in the published LPIPS
+            distances.append(((a - b).square() * weights.to(a.device)).sum(dim=1).mean(dim=(1, 2)))
+        return torch.stack(distances).sum(dim=0)
 
     def _features(self, pictures: Tensor) -> dict[str, Tensor]:
         """Outputs of the named layers; hooks live for this call only, so `network` stays free for other uses."""
@@ -77,8 +85,3 @@ class FeatureDistance:
             for hook in hooks:
                 hook.remove()
         return found
-
-
-def _unit(features: Tensor) -> Tensor:
-    """(N, C, h, w) with length 1 across channels; the square root sees no zero, whose slope is infinite."""
-    return features * (features.square().sum(dim=1, keepdim=True) + 1e-10).rsqrt()

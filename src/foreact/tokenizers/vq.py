@@ -1,23 +1,27 @@
-"""Vector-quantised autoencoder of pictures: LlamaGen's tokenizer (arXiv 2406.06525, section 2.1), which VaViM reads.
+"""Vector-quantised autoencoder of pictures, of two published forms that differ in their quantiser alone.
 
-Equal to the released `vq_ds16_c2i` in its function with the default config. Deviations in training: the pictures' error
-is their absolute difference (LlamaGen: squared), and frames that are padding take no part in any term.
+- LlamaGen's tokenizer (arXiv 2406.06525, section 2.1), which VaViM reads: the default config, equal to the released
+  `vq_ds16_c2i` in its function. Deviation in training: the pictures' error is their absolute difference (LlamaGen:
+  squared).
+- taming's VQGAN (arXiv 2012.09841), which Video Occupancy Models read: `TAMING`, equal to the published f16 network.
+
+Frames that are padding take no part in any term of the loss.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from foreact.tokenizers.autoencoder import Decoder, Encoder, check_shape
-from foreact.tokenizers.images import resize_video
+from foreact.tokenizers.images import Preprocessing, from_legacy_range, prepare, to_legacy_range
 from foreact.tokenizers.perceptual import PerceptualDistance
 from foreact.tokenizers.quantize import Quantizer, codebook_use
-from foreact.types import Batch, LossOut, UserError, to_model_range
+from foreact.types import Batch, LossOut, UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +30,8 @@ class VQConfig:
 
     Attributes:
         channels: base width.
-        multipliers: width of each level over `channels`; n levels give stride 2^(n-1). The last level has
-            self-attention, in the encoder and in the decoder.
+        multipliers: width of each level over `channels`; n levels give stride 2^(n-1).
+        attention: levels with self-attention in the encoder and in the decoder, counted from the last one, which is 0.
         blocks: residual blocks per level of the encoder (the decoder has one more).
         features: channels between the convolutions and the quantiser.
         codes: size of the codebook, V.
@@ -35,6 +39,8 @@ class VQConfig:
         normalized: search codes by angle, both sides brought to length 1 (LlamaGen), or by distance (taming).
         norm_groups: groups of every normalisation; divides every width.
         image_size: (height, width) in pixels to which frames are brought for training and tokenizing.
+        preprocessing: how frames are resized, and the range of values that the network itself sees; callers see
+            [-1, 1] with either. "legacy" is for weights that were made with it, never for new ones.
         codebook_weight: weight in the loss of the term that moves codes towards latents.
         commitment_weight: weight of the term that moves latents towards their codes.
         entropy_weight: weight of the term that spreads latents over all codes; see `Quantizer.entropy`.
@@ -46,6 +52,7 @@ class VQConfig:
 
     channels: int = 128
     multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    attention: tuple[int, ...] = field(default=(0,), metadata={"later": True})
     blocks: int = 2
     features: int = 256
     codes: int = 16384
@@ -53,6 +60,7 @@ class VQConfig:
     normalized: bool = True
     norm_groups: int = 32
     image_size: tuple[int, int] = (256, 256)
+    preprocessing: Preprocessing = field(default="symmetric", metadata={"later": True})
     codebook_weight: float = 1.0
     commitment_weight: float = 0.25
     entropy_weight: float = 0.0
@@ -64,6 +72,15 @@ class VQConfig:
                 raise UserError(f"The tokenizer's {name} should be at least 1, found {getattr(self, name)}.")
         check_shape("tokenizer", channels=self.channels, multipliers=self.multipliers, norm_groups=self.norm_groups,
                     image_size=self.image_size)  # fmt: skip
+        levels = range(len(self.multipliers))
+        if list(self.attention) != sorted(set(self.attention) & set(levels)):
+            raise UserError(
+                f"The tokenizer's attention should be levels in 0..{levels[-1]}, ascending, found {self.attention}."
+            )
+        if self.preprocessing not in get_args(Preprocessing):
+            raise UserError(
+                f"The tokenizer's preprocessing should be 'symmetric' or 'legacy', found '{self.preprocessing}'."
+            )
         for name in ("codebook_weight", "commitment_weight", "entropy_weight", "perceptual_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise UserError(f"The tokenizer's {name} should be a number >= 0, found {getattr(self, name)}.")
@@ -77,6 +94,10 @@ class VQConfig:
     def grid(self) -> tuple[int, int]:
         """(h, w) of the tokens of a picture of `image_size`."""
         return self.image_size[0] // self.stride, self.image_size[1] // self.stride
+
+
+TAMING = VQConfig(codes=1024, code_dim=256, normalized=False, codebook_weight=0.25, commitment_weight=1.0)
+"""taming's published f16 network of 1024 codes. Its loss weighs the codebook's term where most weigh the latents'."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +118,7 @@ class Reconstruction:
 
 
 class VQTokenizer(nn.Module):
-    """Autoencoder with a codebook; meets `foreact.types.Tokenizer` and `foreact.types.Trainable`.
+    """Autoencoder with a codebook; meets `foreact.types.Tokenizer`, `Codes` and `Trainable`.
 
     Args:
         config: sizes and loss weights.
@@ -116,9 +137,9 @@ class VQTokenizer(nn.Module):
             "multipliers": config.multipliers,
             "blocks": config.blocks,
             "norm_groups": config.norm_groups,
-            # Counted in tokens of the last level, whatever the size of the pictures: attention there and nowhere else.
+            # Counted in tokens of the last level, whatever the size of the pictures.
             "nominal_resolution": config.stride,
-            "attention_resolutions": (1,),
+            "attention_resolutions": tuple(2**level for level in config.attention),
         }
         self.encoder = Encoder(**shape, out_channels=config.features)
         self.decoder = Decoder(**shape, in_channels=config.features)
@@ -134,17 +155,25 @@ class VQTokenizer(nn.Module):
         return self.config.grid
 
     @property
+    def codebook(self) -> Tensor:
+        """float32 (V, c), as the decoder takes its rows."""
+        return self.quantizer.rows
+
+    @property
     def last_layer(self) -> Tensor:
         """The weight that every gradient from the pictures passes first."""
         return self.decoder.conv_out.weight
 
     def latents(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) in [-1, 1] -> (N, c, h, w), before the search."""
+        if self.config.preprocessing == "legacy":
+            images = to_legacy_range(images)
         return self.to_code(self.encoder(images))
 
     def draw(self, values: Tensor) -> Tensor:
-        """Rows of the codebook (N, c, h, w) -> float32 (N, 3, H, W), not clamped."""
-        return self.decoder(self.from_code(values)).float()
+        """Rows of the codebook (N, c, h, w) -> float32 (N, 3, H, W), nominally in [-1, 1], not clamped."""
+        images = self.decoder(self.from_code(values)).float()
+        return from_legacy_range(images) if self.config.preprocessing == "legacy" else images
 
     def encode(self, video: Tensor, *, rng: torch.Generator | None = None) -> Tensor:
         """Tokens of pictures of any size that is a multiple of the stride.
@@ -164,7 +193,7 @@ class VQTokenizer(nn.Module):
         if not video.is_floating_point() or video.ndim != 5 or video.shape[2] != 3 or any(s % stride for s in sizes):
             raise ValueError(
                 f"encode expects floats in [-1, 1] of shape (B, T, 3, H, W) with H and W multiples of {stride}, found "
-                f"{video.dtype} {tuple(video.shape)}; use to_model_range and resize_video first"
+                f"{video.dtype} {tuple(video.shape)}; use foreact.tokenizers.images.prepare first"
             )
         return self.quantizer.encode(self.latents(video.flatten(0, 1))).unflatten(0, video.shape[:2])
 
@@ -249,7 +278,7 @@ class VQTokenizer(nn.Module):
         for camera, video in batch.video.items():
             mask = batch.valid.get(camera)
             chosen = video.flatten(0, 1) if mask is None else video[mask]
-            frames.append(resize_video(to_model_range(chosen), self.config.image_size))
+            frames.append(prepare(chosen, self.config.image_size, self.config.preprocessing))
         images = torch.cat(frames)
         if len(images) == 0:
             raise UserError("Every frame of the batch is padding; choose windows that touch their episodes.")

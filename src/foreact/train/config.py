@@ -34,6 +34,9 @@ class TrainConfig:
     """Samples per micro-batch and process; the global batch is batch_size * accumulate * processes."""
     accumulate: int = 1
     """Micro-batches per process and optimiser step."""
+    accumulation: Literal["mean", "voc"] = "mean"
+    """How the gradients of a step's micro-batches combine. voc: as in the published VOC runs, their sum, and the first
+    step takes one micro-batch alone."""
     lr: float = 1e-4
     """Base learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -44,6 +47,9 @@ class TrainConfig:
     """Learning rate after the warmup."""
     warmup: int = 1000
     """Optimiser steps of linear warmup."""
+    schedule_steps: int | None = None
+    """Optimiser steps over which the schedule is stretched; None: `steps`. More than `steps` ends it half way, as in
+    the published VOC runs."""
     drop: int = 0
     """Schedule wsd: optimiser steps at the end over which the learning rate falls; 0: none."""
     floor: float = 0.1
@@ -110,6 +116,7 @@ class TrainConfig:
             raise UserError(f"betas should be two numbers in [0, 1), found {self.betas}.")
         for name, choices in (
             ("schedule", get_args(Schedule)),
+            ("accumulation", ("mean", "voc")),
             ("precision", ("bf16", "fp32")),
             ("parallel", ("ddp", "fsdp")),
             ("best_mode", ("max", "min")),
@@ -118,6 +125,8 @@ class TrainConfig:
                 raise UserError(f"{name} should be one of {', '.join(choices)}, found '{getattr(self, name)}'.")
         if self.warmup > self.steps:
             raise UserError(f"warmup ({self.warmup}) should not exceed steps ({self.steps}).")
+        if self.schedule_steps is not None and self.schedule_steps < self.steps:
+            raise UserError(f"schedule_steps ({self.schedule_steps}) should be at least steps ({self.steps}).")
         if self.drop and self.schedule != "wsd":
             raise UserError(f"drop belongs to the schedule wsd; leave it out with '{self.schedule}', or choose wsd.")
         if self.warmup + self.drop > self.steps:
@@ -128,6 +137,14 @@ class TrainConfig:
             raise UserError(f"floor should be in [0, 1], found {self.floor}.")
         if any(step < 1 for step in self.keep_at):
             raise UserError(f"keep_at should hold steps from 1 on, found {self.keep_at}.")
+
+    def micro_batches(self, step: int) -> range:
+        """Numbers, per process, of the micro-batches of optimiser step `step`, counted from 0."""
+        first = step * self.accumulate
+        if self.accumulation == "voc":
+            first = max(0, first - self.accumulate + 1)
+            return range(first, step * self.accumulate + 1)
+        return range(first, first + self.accumulate)
 
     @property
     def kept_steps(self) -> frozenset[int]:
@@ -160,6 +177,11 @@ class TrainConfig:
                     f"The run to resume has {name} = {saved[name]}, now it is {now[name]}; "
                     f"give the same {name}, or start a new run folder."
                 )
+        if self.accumulation == "voc" and (self.accumulate, world) != (saved["accumulate"], saved_world):
+            raise UserError(
+                f"With accumulation voc a run goes on as it began, with accumulate {saved['accumulate']} on "
+                f"{saved_world} processes; found {self.accumulate} on {world}."
+            )
         if self.accumulate * world != saved["accumulate"] * saved_world:
             raise UserError(
                 f"The run to resume takes {saved['accumulate'] * saved_world} micro-batches per step "

@@ -264,7 +264,7 @@ class _Run:
             if config.compile:
                 self.model.compile()
             module = world.ddp(self.model)
-            stream = batches(self.step * config.accumulate * world.size, world.rank, world.size)
+            stream = batches(config.micro_batches(self.step).start * world.size, world.rank, world.size)
             self.clock.reset()
             while self.step < config.steps and not stopping:
                 bad = self.one_step(module, stream)
@@ -298,21 +298,23 @@ class _Run:
         """Do one optimiser step; returns whether it was skipped for a non-finite loss or gradient."""
         config, world = self.config, self.world
         factor = lr_factor(
-            config.schedule, self.step, warmup=config.warmup, steps=config.steps, drop=config.drop, floor=config.floor
-        )
+            config.schedule, self.step, warmup=config.warmup, steps=config.schedule_steps or config.steps,
+            drop=config.drop, floor=config.floor,
+        )  # fmt: skip
         self.lr = set_lr(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
         parts: list[dict[str, Tensor]] = []
-        for a in range(config.accumulate):
-            micro = (self.step * config.accumulate + a) * world.size + world.rank
+        mine = config.micro_batches(self.step)
+        for number in mine:
+            micro = number * world.size + world.rank
             asked = time.perf_counter()
             batch = next(stream, None)
             if batch is None:
                 raise UserError(f"The data ended at micro-batch {micro}; training needs an endless sequence.")
             self.clock.add(samples=len(batch) * world.size, waited=time.perf_counter() - asked)
-            if a == 0:
+            if number == mine[0]:
                 world.align()  # names the process that hangs, before the others wait for its gradients
-            parts.append(self.one_micro_batch(module, batch, micro, last=a == config.accumulate - 1))
+            parts.append(self.one_micro_batch(module, batch, micro, last=number == mine[-1]))
         norm = clip_gradients(self.parameters, config.clip_grad)
         names = [(i, name) for i, part in enumerate(parts) for name in part]
         numbers = torch.stack([norm, *(parts[i][name].to(norm) for i, name in names)]).tolist()  # one wait for the GPU
@@ -346,7 +348,8 @@ class _Run:
         with self.world.accumulating(module, last):
             with torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=half):
                 out = module(batch, rng=rng)
-            (out.loss / self.config.accumulate).backward()
+            share = 1.0 if self.config.accumulation == "voc" else 1.0 / self.config.accumulate
+            (out.loss * share).backward()
         logged = {name: value.detach().float().reshape(()) for name, value in out.logs.items()}
         return {**logged, "loss": out.loss.detach().float()}
 

@@ -49,9 +49,12 @@ def build_optimizer(
 
 
 def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
-    """Set every group's rate to its base rate times `factor`; returns the rate of the first group."""
+    """Set every group's rate to its base rate times `factor`; returns the rate of the first group.
+
+    A group with "scheduled": False keeps its base rate.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = group["base_lr"] * factor
+        group["lr"] = group["base_lr"] * (factor if group.get("scheduled", True) else 1.0)
     return optimizer.param_groups[0]["lr"]
 
 

@@ -19,6 +19,9 @@ T = TypeVar("T")
 def config_to_json(config: Any) -> Any:
     """A config dataclass as JSON values (dict, list, str, int, float, bool, None).
 
+    A field with the metadata {"later": True} came after checkpoints of its class had been written. It is left out where
+    it has its default, so that the files, and the hashes of their content, of those who never heard of it stay valid.
+
     Args:
         config: dataclass instance whose fields are plain values, tuples, mappings with string keys, paths or further
             dataclasses.
@@ -28,7 +31,12 @@ def config_to_json(config: Any) -> Any:
         TypeError: a field holds anything else.
     """
     if dataclasses.is_dataclass(config) and not isinstance(config, type):
-        return {f.name: config_to_json(getattr(config, f.name)) for f in dataclasses.fields(config)}
+        values = {
+            f.name: getattr(config, f.name)
+            for f in dataclasses.fields(config)
+            if not (f.metadata.get("later") and getattr(config, f.name) == f.default)
+        }
+        return {name: config_to_json(value) for name, value in values.items()}
     if isinstance(config, Mapping):
         return {str(k): config_to_json(v) for k, v in config.items()}
     if isinstance(config, tuple | list):
@@ -50,8 +58,8 @@ def config_from_json(cls: type[T], raw: Any, *, where: str = "config", complete:
             Mapping[str, ...] and nested dataclasses.
         raw: what json.loads gave.
         where: name of the entry in error messages, such as the file.
-        complete: also refuse an entry that is missing where the field has a default. Used where a default of today
-            must not be put in the place of a value of yesterday.
+        complete: also refuse an entry that is missing where the field has a default, unless it came later (see
+            `config_to_json`). Used where a default of today must not be put in the place of a value of yesterday.
 
     Raises:
         UserError: the first unknown, missing or ill-typed entry, by its dotted name.
@@ -64,7 +72,7 @@ def config_from_json(cls: type[T], raw: Any, *, where: str = "config", complete:
             raise UserError(f"{where} has an unknown entry '{key}'{did_you_mean(str(key), fields)}")
     for name, f in fields.items():
         optional = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
-        if name not in raw and (complete or not optional):
+        if name not in raw and not (optional and (f.metadata.get("later") or not complete)):
             raise UserError(f"{where} lacks the entry '{name}'; add it.")
     hints = get_type_hints(cls)
     return cls(**{name: _parse(hints[name], value, f"{where}.{name}", complete) for name, value in raw.items()})

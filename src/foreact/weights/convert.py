@@ -12,14 +12,17 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from foreact.tokenizers.images import Preprocessing
 from foreact.types import StreamSpec, UserError
 from foreact.weights.format import Checkpoint, build, load_checkpoint, save_checkpoint
 from foreact.weights.kl_vae_reference import read_kl_vae
 from foreact.weights.llamagen_reference import is_llamagen, read_llamagen
+from foreact.weights.taming_reference import is_taming, read_taming
 from foreact.weights.uva_reference import check_spec, read_uva_checkpoint
 from foreact.weights.vavam_reference import read_checkpoint_content, read_vavam_checkpoint, require_spec, vavam_family
+from foreact.weights.vqkd_reference import is_vqkd, read_vqkd
 
-Kind = Literal["uva", "kl_vae", "mar", "vavim", "vavam", "vq"]
+Kind = Literal["uva", "kl_vae", "mar", "vavim", "vavam", "vq", "taming", "vqkd"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +50,10 @@ def recognise(payload: Any, path: Path) -> Kind:
             return family
         if is_llamagen(payload):
             return "vq"
+        if is_taming(payload):
+            return "taming"
+        if is_vqkd(payload):
+            return "vqkd"
         if _has(payload.get("model_ema"), "encoder_blocks."):
             return "mar"
         if _has(payload.get("model"), "decoder.up.") and _has(payload.get("model"), "quant_conv."):
@@ -54,7 +61,8 @@ def recognise(payload: Any, path: Path) -> Kind:
     found = ", ".join(map(str, payload)) if isinstance(payload, Mapping) else type(payload).__name__
     raise UserError(
         f"{path} is none of the known checkpoints (UVA: entries cfg and state_dicts; VaViM and VaVAM: state_dict and "
-        f"hyper_parameters; KL-VAE kl16 and LlamaGen: entry model; MAR: entry model_ema); it holds: {found[:200]}."
+        f"hyper_parameters; KL-VAE kl16, LlamaGen and BEiT v2's VQ-KD: entry model; taming's VQGAN, also of VOC: "
+        f"encoder.down and quantize; MAR: entry model_ema); it holds: {found[:200]}."
     )
 
 
@@ -66,20 +74,22 @@ def convert(
     ema: bool = True,
     heads: tuple[int, int] | None = None,
     grid: tuple[int, int] | None = None,
+    preprocessing: Preprocessing | None = None,
     dtype: torch.dtype | None = None,
 ) -> Converted:
     """Write a foreign checkpoint as our folder.
 
     Args:
         src: a UVA checkpoint, a VaViM or VaVAM checkpoint (file or DeepSpeed directory), or a tokenizer (KL-VAE
-            kl16.ckpt, LlamaGen's vq_ds16_c2i.pt).
+            kl16.ckpt, LlamaGen's vq_ds16_c2i.pt, a VQGAN of taming or VOC, BEiT v2's VQ-KD).
         dst: the folder to write; a UVA checkpoint embeds its tokenizer there.
         spec: what the numbers mean; checked against the file's sizes. UVA files do not tell units or names; for VaViM
             and VaVAM it is by default what the published models see and plan.
         ema: for UVA, take the averaged weights.
         heads: for UVA of a size without a published name, attention heads of encoder and decoder.
         grid: rows and columns of tokens in a frame; for VaViM and VaVAM where they are not the published 18 x 32, for
-            LlamaGen's tokenizer that it will be used with.
+            LlamaGen's and taming's tokenizers that they will be used with.
+        preprocessing: for a VQGAN of taming, how the frames of its training were prepared; by default as VOC's were.
         dtype: type to store floating-point tensors in; None keeps theirs.
 
     Raises:
@@ -90,8 +100,11 @@ def convert(
         raise UserError(f"{src} is a checkpoint of this project already; nothing is to be converted.")
     payload = read_checkpoint_content(src)
     kind = recognise(payload, src)
-    if grid is not None and kind not in ("vavim", "vavam", "vq"):
-        raise UserError(f"{src} is no VaViM, VaVAM or LlamaGen tokenizer, whose grids may differ; convert it without.")
+    if grid is not None and kind not in ("vavim", "vavam", "vq", "taming", "vqkd"):
+        raise UserError(f"{src} is no VaViM, VaVAM or VQ tokenizer, whose grids may differ; convert it without.")
+    if preprocessing is not None and kind not in ("taming", "vqkd"):
+        raise UserError(f"{src} is no VQGAN of taming and no VQ-KD, whose preprocessing is to be chosen; convert it "
+                        "without.")  # fmt: skip
     if not ema and kind != "uva":
         raise UserError(
             f"{src} holds one set of weights, not raw and averaged ones as UVA's; convert it without --raw."
@@ -114,11 +127,18 @@ def convert(
         config, stride = tokenizer.config, tokenizer.config.stride
         if grid is not None:
             config = dataclasses.replace(config, image_size=(grid[0] * stride, grid[1] * stride))
+    elif kind == "taming":
+        tokenizer = read_taming(src, payload, preprocessing=preprocessing or "legacy", grid=grid)
+        config = tokenizer.config
+    elif kind == "vqkd":
+        tokenizer = read_vqkd(src, payload, preprocessing=preprocessing or "legacy", grid=grid)
+        config = tokenizer.config
     else:
         tokenizer = read_kl_vae(src, payload)
         config = tokenizer.config
+    family = kind if kind in ("kl_vae", "vqkd") else "vq"
     card = {"source": src.name, "account": tokenizer.report.splitlines()}
-    digest = save_checkpoint(dst, family=kind, config=config, state=tokenizer.state, card=card, dtype=dtype)
+    digest = save_checkpoint(dst, family=family, config=config, state=tokenizer.state, card=card, dtype=dtype)
     return Converted(path=dst, hash=digest, report=tokenizer.report)
 
 

@@ -9,8 +9,11 @@ from torch import nn
 from foreact.models.uva import UVA, UVAConfig
 from foreact.models.vavam import VaVAM, VaVAMConfig
 from foreact.models.vavim import VaViM, VaViMConfig
+from foreact.models.voc import VOC, VOCConfig
 from foreact.tokenizers.kl_vae import KLVAE, KLVAEConfig
+from foreact.tokenizers.musik import Musik, MusikConfig
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
+from foreact.tokenizers.vqkd import VQKD, VQKDConfig
 
 
 class Family(NamedTuple):
@@ -22,8 +25,11 @@ class Family(NamedTuple):
 
 FAMILIES: dict[str, Family] = {
     "kl_vae": Family(KLVAEConfig, KLVAE),
+    "musik": Family(MusikConfig, Musik),
     "uva": Family(UVAConfig, UVA),
     "vavim": Family(VaViMConfig, VaViM),
     "vavam": Family(VaVAMConfig, VaVAM),
+    "voc": Family(VOCConfig, VOC),
     "vq": Family(VQConfig, VQTokenizer),
+    "vqkd": Family(VQKDConfig, VQKD),
 }

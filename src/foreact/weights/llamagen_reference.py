@@ -57,7 +57,8 @@ def read_llamagen(path: Path, payload: Any = None, *, image_size: tuple[int, int
         raise UserError(f"{path} should hold a LlamaGen tokenizer under the key 'model', found none.")
     theirs = dict(payload["model"])
     state = to_native(theirs)
-    config = config_of(state, path, image_size=image_size)
+    # What shapes do not tell (norm groups, normalised codes, where attention is) is as published.
+    config = VQConfig(**sizes_of(state, path, "LlamaGen tokenizer"), image_size=image_size)
     with torch.device("meta"):
         expected = {name: tuple(t.shape) for name, t in VQTokenizer(config).state_dict().items()}
     if problem := difference(expected, {name: tuple(t.shape) for name, t in state.items()}):
@@ -70,27 +71,34 @@ def read_llamagen(path: Path, payload: Any = None, *, image_size: tuple[int, int
     return LlamaGenReference(config=config, state=state, report=report)
 
 
-def config_of(state: Mapping[str, Tensor], path: Path, *, image_size: tuple[int, int]) -> VQConfig:
-    """Sizes from shapes; what shapes do not tell (norm groups, normalised codes) is as published."""
+def sizes_of(state: Mapping[str, Tensor], path: Path, label: str) -> dict[str, Any]:
+    """Those entries of a `VQConfig` that the shapes of its tensors tell.
+
+    Args:
+        state: in our names.
+        path, label: where they come from and what they should be, for messages.
+
+    Raises:
+        UserError: a tensor that tells one is missing.
+    """
 
     def shape(name: str, dims: int) -> tuple[int, ...]:
         if name not in state or state[name].ndim != dims:
-            raise UserError(f"{path} holds no whole LlamaGen tokenizer: it lacks what we call {name}.")
+            raise UserError(f"{path} holds no whole {label}: it lacks what we call {name}.")
         return tuple(state[name].shape)
 
     levels = len({k.split(".")[2] for k in state if k.startswith("encoder.levels.")})
     channels = shape("encoder.conv_in.weight", 4)[0]
     widths = [shape(f"encoder.levels.{i}.blocks.0.conv2.weight", 4)[0] for i in range(levels)]
     codes, code_dim = shape("quantizer.weight", 2)
-    return VQConfig(
-        channels=channels,
-        multipliers=tuple(w // channels for w in widths),
-        blocks=len({k.split(".")[4] for k in state if k.startswith("encoder.levels.0.blocks.")}),
-        features=shape("encoder.conv_out.weight", 4)[0],
-        codes=codes,
-        code_dim=code_dim,
-        image_size=image_size,
-    )
+    return {
+        "channels": channels,
+        "multipliers": tuple(w // channels for w in widths),
+        "blocks": len({k.split(".")[4] for k in state if k.startswith("encoder.levels.0.blocks.")}),
+        "features": shape("encoder.conv_out.weight", 4)[0],
+        "codes": codes,
+        "code_dim": code_dim,
+    }
 
 
 def write_llamagen(path: Path, state: Mapping[str, Tensor]) -> None:

@@ -8,11 +8,11 @@ from torch import Tensor
 
 from foreact.types import UserError
 
-_LAYERS = {
+LAYERS = {
     "norm": "norm", "q": "query", "k": "key", "v": "value", "proj_out": "out",
     "norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "nin_shortcut": "shortcut",
 }  # fmt: skip
-_MIDDLE = {"block_1": "block1", "attn_1": "attention", "block_2": "block2"}
+MIDDLE = {"block_1": "block1", "attn_1": "attention", "block_2": "block2"}
 _RESIDUAL = "norm1|conv1|norm2|conv2|nin_shortcut"
 _ATTENTION = "norm|q|k|v|proj_out"
 
@@ -35,12 +35,12 @@ def native_key(key: str) -> str | None:
     if _EDGE.fullmatch(layer):
         return key
     if m := _BLOCK.fullmatch(layer):
-        return f"{_side(m[1])}.levels.{m[2]}.blocks.{m[3]}.{_LAYERS[m[4]]}.{kind}"
+        return f"{_side(m[1])}.levels.{m[2]}.blocks.{m[3]}.{LAYERS[m[4]]}.{kind}"
     if m := _LEVEL_ATTENTION.fullmatch(layer):
-        return f"{_side(m[1])}.levels.{m[2]}.attentions.{m[3]}.{_LAYERS[m[4]]}.{kind}"
+        return f"{_side(m[1])}.levels.{m[2]}.attentions.{m[3]}.{LAYERS[m[4]]}.{kind}"
     if m := _IN_MIDDLE.fullmatch(layer):
         part, leaf = (m[2], m[3]) if m[2] else (m[4], m[5])
-        return f"{m[1]}.middle.{_MIDDLE[part]}.{_LAYERS[leaf]}.{kind}"
+        return f"{m[1]}.middle.{MIDDLE[part]}.{LAYERS[leaf]}.{kind}"
     if m := _DOWN.fullmatch(layer):
         return f"encoder.downsamples.{m[1]}.conv.{kind}"
     if m := _UP.fullmatch(layer):

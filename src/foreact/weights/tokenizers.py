@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from foreact.types import Tokenizer, UserError
+from foreact.tokenizers.images import Preprocessing, prepare
+from foreact.types import Encoder, UserError
 from foreact.weights.format import Checkpoint, build, load_checkpoint, load_tokenizer
 from foreact.weights.shipped import resolve
 from foreact.weights.torchscript import TorchScriptTokenizer
@@ -17,11 +18,21 @@ SCRIPTS = (".jit", ".pt")
 
 
 class LoadedTokenizer(NamedTuple):
-    """A tokenizer, the content hash that names it, and the (height, width) it wants; None takes frames as stored."""
+    """A tokenizer, the content hash that names it, and how it wants its frames.
 
-    tokenizer: Tokenizer
+    Attributes:
+        tokenizer: one that knows the way back to pixels is a `foreact.types.Tokenizer`, which whoever decodes demands.
+        image_size: (height, width); None takes frames as stored.
+    """
+
+    tokenizer: Encoder
     hash: str
     image_size: tuple[int, int] | None
+    preprocessing: Preprocessing = "symmetric"
+
+    def prepare(self, frames: Tensor) -> Tensor:
+        """uint8 (..., 3, H, W) -> float32 in [-1, 1] of the tokenizer's size; see `tokenizers.images.prepare`."""
+        return prepare(frames, self.image_size, self.preprocessing)
 
 
 def open_tokenizer(
@@ -82,7 +93,8 @@ def tokenizer_of(
 
 
 def _loaded(module: nn.Module, digest: str, label: str) -> LoadedTokenizer:
-    if not isinstance(module, Tokenizer):
-        raise UserError(f"{label} is no tokenizer; give a kl_vae or a vq.")
-    height, width = module.config.image_size  # pyright: ignore[reportAttributeAccessIssue]
-    return LoadedTokenizer(module, digest, (height, width))
+    if not isinstance(module, Encoder):
+        raise UserError(f"{label} is no tokenizer; give a kl_vae or a vq, or an encoder of codes such as a vqkd.")
+    config: Any = module.config  # pyright: ignore[reportAttributeAccessIssue]
+    # Only some families have been trained on frames prepared in more than one way.
+    return LoadedTokenizer(module, digest, config.image_size, getattr(config, "preprocessing", "symmetric"))

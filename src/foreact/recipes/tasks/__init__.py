@@ -8,7 +8,12 @@ from importlib.metadata import entry_points
 
 from foreact.types import Task, UserError
 
-BUILT_IN = {"pusht": "foreact.recipes.tasks.pusht", "pusht-m": "foreact.recipes.tasks.pusht_m"}
+BUILT_IN = {
+    "pusht": "foreact.recipes.tasks.pusht",
+    "pusht-m": "foreact.recipes.tasks.pusht_m",
+    "cheetah-run": "foreact.recipes.tasks.cheetah_run",
+    "walker-walk": "foreact.recipes.tasks.walker_walk",
+}
 
 
 def task_names() -> list[str]:

@@ -1,0 +1,95 @@
+"""Headless drawing with MuJoCo: which OpenGL to use, whether it works, and one sentence where it does not."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import os
+import subprocess
+import sys
+from typing import Any
+
+from foreact.types import UserError
+
+HEADLESS = ("egl", "osmesa")  # in order of preference; both draw the same pixels
+CHECKED = "FOREACT_DRAWS_WITH"  # environment variable: the MUJOCO_GL that was seen to work, for worker processes
+PROBE_SECONDS = 120
+PROBE = """
+try:
+    from dm_control import mujoco
+    mujoco.Physics.from_xml_string("<mujoco><worldbody><light/></worldbody></mujoco>").render(8, 8)
+except Exception as error:
+    print(f"{type(error).__name__}: {error}")
+    raise SystemExit(1)
+"""
+
+
+@functools.cache
+def load_suite() -> Any:
+    """`dm_control.suite`, after a picture was drawn to see that drawing works.
+
+    Where MUJOCO_GL is unset and no display can be drawn on, it is set to the first of egl and osmesa that works, and
+    processes started later inherit it. dm_control reads it when it is imported: whoever did so before has chosen.
+
+    Raises:
+        UserError: dm_control is not installed, or no picture can be drawn.
+    """
+    for package in ("dm_control", "mujoco"):
+        if importlib.util.find_spec(package) is None:
+            raise UserError(
+                f"DeepMind Control needs its simulator, and the package {package} is missing; "
+                'run `pip install "foreact[dmc]"`.'
+            )
+    choose_library()
+    from dm_control import suite
+
+    return suite
+
+
+def choose_library() -> str:
+    """See to it that drawing works, set MUJOCO_GL where that takes it, and return its value.
+
+    Raises:
+        UserError: no picture can be drawn.
+    """
+    given = os.environ.get("MUJOCO_GL", "")
+    if given and os.environ.get(CHECKED) == given:
+        return given
+    chosen = bool(given) or "dm_control._render" in sys.modules
+    failures = {}
+    for name in (given,) if chosen else HEADLESS if _headless() else ("", *HEADLESS):
+        if (failure := _try(name)) is None:
+            if name:
+                os.environ["MUJOCO_GL"] = os.environ[CHECKED] = name
+            return name
+        failures[name] = failure
+    reasons = "; ".join(why if name == given else f"{name}: {why}" for name, why in failures.items())
+    raise UserError(
+        f"MuJoCo cannot draw with MUJOCO_GL {f'set to {given}' if given else 'unset'} ({reasons}); install an OpenGL "
+        "library, `apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri` for egl or `apt-get install libosmesa6` for "
+        "osmesa, and set MUJOCO_GL to egl or osmesa accordingly before dm_control is imported."
+    )
+
+
+def _headless() -> bool:
+    return sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _try(name: str) -> str | None:
+    """Draw in a child process, since a failure may crash it and would spoil further tries; why it failed, or None."""
+    environment = {**os.environ, **({"MUJOCO_GL": name} if name else {})}
+    try:
+        child = subprocess.run(
+            [sys.executable, "-c", PROBE],
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=PROBE_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no picture within {PROBE_SECONDS} s"
+    if child.returncode == 0:
+        return None
+    said = " ".join(child.stdout.split())
+    return said[:119] + "…" if len(said) > 120 else said or f"a trial ended with exit code {child.returncode}"

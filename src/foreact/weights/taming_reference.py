@@ -1,0 +1,175 @@
+"""taming's VQGAN in its own checkpoint files, such as those that Video Occupancy Models released: read, and written.
+
+    {cheetah,walker}_vq_vae_model.pth   of VOC: a bare state dict of network and loss, frames prepared the legacy way
+    last.ckpt                           of taming: the same under the key `state_dict`, frames in [-1, 1]
+
+Everything under `loss.` is what training compared pictures with; of it only the perceptual distance can be asked for.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foreact.tokenizers.images import Preprocessing
+from foreact.tokenizers.lpips import lpips
+from foreact.tokenizers.perceptual import FeatureDistance
+from foreact.tokenizers.vq import TAMING, VQConfig, VQTokenizer
+from foreact.types import UserError
+from foreact.weights.format import difference
+from foreact.weights.llamagen_reference import sizes_of
+from foreact.weights.pickles import read_torch_file
+from foreact.weights.reference_keys_taming import LOSS, to_native, to_reference
+
+IMAGE_SIZES: dict[Preprocessing, tuple[int, int]] = {"legacy": (80, 80), "symmetric": (256, 256)}
+"""(height, width) of the frames that VOC and taming trained on; the files do not say."""
+
+_PERCEPTUAL = f"{LOSS}perceptual_loss."
+_IN_ATTENTION = re.compile(r"(?:encoder|decoder)\.levels\.(\d+)\.attentions\.")
+_CONVOLUTION = re.compile(r"net\.slice[1-5]\.(\d+\.(?:weight|bias))")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TamingReference:
+    """A read tokenizer.
+
+    Attributes:
+        config: sizes, from the shapes of the tensors.
+        state: name -> tensor, in our names.
+        report: what was used and what was left, in lines.
+    """
+
+    config: VQConfig
+    state: dict[str, Tensor]
+    report: str
+
+
+def is_taming(payload: Any) -> bool:
+    """Whether the content of a torch file is a VQGAN of taming: bare, or as an entry `state_dict` or `model`."""
+    return _find_state(payload) is not None
+
+
+def read_taming(
+    path: Path,
+    payload: Any = None,
+    *,
+    preprocessing: Preprocessing = "legacy",
+    grid: tuple[int, int] | None = None,
+) -> TamingReference:
+    """Read a VQGAN of taming, whatever wraps its state dict.
+
+    Args:
+        path: the file.
+        payload: its content, where it has been read already.
+        preprocessing: how the frames of its training were prepared; the file does not say. VOC's released ones: legacy.
+        grid: (h, w) of tokens in the frames it is to be used on; None: of frames of `IMAGE_SIZES`.
+
+    Raises:
+        UserError: the file is missing, unreadable, holds something else, or not all of the tokenizer.
+    """
+    theirs, unread = _open(path, payload)
+    state = to_native(theirs)
+    sizes = sizes_of(state, path, "VQGAN of taming")
+    levels = len(sizes["multipliers"])
+    stride = 2 ** (levels - 1)
+    config = VQConfig(
+        **sizes,
+        attention=_attention(state, levels),
+        normalized=TAMING.normalized,
+        codebook_weight=TAMING.codebook_weight,
+        commitment_weight=TAMING.commitment_weight,
+        image_size=IMAGE_SIZES[preprocessing] if grid is None else (grid[0] * stride, grid[1] * stride),
+        preprocessing=preprocessing,
+    )
+    with torch.device("meta"):
+        expected = {name: tuple(t.shape) for name, t in VQTokenizer(config).state_dict().items()}
+    if problem := difference(expected, {name: tuple(t.shape) for name, t in state.items()}):
+        raise UserError(f"{path} holds no whole VQGAN of taming: {problem}; restore it from its source.")
+    report = f"tokenizer: {len(state)} of {len(theirs)} tensors used, {preprocessing} preprocessing"
+    if loss := len(theirs) - len(state):
+        report += f"\nleft out: {loss} tensors under '{LOSS}', which only training needs"
+    if unread:
+        report += f"\nnot read: {', '.join(unread)}"
+    return TamingReference(config=config, state=state, report=report)
+
+
+def read_lpips(path: Path) -> FeatureDistance:
+    """The perceptual distance that lies beside a VQGAN, under `loss.perceptual_loss.`: LPIPS over VGG16.
+
+    Raises:
+        UserError: the file is missing, unreadable, holds something else, or not all of the distance.
+    """
+    theirs = {k.removeprefix(_PERCEPTUAL): v for k, v in _open(path, None)[0].items() if k.startswith(_PERCEPTUAL)}
+    if not theirs:
+        raise UserError(
+            f"{path} holds no tensors under '{_PERCEPTUAL}'; give a checkpoint file of taming or VOC with its loss."
+        )
+    network = {m[1]: v for k, v in theirs.items() if (m := _CONVOLUTION.fullmatch(k))}
+    try:
+        return lpips(
+            network,
+            [theirs[f"lin{k}.model.1.weight"].flatten() for k in range(5)],
+            shift=theirs["scaling_layer.shift"].flatten().tolist(),
+            scale=theirs["scaling_layer.scale"].flatten().tolist(),
+        )
+    except KeyError as error:
+        raise UserError(
+            f"{path} holds no whole LPIPS distance: it lacks {_PERCEPTUAL}{error.args[0]}; restore it from its source."
+        ) from None
+    except ValueError as error:
+        raise UserError(f"{path} holds no whole LPIPS distance: {error}; restore it from its source.") from None
+
+
+def write_taming(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a tokenizer, in our names, as a bare state dict, which taming's network loads with strict=False: it has no
+    loss.
+
+    Raises:
+        UserError: the disk refuses. Nothing is left half-written.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(to_reference(dict(state)), temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path} could not be written ({error}); free some space or check the rights.") from None
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _open(path: Path, payload: Any) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict of a file, and the names of the entries beside it."""
+    payload = read_torch_file(path) if payload is None else payload
+    found = _find_state(payload)
+    if found is None:
+        raise UserError(
+            f"{path} should hold a VQGAN of taming, bare or under the key 'state_dict' or 'model', found none."
+        )
+    unread = [] if found is payload else [str(k) for k in payload if payload[k] is not found]
+    return dict(found), unread
+
+
+def _find_state(payload: Any) -> Mapping[str, Tensor] | None:
+    if not isinstance(payload, Mapping):
+        return None
+    for state in (payload, payload.get("state_dict"), payload.get("model")):
+        if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+            continue
+        if all(any(str(k).startswith(prefix) for k in state) for prefix in ("encoder.down.", "quantize.")):
+            return state
+    return None
+
+
+def _attention(state: Mapping[str, Tensor], levels: int) -> tuple[int, ...]:
+    """Levels with self-attention, counted from the last one."""
+    found = {int(m[1]) for key in state if (m := _IN_ATTENTION.match(key))}
+    return tuple(i for i in range(levels) if levels - 1 - i in found)

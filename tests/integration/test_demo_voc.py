@@ -1,0 +1,54 @@
+"""`foreact demo voc` on a world of its own: the whole road, and what it does when it is walked again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from unit.square_world import write_squares
+
+from foreact.recipes.demo_voc import demo
+from foreact.types import UserError
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_the_demo_ends_in_one_report_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("foreact.recipes.demo_voc.DECISIONS", 4)
+    store = write_squares(tmp_path / "squares.zarr", episodes=8, steps=100)
+
+    def run() -> str:
+        demo(tmp_path / "demo", task="unit.square_world", data=store, effort=0.002)
+        return (tmp_path / "demo" / "report.html").read_text()
+
+    page = run()
+    for heading in ("Scores in closed loop", "Values of states", "Imagined futures", "Training"):
+        assert heading in page
+    assert page.count("<video") == 3
+    assert "gamma" in page
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "demo").glob("*/weights/model.safetensors")}
+    assert {p.parts[-3] for p in kept} == {"tokenizer", "voc", "cloning"}
+    films = {p: p.stat().st_mtime_ns for p in (tmp_path / "demo" / "acting").glob("*/*.mp4")}
+    capsys.readouterr()
+    run()
+    assert "step 1/" not in capsys.readouterr().out  # nothing is trained twice
+    assert {p: p.stat().st_mtime_ns for p in films} == films
+
+
+def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="4 episodes or more"):
+        demo(tmp_path, episodes=3)
+    with pytest.raises(UserError, match="positive effort"):
+        demo(tmp_path, effort=0.0)
+    with pytest.raises(UserError, match="name a store with --data"):
+        demo(tmp_path, task="unit.square_world")
