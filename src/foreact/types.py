@@ -292,6 +292,9 @@ class Trainable(Protocol):
     look for unused ones, and FSDP2 needs "all" or "same".
 
     A model that has a method `after_step()` gets it called after every optimiser step, such as for a target network.
+    Where that needs sums over all that the step saw, as a codebook that follows its latents does, the training forwards
+    add to tensors that the model lists in `step_sums`; like gradients, they are summed over processes before
+    `after_step()`, and zeroed where a step is skipped.
     """
 
     def forward(self, batch: Batch, *, rng: torch.Generator) -> LossOut: ...

@@ -301,7 +301,7 @@ def test_what_was_measured_by_the_same_protocol_is_read(
 def test_shadows_are_recorded_and_must_be_those_of_the_data(made: Made, tmp_path: Path) -> None:
     table = compare(tmp_path, "random", shadows=False)
     assert table["rows"][0]["protocol"]["env"] == f"{TASK_NAME}:make_glow_plain"
-    with pytest.raises(UserError, match="learned from pictures with shadows; give --shadows"):
+    with pytest.raises(UserError, match="learned from pictures with shadows; give --shadows True"):
         compare(tmp_path, f"bc:{made.bc}", shadows=False)
 
 

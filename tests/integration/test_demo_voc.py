@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 import torch
 from unit.square_world import write_squares
 
-from foreact.recipes.demo_voc import demo
+from foreact.policies.occupancy import PlanningConfig
+from foreact.recipes.demo_voc import TOKENIZER, demo
 from foreact.types import UserError
 
 
@@ -24,8 +26,13 @@ def _one_thread() -> Iterator[None]:
 def test_the_demo_ends_in_one_report_and_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("foreact.recipes.demo_voc.DECISIONS", 4)
-    store = write_squares(tmp_path / "squares.zarr", episodes=8, steps=100)
+    small = dataclasses.replace(TOKENIZER, channels=8, multipliers=(1, 1, 1), image_size=(12, 12))
+    for name, value in {
+        "TOKENIZER": small, "GAMMAS": (0.5, 0.8), "DECISIONS": 4,
+        "PLANNING": PlanningConfig(candidates=4, samples=1, iterations=1, elites=2),
+    }.items():  # fmt: skip
+        monkeypatch.setattr(f"foreact.recipes.demo_voc.{name}", value)
+    store = write_squares(tmp_path / "squares.zarr", episodes=8, steps=30)
 
     def run() -> str:
         demo(tmp_path / "demo", task="unit.square_world", data=store, effort=0.002)

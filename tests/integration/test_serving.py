@@ -80,7 +80,7 @@ def test_the_tokenizer_is_embedded_or_given(folder: Path) -> None:
         ("bare", None, r"bare names no tokenizer; give one with --tokenizer: a checkpoint folder or a TorchScript"),
         ("car", "encoder.jit", r"car was trained on the vq tokenizer sha256:\w+, .*encoder\.jit has the hash"),
         ("scripted", None, r"needs the torchscript tokenizer sha256:\w+ and does not embed it"),
-        ("bare", "car", r"car, a 'vavam', is no tokenizer; give a kl_vae or a vq"),
+        ("bare", "car", r"car, a 'vavam', is no tokenizer; give a kl_vae, a vq, a vqkd or a musik"),
         ("bare", "absent", r"absent' is neither a checkpoint folder nor"),
         ("bare", "bare/config.json", r"holds no config.json"),
         ("vq", None, r"vq holds a 'vq'; to drive takes a checkpoint of the family 'vavam'"),

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +48,18 @@ class Patches(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.conv(images).flatten(2).transpose(1, 2)
+
+
+class Flaky(Patches):
+    """A teacher that fails in the second training step, its third call; the first one is the recipe's trial."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.calls += 1
+        return super().forward(images) * (torch.nan if self.calls == 3 else 1.0)
 
 
 def whole_picture() -> nn.Module:
@@ -111,6 +127,40 @@ def test_a_resumed_run_equals_an_undisturbed_one(store: Path, tmp_path: Path) ->
     assert trained("halves", 4) == whole
 
 
+def test_a_skipped_step_leaves_no_trace_in_the_codebook(store: Path, tmp_path: Path) -> None:
+    settings = {"steps": 3, "accumulate": 1}
+    weights = train_vqkd(run(store, tmp_path / "run", teacher=f"{__name__}:Flaky", train=settings))
+    assert read_log(tmp_path / "run" / "log.jsonl")[-2]["skipped"] == 1
+    counted = load_checkpoint(weights).state["quantizer.cluster_size"]
+    assert counted.sum().item() == pytest.approx(54 * (1 - 0.99**2))
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+def test_two_processes_do_what_one_does_with_twice_the_micro_batches(store: Path, tmp_path: Path) -> None:
+    """The codebook follows the latents of both."""
+    options = [
+        "train", "vqkd", "--data", str(store), "--teacher", f"{__name__}:Patches", "--val-ratio", "0.3", "--device",
+        "cpu", "--model.patch", "4", "--model.width", "16", "--model.depth", "1", "--model.heads", "2", "--model.codes",
+        "8", "--model.code-dim", "4", "--model.features", "5", "--model.position-grid", "3", "3", "--model.image-size",
+        "12", "12", "--train.steps", "3", "--train.warmup", "0", "--train.batch-size", "3", "--train.precision", "fp32",
+        "--train.no-tensorboard",
+    ]  # fmt: skip
+    foreact([*options, "--out", str(tmp_path / "one"), "--train.accumulate", "2"])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port), "-m",
+         "foreact.cli", *options, "--out", str(tmp_path / "two")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    one, two = (load_checkpoint(tmp_path / name / "weights").state for name in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5, msg=name)
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_a_scripted_teacher_teaches_the_same(store: Path, tmp_path: Path) -> None:
     file = tmp_path / "teacher.pt"
@@ -160,7 +210,7 @@ def test_a_store_is_tokenized_as_the_model_wants_it(store: Path, tmp_path: Path,
 def test_only_encoders_are_tokenizers(tmp_path: Path) -> None:
     config = VaViMConfig(width=16, heads=2, layers=1, vocab=10, frames=2, grid=(2, 2), base_width=8)
     save_checkpoint(tmp_path / "vavim", family="vavim", config=config, state=VaViM(config).state_dict())
-    with pytest.raises(UserError, match="a 'vavim', is no tokenizer; give a kl_vae or a vq"):
+    with pytest.raises(UserError, match="a 'vavim', is no tokenizer; give a kl_vae, a vq, a vqkd or a musik"):
         open_tokenizer(tmp_path / "vavim")
 
 

@@ -110,6 +110,7 @@ def test_any_task_of_the_suite_goes_by_its_name() -> None:
     assert cup.reset(0)["pixels"].shape == (8, 8, 3)
     assert cup.spec.action is not None
     assert (cup.spec.action.dim, cup.max_steps, cup.spec.fps) == (2, 250, pytest.approx(12.5))
+    assert DMCEnv("lqr", "lqr_2_1", image=False).max_steps == 500, "a task without a limit of its own"
     with pytest.raises(UserError, match="no task 'cheetah_rum'; try cheetah_run"):
         split_name("dmc/cheetah_rum")
     with pytest.raises(UserError, match="no task 'cheetah_fly'; try cheetah_run"):
@@ -191,7 +192,7 @@ def test_a_library_that_was_asked_for_is_not_replaced(undecided: pytest.MonkeyPa
 def test_whoever_imported_dm_control_has_chosen(undecided: pytest.MonkeyPatch) -> None:
     undecided.setitem(sys.modules, "dm_control._render", rendering)
     undecided.setattr(rendering, "_try", works("egl"))
-    with pytest.raises(UserError, match="MUJOCO_GL unset .* before dm_control is imported"):
+    with pytest.raises(UserError, match=r"MUJOCO_GL unset .* before dm_control is imported"):
         choose_library()
 
 

@@ -20,16 +20,12 @@ def earned(env: DMCEnv, seed: int, actions: np.ndarray) -> float:
     return sum(env.step(action).reward for action in actions)
 
 
-@pytest.mark.parametrize(("domain", "task", "warm_up"), [("cheetah", "run", 40), ("walker", "walk", 8)])
-def test_tried_sequences_earn_what_dm_control_would_give(domain: str, task: str, warm_up: int) -> None:
+@pytest.mark.parametrize(("domain", "task"), [("cheetah", "run"), ("walker", "walk")])
+def test_tried_sequences_earn_what_dm_control_would_give(domain: str, task: str) -> None:
     env, rng = DMCEnv(domain, task, image=False), np.random.default_rng(1)
-    expert = planner(env, samples=16, horizon=8)
-    env.reset(4)
-    before = np.stack([expert.act() for _ in range(warm_up) if not env.step(expert.act()).terminated])
-    before = rng.uniform(-1, 1, before.shape) if domain == "walker" else before
+    before, tried = rng.uniform(-1, 1, (10, 6)), rng.uniform(-1, 1, (4, 6, 6))
     so_far = earned(env, 4, before)
-    tried = rng.uniform(-1, 1, (4, 6, env.physics.model.nu))
-    promised = expert.returns(tried)
+    promised = planner(env).returns(tried)
     kept = [earned(env, 4, np.concatenate([before, actions])) - so_far for actions in tried]
     np.testing.assert_allclose(promised, kept, rtol=1e-6, atol=1e-9)
     assert np.ptp(kept) > 1e-3, "rewards that do not differ would hide a mistake"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -133,6 +134,17 @@ def test_figures_are_pictures_for_either_scheme(tmp_path: Path) -> None:
         assert picture[..., 3].min() == 0, "the page's ground should show through"
         assert len(np.unique(picture.reshape(-1, 4), axis=0)) > 20, "nothing is drawn"
     assert figures[0] != figures[1]
+
+
+def test_scores_that_solve_nothing_have_no_share_of_solved(tmp_path: Path) -> None:
+    solved = result("a", [0.2, 1.0])
+    episodes = tuple(replace(e, success=None) for e in solved.episodes)
+    returns = replace(solved, name="b", success=None, episodes=episodes)
+    page = Page(write_report(tmp_path / "returns.html", title="t", results=[returns]).read_text())
+    assert "solve" not in page.text
+    assert "Wilson" not in page.text
+    page = Page(write_report(tmp_path / "both.html", title="t", results=[returns, solved]).read_text())
+    assert "50 %" in page.text.replace("\xa0", " ")
 
 
 def test_empty_sections_are_left_out(tmp_path: Path) -> None:

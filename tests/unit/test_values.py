@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from scipy import stats
 from unit.line_world import CAMERA, LineStore, PerfectModel
+from unit.test_report import Page
 
 from foreact.evals.correlation import correlation_estimate, mean_ranks
 from foreact.evals.delays import geometric_law, nearest_delays
@@ -252,12 +253,10 @@ def test_figures_are_pictures_for_both_kinds_of_pages(measured: Values) -> None:
 
 
 def test_the_report_shows_values_and_json_holds_every_state(measured: Values, tmp_path: Path) -> None:
-    page = write_report(tmp_path / "report.html", title="Values", values=[measured]).read_text()
-    assert "Values of states" in page
-    assert "mean of the training data" in page
-    assert "good episodes alone" in page
-    assert "6 independent episodes" in " ".join(page.split())
+    page = Page(write_report(tmp_path / "report.html", title="Values", values=[measured]).read_text())
+    assert page.headings == ["Values of states", "How this was made"]
+    for words in ("mean of the training data", "good episodes alone", "6 independent episodes", "at gamma 0.8"):
+        assert words in page.text, words
     raw = json.loads(json.dumps(measured.to_json(), allow_nan=False))
     assert len(raw["states"]["truth"]) == 40
     assert raw["accuracy"]["sampled futures"]["rank"]["n"] == 6
-    assert "Values of states" not in write_report(tmp_path / "none.html", title="None").read_text()

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foreact.data.store import ZarrStore
+from foreact.data.episodes import RowStore
 from foreact.types import UserError
 
 Mode = Literal["limits", "range", "symmetric", "gaussian", "identity", "positions"]
@@ -91,7 +91,7 @@ class Normalizer:
 
     @staticmethod
     def fit_store(
-        store: ZarrStore, episodes: np.ndarray | None = None, modes: Mapping[str, Mode] | Mode = "limits"
+        store: RowStore, episodes: np.ndarray | None = None, modes: Mapping[str, Mode] | Mode = "limits"
     ) -> Normalizer:
         """Fit every state and action stream on the chosen episodes of a store (all by default)."""
         spec = store.spec

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from foreact.data.episodes import RowStore
@@ -22,6 +21,8 @@ Show = Callable[[Tensor], np.ndarray]
 
 SEARCH_ROWS = 4096
 """Frames of the data compared at once."""
+CELL, LABEL, GAP, MARGIN = 96, 16, 6, 132
+"""Pixels of the sheet: height of a picture and of the line above it, distance of pictures, left margin."""
 
 
 @dataclass(frozen=True)
@@ -149,27 +150,21 @@ def imagine(
 
 def futures_picture(state: ImaginedState) -> Image.Image:
     """The context on top; below it, for every gamma, true frames above sampled ones, each with its delay in steps."""
-    # Imported here, since it takes a second and most commands draw nothing. No pyplot: it keeps global figures.
-    from matplotlib.figure import Figure
-
-    columns = max(len(state.context), *(len(f.delays) for f in state.futures))
-    rows = 1 + 2 * len(state.futures)
-    figure = Figure(figsize=(1.1 * columns + 0.9, 1.25 * rows), dpi=100, layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
     past = range(1 - len(state.context), 1)
     lines: list[tuple[str, np.ndarray, list[str]]] = [("seen", state.context, [f"{k}" if k else "now" for k in past])]
     for f in state.futures:
-        lines.append((f"gamma {f.gamma:g}\ntrue", f.true, [f"+{k}" for k in f.delays]))
-        lines.append((f"gamma {f.gamma:g}\nsampled", f.sampled, [f"nearest +{k}" for k in f.nearest]))
-    for line, (label, pictures, titles) in zip(axes, lines, strict=True):
-        for ax in line:
-            ax.set(xticks=[], yticks=[])
-            ax.spines[:].set_visible(False)
-        line[0].set_ylabel(label, rotation=0, ha="right", va="center", fontsize=9)
-        for ax, picture, title in zip(line, pictures, titles, strict=False):
-            ax.imshow(picture)
-            ax.set_title(title, fontsize=8)
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    buffer.seek(0)
-    return Image.open(buffer).convert("RGB")
+        lines.append((f"gamma {f.gamma:g}: true", f.true, [f"+{k}" for k in f.delays]))
+        lines.append((f"gamma {f.gamma:g}: sampled", f.sampled, [f"nearest +{k}" for k in f.nearest]))
+    columns = max(len(pictures) for _, pictures, _ in lines)
+    height, width = state.context.shape[1:3]
+    cell = (round(CELL * width / height), CELL)
+    sheet = Image.new("RGB", (MARGIN + columns * (cell[0] + GAP), len(lines) * (CELL + LABEL + GAP)), "white")
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
+    for row, (label, pictures, titles) in enumerate(lines):
+        top = row * (CELL + LABEL + GAP)
+        draw.text((MARGIN - 8, top + LABEL + CELL // 2), label, fill="black", font=font, anchor="rm")
+        for column, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
+            left = MARGIN + column * (cell[0] + GAP)
+            draw.text((left + cell[0] // 2, top + LABEL - 2), title, fill="black", font=font, anchor="mb")
+            sheet.paste(Image.fromarray(picture).resize(cell, Image.Resampling.NEAREST), (left, top + LABEL))
+    return sheet

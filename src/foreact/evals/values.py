@@ -207,6 +207,25 @@ def mean_value(store: RowStore, episodes: Sequence[int] | np.ndarray, gamma: flo
     return float(truth[known if known.any() else chosen].mean())
 
 
+def known_states(windows: WindowDataset, gamma: float) -> np.ndarray:
+    """Rows of the windows whose states have a known true value, int64 (M,).
+
+    Raises:
+        UserError: gamma outside (0, 1), or no state with enough steps left.
+    """
+    if not 0.0 < gamma < 1.0:
+        raise UserError(f"A value needs a gamma in (0, 1), found {gamma}.")
+    store, index = windows.store, windows.index
+    known = settled(store.lengths, gamma, tolerance=TAIL)[store.starts[index[:, 0]] + index[:, 1]]
+    if not known.any():
+        raise UserError(
+            f"At gamma {gamma} a state's true value is known {reach(gamma)} steps before its episode's end or earlier, "
+            f"and the episodes to measure have {int(store.lengths[index[:, 0]].max())} steps at most; give longer ones "
+            "or a smaller gamma."
+        )
+    return np.flatnonzero(known)
+
+
 def reach(gamma: float) -> int:
     """Steps after which no more than `TAIL` of a value is left."""
     return math.ceil(math.log(TAIL) / math.log(gamma))
@@ -277,24 +296,16 @@ def measure_values(
     Raises:
         UserError: gamma outside (0, 1), no state with enough steps left, fewer than two samples, no rewards.
     """
-    if not 0.0 < gamma < 1.0:
-        raise UserError(f"A value needs a gamma in (0, 1), found {gamma}.")
     if samples < 2 or min(states, candidates, batch_size) < 1:
         raise UserError(
             "Expected 2 samples or more and at least one state, candidate and state per batch, found "
             f"{samples}, {states}, {candidates} and {batch_size}."
         )
     store = windows.store
-    at = store.starts[windows.index[:, 0]] + windows.index[:, 1]
-    known = np.flatnonzero(settled(store.lengths, gamma, tolerance=TAIL)[at])
-    if not len(known):
-        raise UserError(
-            f"At gamma {gamma} a state's true value is known {reach(gamma)} steps before its episode's end or earlier, "
-            f"and the episodes to measure have {int(store.lengths[windows.index[:, 0]].max())} steps at most; give "
-            "longer ones or a smaller gamma."
-        )
+    known = known_states(windows, gamma)
     chosen = known[spread(len(known), states)]
-    index, rows = windows.index[chosen], at[chosen]
+    index = windows.index[chosen]
+    rows = store.starts[index[:, 0]] + index[:, 1]
     rewards, horizon = _rewards(store), min(int(1 / (1 - gamma)), 10)
     futures, delays = TrueFutures(windows, camera), DelayCount(gamma)
     rng = torch.Generator(device).manual_seed(seed)

@@ -379,7 +379,8 @@ class VOC(nn.Module):
         several = actions is not None and actions.ndim == 4
         candidates = actions.shape[1] if actions is not None and several else 1
         draws = candidates * samples
-        uniform = _uniform(rng, (len(context), draws, block)).to(context.device)
+        # Candidates share their draws: what then differs between them is what their actions do, not luck.
+        uniform = _uniform(rng, (len(context), samples, block)).to(context.device).repeat(1, candidates, 1)
         gammas = torch.full((len(context), candidates), self.gamma_number(gamma), device=context.device)
         if actions is not None and not several:
             actions = actions[:, None]

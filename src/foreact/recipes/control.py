@@ -216,6 +216,5 @@ def _require_same_pictures(weights: str, task: Task) -> None:
     learned = load_checkpoint(resolve(weights)).card.get("shadows")
     if learned is not None and task.env is not None and learned == task.env.endswith(PLAIN):
         raise UserError(
-            f"{weights} learned from pictures {'with' if learned else 'without'} shadows; give "
-            f"--{'' if learned else 'no-'}shadows."
+            f"{weights} learned from pictures {'with' if learned else 'without'} shadows; give --shadows {learned}."
         )

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from foreact.data.episodes import RowStore, open_episodes
 from foreact.data.loader import WindowDataset
 from foreact.evals.report import write_report
-from foreact.evals.values import Accuracy, Values, contexts, mean_value, measure_values, reach
+from foreact.evals.values import Accuracy, Values, contexts, known_states, mean_value, measure_values, reach
 from foreact.models.voc import VOC
 from foreact.recipes.runs import pick_device, say, write_json
 from foreact.recipes.stores import ensure_codes, split_store
@@ -94,6 +94,7 @@ def values(
     opened = open_occupancy(weights, data, where, tokenizer=tokenizer, all_episodes=all_episodes)
     chosen = choose_gammas(opened.voc, gammas)
     windows, grades = opened.windows(), episode_grades(opened.store)
+    known = {gamma: min(states, len(known_states(windows, gamma))) for gamma in chosen}
     facts: dict[str, Any] = {
         "weights": f"{weights} {opened.checkpoint.hash}",
         "data": str(data),
@@ -104,7 +105,7 @@ def values(
     say("Values", **facts, device=where, out=out)
     found = []
     for gamma in chosen:
-        with tqdm(total=states, unit="state", desc=f"gamma {gamma:g}") as bar:
+        with tqdm(total=known[gamma], unit="state", desc=f"gamma {gamma:g}") as bar:
             measured = measure_values(
                 opened.voc,
                 windows,
@@ -120,7 +121,6 @@ def values(
                 on_states=bar.update,
                 device=where,
             )
-            bar.total = len(measured.states)
         found.append(measured)
         print("\n".join(lines(measured)))
     note = (
@@ -159,7 +159,7 @@ def _episodes(checkpoint: Checkpoint, store: RowStore, everything: bool) -> tupl
     """Episodes of the training, episodes to measure, and what these are in words."""
     if everything:
         whole = np.arange(len(store))
-        return whole, whole, f"all {len(whole)}"
+        return whole, whole, f"all {len(whole)}; what is called the mean of the training data is theirs"
     card = checkpoint.card
     if not {"val_ratio", "seed", "data"} <= set(card):
         raise UserError(
@@ -199,7 +199,9 @@ def episode_grades(store: RowStore) -> np.ndarray | None:
 def lines(values: Values) -> list[str]:
     """The table of one gamma, for the terminal."""
     head = f"gamma {values.gamma:g}"
-    out = [f"{head:<36}{'rank correlation':<24}{'correlation':<24}{'mean squared error':<26}{'bias':<26}states, episodes"]
+    out = [
+        f"{head:<36}{'rank correlation':<24}{'correlation':<24}{'mean squared error':<26}{'bias':<26}states, episodes"
+    ]
     named = [*values.table.items(), *((f"sampled futures, {k}", v) for k, v in values.per_grade.items())]
     out += [f"  {name:<34}{_cells(row)}{row.states}, {row.mse.n}" for name, row in named]
     delays = values.delays

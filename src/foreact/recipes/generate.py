@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 import torch
 
-from foreact.data.store import ZarrStore
+from foreact.data.episodes import RowStore
 from foreact.evals.figures import actions_figure
 from foreact.evals.video import read_states, save_examples, video_quality
 from foreact.policies.uva import UVAPolicy
@@ -60,7 +60,7 @@ def generate(
         print(path)
 
 
-def _inverse(policy: UVAPolicy, store: ZarrStore, episodes: range, seed: int, out: Path) -> None:
+def _inverse(policy: UVAPolicy, store: RowStore, episodes: range, seed: int, out: Path) -> None:
     rng = np.random.default_rng(seed)
     draws = torch.Generator().manual_seed(seed)
     ahead = [(i + 1) * policy.context_stride for i in range(policy.frames)]
@@ -70,9 +70,8 @@ def _inverse(policy: UVAPolicy, store: ZarrStore, episodes: range, seed: int, ou
             raise UserError(f"Episode {episode} of {store.path} is shorter than a window; name longer episodes.")
         now = int(rng.integers(0, last + 1))
         past = np.maximum(np.array(policy.offsets) + now, 0)
-        frames = store.read_steps(episode, np.concatenate([past, now + np.array(ahead)]), [policy.camera])[
-            policy.camera
-        ]
+        steps = np.concatenate([past, now + np.array(ahead)])
+        frames = store.gather(policy.camera, store.starts[episode] + steps)
         context, future = np.split(frames, [policy.frames])
         true = store.read(episode, now, now + policy.horizon, ["action"])["action"]
         state = read_states(store, [(episode, now)], policy.state_offsets)

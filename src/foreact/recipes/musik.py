@@ -11,15 +11,14 @@ import torch
 from torch import Tensor
 
 from foreact.data.augment import RandomShift
+from foreact.data.episodes import open_episodes
 from foreact.data.future import FutureWindows
 from foreact.data.loader import WindowDataset, batches, spread_batches
 from foreact.data.normalize import Mode, Normalizer
-from foreact.data.store import open_store
 from foreact.data.windows import Window
 from foreact.recipes.runs import conclude, is_main_process, open_run, parse_run, pick_device, say
-from foreact.recipes.stores import split_store
+from foreact.recipes.stores import DEFAULT_TASK, open_pictures, split_store
 from foreact.recipes.tasks import find_task
-from foreact.recipes.vq import DEFAULT_TASK, VQRun, open_pictures
 from foreact.tokenizers.images import prepare
 from foreact.tokenizers.musik import Musik, MusikConfig
 from foreact.tokenizers.quantize import codebook_use
@@ -96,7 +95,7 @@ class InverseQuality:
 def train_musik(run: MusikRun) -> Path:
     """Train the codes; returns the folder of the finished weights."""
     config = run.model
-    store, cameras = open_pictures(VQRun(task=run.task, data=run.data, camera=run.camera))
+    store, cameras = open_pictures(run.task, run.data, run.camera)
     if len(cameras) > 1:
         raise UserError(f"{store.path} has the cameras {cameras}, and MUSIK learns from one; choose it with --camera.")
     if store.spec.action is None:
@@ -178,5 +177,5 @@ def command(args: Sequence[str]) -> None:
 def _spec(run: MusikRun) -> StreamSpec:
     """What the streams mean, by the task or, without one, by the store."""
     if run.task is None and run.data is not None:
-        return open_store(run.data).spec
+        return open_episodes(run.data).spec
     return find_task(run.task or DEFAULT_TASK).spec

@@ -9,20 +9,44 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from foreact.data.episodes import RowStore
+from foreact.data.episodes import RowStore, open_episodes
 from foreact.data.split import split_episodes
-from foreact.data.store import ZarrStore, open_store
+from foreact.data.store import ZarrStore
 from foreact.recipes.encoding import StreamEncoder, encode_stream
 from foreact.recipes.runs import process_count
+from foreact.recipes.tasks import find_task
 from foreact.tokenizers.kl_vae import KLVAE
 from foreact.types import Codes, Task, UserError
 from foreact.weights.tokenizers import LoadedTokenizer
 
 # Pictures up to this many bytes are held in memory, since a random frame costs the reading of a whole chunk.
 MEMORY_LIMIT = 4 * 2**30
+DEFAULT_TASK = "pusht"
 
 
-def open_task_store(task: Task, path: Path | None) -> ZarrStore:
+def open_pictures(task: str | None, data: Path | None, camera: str | None) -> tuple[RowStore, list[str]]:
+    """The episodes and the cameras that a tokenizer learns from.
+
+    Args:
+        task: name or import path of a task; None: PushT, or none where there is `data`.
+        data: a store or HDF5 shards; None: the task's own.
+        camera: the camera; None: the task's, or every one where there is no task.
+    """
+    if task is not None or data is None:
+        found = find_task(task or DEFAULT_TASK)
+        store, cameras = open_task_store(found, data), [found.camera]
+    else:
+        store = open_episodes(data, memory_limit=MEMORY_LIMIT)
+        cameras = sorted(store.spec.cameras)
+    if camera is not None:
+        cameras = [camera]
+    if not cameras or not set(cameras) <= set(store.spec.cameras):
+        wanted = f"'{camera}'" if camera is not None else "any"
+        raise UserError(f"{store.path} has the cameras {sorted(store.spec.cameras)}, which do not include {wanted}.")
+    return store, cameras
+
+
+def open_task_store(task: Task, path: Path | None) -> RowStore:
     """Open `path`, or the task's default store `data/<task>.zarr`, made from its demonstrations where it is missing."""
     if path is None:
         path = Path("data") / f"{task.name}.zarr"
@@ -33,10 +57,10 @@ def open_task_store(task: Task, path: Path | None) -> ZarrStore:
                     f"`foreact data collect --env {task.name} --episodes 300` or name a store with --data."
                 )
             _call(task.demonstrations, path)
-    return open_store(path, task.spec, memory_limit=MEMORY_LIMIT)
+    return open_episodes(path, task.spec, memory_limit=MEMORY_LIMIT)
 
 
-def open_held_out_store(task: Task, path: Path | None) -> ZarrStore:
+def open_held_out_store(task: Task, path: Path | None) -> RowStore:
     """Open `path`, or `data/<task>-held-out.zarr`, made by the task's expert on seeds that no training uses."""
     if path is None:
         path = Path("data") / f"{task.name}-held-out.zarr"
@@ -44,7 +68,7 @@ def open_held_out_store(task: Task, path: Path | None) -> ZarrStore:
             if task.held_out is None:
                 raise UserError(f"Task '{task.name}' cannot make held-out episodes; name a store with --data.")
             _call(task.held_out, path)
-    return open_store(path, task.spec, memory_limit=MEMORY_LIMIT)
+    return open_episodes(path, task.spec, memory_limit=MEMORY_LIMIT)
 
 
 def split_store(store: RowStore, val_ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -66,7 +90,7 @@ def _call(function: str, path: Path) -> None:
 
 
 def ensure_latents(
-    store: ZarrStore, camera: str, vae: KLVAE, vae_hash: str, *, batch_size: int = 64, device: str = "cpu"
+    store: RowStore, camera: str, vae: KLVAE, vae_hash: str, *, batch_size: int = 64, device: str = "cpu"
 ) -> None:
     """Encode every frame of `camera` once into the stream `latents_<camera>`, unless this tokenizer already did.
 
@@ -89,10 +113,6 @@ def ensure_codes(store: RowStore, camera: str, tokenizer: LoadedTokenizer, *, de
     """
     stream = f"tokens_{camera}"
     if not store.has(stream):
-        if not isinstance(store, ZarrStore):
-            raise UserError(
-                f"{store.path} holds no codes; `foreact data import-d4rl` makes a store of it, to which they are added."
-            )
         _encode(store, camera, tokenizer, 64, device)
     found = store.tokenizer_hash(stream)
     if found is None:
@@ -119,8 +139,13 @@ def ensure_codes(store: RowStore, camera: str, tokenizer: LoadedTokenizer, *, de
 
 
 def _encode(
-    store: ZarrStore, camera: str, tokenizer: LoadedTokenizer, batch_size: int, device: torch.device | str
+    store: RowStore, camera: str, tokenizer: LoadedTokenizer, batch_size: int, device: torch.device | str
 ) -> None:
+    if not isinstance(store, ZarrStore):
+        raise UserError(
+            f"{store.path} lacks what this tokenizer makes of '{camera}', and shards are not written to; `foreact data "
+            "import-d4rl` makes a store of them, to which it is added."
+        )
     if process_count() > 1:  # each would encode every frame
         raise UserError(
             f"{store.path} lacks what this tokenizer makes of '{camera}', and only one process can add it here; run "

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from foreact.data.augment import CropAndBlur
+from foreact.data.episodes import RowStore
 from foreact.data.loader import WindowDataset, batches, spread_batches
 from foreact.data.normalize import Normalizer
-from foreact.data.store import ZarrStore
 from foreact.data.windows import Window
 from foreact.evals.closed_loop import closed_loop
 from foreact.models.uva import UVA, UVAConfig, uva_config
@@ -176,13 +176,13 @@ class ClosedLoopCheck:
 class Data:
     """What a run learns from."""
 
-    store: ZarrStore
+    store: RowStore
     training: WindowDataset
     validation: WindowDataset
     normalizer: Normalizer
 
 
-def load_data(run: UVARun, store: ZarrStore) -> Data:
+def load_data(run: UVARun, store: RowStore) -> Data:
     """Split by episode, fit statistics on the training side, and cut windows."""
     train_episodes, val_episodes = split_store(store, run.val_ratio, run.train.seed)
     normalizer = Normalizer.fit_store(store, train_episodes, "limits")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from foreact.data.augment import RandomShift
-from foreact.data.episodes import RowStore, open_episodes
+from foreact.data.episodes import RowStore
 from foreact.data.future import FutureWindows
 from foreact.data.loader import WindowDataset, Windows, batches
 from foreact.data.normalize import Normalizer
@@ -124,7 +124,7 @@ def train_voc(run: VOCRun) -> Path:
     """Train; returns the folder of the finished weights, `run.out/weights`, which embed the tokenizer."""
     _check(run)
     task = find_task(run.task)
-    store = open_task_store(task, None) if run.data is None else open_episodes(run.data, task.spec)
+    store = open_task_store(task, run.data)
     device = pick_device(run.device)
     torch.manual_seed(run.train.seed)
     loaded = _tokenizer(run, device)
@@ -165,6 +165,7 @@ def train_voc(run: VOCRun) -> Path:
     if is_main_process():
         card = {
             "recipe": f"foreact train voc --size {run.size} --codes {run.codes}", "data": store.path.name,
+            "shadows": store.attrs.get("shadows"),
             "val_ratio": run.val_ratio, "seed": run.train.seed, "steps": result.step, **result.metrics,
         }  # fmt: skip
         state = {name: t.detach().cpu() for name, t in learning.model.state_dict().items()}

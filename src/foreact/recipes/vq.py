@@ -13,11 +13,9 @@ from torch import Tensor
 
 from foreact.data.augment import RandomShift
 from foreact.data.loader import WindowDataset, batches, spread_batches
-from foreact.data.store import ZarrStore, open_store
 from foreact.data.windows import Window
 from foreact.recipes.runs import conclude, is_main_process, open_run, parse_run, pick_device, say
-from foreact.recipes.stores import MEMORY_LIMIT, open_task_store, split_store
-from foreact.recipes.tasks import find_task
+from foreact.recipes.stores import open_pictures, split_store
 from foreact.tokenizers.adversarial import AdversarialConfig, AdversarialTraining
 from foreact.tokenizers.images import prepare
 from foreact.tokenizers.lpips import SMALLEST_SIDE
@@ -39,7 +37,6 @@ SMALL = VQConfig(
     channels=16, multipliers=(1, 2, 4, 4), blocks=1, features=32, codes=512, code_dim=8, norm_groups=4,
     image_size=(48, 48), entropy_weight=0.01,
 )  # fmt: skip
-DEFAULT_TASK = "pusht"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +106,7 @@ class TokenizerQuality:
 
 def train_vq(run: VQRun) -> Path:
     """Train a tokenizer; returns the folder of the finished weights, which know nothing of the adversarial stage."""
-    store, cameras = open_pictures(run)
+    store, cameras = open_pictures(run.task, run.data, run.camera)
     device = pick_device(run.device)
     train_episodes, val_episodes = split_store(store, run.val_ratio, run.train.seed)
     window = Window(video=dict.fromkeys(cameras, (0,)))
@@ -161,23 +158,6 @@ def train_vq(run: VQRun) -> Path:
         )  # fmt: skip
         say("Done", weights=final, hash=digest, **facts)
     return final
-
-
-def open_pictures(run: VQRun) -> tuple[ZarrStore, list[str]]:
-    """The run's store and the cameras to learn from."""
-    task = find_task(run.task or DEFAULT_TASK) if run.task is not None or run.data is None else None
-    if task is not None:
-        store, cameras = open_task_store(task, run.data), [task.camera]
-    else:
-        assert run.data is not None
-        store = open_store(run.data, memory_limit=MEMORY_LIMIT)
-        cameras = sorted(store.spec.cameras)
-    if run.camera is not None:
-        cameras = [run.camera]
-    if not cameras or not set(cameras) <= set(store.spec.cameras):
-        wanted = f"'{run.camera}'" if run.camera is not None else "any"
-        raise UserError(f"{store.path} has the cameras {sorted(store.spec.cameras)}, which do not include {wanted}.")
-    return store, cameras
 
 
 def start_from(tokenizer: VQTokenizer, checkpoint: Checkpoint) -> None:

@@ -16,9 +16,8 @@ from foreact.data.loader import WindowDataset, batches, spread_batches
 from foreact.data.windows import Window
 from foreact.evals.features import open_features
 from foreact.recipes.runs import conclude, is_main_process, open_run, parse_run, pick_device, process_count, say
-from foreact.recipes.stores import split_store
+from foreact.recipes.stores import open_pictures, split_store
 from foreact.recipes.tokenize import own_device
-from foreact.recipes.vq import VQRun, open_pictures
 from foreact.tokenizers.quantize import codebook_use
 from foreact.tokenizers.vqkd import VQKD, Teacher, VQKDConfig
 from foreact.train.config import TrainConfig
@@ -118,7 +117,7 @@ class TeacherQuality:
 
 def train_vqkd(run: VQKDRun) -> Path:
     """Train; returns the folder of the finished weights, which know nothing of the teacher."""
-    store, cameras = open_pictures(VQRun(task=run.task, data=run.data, camera=run.camera))
+    store, cameras = open_pictures(run.task, run.data, run.camera)
     device = own_device(pick_device(run.device))
     train_episodes, val_episodes = split_store(store, run.val_ratio, run.train.seed)
     window = Window(video=dict.fromkeys(cameras, (0,)))

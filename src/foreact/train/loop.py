@@ -322,12 +322,16 @@ class _Run:
         values = [{name: found[i, name] for name in part} for i, part in enumerate(parts)]
         bad = not (math.isfinite(numbers[0]) and all(math.isfinite(v["loss"]) for v in values))
         (bad,) = world.any(bad)
+        sums: Sequence[Tensor] = getattr(self.model, "step_sums", ())
         if bad:
+            for total in sums:
+                total.zero_()
             self.skipped += 1
             self.skipped_in_a_row += 1
         else:
             self.skipped_in_a_row = 0
             self.optimizer.step()
+            world.sum(sums)
             if (after_step := getattr(self.model, "after_step", None)) is not None:
                 after_step()
             if self.ema is not None:

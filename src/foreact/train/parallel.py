@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -76,6 +76,12 @@ class World:
         except RuntimeError as error:
             raise lost_process(error, self.timeout) from error
         return tuple(bool(f) for f in merged.tolist())
+
+    def sum(self, tensors: Iterable[Tensor]) -> None:
+        """Add up each tensor over all processes, in place; they lie where the model does."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
 
     def broadcast(self, value: Any) -> Any:
         """Rank 0's `value` on every process."""
@@ -191,6 +197,8 @@ def pick_device(device: torch.device | str | None, local_rank: int) -> torch.dev
     """The given device, else this process's GPU, else the CPU."""
     if device is not None:
         chosen = torch.device(device)
+        if chosen.type == "cuda" and chosen.index is None:
+            chosen = torch.device("cuda", local_rank)
     else:
         chosen = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
     if chosen.type == "cuda":

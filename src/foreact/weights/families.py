@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+from foreact.models.cloning import Cloning, CloningConfig
 from foreact.models.uva import UVA, UVAConfig
 from foreact.models.vavam import VaVAM, VaVAMConfig
 from foreact.models.vavim import VaViM, VaViMConfig
@@ -24,6 +25,7 @@ class Family(NamedTuple):
 
 
 FAMILIES: dict[str, Family] = {
+    "bc": Family(CloningConfig, Cloning),
     "kl_vae": Family(KLVAEConfig, KLVAE),
     "musik": Family(MusikConfig, Musik),
     "uva": Family(UVAConfig, UVA),

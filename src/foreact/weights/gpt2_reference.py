@@ -62,10 +62,8 @@ class GPT2Reference:
 
 def is_gpt2(payload: Any) -> bool:
     """Whether the content of a file is a bare GPT-2 state dict."""
-    return isinstance(payload, Mapping) and not {
-        "h.0.attn.c_attn.weight",
-        f"{PREFIX}h.0.attn.c_attn.weight",
-    }.isdisjoint(payload)
+    name = "h.0.attn.c_attn.weight"
+    return isinstance(payload, Mapping) and (name in payload or PREFIX + name in payload)
 
 
 def read_gpt2(path: Path, payload: Any = None, *, heads: int | None = None) -> GPT2Reference:

@@ -1,0 +1,128 @@
+"""`foreact demo voc`: from a simulator to sampled futures, values and a planned episode, in one report.
+
+    episodes of three grades ─► tokenizer ─► codes ─┬─► VOC, told gamma and actions ─► futures, values ─┬─► report
+                                                    └─► behaviour cloning ─► planned episode ───────────┘
+
+The same calls with more episodes and steps make the real thing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+import time
+from pathlib import Path
+
+import torch
+
+from foreact.data.store import open_store
+from foreact.envs.collect_dmc import collect_store
+from foreact.evals.closed_loop import read_closed_loop
+from foreact.evals.report import write_report
+from foreact.policies.occupancy import PlanningConfig
+from foreact.recipes import cloning, voc, vq
+from foreact.recipes.control import control
+from foreact.recipes.evaluate_values import values
+from foreact.recipes.generate_occupancy import generate
+from foreact.recipes.runs import say
+from foreact.recipes.tasks import find_task
+from foreact.train.config import TrainConfig
+from foreact.train.logs import read_log
+from foreact.types import Task, UserError
+from foreact.weights.configs import config_to_json
+
+TOKENIZER = dataclasses.replace(vq.SMALL, image_size=(40, 40), codes=256)
+"""5 x 5 codes a frame, as in the paper."""
+GAMMAS = (0.5, 0.8, 0.95)
+PLANNED = 0.8
+VAL_RATIO = 0.25
+DECISIONS = 200
+"""Length of the planned episode."""
+PLANNING = PlanningConfig(candidates=24, samples=4, iterations=2)
+
+
+def demo(
+    out: Path = Path("runs/demo-voc"),
+    task: str = "cheetah-run",
+    data: Path | None = None,
+    episodes: int = 18,
+    effort: float = 1.0,
+) -> None:
+    """Collect episodes, train a tokenizer, a VOC and behaviour cloning, and show what the VOC knows: one report.
+
+    Sampled futures at three gammas beside true ones, values against true returns, and an episode that is planned with
+    them, on episodes and seeds that no training saw. A quarter of an hour at most on two cores; a demo that was stopped
+    goes on where it was.
+
+    Args:
+        out: folder of everything, and of report.html.
+        task: cheetah-run or walker-walk, or any task with --data.
+        data: a store to learn from instead of new episodes.
+        episodes: how many to collect: a third each by random actions, a weak and a good planner on the simulator.
+        effort: factor on all training steps and on the number of states measured.
+    """
+    if episodes < 4 or not effort > 0:
+        raise UserError(f"The demo needs 4 episodes or more and a positive effort, found {episodes} and {effort}.")
+    began = time.perf_counter()
+    found = find_task(task)
+    say("1/5  Episodes")
+    store = _collected(found, out, episodes) if data is None else data
+    opened = open_store(store, found.spec)
+    print(f"  {len(opened)} in {store}")
+
+    def steps(count: int) -> int:
+        return max(2, round(count * effort))
+
+    def rhythm(train: TrainConfig, count: int, batch_size: int) -> TrainConfig:
+        n = steps(count)
+        return dataclasses.replace(
+            train, steps=n, batch_size=batch_size, warmup=min(train.warmup, n // 10), save_every=n, eval_every=n
+        )
+
+    say("2/5  Tokenizer")
+    tokenizer = vq.VQRun(task=task, data=store, out=out / "tokenizer", val_ratio=VAL_RATIO, model=TOKENIZER)
+    tokens = str(vq.train_vq(dataclasses.replace(tokenizer, train=rhythm(tokenizer.train, 600, 32))))
+
+    say("3/5  Video occupancy model, and behaviour cloning")
+    run = voc.recipe("pocket")
+    run = dataclasses.replace(
+        run, task=task, data=store, tokenizer=tokens, actions=True, out=out / "voc", val_ratio=VAL_RATIO,
+        model=dataclasses.replace(run.model, gammas=GAMMAS, action_steps=2), train=rhythm(run.train, 1000, 32),
+    )  # fmt: skip
+    weights = str(voc.train_voc(run))
+    clone = cloning.CloningRun(task=task, data=store, tokenizer=tokens, out=out / "cloning", val_ratio=VAL_RATIO)
+    # Few episodes are soon learned by heart: the best of five looks at the held-out ones is kept.
+    often = dataclasses.replace(rhythm(clone.train, 1000, 128), eval_every=max(1, steps(1000) // 5))
+    clone = dataclasses.replace(clone, model=dataclasses.replace(clone.model, action_steps=2), train=often)
+    prior = str(cloning.train_bc(clone))
+
+    say("4/5  Futures and values")
+    futures = generate(weights, store, states=3, out=out / "futures")
+    measured = values(weights, store, states=max(8, steps(100)), samples=48, out=out / "values")
+
+    say("5/5  Acting")
+    control(
+        task, policies=(f"voc:{weights}", f"bc:{prior}", "random"), gammas=(PLANNED,), episodes=1, max_steps=DECISIONS,
+        execute=2, planning=PLANNING, shadows=opened.attrs.get("shadows"), out=out / "acting",
+    )  # fmt: skip
+    results = [read_closed_loop(out / "acting" / name) for name in (f"voc-{PLANNED:g}", "bc", "random")]
+
+    minutes = (time.perf_counter() - began) / 60
+    report = write_report(
+        out / "report.html", title=f"Foreact demo: a video occupancy model of {found.name}",
+        score_note=f"{found.score_note} Here one episode of {DECISIONS} decisions shows how planning works, and cannot "
+        "show how well; `foreact eval control` measures that.",
+        results=results, log=read_log(run.out / "log.jsonl"), values=measured, futures=futures,
+        config=config_to_json(run),
+        facts={"command": f"foreact demo voc --task {task} --effort {effort:g}", "minutes": f"{minutes:.1f}",
+               "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads"},
+    )  # fmt: skip
+    print(f"The report, with sampled futures, values and the planned episode: {report}  ({minutes:.1f} minutes)")
+
+
+def _collected(task: Task, out: Path, episodes: int) -> Path:
+    """Mixed episodes of a task of DeepMind Control; those that are there already stay."""
+    name = (task.env or "").rpartition(":make_")[2].removesuffix("_plain")
+    if not (task.env or "").startswith("foreact.envs.dmc:"):
+        raise UserError(f"The demo collects episodes of DeepMind Control; for '{task.name}' name a store with --data.")
+    return collect_store(f"dmc/{name}", "mixed", episodes, out / f"{task.name}.zarr", shadows=False)
