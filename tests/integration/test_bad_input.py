@@ -19,7 +19,7 @@ from conftest import World
 from foreact.cli import main
 from foreact.data.store import StoreWriter, open_store
 from foreact.envs.pusht import PUSHT_SPEC
-from foreact.recipes import uva as recipe_uva
+from foreact.recipes import runs
 from foreact.types import Batch
 from foreact.weights.format import load_checkpoint
 
@@ -436,7 +436,7 @@ def test_run_folder_that_cannot_be_made(world: World, tmp_path: Path, refused: C
 def test_ctrl_c_in_training_saves_and_says_how_to_go_on(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    real = recipe_uva.batches
+    real = runs.batches
 
     def interrupted(*args: Any, **options: Any) -> Iterator[Batch]:
         for batch in real(*args, **options):
@@ -444,7 +444,7 @@ def test_ctrl_c_in_training_saves_and_says_how_to_go_on(
             yield batch
             break
 
-    monkeypatch.setattr(recipe_uva, "batches", interrupted)
+    monkeypatch.setattr(runs, "batches", interrupted)
     with pytest.raises(SystemExit) as exit_:
         main(["train", "uva", "--from", str(world.uva.parent), "--out", str(tmp_path / "new")])
     assert exit_.value.code == 130

@@ -24,7 +24,7 @@ from foreact.data.driving import plan_spec
 from foreact.data.store import open_store
 from foreact.data.trajectories import write_trajectories
 from foreact.models.vavim import VaViMConfig
-from foreact.recipes import driving_training, vavam, vavim
+from foreact.recipes import runs, vavam, vavim
 from foreact.recipes.driving import DrivingData, load_driving
 from foreact.tokenizers.vq import VQTokenizer
 from foreact.train.logs import read_log
@@ -199,7 +199,7 @@ def test_a_stopped_run_goes_on_bitwise(
         "pretrain": ("vavim", f"{PRETRAIN} {street.data} --tokenizer {street.tokenizer}"),
         "action": ("vavam", f"--video {street.weights('finetune')} {ACTION} {street.data}"),
     }[stage]
-    real = driving_training.batches
+    real = runs.batches
 
     def interrupted(*args: Any, **options: Any) -> Iterator[Batch]:
         for number, batch in enumerate(real(*args, **options)):
@@ -208,7 +208,7 @@ def test_a_stopped_run_goes_on_bitwise(
             yield batch
 
     with monkeypatch.context() as patched:
-        patched.setattr(driving_training, "batches", interrupted)
+        patched.setattr(runs, "batches", interrupted)
         with pytest.raises(SystemExit) as stopped:
             foreact(f"train {family} {words} --out {tmp_path}/run")
     assert stopped.value.code == 130

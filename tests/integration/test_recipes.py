@@ -21,6 +21,7 @@ from foreact.cli import main
 from foreact.data.normalize import Normalizer
 from foreact.data.store import open_store
 from foreact.models.uva import UVA
+from foreact.recipes import runs
 from foreact.recipes import uva as recipe_uva
 from foreact.recipes.evaluate import closed_loop, open_policy, video
 from foreact.recipes.generate import generate
@@ -131,7 +132,7 @@ class Interrupted:
     """The recipe's batches, with Ctrl-C pressed while one of them is fetched."""
 
     def __init__(self, at: int) -> None:
-        self.at, self.real = at, recipe_uva.batches
+        self.at, self.real = at, runs.batches
 
     def __call__(self, *args: Any, start: int = 0, **options: Any) -> Iterator[Batch]:
         for number, batch in enumerate(self.real(*args, start=start, **options), start=start):
@@ -152,7 +153,7 @@ def test_interrupted_and_resumed_run_equals_an_undisturbed_one(
     options = {"steps": 4, "eval_every": 100}
     whole = train_uva(world.run(tmp_path / "whole", train=options))
     with monkeypatch.context() as patched:
-        patched.setattr(recipe_uva, "batches", Interrupted(at=1))
+        patched.setattr(runs, "batches", Interrupted(at=1))
         with pytest.raises(SystemExit) as exit_:
             train_uva(world.run(tmp_path / "parts", train=options))
     assert exit_.value.code == 130

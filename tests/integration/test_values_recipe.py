@@ -19,12 +19,13 @@ from foreact.cli import main
 from foreact.data.store import open_store
 from foreact.data.writer import StoreWriter
 from foreact.evals.occupancy_pictures import nearest_frames
-from foreact.models.voc import VOCConfig
+from foreact.models.voc import VOC, VOCConfig
 from foreact.recipes.by_family import generate_command
 from foreact.recipes.evaluate_values import values
 from foreact.recipes.generate_occupancy import generate
 from foreact.recipes.voc import VOCRun, train_voc
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
+from foreact.tokenizers.vqkd import VQKD, VQKDConfig
 from foreact.train.config import TrainConfig
 from foreact.types import UserError
 from foreact.weights.format import load_checkpoint, save_checkpoint
@@ -129,6 +130,30 @@ def test_codes_without_a_way_back_show_the_frame_with_the_nearest_codes(made: Ma
         )
         first = np.flatnonzero(same)[0]
         assert np.array_equal(picture, store.gather("pixels", np.array([first]))[0])
+
+
+def test_states_of_codes_without_a_way_back_are_shown_by_frames_of_the_data(tmp_path: Path) -> None:
+    store = write_squares(tmp_path / "squares.zarr", episodes=4, steps=12)
+    config = VQKDConfig(
+        patch=4, width=8, depth=1, heads=1, mlp_ratio=1, codes=8, code_dim=4, features=3, position_grid=(4, 4),
+        image_size=(16, 16),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    codes = VQKD(config)
+    save_checkpoint(tmp_path / "codes", family="vqkd", config=config, state=codes.state_dict(), spec=SPEC)
+    shape = dataclasses.replace(MODEL, vocab=8, code_dim=4, grid=(4, 4))
+    voc = VOC(shape)
+    voc.set_codebook(codes.codebook)
+    card = {"val_ratio": 0.5, "seed": 0, "data": "squares.zarr"}
+    save_checkpoint(
+        tmp_path / "voc", family="voc", config=shape, state=voc.state_dict(), spec=SPEC, tokenizer=tmp_path / "codes",
+        card=card,
+    )  # fmt: skip
+    (picture,) = generate(str(tmp_path / "voc"), store, (0.5,), states=1, samples=2, out=tmp_path / "out", device="cpu")
+    assert "know no way back to pixels" in picture.caption
+    # Every picture of the sheet is a frame of the data: the sheet has its few colours, and the text's greys.
+    colours = np.unique(np.asarray(Image.open(picture.path)).reshape(-1, 3), axis=0)
+    assert all(len(set(c)) == 1 or list(c) == [240, 90, 40] for c in colours.tolist())
 
 
 def test_bad_input_is_one_sentence(made: Made, tmp_path: Path) -> None:

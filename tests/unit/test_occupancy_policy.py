@@ -301,7 +301,7 @@ class Counter(VOC):
     def __init__(self) -> None:
         super().__init__(dataclasses.replace(VOC_CONFIG, gammas=(0.0,)))
 
-    def sample(self, stacks: Tensor, *, samples: int = 1, actions: Tensor, rng: Any) -> Tensor:  # type: ignore[override]
+    def sample(self, stacks: Tensor, *, samples: int, gamma: float, actions: Tensor, rng: Any) -> Tensor:  # type: ignore[override]
         grown = stacks[:, -1:, 0, 0] + actions[..., 0, 0].view(len(stacks), -1).long()
         out = grown[..., None].expand(-1, -1, samples)[..., None, None, None].expand(-1, -1, -1, FRAMES, 1, 1)
         return out if actions.ndim == 4 else out[:, 0]

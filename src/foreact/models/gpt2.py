@@ -20,6 +20,9 @@ from foreact.models.onednn import Linear, linear
 from foreact.types import UserError
 
 INIT_STD = 0.02
+CPU_ELEMENTS = 2**23
+"""Most elements of a hidden layer to make at once on the CPU. Memory for float32 tensors beyond that (32 MiB) is fetched
+anew from the operating system, page by page, every time, which cost 12 % of a training step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +130,12 @@ class GPT2(nn.Module):
             x: embeddings without positions, of the first N positions, or of the N that follow those held in the caches.
             caches: one per block.
         """
+        parts = math.ceil(4 * x.numel() / CPU_ELEMENTS) if x.device.type == "cpu" and caches is None else 1
+        if parts == 1:
+            return self._run(x, caches)
+        return torch.cat([self._run(part, None) for part in x.tensor_split(min(parts, len(x)))])
+
+    def _run(self, x: Tensor, caches: Sequence[KVCache] | None) -> Tensor:
         x = self._place(x, caches[0].length if caches else 0)
         for i, block in enumerate(self.blocks):
             x = block(x, caches[i] if caches else None)

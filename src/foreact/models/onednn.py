@@ -58,10 +58,12 @@ class _Product(torch.autograd.Function):
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
-        rows = dy.flatten(0, -2)
-        # The weight's gradient is made transposed, which is the faster way round for most shapes.
-        return (
-            _product(dy, weight.t().contiguous()) if for_x else None,
-            _product(x.flatten(0, -2).t(), rows.t()).t() if for_weight else None,
-            rows.sum(0) if for_bias else None,
-        )
+        dx = _product(dy, weight.t().contiguous()) if for_x else None
+        dweight = dbias = None
+        if for_weight:
+            rows, inputs = dy.flatten(0, -2).to_mkldnn(), x.flatten(0, -2).to_mkldnn()
+            dweight, sums = torch.ops.aten.mkldnn_linear_backward_weights(rows, inputs, weight, for_bias)
+            dbias = sums if for_bias else None
+        elif for_bias:
+            dbias = dy.flatten(0, -2).sum(0)
+        return dx, dweight, dbias

@@ -16,8 +16,8 @@ from foreact.models.cloning import Cloning
 from foreact.models.voc import VOC
 from foreact.types import UserError
 
-ONE_STEP = (0.0,)
-"""Gammas of a plain one-step model."""
+ONE_STEP = 0.0
+"""The gamma at which an occupancy model is a plain one-step model."""
 
 
 class ActionValue(Protocol):
@@ -81,7 +81,7 @@ class RolloutValue:
     The candidate is the first action; those after it are drawn from behaviour cloning. What lies beyond H is left out.
 
     Args:
-        voc: a one-step model (gammas 0) conditioned on one action.
+        voc: a model with 0 among its gammas, conditioned on one action.
         cloning: acts after the first step; reads the same stacks.
         gamma: discount, in [0, 1).
         samples: rollouts per candidate, S.
@@ -93,10 +93,10 @@ class RolloutValue:
 
     def __init__(self, voc: VOC, cloning: Cloning, *, gamma: float = 0.9, samples: int = 4, horizon: int = 10) -> None:
         _require_actions(voc)
-        if voc.config.gammas != ONE_STEP or voc.config.action_steps != 1:
+        if ONE_STEP not in voc.config.gammas or voc.config.action_steps != 1:
             raise UserError(
-                "Rollouts take a model of the next step, trained with --model.gammas 0 and --model.action-steps 1; "
-                f"this one has the gammas {list(voc.config.gammas)} and reads {voc.config.action_steps} actions."
+                "Rollouts take a model of the next step, trained with 0 among --model.gammas and --model.action-steps "
+                f"1; this one has the gammas {list(voc.config.gammas)} and reads {voc.config.action_steps} actions."
             )
         if samples < 1 or horizon < 1 or not 0.0 <= gamma < 1.0:
             raise UserError(
@@ -114,13 +114,16 @@ class RolloutValue:
         rows = (len(stacks), actions.shape[1], self.samples)
         # Every rollout is a row of its own from the second step on; those of one state share its generator.
         shared = [rng for rng in rngs for _ in range(rows[1] * rows[2])]
-        states = self.voc.sample(stacks, samples=self.samples, actions=actions, rng=rngs).flatten(0, 2)
+        states = self._step(stacks, actions, rngs, self.samples).flatten(0, 2)
         value = self.voc.predicted_reward(states)
         for k in range(1, self.horizon):
             following = self.cloning.propose(states, 1, rngs=shared)[:, 0, :1]
-            states = self.voc.sample(states, actions=following, rng=shared)[:, 0]
+            states = self._step(states, following, shared, 1)[:, 0]
             value = value + self.gamma**k * self.voc.predicted_reward(states)
         return value.view(rows).mean(-1)
+
+    def _step(self, stacks: Tensor, actions: Tensor, rngs: Sequence[torch.Generator], samples: int) -> Tensor:
+        return self.voc.sample(stacks, samples=samples, gamma=ONE_STEP, actions=actions, rng=rngs)
 
     def describe(self) -> dict[str, Any]:
         return {"value": "rollouts", "gamma": self.gamma, "samples": self.samples, "rollout_steps": self.horizon}

@@ -51,8 +51,10 @@ class PlanningConfig:
     """First deviation of cem and mppi, where 1 is half the width of the bounds."""
     gamma: float | None = None
     """Discount: one of the occupancy model's (None where it has one), or that of rollouts (None: 0.9)."""
+    rollouts: bool = False
+    """Judge candidates by rollouts of the model at gamma 0, as one that knows no other gamma always is."""
     rollout_steps: int = 10
-    """Length of the rollouts of a one-step model."""
+    """Length of the rollouts."""
 
     def __post_init__(self) -> None:
         for name in ("candidates", "samples", "iterations", "elites", "rollout_steps"):
@@ -233,11 +235,10 @@ def load_planning_policy(
         _require_same_eyes(checkpoint, voc, proposer, cloning)
     found = tokenizer_of(checkpoint, tokenizer, device)
     value: ActionValue
-    if voc.config.gammas == ONE_STEP:
+    if planning.rollouts or voc.config.gammas == (ONE_STEP,):
         if cloning is None:
             raise UserError(
-                f"{path} is a one-step model, whose rollouts go on with cloned behaviour; name weights of `foreact "
-                "train bc` as the prior."
+                f"The rollouts of {path} go on with cloned behaviour; name weights of `foreact train bc` as the prior."
             )
         gamma = 0.9 if planning.gamma is None else planning.gamma
         value = RolloutValue(voc, cloning, gamma=gamma, samples=planning.samples, horizon=planning.rollout_steps)

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from foreact.data.loader import WindowDataset, batches
+from foreact.data.loader import WindowDataset
 from foreact.data.windows import Window
 from foreact.models.cloning import Cloning, CloningConfig
-from foreact.recipes.runs import conclude, is_main_process, open_run, parse_run, pick_device, say
+from foreact.recipes.runs import is_main_process, open_run, parse_run, pick_device, say, train_on
 from foreact.recipes.stores import ensure_codes, open_task_store, split_store
 from foreact.recipes.tasks import find_task
 from foreact.recipes.validation import ValidationLoss
 from foreact.recipes.voc import normalizer
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
-from foreact.train.loop import train
-from foreact.types import Batch, Codes, StreamSpec, UserError
+from foreact.types import Codes, StreamSpec, UserError
 from foreact.weights.format import TokenizerRef, load_checkpoint, save_checkpoint
 from foreact.weights.shipped import resolve
 from foreact.weights.tokenizers import open_tokenizer
@@ -92,18 +91,11 @@ def train_bc(run: CloningRun) -> Path:
         out=run.out,
     )
 
-    def micro_batches(start: int, rank: int, world: int) -> Iterator[Batch]:
-        return batches(
-            training, batch_size=run.train.batch_size, seed=run.train.seed, workers=run.train.workers, start=start,
-            rank=rank, world=world,
-        )  # fmt: skip
-
     def export(state: Mapping[str, Tensor], path: Path) -> None:
         made = TokenizerRef(family=reference.family, hash=loaded.hash)
         save_checkpoint(path, family="bc", config=config, state=state, spec=store.spec, tokenizer=made)
 
-    result = train(model, micro_batches, run.train, run.out, evaluators=[evaluator], export=export, device=device)
-    conclude(result, f"foreact train bc --from {run.out}")
+    result = train_on(training, model, run, verb="train bc", evaluators=[evaluator], export=export, device=device)
     final = run.out / "weights"
     if is_main_process():
         chosen = load_checkpoint(result.best or result.weights)  # pyright: ignore[reportArgumentType]

@@ -76,7 +76,7 @@ def control(
     Args:
         task: where to act.
         policies: "random" or "do-nothing", or KIND:WEIGHTS: bc (the mode of behaviour cloning), bc-draw (draws from
-            it), one-step (rollouts of a VOC with gammas 0) or voc (planning with a VOC, one row per gamma).
+            it), one-step (rollouts of a VOC that knows gamma 0) or voc (planning with a VOC, one row per other gamma).
         gammas: discounts of the occupancy models; default: all that each was trained for.
         prior: weights of behaviour cloning that propose actions to the planners; default: those among the policies, if
             there are any.
@@ -100,7 +100,10 @@ def control(
         _require_same_pictures(weights, found)
     opened: dict[str, Policy] = {}
     for row in rows:
-        search = planning if row.kind != "voc" else dataclasses.replace(planning, gamma=row.gamma)
+        search = planning
+        if row.kind in ("voc", "one-step"):
+            rollouts = row.kind == "one-step"
+            search = dataclasses.replace(planning, gamma=planning.gamma if rollouts else row.gamma, rollouts=rollouts)
         opened[row.name] = open_policy(
             row.weights, found, execute, device=device, prior=prior, planning=search, draw=row.kind == "bc-draw"
         )
@@ -165,14 +168,15 @@ def _entrants(policy: str) -> list[Entrant]:
     if checkpoint.family != "voc":
         return [Entrant(kind, kind, weights)]
     gammas = config_from_json(VOCConfig, checkpoint.config).gammas
-    if (kind == "one-step") != (gammas == ONE_STEP):
+    wanted = [gamma for gamma in gammas if (gamma == ONE_STEP) == (kind == "one-step")]
+    if not wanted:
         raise UserError(
             f"{weights} was trained with the gammas {list(gammas)}: name it "
-            f"{'one-step' if gammas == ONE_STEP else 'voc'}:{weights}, or other weights; a one-step model has gamma 0."
+            f"{'one-step' if kind == 'voc' else 'voc'}:{weights}, or other weights; a one-step model has gamma 0."
         )
     if kind == "one-step":
         return [Entrant(kind, kind, weights)]
-    return [Entrant(f"voc-{gamma:g}", kind, weights, gamma) for gamma in gammas]
+    return [Entrant(f"voc-{gamma:g}", kind, weights, gamma) for gamma in wanted]
 
 
 def to_json(task: Task, results: list[ClosedLoopResult]) -> dict[str, Any]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from foreact.data.loader import batches
 from foreact.recipes.driving import DrivingData, DrivingSplit
 from foreact.recipes.plan import plan
-from foreact.recipes.runs import conclude, is_main_process, open_run, process_count, say
+from foreact.recipes.runs import is_main_process, open_run, process_count, say, train_on
 from foreact.recipes.validation import ValidationLoss
 from foreact.train.config import TrainConfig
-from foreact.train.loop import train
-from foreact.types import Batch, UserError
+from foreact.types import UserError
 from foreact.weights.configs import did_you_mean
 from foreact.weights.format import Checkpoint, content_hash, family_of, load_checkpoint, save_checkpoint
 from foreact.weights.shipped import resolve
@@ -143,20 +141,12 @@ def fit(
         out=run.out,
     )
 
-    def micro_batches(first: int, rank: int, world: int) -> Iterator[Batch]:
-        return batches(
-            split.training, batch_size=run.train.batch_size, seed=run.train.seed, workers=run.train.workers,
-            start=first, rank=rank, world=world,
-        )  # fmt: skip
-
     def export(state: Mapping[str, Tensor], path: Path) -> None:
         save_checkpoint(path, family=family, config=run.model, state=state, spec=split.spec, tokenizer=split.tokenizer)
 
-    result = train(
-        model, micro_batches, run.train, run.out, evaluators=[evaluator], export=export,
-        device=device,
-    )  # fmt: skip
-    conclude(result, f"foreact train {family} --from {run.out}")
+    result = train_on(
+        split.training, model, run, verb=f"train {family}", evaluators=[evaluator], export=export, device=device
+    )
     final = run.out / "weights"
     if is_main_process():
         chosen = load_checkpoint(result.best or result.weights)  # pyright: ignore[reportArgumentType]

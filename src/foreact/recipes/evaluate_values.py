@@ -102,6 +102,8 @@ def values(
         "gammas": ", ".join(f"{g:g}" for g in chosen),
         "draws": f"{samples} futures of up to {states} states, seed {seed}",
     }
+    if opened.voc.config.actions:
+        facts["condition"] = "the actions that were taken, so that values are those of state and action"
     say("Values", **facts, device=where, out=out)
     found = []
     for gamma in chosen:

@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from foreact.data.loader import WindowDataset, batches, spread_batches
+from foreact.data.loader import WindowDataset, spread_batches
 from foreact.data.windows import Window
-from foreact.recipes.runs import conclude, is_main_process, open_run, parse_run, pick_device, say
+from foreact.recipes.runs import is_main_process, open_run, parse_run, pick_device, say, train_on
 from foreact.recipes.stores import open_task_store, split_store
 from foreact.recipes.tasks import find_task
 from foreact.tokenizers.images import prepare
 from foreact.tokenizers.kl_vae import KLVAE, KLVAEConfig, with_scale
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
-from foreact.train.loop import train
 from foreact.types import Batch
 from foreact.weights.format import load_checkpoint, save_checkpoint
 
@@ -99,18 +98,11 @@ def train_kl_vae(run: KLVAERun) -> Path:
         out=run.out,
     )
 
-    def micro_batches(start: int, rank: int, world: int) -> Iterator[Batch]:
-        return batches(
-            training, batch_size=run.train.batch_size, seed=run.train.seed, workers=run.train.workers, start=start,
-            rank=rank, world=world,
-        )  # fmt: skip
-
     def export(state: dict[str, Tensor], path: Path) -> None:
         save_checkpoint(path, family="kl_vae", config=run.model, state=state, spec=store.spec)
 
     evaluator = ReconstructionError(validation, task.camera)
-    result = train(model, micro_batches, run.train, run.out, evaluators=[evaluator], export=export, device=device)
-    conclude(result, f"foreact train kl-vae --from {run.out}")
+    result = train_on(training, model, run, verb="train kl-vae", evaluators=[evaluator], export=export, device=device)
     assert result.weights is not None
     if not is_main_process():
         return run.out / "weights"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,10 +13,10 @@ from torch import Tensor
 from foreact.data.augment import RandomShift
 from foreact.data.episodes import open_episodes
 from foreact.data.future import FutureWindows
-from foreact.data.loader import WindowDataset, batches, spread_batches
+from foreact.data.loader import WindowDataset, spread_batches
 from foreact.data.normalize import Mode, Normalizer
 from foreact.data.windows import Window
-from foreact.recipes.runs import conclude, is_main_process, open_run, parse_run, pick_device, say
+from foreact.recipes.runs import is_main_process, open_run, parse_run, pick_device, say, train_on
 from foreact.recipes.stores import DEFAULT_TASK, open_pictures, split_store
 from foreact.recipes.tasks import find_task
 from foreact.tokenizers.images import prepare
@@ -24,8 +24,7 @@ from foreact.tokenizers.musik import Musik, MusikConfig
 from foreact.tokenizers.quantize import codebook_use
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
-from foreact.train.loop import train
-from foreact.types import ActionSpec, Batch, StreamSpec, UserError
+from foreact.types import ActionSpec, StreamSpec, UserError
 from foreact.weights.format import load_checkpoint, save_checkpoint
 
 # 48x48 pictures to 6x6 tokens of 512, as the small VQ tokenizer makes them; its codebook, too, stays in use by the
@@ -131,18 +130,11 @@ def train_musik(run: MusikRun) -> Path:
         out=run.out,
     )
 
-    def micro_batches(start: int, rank: int, world: int) -> Iterator[Batch]:
-        return batches(
-            training, batch_size=run.train.batch_size, seed=run.train.seed, workers=run.train.workers, start=start,
-            rank=rank, world=world,
-        )  # fmt: skip
-
     def export(state: dict[str, Tensor], path: Path) -> None:
         save_checkpoint(path, family="musik", config=config, state=state, spec=store.spec, stats=normalizer)
 
     evaluator = InverseQuality(validation)
-    result = train(model, micro_batches, run.train, run.out, evaluators=[evaluator], export=export, device=device)
-    conclude(result, f"foreact train musik --from {run.out}")
+    result = train_on(training, model, run, verb="train musik", evaluators=[evaluator], export=export, device=device)
     assert result.weights is not None
     final = run.out / "weights"
     if is_main_process():

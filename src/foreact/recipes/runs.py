@@ -1,19 +1,24 @@
-"""A run folder and its fully resolved config: parsed from the command line, written, compared, read again."""
+"""A run: its folder, its fully resolved config (parsed from the command line, written, compared), and its training."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 import tyro
+from torch import nn
 
-from foreact.train.loop import TrainResult
-from foreact.types import UserError
+from foreact.data.loader import Windows, batches
+from foreact.train.checkpoint import Export
+from foreact.train.config import TrainConfig
+from foreact.train.evaluation import Evaluator
+from foreact.train.loop import Prepare, TrainResult, train
+from foreact.types import Batch, UserError
 from foreact.weights.configs import config_from_json, config_to_json, read_json
 
 T = TypeVar("T")
@@ -137,6 +142,51 @@ def say(title: str, **facts: Any) -> None:
         print(title)
         for name, value in facts.items():
             print(f"  {name:<12} {value}")
+
+
+class Run(Protocol):
+    """What every run of training has."""
+
+    @property
+    def out(self) -> Path: ...
+    @property
+    def train(self) -> TrainConfig: ...
+
+
+def train_on(
+    windows: Windows,
+    model: nn.Module,
+    run: Run,
+    *,
+    verb: str,
+    evaluators: Sequence[Evaluator],
+    export: Export,
+    device: torch.device,
+    prepare: Prepare | None = None,
+) -> TrainResult:
+    """Train on windows, in the order that the run's seed decides; see `foreact.train.loop.train`.
+
+    An interruption ends the program with the line that says how to go on.
+
+    Args:
+        windows: what to learn from.
+        model: trained in place.
+        run: where and how.
+        verb: of the command line, such as "train vq".
+        evaluators, export, device, prepare: as in `train`.
+    """
+
+    def micro_batches(start: int, rank: int, world: int) -> Iterator[Batch]:
+        return batches(
+            windows, batch_size=run.train.batch_size, seed=run.train.seed, workers=run.train.workers, start=start,
+            rank=rank, world=world,
+        )  # fmt: skip
+
+    result = train(
+        model, micro_batches, run.train, run.out, prepare=prepare, evaluators=evaluators, export=export, device=device
+    )
+    conclude(result, f"foreact {verb} --from {run.out}")
+    return result
 
 
 def conclude(result: TrainResult, resume: str) -> None:

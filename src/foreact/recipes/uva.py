@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from foreact.data.augment import CropAndBlur
 from foreact.data.episodes import RowStore
-from foreact.data.loader import WindowDataset, batches, spread_batches
+from foreact.data.loader import WindowDataset, spread_batches
 from foreact.data.normalize import Normalizer
 from foreact.data.windows import Window
 from foreact.evals.closed_loop import closed_loop
@@ -22,14 +22,13 @@ from foreact.models.uva import UVA, UVAConfig, uva_config
 from foreact.models.uva_config import SIZES, state_offsets
 from foreact.models.uva_timing import action_offsets, context_offsets, frame_stride, future_offsets
 from foreact.policies.uva import UVAPolicy
-from foreact.recipes.runs import conclude, is_main_process, open_run, parse_run, pick_device, say
+from foreact.recipes.runs import is_main_process, open_run, parse_run, pick_device, say, train_on
 from foreact.recipes.stores import ensure_latents, open_task_store, split_store
 from foreact.recipes.tasks import find_task
 from foreact.tokenizers.images import prepare
 from foreact.tokenizers.kl_vae import KLVAE
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
-from foreact.train.loop import train
 from foreact.types import Batch, Task, UserError
 from foreact.weights.format import Checkpoint, TokenizerRef, build, load_checkpoint, save_checkpoint
 from foreact.weights.partial import load_partial
@@ -229,12 +228,6 @@ def train_uva(run: UVARun) -> Path:
         out=run.out,
     )
 
-    def micro_batches(start: int, rank: int, world: int) -> Iterator[Batch]:
-        return batches(
-            data.training, batch_size=run.train.batch_size, seed=run.train.seed, workers=run.train.workers,
-            start=start, rank=rank, world=world,
-        )  # fmt: skip
-
     def prepare(batch: Batch, rng: torch.Generator) -> Batch:
         return encode_batch(batch, vae, rng) if run.pixels else batch
 
@@ -247,9 +240,16 @@ def train_uva(run: UVARun) -> Path:
     evaluators: list[Any] = [ValidationLoss(data.validation, prepare)]
     if run.eval_seeds:
         evaluators.append(ClosedLoopCheck(task, vae, data.normalizer, run.eval_seeds))
-    result = train(model, micro_batches, run.train, run.out, prepare=prepare, evaluators=evaluators, export=export,
-                   device=device)  # fmt: skip
-    conclude(result, f"foreact train uva --from {run.out}")
+    result = train_on(
+        data.training,
+        model,
+        run,
+        verb="train uva",
+        evaluators=evaluators,
+        export=export,
+        device=device,
+        prepare=prepare,
+    )
     final = run.out / "weights"
     if not is_main_process():
         return final

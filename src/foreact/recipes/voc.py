@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from foreact.data.augment import RandomShift
 from foreact.data.episodes import RowStore
 from foreact.data.future import FutureWindows
-from foreact.data.loader import WindowDataset, Windows, batches
+from foreact.data.loader import WindowDataset, Windows
 from foreact.data.normalize import Normalizer
 from foreact.data.windows import Window
 from foreact.models.voc import VOC, VOCConfig
 from foreact.models.voc_pixels import JointVOC
 from foreact.recipes import musik, vq
-from foreact.recipes.runs import conclude, is_main_process, open_run, parse_run, pick_device, say
+from foreact.recipes.runs import is_main_process, open_run, parse_run, pick_device, say, train_on
 from foreact.recipes.stores import ensure_codes, open_task_store, split_store
 from foreact.recipes.tasks import find_task
 from foreact.recipes.validation import ValidationLoss
@@ -31,7 +31,6 @@ from foreact.tokenizers.musik import Musik, MusikConfig
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
-from foreact.train.loop import train
 from foreact.types import Codes, StreamSpec, UserError
 from foreact.weights.format import TokenizerRef, load_checkpoint, save_checkpoint
 from foreact.weights.shipped import resolve
@@ -148,19 +147,12 @@ def train_voc(run: VOCRun) -> Path:
         out=run.out,
     )
 
-    def micro_batches(start: int, rank: int, world: int) -> Iterator[Any]:
-        return batches(
-            learning.training, batch_size=run.train.batch_size, seed=run.train.seed, workers=run.train.workers,
-            start=start, rank=rank, world=world,
-        )  # fmt: skip
-
     def export(state: Mapping[str, Tensor], path: Path) -> None:
         _save(path, run, learning.model, state, store.spec, loaded, None)
 
-    result = train(
-        learning.model, micro_batches, run.train, run.out, evaluators=[evaluator], export=export, device=device
+    result = train_on(
+        learning.training, learning.model, run, verb="train voc", evaluators=[evaluator], export=export, device=device
     )
-    conclude(result, f"foreact train voc --from {run.out}")
     final = run.out / "weights"
     if is_main_process():
         card = {

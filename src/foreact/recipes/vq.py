@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from foreact.data.augment import RandomShift
-from foreact.data.loader import WindowDataset, batches, spread_batches
+from foreact.data.loader import WindowDataset, spread_batches
 from foreact.data.windows import Window
-from foreact.recipes.runs import conclude, is_main_process, open_run, parse_run, pick_device, say
+from foreact.recipes.runs import is_main_process, open_run, parse_run, pick_device, say, train_on
 from foreact.recipes.stores import open_pictures, split_store
 from foreact.tokenizers.adversarial import AdversarialConfig, AdversarialTraining
 from foreact.tokenizers.images import prepare
@@ -24,8 +24,7 @@ from foreact.tokenizers.quantize import codebook_use
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
-from foreact.train.loop import train
-from foreact.types import Batch, UserError
+from foreact.types import UserError
 from foreact.weights.configs import config_from_json
 from foreact.weights.format import Checkpoint, build, difference, load_checkpoint, save_checkpoint
 from foreact.weights.shipped import resolve
@@ -133,20 +132,13 @@ def train_vq(run: VQRun) -> Path:
         out=run.out,
     )
 
-    def micro_batches(start: int, rank: int, world: int) -> Iterator[Batch]:
-        return batches(
-            training, batch_size=run.train.batch_size, seed=run.train.seed, workers=run.train.workers, start=start,
-            rank=rank, world=world,
-        )  # fmt: skip
-
     def export(state: dict[str, Tensor], path: Path) -> None:
         if with_stage:
             state = {k.removeprefix("tokenizer."): t for k, t in state.items() if k.startswith("tokenizer.")}
         save_checkpoint(path, family="vq", config=run.model, state=state, spec=store.spec)
 
     evaluator = TokenizerQuality(validation)
-    result = train(model, micro_batches, run.train, run.out, evaluators=[evaluator], export=export, device=device)
-    conclude(result, f"foreact train vq --from {run.out}")
+    result = train_on(training, model, run, verb="train vq", evaluators=[evaluator], export=export, device=device)
     assert result.weights is not None
     final = run.out / "weights"
     if is_main_process():

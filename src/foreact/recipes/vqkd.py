@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -12,18 +12,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from foreact.data.loader import WindowDataset, batches, spread_batches
+from foreact.data.loader import WindowDataset, spread_batches
 from foreact.data.windows import Window
 from foreact.evals.features import open_features
-from foreact.recipes.runs import conclude, is_main_process, open_run, parse_run, pick_device, process_count, say
+from foreact.recipes.runs import is_main_process, open_run, parse_run, pick_device, process_count, say, train_on
 from foreact.recipes.stores import open_pictures, split_store
 from foreact.recipes.tokenize import own_device
 from foreact.tokenizers.quantize import codebook_use
 from foreact.tokenizers.vqkd import VQKD, Teacher, VQKDConfig
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
-from foreact.train.loop import train
-from foreact.types import Batch, UserError
+from foreact.types import UserError
 from foreact.weights.configs import config_from_json
 from foreact.weights.format import Checkpoint, difference, load_checkpoint, save_checkpoint
 from foreact.weights.shipped import resolve
@@ -144,18 +143,11 @@ def train_vqkd(run: VQKDRun) -> Path:
         out=run.out,
     )
 
-    def micro_batches(start: int, rank: int, world: int) -> Iterator[Batch]:
-        return batches(
-            training, batch_size=run.train.batch_size, seed=run.train.seed, workers=run.train.workers, start=start,
-            rank=rank, world=world,
-        )  # fmt: skip
-
     def export(state: dict[str, Tensor], path: Path) -> None:
         save_checkpoint(path, family="vqkd", config=run.model, state=state, spec=store.spec)
 
     evaluator = TeacherQuality(validation)
-    result = train(model, micro_batches, run.train, run.out, evaluators=[evaluator], export=export, device=device)
-    conclude(result, f"foreact train vqkd --from {run.out}")
+    result = train_on(training, model, run, verb="train vqkd", evaluators=[evaluator], export=export, device=device)
     assert result.weights is not None
     final = run.out / "weights"
     if is_main_process():
