@@ -16,6 +16,13 @@ README = (Path(__file__).parents[2] / "README.md").read_text()
 TINY = "--train.steps 2 --train.batch-size 2 --train.warmup 1"
 SMALL = {
     "demo driving": "--scenes 4 --effort 0.004",
+    "demo voc": "--episodes 4 --effort 0.002 --decisions 4",
+    "train voc": f"{TINY} --val-ratio 0.4",
+    "train bc": f"{TINY} --val-ratio 0.4",
+    "generate futures": "--states 1 --samples 2",
+    "eval values": "--samples 2 --states 4 --candidates 2",
+    "eval control": "--episodes 1 --max-steps 2 --videos 0 --workers 1 --planning.candidates 4 --planning.samples 1 "
+    "--planning.elites 2",
     "data toy-street": "--scenes 4",
     "data import-nuscenes": "",
     "train vq": f"{TINY} --val-ratio 0.4",
@@ -65,7 +72,7 @@ def test_every_command_runs(
             words = shlex.split(command)[1:]
             verb = " ".join(words[:2]) if " ".join(words[:2]) in cli.VERBS else words[0]
             key = f"{verb} --from" if "--from" in words else verb
-            key = "generate drives" if "runs/drives" in words else key
+            key = next((f"generate {kind}" for kind in ("drives", "futures") if f"runs/{kind}" in words), key)
             cli.run([*words, *shlex.split(SMALL[key])])
     finally:
         torch.set_num_threads(threads)

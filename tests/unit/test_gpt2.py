@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
-from foreact.models import onednn
+from foreact.models import gpt2, onednn
 from foreact.models.gpt import KVCache
 from foreact.models.gpt2 import GPT2, GPT2Config
 from foreact.models.voc import VOC, VOCConfig
@@ -69,6 +69,18 @@ def test_reading_in_pieces_equals_reading_at_once(cuts: list[int], seed: int) ->
         torch.testing.assert_close(model(x, piecewise), whole[:, start:stop], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(model.last(x, shortcut), whole[:, stop - 1], atol=1e-4, rtol=1e-4)
     assert piecewise[0].length == shortcut[-1].length == 18
+
+
+@pytest.mark.parametrize("elements", [1, 500, 2000])
+def test_a_large_batch_is_run_in_parts_with_the_same_result(monkeypatch: pytest.MonkeyPatch, elements: int) -> None:
+    model, tokens = tiny(), some_tokens(5, 12)
+    whole = model.logits(tokens)
+    sizes: list[int] = []
+    inner = model._run
+    monkeypatch.setattr(model, "_run", lambda x, caches: sizes.append(len(x)) or inner(x, caches))
+    monkeypatch.setattr(gpt2, "CPU_ELEMENTS", elements)
+    torch.testing.assert_close(model.logits(tokens), whole)
+    assert sizes == {1: [1] * 5, 500: [2, 1, 1, 1], 2000: [5]}[elements]
 
 
 def test_dropout_acts_in_training_only() -> None:

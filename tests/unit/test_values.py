@@ -181,7 +181,7 @@ def test_samples_of_a_perfect_model_follow_the_law(measured: Values) -> None:
     assert delays.shares.sum() == pytest.approx(1.0)
     assert delays.mean == pytest.approx(delays.mean_law, rel=0.05)
     assert np.abs(np.cumsum(delays.shares) - np.cumsum(delays.law)).max() < 0.02
-    assert delays.distance == 0.0
+    assert delays.distance < 0.02  # of the one in a hundred that lies beyond the search
     first = (measured.states[:, 1] == 0).mean()  # there the frame before the first is its copy
     assert delays.step == pytest.approx(1.0 - first / 2)
 
