@@ -1,4 +1,8 @@
-"""How far ahead a sampled future lies: the delay of an occupancy is geometric, and samples can be held against that."""
+"""How far ahead a sampled future lies: the delay of an occupancy is geometric, and samples can be held against that.
+
+A sample bears no date, so it is given that of the true state that shares most tokens with it. Where states recur, as in
+a gait, it may be given that of another round: the search is kept to the delays that 99 % of the law covers.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ class Delays:
 
     Attributes:
         shares: share of the samples whose nearest true state lies 1, 2, ... steps ahead, float64 (D,).
-        law: what a perfect model would show: (1 - gamma) gamma^(k-1), as far as the episodes go, float64 (D,).
+        law: what a perfect model would show: (1 - gamma) gamma^(k-1) over the same delays, scaled to sum 1.
         distance: mean share of tokens in which a sample differs from its nearest true state, 0..1.
         step: the same between the present state and the next, to judge `distance` by.
     """
@@ -57,7 +61,7 @@ class DelayCount:
         self.steps: list[float] = []
 
     def add(self, context: Tensor, samples: Tensor, future: Tensor) -> None:
-        """One state: itself (T, h, w), its S samples (S, T, h, w) and all its true later states (J, T, h, w)."""
+        """One state: itself (T, h, w), its S samples (S, T, h, w) and the true states that follow it (J, T, h, w)."""
         shares, distance = nearest_delays(samples, future)
         self.shares = _sum(self.shares, shares.cpu().numpy())
         self.law = _sum(self.law, geometric_law(self.gamma, len(future)))

@@ -13,7 +13,7 @@ from torch import Tensor
 from foreact.data.episodes import RowStore
 from foreact.data.loader import WindowDataset
 from foreact.evals.delays import geometric_law, nearest_delays
-from foreact.evals.values import OccupancyModel, TrueFutures
+from foreact.evals.values import OccupancyModel, TrueFutures, reach
 from foreact.types import Tokenizer, to_uint8
 
 Show = Callable[[Tensor], np.ndarray]
@@ -121,7 +121,7 @@ def imagine(
     batch = windows.batch(np.array([row]))
     context = batch.tokens[camera].to(device)
     actions = None if batch.actions is None else batch.actions.to(device)
-    future = TrueFutures(windows, camera).after(episode, step).to(device)
+    futures = TrueFutures(windows, camera)
     here = int(store.starts[episode])
 
     def true(steps: np.ndarray, stacks: Tensor) -> np.ndarray:
@@ -129,6 +129,7 @@ def imagine(
 
     found = []
     for gamma in gammas:
+        future = futures.after(episode, step, reach(gamma)).to(device)
         law = torch.from_numpy(geometric_law(gamma, len(future))).to(rng.device)
         ahead = torch.multinomial(law, samples, replacement=True, generator=rng).sort().values.to(device)
         drawn = model.sample(context, samples=samples, gamma=gamma, actions=actions, rng=rng)[0]

@@ -246,14 +246,14 @@ class TrueFutures:
         self.offsets = windows.window.tokens[camera]
         self.episode, self.stacks = -1, torch.empty(0)
 
-    def after(self, episode: int, step: int) -> Tensor:
-        """The stacks 1, 2, ... steps ahead, int64 (J, T, h, w)."""
+    def after(self, episode: int, step: int, most: int) -> Tensor:
+        """The stacks 1, 2, ... `most` steps ahead, as far as the episode goes, int64 (J, T, h, w)."""
         if episode != self.episode:
             length = int(self.store.lengths[episode])
             steps, _ = place(self.offsets, np.arange(length), length)
             found = self.store.gather(self.stream, self.store.starts[episode] + steps)
             self.episode, self.stacks = episode, torch.from_numpy(found.astype(np.int64))
-        return self.stacks[step + 1 :]
+        return self.stacks[step + 1 : step + 1 + most]
 
 
 # --- measuring -------------------------------------------------------------------------------------------------
@@ -286,7 +286,7 @@ def measure_values(
         train_mean: see `mean_value`.
         states: measure so many, spread evenly over those whose truth is known.
         samples: futures per state.
-        candidates: true later states per state for the density estimates, evenly spread over the delays that matter.
+        candidates: true later states per state for the density estimates, evenly spread over 99 % of the law.
         batch_size: states per call.
         seed: of the draws.
         grades: of every episode of the store.
@@ -321,9 +321,9 @@ def measure_values(
         columns["sampled"] += value.tolist()
         columns["error"] += error.tolist()
         for row, (episode, step) in enumerate(index[first : first + batch_size].tolist()):
-            future = futures.after(episode, step).to(device)
+            future = futures.after(episode, step, reach(gamma)).to(device)
             delays.add(context[row], drawn[row], future)
-            ahead = torch.from_numpy(spread(min(reach(gamma), len(future)), candidates)).to(device)
+            ahead = torch.from_numpy(spread(len(future), candidates)).to(device)
             found = _by_density(
                 model, context[row], None if actions is None else actions[row], future, ahead, gamma, batch_size
             )

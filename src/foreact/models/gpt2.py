@@ -21,8 +21,8 @@ from foreact.types import UserError
 
 INIT_STD = 0.02
 CPU_ELEMENTS = 2**23
-"""Most elements of a hidden layer to make at once on the CPU. Memory for float32 tensors beyond that (32 MiB) is fetched
-anew from the operating system, page by page, every time, which cost 12 % of a training step."""
+"""Most elements of a hidden layer to make at once on the CPU. Memory for larger tensors (32 MiB in float32) is fetched
+anew from the operating system, page by page, every time, which cost a tenth of a training step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ class GPT2(nn.Module):
             caches: one per block.
         """
         parts = math.ceil(4 * x.numel() / CPU_ELEMENTS) if x.device.type == "cpu" and caches is None else 1
-        if parts == 1:
+        if parts <= 1:
             return self._run(x, caches)
         return torch.cat([self._run(part, None) for part in x.tensor_split(min(parts, len(x)))])
 

@@ -59,11 +59,8 @@ class _Product(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         dx = _product(dy, weight.t().contiguous()) if for_x else None
-        dweight = dbias = None
+        rows, dweight = dy.flatten(0, -2), None
         if for_weight:
-            rows, inputs = dy.flatten(0, -2).to_mkldnn(), x.flatten(0, -2).to_mkldnn()
-            dweight, sums = torch.ops.aten.mkldnn_linear_backward_weights(rows, inputs, weight, for_bias)
-            dbias = sums if for_bias else None
-        elif for_bias:
-            dbias = dy.flatten(0, -2).sum(0)
-        return dx, dweight, dbias
+            operands = rows.to_mkldnn(), x.flatten(0, -2).to_mkldnn()
+            dweight, _ = torch.ops.aten.mkldnn_linear_backward_weights(*operands, weight, False)
+        return dx, dweight, rows.sum(0) if for_bias else None
