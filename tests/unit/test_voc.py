@@ -200,6 +200,19 @@ def test_sampling_with_the_cache_agrees_with_reading_the_whole_sequence() -> Non
     )
 
 
+def test_every_draw_is_the_one_that_its_whole_sequence_gives() -> None:
+    model = make(gammas=(0.5, 0.9), actions=2, action_steps=2, layers=2).eval()
+    context = tokens(model)[:, :2].flatten(1)
+    actions = torch.randn(5, 3, 2, 2, generator=rng())
+    condition = model.gpt.condition(torch.randint(2, (5, 3), generator=rng()), actions)
+    uniform = torch.rand(5, 3, model.config.block, generator=rng())
+    drawn = model.gpt.sample(context, condition, uniform)
+    for i in range(3):
+        logits = model.gpt.code_logits(context, condition[:, i], drawn[:, i])[:, -model.config.block :]
+        again = draw_codes(logits.flatten(0, 1), uniform[:, i].flatten())
+        assert torch.equal(again, drawn[:, i].flatten())
+
+
 def test_features_stand_in_the_order_of_the_published_heads() -> None:
     block = torch.arange(4)[None]
     rows = {order: make(feature_order=order).features(block)[0] for order in ("channels_first", "tokens_first")}

@@ -46,11 +46,52 @@ class KVCache:
             buffer.narrow(2, start, self.length - start).copy_(new)
         return self.kv
 
-    def repeated(self, times: int, capacity: int) -> KVCache:
-        """A cache with room for `capacity` tokens in which every row stands `times` times, one after another."""
-        cache = KVCache(capacity)
-        cache.extend(*(x.repeat_interleave(times, dim=0) for x in self.kv))
-        return cache
+
+class DrawsCache:
+    """Keys and values of one attention layer for D continuations of each of B contexts, which are held once.
+
+    Args:
+        context: what every continuation of a context has seen.
+        draws: D.
+        capacity: tokens of a continuation to make room for.
+    """
+
+    def __init__(self, context: KVCache, draws: int, capacity: int) -> None:
+        self.context, self.draws = context, draws
+        self.own = KVCache(capacity)
+
+    @property
+    def length(self) -> int:
+        return self.context.length + self.own.length
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
+        """Take in N further tokens of each continuation, and let them attend to all that theirs has seen.
+
+        Args:
+            q, k, v: (B D, heads, N, head size), the continuations of a context one after another.
+            dropout: on the attention weights.
+
+        Returns:
+            (B D, heads, N, head size).
+        """
+        n, past = q.shape[2], self.own.length
+        k, v = self.own.extend(k, v)
+        q = q * q.shape[-1] ** -0.5
+        to_own = q @ k.transpose(-1, -2)
+        if n > 1:
+            later = torch.ones(n, past + n, dtype=torch.bool, device=q.device).triu(past + 1)
+            to_own = to_own.masked_fill(later, -torch.inf)
+        context_k, context_v = self.context.kv
+        heads = q.shape[1]
+        # One product for all continuations of a context: (B, heads, D N, head size).
+        by_context = q.unflatten(0, (-1, self.draws)).transpose(1, 2).flatten(2, 3)
+        to_context = (by_context @ context_k.transpose(-1, -2)).unflatten(2, (self.draws, n)).transpose(1, 2)
+        weights = torch.cat([to_context.flatten(0, 1), to_own], dim=-1).softmax(-1)
+        weights = functional.dropout(weights, dropout)
+        on_context, on_own = weights.split([context_k.shape[2], past + n], dim=-1)
+        on_context = on_context.unflatten(0, (-1, self.draws)).transpose(1, 2).flatten(2, 3)
+        seen = (on_context @ context_v).view(-1, heads, self.draws, n, q.shape[-1]).transpose(1, 2).flatten(0, 1)
+        return seen + on_own @ v
 
 
 class Attention(nn.Module):

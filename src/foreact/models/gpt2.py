@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foreact.models.gpt import KVCache
+from foreact.models.gpt import DrawsCache, KVCache
 from foreact.models.onednn import Linear, linear
 from foreact.types import UserError
 
@@ -76,23 +76,27 @@ class GPT2Block(nn.Module):
         self.down = Linear(4 * width, width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | None = None, *, last: bool = False) -> Tensor:
+    def forward(self, x: Tensor, cache: KVCache | DrawsCache | None = None, *, last: bool = False) -> Tensor:
         """(B, N, width) -> (B, N, width); with a cache, x are the N tokens that follow those held in it.
 
         With `last`, only the last token's output (B, 1, width) is computed.
         """
         q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        past, n = 0 if cache is None else cache.length, x.shape[1]
-        if cache is not None:
-            k, v = cache.extend(k, v)
-        if last:
-            q, x, n = q[:, :, -1:], x[:, -1:], 1
-        mask = None
-        if past and n > 1:
-            mask = torch.ones(n, past + n, dtype=torch.bool, device=x.device).tril(past)
-        mixed = functional.scaled_dot_product_attention(
-            q, k, v, mask, self.attention_dropout if self.training else 0.0, is_causal=not past and n > 1
-        )
+        dropout = self.attention_dropout if self.training else 0.0
+        if isinstance(cache, DrawsCache):
+            mixed = cache.attend(q, k, v, dropout=dropout)
+            if last:
+                mixed, x = mixed[:, :, -1:], x[:, -1:]
+        else:
+            past = 0 if cache is None else cache.length
+            if cache is not None:
+                k, v = cache.extend(k, v)
+            if last:
+                q, x = q[:, :, -1:], x[:, -1:]
+            n, mask = q.shape[2], None
+            if past and n > 1:
+                mask = torch.ones(n, past + n, dtype=torch.bool, device=x.device).tril(past)
+            mixed = functional.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=not past and n > 1)
         x = x + self.dropout(self.out(mixed.transpose(1, 2).flatten(-2)))
         return x + self.dropout(self.down(functional.gelu(self.up(self.norm2(x)), approximate="tanh")))
 
@@ -123,7 +127,7 @@ class GPT2(nn.Module):
             for into_stream in (block.out, block.down):
                 nn.init.normal_(into_stream.weight, std=INIT_STD / math.sqrt(2 * self.config.layers))
 
-    def forward(self, x: Tensor, caches: Sequence[KVCache] | None = None) -> Tensor:
+    def forward(self, x: Tensor, caches: Sequence[KVCache | DrawsCache] | None = None) -> Tensor:
         """Embedded inputs (B, N, width) -> normalised features (B, N, width).
 
         Args:
@@ -135,13 +139,13 @@ class GPT2(nn.Module):
             return self._run(x, caches)
         return torch.cat([self._run(part, None) for part in x.tensor_split(min(parts, len(x)))])
 
-    def _run(self, x: Tensor, caches: Sequence[KVCache] | None) -> Tensor:
+    def _run(self, x: Tensor, caches: Sequence[KVCache | DrawsCache] | None) -> Tensor:
         x = self._place(x, caches[0].length if caches else 0)
         for i, block in enumerate(self.blocks):
             x = block(x, caches[i] if caches else None)
         return self.norm(x)
 
-    def last(self, x: Tensor, caches: Sequence[KVCache]) -> Tensor:
+    def last(self, x: Tensor, caches: Sequence[KVCache | DrawsCache]) -> Tensor:
         """As `forward(x, caches)[:, -1]`, (B, width), without the work that only the others' features would need."""
         x = self._place(x, caches[0].length)
         for block, cache in zip(self.blocks[:-1], caches[:-1], strict=True):

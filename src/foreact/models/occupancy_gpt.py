@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from foreact.models.gpt import KVCache
+from foreact.models.gpt import DrawsCache, KVCache
 from foreact.models.gpt2 import GPT2, GPT2Config
 
 
@@ -72,12 +72,11 @@ class OccupancyGPT(GPT2):
             int64 (B, N, L).
         """
         length, draws, extra = context.shape[1], uniform.shape[1], condition.shape[2]
-        caches = [KVCache() for _ in self.blocks]
-        features = self(self.embed(context), caches)[:, -1]
-        caches = [cache.repeated(draws, 2 * length + extra) for cache in caches]
-        features = features.repeat_interleave(draws, dim=0)
+        seen = [KVCache() for _ in self.blocks]
+        features = self.last(self.embed(context), seen).repeat_interleave(draws, dim=0)
+        caches = [DrawsCache(cache, draws, extra + length) for cache in seen]
         if extra:
-            features = self(condition.flatten(0, 1), caches)[:, -1]
+            features = self.last(condition.flatten(0, 1), caches)
         uniform = uniform.flatten(0, 1)
         codes: list[Tensor] = []
         for i in range(length):
@@ -85,7 +84,7 @@ class OccupancyGPT(GPT2):
             if on_token is not None:
                 on_token()
             if i < length - 1:
-                features = self(self.embed(codes[-1][:, None]), caches)[:, -1]
+                features = self.last(self.embed(codes[-1][:, None]), caches)
         return torch.stack(codes, dim=1).unflatten(0, (-1, draws))
 
 

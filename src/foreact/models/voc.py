@@ -262,9 +262,13 @@ class VOC(nn.Module):
         rows = (delay == n).nonzero()[:, 0]
         if len(rows):
             first = self._first_actions(actions, n)
-            condition = self.target.condition(gammas[rows], None if first is None else first[rows])
             uniform = torch.rand(len(rows), 1, self.config.block, generator=rng, device=stacks.device)
-            sampled = self.target.sample(stacks[rows, n], condition[:, None], uniform, top_k=self.config.target_top_k)
+            # In float32: draws shall not depend on the precision, and autocast would cast the weights for every code.
+            with torch.autocast(stacks.device.type, enabled=False):
+                condition = self.target.condition(gammas[rows], None if first is None else first[rows])
+                sampled = self.target.sample(
+                    stacks[rows, n], condition[:, None], uniform, top_k=self.config.target_top_k
+                )
             future[rows] = sampled[:, 0]
         return future
 
