@@ -55,8 +55,8 @@ OPTIONS = {
         "--model.train-vavim", "--model.expert.width", "--train.steps",
     ],
     "train voc": [
-        "--from", "--size", "--codes", "--task", "--data", "--tokenizer", "--joint", "--freeze-after", "--actions",
-        "--model.gammas", "--model.bootstrap-steps", "--model.target-top-k", "--vq.codes", "--musik.codes",
+        "--from", "--size", "--codes", "--task", "--data", "--tokenizer", "--joint", "--freeze-after", "--init",
+        "--actions", "--model.gammas", "--model.bootstrap-steps", "--model.target-top-k", "--vq.codes", "--musik.codes",
         "--train.accumulation", "--train.schedule-steps",
     ],
     "train bc": ["--from", "--task", "--data", "--tokenizer", "--out", "--train.lr"],

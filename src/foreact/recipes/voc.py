@@ -32,7 +32,7 @@ from foreact.tokenizers.vq import VQConfig, VQTokenizer
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
 from foreact.types import Codes, StreamSpec, UserError
-from foreact.weights.format import TokenizerRef, load_checkpoint, save_checkpoint
+from foreact.weights.format import Checkpoint, TokenizerRef, difference, load_checkpoint, save_checkpoint
 from foreact.weights.shipped import resolve
 from foreact.weights.tokenizers import LoadedTokenizer, open_tokenizer
 
@@ -62,6 +62,8 @@ class VOCRun:
     """Train the tokenizer along, starting from --tokenizer."""
     freeze_after: int | None = None
     """Joint training: steps after which the tokenizer stays as it is; None: never."""
+    init: str | None = None
+    """Weights of a VOC of the same shape to start from, such as converted ones."""
     actions: bool = False
     """Condition the model on the first actions (model.action_steps of them), to plan with it."""
     out: Path = Path("runs/voc")
@@ -142,6 +144,7 @@ def train_voc(run: VOCRun) -> Path:
         model=f"{sum(p.numel() for p in voc.gpt.parameters()):,} parameters",
         gammas=", ".join(f"{g:g}" for g in config.gammas) + f"; {config.bootstrap_steps}-step targets",
         condition=f"{config.action_steps} actions" if config.actions else "none",
+        start=run.init or "random weights",
         device=device,
         seed=run.train.seed,
         out=run.out,
@@ -174,6 +177,8 @@ def _check(run: VOCRun) -> None:
             "DINO codes come from a VQ-KD tokenizer that is there already; name one with --tokenizer, and leave out "
             "--joint: `foreact train vqkd` trains one, `foreact weights convert` reads the released file."
         )
+    if run.init is not None and joint:
+        raise UserError("--init starts from a VOC whose codes are there; name their tokenizer, without --joint.")
     if run.freeze_after is not None and not joint:
         raise UserError("freeze_after is for a tokenizer that is trained along; leave it out, or add --joint.")
     for kind, config, default in (("vae", run.vq, vq.SMALL), ("musik", run.musik, musik.SMALL)):
@@ -255,9 +260,30 @@ def _stored(
     config = fitted(run, camera, loaded.tokenizer, store.spec)
     model = VOC(config)
     model.set_codebook(loaded.tokenizer.codebook)
+    if run.init is not None:
+        start_from(model, load_checkpoint(resolve(run.init)), loaded)
     sides = split_store(store, run.val_ratio, run.train.seed)
     training, validation = (WindowDataset(store, window(config, "tokens"), e, normalizer(store.spec)) for e in sides)
     return Learning(model, training, validation, f"{run.codes}, stored, of {run.tokenizer}")
+
+
+def start_from(model: VOC, checkpoint: Checkpoint, tokenizer: LoadedTokenizer) -> None:
+    """Copy all tensors of a model of the same shape that reads the same codes.
+
+    Raises:
+        UserError: the checkpoint is of another family, shape or tokenizer.
+    """
+    if checkpoint.family != "voc":
+        raise UserError(f"--init expects weights of a VOC; {checkpoint.path} holds a '{checkpoint.family}'.")
+    if checkpoint.tokenizer is not None and checkpoint.tokenizer.hash != tokenizer.hash:
+        raise UserError(
+            f"{checkpoint.path} reads the codes of the tokenizer {checkpoint.tokenizer.hash}, the one given is "
+            f"{tokenizer.hash}; give the one of the weights."
+        )
+    shapes = ({k: tuple(t.shape) for k, t in s.items()} for s in (model.state_dict(), checkpoint.state))
+    if problem := difference(*shapes):
+        raise UserError(f"--init {checkpoint.path} has another shape than --model: {problem}; give the same --model.")
+    model.load_state_dict(checkpoint.state)
 
 
 def _from_pixels(run: VOCRun, store: RowStore, camera: str, loaded: LoadedTokenizer | None) -> Learning:

@@ -25,6 +25,7 @@ from foreact.weights.shipped import names, resolve, shipped
 from foreact.weights.taming_reference import write_taming
 from foreact.weights.transfer import Client
 from foreact.weights.vavam_reference_write import write_vavam_checkpoint
+from foreact.weights.voc_reference import write_voc
 
 
 def list_() -> None:
@@ -160,30 +161,37 @@ def convert(
     out: Path,
     task: str | None = None,
     raw: bool = False,
-    heads: tuple[int, int] | None = None,
+    heads: tuple[int, ...] | None = None,
     grid: tuple[int, int] | None = None,
     preprocessing: Preprocessing | None = None,
+    tokenizer: str | None = None,
+    gamma: float = 0.8,
+    frames: int | None = None,
     half: bool = False,
     to: Literal["foreact", "reference", "training"] = "foreact",
 ) -> None:
-    """Turn a released checkpoint into our folder, or a folder of VaViM, VaVAM or VQ back into the reference's file.
+    """Turn a released checkpoint into our folder, or a VaViM, VaVAM, VQ or VOC back into the reference's layout.
 
     Read are UVA (.ckpt), VaViM and VaVAM (Lightning .ckpt, fused .pt, DeepSpeed directory), the KL autoencoder
-    (kl16.ckpt), LlamaGen's tokenizer (vq_ds16_c2i.pt), taming's VQGAN (last.ckpt; cheetah_vq_vae_model.pth of VOC) and
-    BEiT v2's VQ-KD (.pth), by a restricted unpickler that refuses every global outside an allow-list; every tensor is
-    used or named.
+    (kl16.ckpt), LlamaGen's tokenizer (vq_ds16_c2i.pt), taming's VQGAN (last.ckpt; cheetah_vq_vae_model.pth of VOC),
+    BEiT v2's VQ-KD (.pth), and GPTs of VOC's own training (.pth), by a restricted unpickler that refuses every global
+    outside an allow-list; every tensor is used or named.
 
     Args:
         src: the foreign file or directory; with --to reference our folder or a shipped name.
         out: the folder to write; with --to reference the file.
         task: what the numbers mean; without it a UVA can be trained on but cannot act.
         raw: of a UVA, take the raw weights, not their average.
-        heads: of a UVA of no published size, attention heads of encoder and decoder.
+        heads: of a UVA of no published size, attention heads of encoder and decoder; of a GPT of VOC, its heads where
+            they are not the published 8 (4 over VQ-KD codes).
         grid: rows and columns of tokens in a frame: of a VaViM or VaVAM where they are not the published 18 x 32; of
             LlamaGen's tokenizer, that it will be used with (else those of 256 x 256 pixels); of a VQGAN likewise (else
             those of 80 x 80 pixels as VOC's, of 256 x 256 where symmetric).
         preprocessing: of a VQGAN or VQ-KD, how frames are prepared: legacy, as for VOC's files and codes (the default),
             or symmetric, as taming and BEiT v2 mean it.
+        tokenizer: of a GPT of VOC, the checkpoint of the tokenizer whose codes it models.
+        gamma: of a GPT of VOC, the discount it was trained for.
+        frames: of a GPT of VOC, frames of a stack; default 3, over VQ-KD codes 2.
         half: store as float16.
         to: whose layout to write. "training" writes a run folder with weights and optimiser moments of a VaViM or VaVAM
             in training, from which `foreact train vavim --stage finetune --train.start-from` goes on.
@@ -201,14 +209,32 @@ def convert(
             write = write_llamagen if checkpoint.config["normalized"] else write_taming
             write(out, checkpoint.state)
             print(f"wrote {out}")
+        elif family_of(resolve(str(src))) == "voc":
+            write_voc(resolve(str(src)), out)
+            print(f"wrote {out}, a folder for GPT2LMHeadModel.from_pretrained")
         else:
             print(write_vavam_checkpoint(resolve(str(src)), out))
         return
     spec = None if task is None else find_task(task).spec
     dtype = torch.float16 if half else None
+    if tokenizer is None and (gamma != 0.8 or frames is not None):
+        raise UserError("--gamma and --frames describe a GPT of VOC, which needs --tokenizer too; leave them out.")
+    occupancy = (
+        None
+        if tokenizer is None
+        else converting.OccupancyFacts(tokenizer=resolve(tokenizer), gamma=gamma, frames=frames)
+    )
     print(
         converting.convert(
-            src, out, spec=spec, ema=not raw, heads=heads, grid=grid, preprocessing=preprocessing, dtype=dtype
+            src,
+            out,
+            spec=spec,
+            ema=not raw,
+            heads=heads,
+            grid=grid,
+            preprocessing=preprocessing,
+            dtype=dtype,
+            occupancy=occupancy,
         )
     )
 

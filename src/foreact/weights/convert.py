@@ -15,14 +15,16 @@ from torch import Tensor
 from foreact.tokenizers.images import Preprocessing
 from foreact.types import StreamSpec, UserError
 from foreact.weights.format import Checkpoint, build, load_checkpoint, save_checkpoint
+from foreact.weights.gpt2_reference import is_gpt2
 from foreact.weights.kl_vae_reference import read_kl_vae
 from foreact.weights.llamagen_reference import is_llamagen, read_llamagen
 from foreact.weights.taming_reference import is_taming, read_taming
 from foreact.weights.uva_reference import check_spec, read_uva_checkpoint
 from foreact.weights.vavam_reference import read_checkpoint_content, read_vavam_checkpoint, require_spec, vavam_family
+from foreact.weights.voc_reference import convert_voc
 from foreact.weights.vqkd_reference import is_vqkd, read_vqkd
 
-Kind = Literal["uva", "kl_vae", "mar", "vavim", "vavam", "vq", "taming", "vqkd"]
+Kind = Literal["uva", "kl_vae", "mar", "vavim", "vavam", "vq", "taming", "vqkd", "voc"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +37,15 @@ class Converted:
 
     def __str__(self) -> str:
         return f"{self.report}\nwrote {self.path}  {self.hash}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class OccupancyFacts:
+    """What the file of a VOC's GPT does not say: see `foreact.weights.voc_reference.convert_voc`."""
+
+    tokenizer: Path
+    gamma: float = 0.8
+    frames: int | None = None
 
 
 def recognise(payload: Any, path: Path) -> Kind:
@@ -54,6 +65,8 @@ def recognise(payload: Any, path: Path) -> Kind:
             return "taming"
         if is_vqkd(payload):
             return "vqkd"
+        if is_gpt2(payload):
+            return "voc"
         if _has(payload.get("model_ema"), "encoder_blocks."):
             return "mar"
         if _has(payload.get("model"), "decoder.up.") and _has(payload.get("model"), "quant_conv."):
@@ -62,7 +75,7 @@ def recognise(payload: Any, path: Path) -> Kind:
     raise UserError(
         f"{path} is none of the known checkpoints (UVA: entries cfg and state_dicts; VaViM and VaVAM: state_dict and "
         f"hyper_parameters; KL-VAE kl16, LlamaGen and BEiT v2's VQ-KD: entry model; taming's VQGAN, also of VOC: "
-        f"encoder.down and quantize; MAR: entry model_ema); it holds: {found[:200]}."
+        f"encoder.down and quantize; a GPT-2 of VOC: transformer.h; MAR: entry model_ema); it holds: {found[:200]}."
     )
 
 
@@ -72,9 +85,10 @@ def convert(
     *,
     spec: StreamSpec | None = None,
     ema: bool = True,
-    heads: tuple[int, int] | None = None,
+    heads: tuple[int, ...] | None = None,
     grid: tuple[int, int] | None = None,
     preprocessing: Preprocessing | None = None,
+    occupancy: OccupancyFacts | None = None,
     dtype: torch.dtype | None = None,
 ) -> Converted:
     """Write a foreign checkpoint as our folder.
@@ -86,9 +100,11 @@ def convert(
         spec: what the numbers mean; checked against the file's sizes. UVA files do not tell units or names; for VaViM
             and VaVAM it is by default what the published models see and plan.
         ema: for UVA, take the averaged weights.
-        heads: for UVA of a size without a published name, attention heads of encoder and decoder.
+        heads: for UVA of a size without a published name, attention heads of encoder and decoder; for a GPT of VOC
+            those it has, where they are not the published ones.
         grid: rows and columns of tokens in a frame; for VaViM and VaVAM where they are not the published 18 x 32, for
             LlamaGen's and taming's tokenizers that they will be used with.
+        occupancy: for a GPT of VOC, what its file does not say.
         preprocessing: for a VQGAN of taming, how the frames of its training were prepared; by default as VOC's were.
         dtype: type to store floating-point tensors in; None keeps theirs.
 
@@ -105,6 +121,8 @@ def convert(
     if preprocessing is not None and kind not in ("taming", "vqkd"):
         raise UserError(f"{src} is no VQGAN of taming and no VQ-KD, whose preprocessing is to be chosen; convert it "
                         "without.")  # fmt: skip
+    if occupancy is not None and kind != "voc":
+        raise UserError(f"{src} is no GPT of VOC; convert it without tokenizer, gamma and frames.")
     if not ema and kind != "uva":
         raise UserError(
             f"{src} holds one set of weights, not raw and averaged ones as UVA's; convert it without --raw."
@@ -113,7 +131,20 @@ def convert(
         raise UserError(
             f"{src} is an image model (MAR) without actions: it cannot be converted, but a training can start from it."
         )
+    if kind == "voc":
+        if occupancy is None or (heads is not None and len(heads) != 1):
+            raise UserError(
+                f"{src} is the GPT of a VOC: name the checkpoint of its tokenizer with --tokenizer"
+                f"{'' if heads is None else ', and one number of heads'}."
+            )
+        digest, report = convert_voc(
+            src, dst, payload, tokenizer=occupancy.tokenizer, gamma=occupancy.gamma, frames=occupancy.frames,
+            heads=None if heads is None else heads[0], spec=spec, dtype=dtype,
+        )  # fmt: skip
+        return Converted(path=dst, hash=digest, report=report)
     if kind == "uva":
+        if heads is not None and len(heads) != 2:
+            raise UserError(f"A UVA has heads in its encoder and in its decoder: give two numbers, found {heads}.")
         return _convert_uva(src, dst, payload, spec=spec, ema=ema, heads=heads, dtype=dtype)
     if kind in ("vavim", "vavam"):
         if heads is not None:
@@ -149,11 +180,12 @@ def _convert_uva(
     *,
     spec: StreamSpec | None,
     ema: bool,
-    heads: tuple[int, int] | None,
+    heads: tuple[int, ...] | None,
     dtype: torch.dtype | None,
 ) -> Converted:
     cameras = list(spec.cameras) if spec is not None else ()
-    found = read_uva_checkpoint(src, ema=ema, heads=heads, cameras=cameras, payload=payload)
+    pair = None if heads is None else (heads[0], heads[1])
+    found = read_uva_checkpoint(src, ema=ema, heads=pair, cameras=cameras, payload=payload)
     if spec is not None:
         check_spec(found, spec, src)
     card = {"source": src.name, "facts": dataclasses.asdict(found.facts), "account": found.report.splitlines()}
