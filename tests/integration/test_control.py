@@ -318,6 +318,20 @@ def test_closed_loop_scores_a_planner_too(made: Made, tmp_path: Path, capsys: py
     assert (tmp_path / "report.html").is_file()
 
 
+def test_closed_loop_refuses_options_of_other_families_and_no_action_at_all(made: Made, tmp_path: Path) -> None:
+    for weights, options, words in (
+        ("random", {"prior": str(made.bc)}, "--prior is for weights of the family 'voc'"),
+        (str(made.bc), {"planning": PLANNING}, "--planning is for"),
+        (str(made.voc), {"temperature": 0.5}, "--temperature is for weights of the family 'uva'"),
+        (str(made.bc), {"steps": 3}, "--steps is for"),
+        ("random", {"execute": 0}, "execute is 0"),
+        (str(made.bc), {"execute": 0}, "execute is 0"),
+    ):
+        with pytest.raises(UserError, match=words):
+            evaluate.closed_loop(weights, TASK_NAME, seeds=1, workers=0, out=tmp_path / "out", device="cpu", **options)
+        assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     ("policies", "changes", "words"),
     [
@@ -334,6 +348,7 @@ def test_closed_loop_scores_a_planner_too(made: Made, tmp_path: Path, capsys: py
         (("voc:{voc}",), {"prior": "{voc}"}, "family 'bc'"),
         (("voc:{missing}",), {}, "neither a checkpoint folder"),
         (("random",), {"episodes": 0}, "distinct seed"),
+        (("random",), {"planning": dataclasses.replace(PLANNING, rollouts=True)}, "one-step:WEIGHTS"),
     ],
 )
 def test_a_table_that_cannot_be_is_refused(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from unit.square_world import write_squares
 
+from foreact.evals.closed_loop import read_closed_loop
 from foreact.policies.occupancy import PlanningConfig
 from foreact.recipes.demo_voc import TOKENIZER, demo
 from foreact.types import UserError
@@ -28,20 +29,21 @@ def test_the_demo_ends_in_one_report_and_goes_on_where_it_was(
 ) -> None:
     small = dataclasses.replace(TOKENIZER, channels=8, multipliers=(1, 1, 1), image_size=(12, 12))
     for name, value in {
-        "TOKENIZER": small, "GAMMAS": (0.5, 0.8), "DECISIONS": 4,
+        "TOKENIZER": small, "GAMMAS": (0.5, 0.8),
         "PLANNING": PlanningConfig(candidates=4, samples=1, iterations=1, elites=2),
     }.items():  # fmt: skip
         monkeypatch.setattr(f"foreact.recipes.demo_voc.{name}", value)
     store = write_squares(tmp_path / "squares.zarr", episodes=8, steps=30)
 
     def run() -> str:
-        demo(tmp_path / "demo", task="unit.square_world", data=store, effort=0.002)
+        demo(tmp_path / "demo", task="unit.square_world", data=store, effort=0.002, decisions=4)
         return (tmp_path / "demo" / "report.html").read_text()
 
     page = run()
     for heading in ("Scores in closed loop", "Values of states", "Imagined futures", "Training"):
         assert heading in page
     assert page.count("<video") == 3
+    assert read_closed_loop(tmp_path / "demo" / "acting" / "bc").protocol["max_steps"] == 4
     assert "gamma" in page
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "demo").glob("*/weights/model.safetensors")}
     assert {p.parts[-3] for p in kept} == {"tokenizer", "voc", "cloning"}
@@ -59,5 +61,7 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
         demo(tmp_path, episodes=3)
     with pytest.raises(UserError, match="positive effort"):
         demo(tmp_path, effort=0.0)
+    with pytest.raises(UserError, match="1 decision or more"):
+        demo(tmp_path, decisions=0)
     with pytest.raises(UserError, match="name a store with --data"):
         demo(tmp_path, task="unit.square_world")

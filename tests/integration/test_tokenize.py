@@ -179,6 +179,12 @@ def test_precision_is_recorded_and_another_one_encodes_anew(store: Path, weights
     assert not [name for name in os.listdir(store / "data") if "partial" in name]
 
 
+def test_shards_are_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "0_walker.hdf5").touch()
+    with pytest.raises(UserError, match="not written to; `foreact data import-d4rl` makes a store"):
+        tokenize(tmp_path)
+
+
 def test_a_cut_run_goes_on_with_the_missing_shards(store: Path, frames: np.ndarray) -> None:
     broken = Toy(fail_after=8)
     with pytest.raises(UserError, match="The toy is broken"):

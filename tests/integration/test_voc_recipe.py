@@ -20,7 +20,7 @@ from foreact.tokenizers.vq import VQTokenizer
 from foreact.train.config import TrainConfig
 from foreact.train.logs import read_log
 from foreact.types import UserError
-from foreact.weights.format import build, load_checkpoint, load_tokenizer
+from foreact.weights.format import build, load_checkpoint, load_tokenizer, save_checkpoint
 
 MUSIK = dataclasses.replace(
     SMALL_MUSIK, channels=8, multipliers=(1, 2, 2), blocks=1, features=8, codes=16, code_dim=4, summary=8, hidden=8,
@@ -140,6 +140,7 @@ def test_a_run_may_start_from_given_weights(store: Path, tokenizer: Path, tmp_pa
 def test_the_sizes_differ_as_the_published_code_and_its_intent_do() -> None:
     ran, meant = recipe("reference"), recipe("small")
     assert (ran.model.width, meant.model.width, recipe("small", "dino").model.width) == (768, 512, 128)
+    assert (ran.model.attention_dropout, meant.model.attention_dropout) == (0.1, 0.2)
     assert (ran.model.target_top_k, ran.model.target_dropout) == (50, True)
     assert (meant.model.target_top_k, meant.model.target_dropout) == (None, False)
     assert (ran.train.accumulation, meant.train.accumulation) == ("voc", "mean")
@@ -150,13 +151,17 @@ def test_the_sizes_differ_as_the_published_code_and_its_intent_do() -> None:
 def test_bad_input_is_refused_in_one_sentence(store: Path, tokenizer: Path, tmp_path: Path) -> None:
     other = write_tokenizer(tmp_path / "other", dataclasses.replace(TOKENIZER, code_dim=8))
     tokenize(store, str(tokenizer))
+    inverse = dataclasses.replace(MUSIK, actions=6, frames=3)
+    save_checkpoint(tmp_path / "inverse", family="musik", config=inverse, state=Musik(inverse).state_dict())
     for changes, problem in (
+        ({"codes": "musik", "tokenizer": str(tmp_path / "inverse"), "joint": True}, "stacks of 3 frames"),
         ({"codes": "dino"}, "name one with --tokenizer"),
         ({"codes": "musik", "tokenizer": str(tokenizer)}, "expects a musik tokenizer"),
         ({"tokenizer": str(other)}, "give that one, or replace them"),
         ({"tokenizer": str(tokenizer), "vq": TOKENIZER}, "leave them out"),
         ({"tokenizer": str(tokenizer), "freeze_after": 3}, "freeze_after"),
         ({"tokenizer": str(tokenizer), "model": {"vocab": 99}}, "--model.vocab says 99"),
+        ({"tokenizer": str(tokenizer), "model": {"action_steps": 2}}, "add --actions"),
         ({"tokenizer": str(tmp_path / "nowhere")}, "nowhere"),
         ({"init": str(other)}, "without --joint"),
         ({"tokenizer": str(tokenizer), "init": str(other)}, "expects weights of a VOC"),

@@ -190,6 +190,9 @@ def test_a_task_says_what_the_streams_mean(folder: Path) -> None:
     ):
         with pytest.raises(UserError, match=sentence):
             open_d4rl(folder, spec=other)
+    assert open_d4rl(folder, spec=task, fps=50.0).spec == task
+    with pytest.raises(UserError, match=r"disagree on 'fps': .* has 20\.0, the task has 50\.0"):
+        open_d4rl(folder, spec=task, fps=20.0)
 
 
 def test_codes_are_chosen_by_key_and_shaped_by_grid(tmp_path: Path) -> None:
@@ -306,6 +309,40 @@ def test_frames_that_were_never_written_do_not_open(tmp_path: Path, options: dic
             frames[:4] = 1
     with pytest.raises(UserError, match=sentence):
         open_d4rl(path)
+
+
+@pytest.mark.parametrize("key", ["reward", "vae_latents"])
+@pytest.mark.parametrize(("options", "sentence"), [({}, "was never written"), ({"chunks": True}, "has 0 of 1 chunks")])
+def test_numbers_and_codes_that_were_never_written_are_not_zeros(
+    tmp_path: Path, key: str, options: dict[str, Any], sentence: str
+) -> None:
+    arrays = shard_arrays((12,))
+    shape = arrays.pop(key).shape
+    path = write_shard(tmp_path / "walker.hdf5", arrays)
+    with h5py.File(path, "r+") as file:
+        file.create_dataset(key, shape, np.int64, **options)
+    with pytest.raises(UserError, match=sentence):
+        open_d4rl(path).gather(TOKENS, np.arange(1))
+
+
+@pytest.mark.parametrize("layout", [{}, GZIP])
+def test_bytes_that_make_no_sense_are_one_sentence(tmp_path: Path, layout: dict[str, Any]) -> None:
+    whole = write_shard(tmp_path / "whole.hdf5", shard_arrays((8,)), **layout).read_bytes()
+    rng, sentences = np.random.default_rng(0), []
+    for trial in range(60):  # a name of its own each: the library remembers files that it has open
+        spoilt = bytearray(whole)
+        for place in rng.integers(0, 4096, 5):
+            spoilt[place] = rng.integers(0, 256)
+        path = tmp_path / f"walker_{trial}.hdf5"
+        path.write_bytes(spoilt)
+        try:
+            store = open_d4rl(path)
+            for name in STREAMS:
+                store.gather(name, np.arange(int(store.lengths.sum())))
+        except UserError as error:
+            sentences.append(str(error))
+    assert len(sentences) > 20
+    assert all(f"{tmp_path}/walker_" in sentence for sentence in sentences)
 
 
 @pytest.mark.parametrize(("value", "vocab", "limit"), [(-1, None, 65535), (65536, None, 65535), (1024, 1024, 1023)])
@@ -433,6 +470,8 @@ def test_npz_episodes_import_alike(tmp_path: Path) -> None:
         (lambda raw: raw.pop("action"), "lacks an array .*'action"),
         (lambda raw: raw.update(image=raw["image"][:-1]), "should hold image uint8"),
         (lambda raw: raw.update(reward=raw["reward"] * np.nan), "not finite"),
+        (lambda raw: raw.update(reward=raw["reward"].astype(str)), "should hold .* reward"),
+        (lambda raw: raw.update(action=raw["action"][:, :5]), "actions of 5 dims, not 6"),
         (lambda raw: raw.update(image=raw["image"][:, :4]), r"frames of \(4, 8\) pixels, not \(8, 8\)"),
     ],
 )
@@ -447,6 +486,18 @@ def test_a_bad_npz_episode_is_one_sentence(
     with pytest.raises(UserError, match=sentence) as error:
         import_d4rl(root, tmp_path / "native.zarr", progress=False)
     assert "b.npz" in str(error.value)
+
+
+def test_npz_episodes_have_no_codes(tmp_path: Path) -> None:
+    write_npz_episode(tmp_path / "walker" / "a.npz")
+    with pytest.raises(UserError, match="no codes; leave out codes, grid and vocab"):
+        import_d4rl(tmp_path / "walker", tmp_path / "native.zarr", vocab=1024, progress=False)
+
+
+def test_codes_of_any_grid_are_imported(tmp_path: Path) -> None:
+    path = write_shard(tmp_path / "walker.hdf5", shard_arrays((4,), codes=6))
+    assert import_d4rl(path, tmp_path / "native.zarr", grid=(2, 3), progress=False) == 1
+    assert open_store(tmp_path / "native.zarr").gather(TOKENS, np.arange(4)).shape == (4, 2, 3)
 
 
 def test_an_npz_episode_cut_short_is_one_sentence(tmp_path: Path) -> None:

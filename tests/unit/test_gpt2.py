@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -211,6 +212,30 @@ def test_writing_never_replaces_something_else(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is no model folder"):
         write_gpt2(tmp_path / "mine", CONFIG, tiny().state_dict())
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "all of it"
+    for config in ("{}", '{"model_type": "gpt2"}'):  # a run of ours, and one of theirs with checkpoints inside
+        run = tmp_path / "run"
+        (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+        (run / "config.json").write_text(config)
+        with pytest.raises(UserError, match="is no model folder of a GPT-2"):
+            write_gpt2(run, CONFIG, tiny().state_dict())
+        assert sorted(p.name for p in run.iterdir()) == ["checkpoints", "config.json"]
+
+
+def test_the_old_folder_stays_whole_where_the_new_one_cannot_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_gpt2(tmp_path / "gpt2", CONFIG, tiny().state_dict())
+
+    def refuse(source: Path, target: Path, rename: Any = os.rename) -> None:
+        if Path(source).name.endswith(".tmp"):
+            raise OSError("disk full")
+        rename(source, target)
+
+    monkeypatch.setattr("os.rename", refuse)
+    with pytest.raises(UserError, match="disk full"):
+        write_gpt2(tmp_path / "gpt2", CONFIG, tiny().state_dict())
+    assert read_gpt2(tmp_path / "gpt2").config == CONFIG
+    assert [p.name for p in tmp_path.iterdir()] == ["gpt2"]
 
 
 def _without(state: dict[str, Tensor]) -> None:
@@ -276,6 +301,10 @@ def test_another_kind_of_gpt2_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder" / "config.json").write_text(json.dumps({**said, "activation_function": "relu"}))
     with pytest.raises(UserError, match="no plain GPT-2: its config has activation_function = 'relu'"):
         read_gpt2(tmp_path / "folder")
+    for damaged in ([1], {**said, "n_head": "2"}):
+        (tmp_path / "folder" / "config.json").write_text(json.dumps(damaged))
+        with pytest.raises(UserError, match=r"config\.json should describe a GPT-2"):
+            read_gpt2(tmp_path / "folder")
 
 
 @settings(max_examples=10, deadline=None)

@@ -96,6 +96,23 @@ def test_a_distance_that_is_not_whole_is_told(lost: str, said: str, tmp_path: Pa
         read_lpips(tmp_path / "lost.pth")
 
 
+@pytest.mark.parametrize(
+    ("changed", "shape", "said"),
+    [
+        ("lin1.model.1.weight", (1, 9, 1, 1), r"should be of \[2, 3, 4, 5, 6, 3, 3\] channels, found \[2, 9, "),
+        ("scaling_layer.shift", (1, 2, 1, 1), r"found \[2, 3, 4, 5, 6, 2, 3\]"),
+        ("net.slice1.2.weight", (), "2.weight of the network is no convolution's"),
+    ],
+)
+def test_parts_that_do_not_belong_together_are_told(
+    changed: str, shape: tuple[int, ...], said: str, tmp_path: Path
+) -> None:
+    state = released(network()) | {f"loss.perceptual_loss.{changed}": torch.ones(shape)}
+    torch.save(state, tmp_path / "odd.pth")
+    with pytest.raises(UserError, match=said):
+        read_lpips(tmp_path / "odd.pth")
+
+
 def test_a_file_without_its_loss_is_told(tmp_path: Path) -> None:
     state = {k: v for k, v in released(network()).items() if not k.startswith("loss.")}
     torch.save(state, tmp_path / "bare.pth")

@@ -67,3 +67,5 @@ def test_impossible_plans_are_refused() -> None:
         planner(DMCEnv("cartpole", "balance", image=False))
     with pytest.raises(UserError, match="at least 2 samples"):
         planner(DMCEnv("cheetah", "run", image=False), samples=1)
+    with pytest.raises(UserError, match="temperature > 0"):
+        planner(DMCEnv("cheetah", "run", image=False), temperature=0.0)

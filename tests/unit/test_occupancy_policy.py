@@ -330,6 +330,18 @@ def test_rollouts_of_a_real_model_have_one_value_per_candidate_and_follow_the_se
     found = value(stacks, actions, rngs(1, 2))
     assert found.shape == (2, 4)
     assert torch.equal(found, value(stacks, actions, rngs(1, 2)))
+    assert not torch.equal(found, value(stacks, actions, rngs(1, 3)))
+
+
+def test_rollouts_draw_alike_for_all_candidates_and_differently_for_each_sample_and_state() -> None:
+    voc, seen = occupancy_model(gammas=(0.0,)), []
+    reward = voc.predicted_reward
+    voc.predicted_reward = lambda tokens: (seen.append(tokens), reward(tokens))[1]
+    stacks = torch.zeros(2, FRAMES, 1, 1, dtype=torch.int64)
+    RolloutValue(voc, cloning_model(), samples=8, horizon=6)(stacks, torch.full((2, 4, 1, 1), 0.3), rngs(1, 2))
+    walked = torch.stack(seen).flatten(2).unflatten(1, (2, 4, 8))  # (H, B, N, S, T)
+    assert torch.equal(walked, walked[:, :, :1].expand_as(walked))
+    assert len({tuple(walk.flatten().tolist()) for walk in walked[:, :, 0].flatten(1, 2).unbind(1)}) > 8
 
 
 def test_a_trained_occupancy_model_finds_the_action_that_the_reward_follows() -> None:

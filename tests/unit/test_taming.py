@@ -178,6 +178,16 @@ def test_what_is_written_has_their_names_and_no_loss(file: Path, tmp_path: Path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["again.pth", "cheetah.pth"]
 
 
+def test_nothing_is_written_where_no_file_can_be(file: Path, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("all of it")
+    state = read_taming(file).state
+    with pytest.raises(UserError, match="could not be written"):
+        write_taming(tmp_path / "taken" / "vq.pth", state)
+    with pytest.raises(UserError, match="is a folder; give the name of a file"):
+        write_taming(tmp_path, state)
+    assert (tmp_path / "taken").read_text() == "all of it"
+
+
 def test_the_command_line_converts_both_ways(file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ours, words = tmp_path / "ours", ["--out", str(tmp_path / "ours"), "--grid", "4", "6"]
     run(["weights", "convert", str(file), *words])

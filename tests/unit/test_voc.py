@@ -240,6 +240,8 @@ def test_bad_input_is_refused_in_one_sentence() -> None:
         (lambda: model.sample(stack[:, :1], gamma=0.5, rng=rng()), "stacks of 2 frames"),
         (lambda: model.sample(stack.transpose(2, 3), gamma=0.5, rng=rng()), r"\(B, 2, 2, 1\)"),
         (lambda: model.sample(stack, gamma=0.5, samples=0, rng=rng()), "samples >= 1"),
+        (lambda: model.sample(stack, gamma=0.5, top_k=0, rng=rng()), "top_k >= 1"),
+        (lambda: model.log_prob(stack, stack[:, :1], gamma=0.5), "stacks of 2 frames"),
         (lambda: model.sample(stack, gamma=0.5, actions=torch.zeros(5, 1, 2), rng=rng()), "not conditioned"),
         (lambda: acting.sample(stack, rng=rng()), "found none"),
         (lambda: acting.sample(stack, actions=torch.zeros(5, 1, 3), rng=rng()), r"\(\.\.\., 1, 2\)"),

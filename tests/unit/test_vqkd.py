@@ -392,6 +392,9 @@ def test_the_use_of_a_released_file_is_chosen() -> None:
         ({"model": released(reference_model()) | {"encoder.rel_pos": torch.zeros(1)}}, "not belong.*encoder.rel_pos"),
         ({"model": {"conv.weight": torch.zeros(1)}}, "should hold a VQ-KD tokenizer"),
         ([1, 2], "should hold a VQ-KD tokenizer"),
+        ({"model": {"encode_task_layer.0.weight": 1}}, "should hold a VQ-KD tokenizer"),
+        ({"model": released(reference_model()) | {"quantize.embedding.initted": torch.zeros(3)}},
+         "1 of another shape .quantizer.initialised"),
     ],
 )  # fmt: skip
 def test_a_file_that_is_not_all_of_a_tokenizer_is_refused(payload: Any, said: str) -> None:

@@ -198,6 +198,12 @@ def test_replaces_an_older_checkpoint_and_nothing_else(tmp_path: Path) -> None:
     (tmp_path / "folder" / "thesis.txt").write_text("precious")
     with pytest.raises(UserError, match="exists and is no checkpoint"):
         save(tmp_path / "folder")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text('{"task": "pusht"}')
+    (tmp_path / "run" / "log.txt").write_text("precious")
+    with pytest.raises(UserError, match="exists and is no checkpoint"):
+        save(tmp_path / "run")
+    assert (tmp_path / "run" / "log.txt").read_text() == "precious"
     (tmp_path / "file").write_text("precious")
     with pytest.raises(UserError, match="exists and is no checkpoint"):
         save(tmp_path / "file")

@@ -14,6 +14,9 @@ the last step of an episode gets zeros, and the reward of the first step is 0.
 Actions and rewards are read when a shard is opened; codes are held in memory from their first use on, as uint16; frames
 are read when they are asked for. The 300,600 rows of the VOC release take some 20 MB in memory that way, and 15 MB for
 their codes (118 MB for those of DINO).
+
+A compressed frame comes with the whole row of chunks around it, where h5py chose the chunks over a thousand rows of
+pixels. To learn from such frames in random order, import them first (`foreact.data.importing`).
 """
 
 from __future__ import annotations
@@ -56,7 +59,7 @@ def open_d4rl(
     Args:
         path: a folder, whose *.hdf5 files are taken in the order of their names, or one file.
         spec: what the streams mean, such as a task's; by default what the files and `fps` say.
-        fps: steps per second where there is no spec; by default those of the domain in the path (cheetah, walker, ...).
+        fps: steps per second; by default the spec's, or those of the domain in the path (cheetah, walker, ...).
         codes: key of the codes; by default the only such array that the files hold, if there is one.
         grid: height and width of a frame's codes; by default a square.
         vocab: size of the codebook; codes outside are refused when they are read.

@@ -5,13 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from foreact.data.chunks import BlockCache
-from foreact.data.hdf5 import Rows, open_hdf5, open_rows, read_whole
+from foreact.data.hdf5 import DAMAGE, Rows, open_hdf5, open_rows, read_whole
 from foreact.types import UserError
+
+if TYPE_CHECKING:
+    import h5py
 
 KEYS = ("step_type", "observation", "action", "reward")
 FIRST, MID, LAST = 0, 1, 2
@@ -50,29 +53,34 @@ def open_shard(path: Path, cache: BlockCache) -> Shard:
         UserError: it is cut short, lacks arrays, or holds something else than it should.
     """
     with open_hdf5(path) as file:
-        if missing := [key for key in KEYS if key not in file]:
-            raise UserError(f"{path} lacks {missing}; expected V-D4RL's arrays {list(KEYS)}, found {sorted(file)}.")
-        arrays: dict[str, Any] = {key: file[key] for key in file if getattr(file[key], "shape", ())}
-        lengths = {key: array.shape[0] for key, array in arrays.items()}
-        if len(set(lengths.values())) != 1 or not all(lengths.values()) or not set(KEYS) <= set(arrays):
-            raise UserError(f"The arrays of {path} should have one length of at least 1 row, found {lengths}.")
-        frames = arrays["observation"]
-        if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
-            raise UserError(
-                f"'observation' of {path} should be uint8 (N, 3, H, W), found {frames.dtype} {frames.shape}."
-            )
-        kinds = read_whole(path, arrays["step_type"])
-        firsts = _first_rows(kinds, path)
-        action, reward = (_finite(path, arrays[key], key, kinds == FIRST) for key in ("action", "reward"))
-        return Shard(
-            file=path,
-            firsts=firsts,
-            action=np.roll(action, -1, axis=0),  # first rows hold zeros, which become those of the last rows
-            reward=reward[:, :1],
-            frames=open_rows(path, frames, cache),
-            size=(int(frames.shape[2]), int(frames.shape[3])),
-            codes={key: array.shape[1] for key, array in arrays.items() if _are_codes(key, array)},
-        )
+        try:
+            return _read(path, file, cache)
+        except DAMAGE as error:
+            raise UserError(f"{path} is damaged ({error}); copy or download it again.") from None
+
+
+def _read(path: Path, file: h5py.File, cache: BlockCache) -> Shard:
+    if missing := [key for key in KEYS if key not in file]:
+        raise UserError(f"{path} lacks {missing}; expected V-D4RL's arrays {list(KEYS)}, found {sorted(file)}.")
+    arrays: dict[str, Any] = {key: file[key] for key in file if getattr(file[key], "shape", ())}
+    lengths = {key: array.shape[0] for key, array in arrays.items()}
+    if len(set(lengths.values())) != 1 or not all(lengths.values()) or not set(KEYS) <= set(arrays):
+        raise UserError(f"The arrays of {path} should have one length of at least 1 row, found {lengths}.")
+    frames = arrays["observation"]
+    if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
+        raise UserError(f"'observation' of {path} should be uint8 (N, 3, H, W), found {frames.dtype} {frames.shape}.")
+    kinds = read_whole(path, arrays["step_type"])
+    firsts = _first_rows(kinds, path)
+    action, reward = (_finite(path, arrays[key], key, kinds == FIRST) for key in ("action", "reward"))
+    return Shard(
+        file=path,
+        firsts=firsts,
+        action=np.roll(action, -1, axis=0),  # first rows hold zeros, which become those of the last rows
+        reward=reward[:, :1],
+        frames=open_rows(path, frames, cache),
+        size=(int(frames.shape[2]), int(frames.shape[3])),
+        codes={key: array.shape[1] for key, array in arrays.items() if _are_codes(key, array)},
+    )
 
 
 def require_alike(shards: Sequence[Shard]) -> None:
@@ -123,4 +131,4 @@ def _finite(path: Path, array: Any, key: str, first: np.ndarray) -> np.ndarray:
 
 
 def _are_codes(key: str, array: Any) -> bool:
-    return key not in KEYS and array.ndim == 2 and array.dtype.kind in "iu"
+    return key not in KEYS and array.ndim == 2 and array.shape[1] > 0 and array.dtype.kind in "iu"

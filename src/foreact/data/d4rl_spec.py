@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -25,14 +26,16 @@ def resolve_spec(
         size: height and width of the frames.
         dims: of the actions.
         given: what a task says they are, or None.
-        fps: steps per second where no task says so; by default those of the domain.
+        fps: steps per second where no task says so; by default those of the domain. A task's must be the same.
 
     Raises:
-        UserError: the recordings contradict the given spec, or nothing tells their rate.
+        UserError: the recordings or `fps` contradict the given spec, or nothing tells their rate.
     """
+    if fps is not None and not 0.0 < fps < math.inf:
+        raise UserError(f"The rate of {file} should be a number of steps per second above 0, found {fps}.")
     own = StreamSpec(cameras={CAMERA: size}, fps=fps or 0.0, has_reward=True)
     if given is not None:
-        replace(own, fps=given.fps, action=given.action).require_equal(given, str(file), "the task")
+        replace(own, fps=fps or given.fps, action=given.action).require_equal(given, str(file), "the task")
         if given.action is None or given.action.dim != dims:
             found = "none" if given.action is None else f"{given.action.dim} dims"
             raise UserError(f"{file} has actions of {dims} dims, the task has {found}; use the task it was made for.")

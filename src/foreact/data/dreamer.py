@@ -58,10 +58,14 @@ class DreamerEpisodes:
 
     def read(self, episode: int, start: int, stop: int, streams: Sequence[str]) -> dict[str, np.ndarray]:
         frames, action, reward = _episode(self.files[episode])
-        size = self.spec.cameras[CAMERA]
+        size, first = self.spec.cameras[CAMERA], self.spec.action
         if frames.shape[1:3] != size:
             raise UserError(
                 f"{self.files[episode]} holds frames of {frames.shape[1:3]} pixels, not {size} as the others."
+            )
+        if first is not None and action.shape[1] != first.dim:
+            raise UserError(
+                f"{self.files[episode]} holds actions of {action.shape[1]} dims, not {first.dim} as the others."
             )
         steps = {CAMERA: frames, "action": action, "reward": reward}
         return {name: steps[name][start:stop] for name in streams}
@@ -71,7 +75,8 @@ def _episode(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Frames uint8 (T, H, W, 3), actions float32 (T, A) and rewards float32 (T, 1) by our convention."""
     frames, action, reward = (values := _arrays(file, KEYS)).values()
     whole = len({*map(len, values.values())}) == 1 and len(frames) > 0
-    if not whole or frames.dtype != np.uint8 or frames.shape[3:] != (3,) or action.ndim != 2 or reward.ndim != 1:
+    numbers = action.dtype.kind in "iuf" and reward.dtype.kind in "iuf" and action.ndim == 2 and reward.ndim == 1
+    if not whole or not numbers or frames.dtype != np.uint8 or frames.shape[3:] != (3,):
         found = {key: f"{array.dtype} {array.shape}" for key, array in values.items()}
         raise UserError(f"{file} should hold image uint8 (T, H, W, 3), action (T, A) and reward (T,), found {found}.")
     if not (np.isfinite(action[1:]).all() and np.isfinite(reward[1:]).all()):
@@ -87,5 +92,5 @@ def _arrays(file: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
             return {key: np.atleast_1d(archive[key]) for key in keys}
     except KeyError as error:
         raise UserError(f"{file} lacks an array ({error}); expected {list(KEYS)} of V-D4RL's episodes.") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise UserError(f"{file} is no whole .npz file ({error}); copy or download it again.") from None

@@ -7,6 +7,7 @@ compressed ones, are decoded a row of chunks at a time and kept in a bounded cac
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 UNCHUNKED_ROWS = 64
 """Rows per block of a data set that is neither in one piece nor in chunks."""
+
+DAMAGE = (OSError, KeyError, RuntimeError, TypeError, ValueError)
+"""What the HDF5 library raises over bytes that make no sense, depending on where they lie."""
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -40,10 +44,11 @@ def open_hdf5(path: Path) -> h5py.File:
 
 
 def read_whole(path: Path, dataset: Any) -> np.ndarray:
-    """All of a data set of the file at `path`; a `UserError` where it is damaged."""
+    """All of a data set of the file at `path`; a `UserError` where it is damaged or was not written to its end."""
     try:
+        _require_written(path, dataset)
         return dataset[:]
-    except OSError as error:
+    except DAMAGE as error:
         raise UserError(f"'{dataset.name}' of {path} cannot be read ({error}); copy or download it again.") from None
 
 
@@ -61,19 +66,25 @@ def open_rows(path: Path, dataset: h5py.Dataset, cache: BlockCache) -> Rows:
     Raises:
         UserError: parts of the data set were never written, or lie beyond the end of the file.
     """
+    _require_written(path, dataset)
     name, shape, dtype = str(dataset.name).lstrip("/"), tuple(dataset.shape), dataset.dtype
-    offset = dataset.id.get_offset()
+    if (offset := dataset.id.get_offset()) is not None:
+        return ContiguousRows(path, name, offset, shape, dtype)
+    return BlockRows(path, name, shape, dtype, dataset.chunks[0] if dataset.chunks else UNCHUNKED_ROWS, cache)
+
+
+def _require_written(path: Path, dataset: Any) -> None:
+    """Refuse a data set with parts that are not in the file: the library reads them as zeros without a word."""
+    name, offset = str(dataset.name).lstrip("/"), dataset.id.get_offset()
     if offset is not None:
         if (end := offset + dataset.nbytes) > (size := path.stat().st_size):
             raise UserError(f"{path} is cut short: '{name}' needs {end} bytes, found {size}; copy it again.")
-        return ContiguousRows(path, name, offset, shape, dtype)
-    if dataset.chunks is not None:
-        wanted = int(np.prod([-(-n // c) for n, c in zip(shape, dataset.chunks, strict=True)]))
+    elif dataset.chunks is not None:
+        wanted = math.prod(-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True))
         if (found := dataset.id.get_num_chunks()) < wanted:
             raise UserError(f"'{name}' of {path} has {found} of {wanted} chunks; its writing was cut short.")
     elif dataset.nbytes and not dataset.is_virtual and not dataset.external and not dataset.id.get_storage_size():
         raise UserError(f"'{name}' of {path} was never written; copy or download the file again.")
-    return BlockRows(path, name, shape, dtype, dataset.chunks[0] if dataset.chunks else UNCHUNKED_ROWS, cache)
 
 
 class ContiguousRows:
@@ -124,7 +135,7 @@ class BlockRows:
         try:
             dataset: Any = self._opened[1][self.name]
             return dataset[start:stop]
-        except OSError as error:
+        except DAMAGE as error:
             raise UserError(
                 f"Rows {start}..{stop} of '{self.name}' in {self.path} cannot be decoded ({error}); copy it again."
             ) from None

@@ -53,6 +53,7 @@ def import_d4rl(
     *,
     fps: float | None = None,
     codes: str | None = None,
+    grid: tuple[int, int] | None = None,
     vocab: int | None = None,
     progress: bool = True,
 ) -> int:
@@ -65,7 +66,7 @@ def import_d4rl(
     Args:
         root: folder of HDF5 shards, or of .npz files with one episode each.
         dst: the native store, new or begun before from the same source.
-        spec, fps, codes, vocab: as in `open_d4rl`.
+        spec, fps, codes, grid, vocab: as in `open_d4rl`.
         progress: show a bar.
 
     Returns:
@@ -75,9 +76,11 @@ def import_d4rl(
         UserError: the source is no such thing or damaged, `dst` holds something else, or the disk refuses.
     """
     root = Path(root)
-    if codes is None and vocab is None and is_dreamer(root):
+    if is_dreamer(root):
+        if (codes, grid, vocab) != (None, None, None):
+            raise UserError(f"{root} holds .npz episodes, which have no codes; leave out codes, grid and vocab.")
         return _copy(DreamerEpisodes(root, spec=spec, fps=fps), root, dst, progress)
-    store = open_d4rl(root, spec=spec, fps=fps, codes=codes, vocab=vocab)
+    store = open_d4rl(root, spec=spec, fps=fps, codes=codes, grid=grid, vocab=vocab)
     tokens = store.gather(TOKENS, np.arange(int(store.lengths.sum()))) if store.has(TOKENS) else None
     episodes = _copy(store, root, dst, progress)
     if tokens is not None:

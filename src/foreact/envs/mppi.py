@@ -93,6 +93,8 @@ class MPPI:
             raise UserError(f"There is a planner for {sorted(REWARDS)}, none for '{env.name}'; use the random policy.")
         if config.samples < 2 or config.horizon < 1 or threads < 1:
             raise UserError(f"Expected at least 2 samples, a horizon of 1 and 1 thread, found {config}, {threads}.")
+        if not (config.sigma > 0.0 and 0.0 <= config.smoothness <= 1.0 and config.temperature > 0.0):
+            raise UserError(f"Expected sigma > 0, 0 <= smoothness <= 1 and temperature > 0, found {config}.")
         import mujoco
         from mujoco.rollout import Rollout
 

@@ -23,11 +23,11 @@ def values_figure(values: Sequence[Values]) -> FigurePair | None:
     def draw(figure: Any) -> None:
         for ax, found in zip(figure.subplots(1, len(values), squeeze=False)[0], values, strict=True):
             names = [""] * len(found.truth) if found.grades is None else [str(g) for g in found.grades]
-            for colour, name in zip(COLOURS, sorted(set(names)), strict=False):
+            for number, name in enumerate(sorted(set(names))):
                 rows = np.array([n == name for n in names])
                 ax.errorbar(
                     found.truth[rows], found.sampled[rows], yerr=found.error[rows], fmt="o", ms=3, lw=0.8, alpha=0.6,
-                    color=colour, label=name,
+                    color=COLOURS[number % len(COLOURS)], label=name,
                 )  # fmt: skip
             ends = np.array(
                 [np.minimum(found.truth, found.sampled).min(), np.maximum(found.truth, found.sampled).max()]

@@ -296,6 +296,7 @@ class VOC(nn.Module):
         rows = self.codebook[blocks].unflatten(-2, (config.frames, -1))  # (..., T, h w, c)
         return (rows.transpose(-1, -2) if config.feature_order == "channels_first" else rows).flatten(-3)
 
+    @torch.no_grad()
     def predicted_reward(self, tokens: Tensor) -> Tensor:
         """The reward that came with a stack: int64 (..., T, h, w) -> float32 (...)."""
         return self.reward(self.features(tokens.flatten(-3))).float()
@@ -311,6 +312,7 @@ class VOC(nn.Module):
     ) -> Tensor:
         """Logits (B, L, V) of the codes of a given future; arguments as in `log_prob`."""
         self._require_stack(context)
+        self._require_stack(future)
         net = self.gpt if online else self.target
         gammas = torch.full((len(context),), self.gamma_number(gamma), device=context.device)
         condition = net.condition(gammas, self._require_actions(actions))
@@ -358,7 +360,7 @@ class VOC(nn.Module):
         """Draw states from the discounted future.
 
         Args:
-            context: int64 (B, T, h, w), present stacks; each is read once, however many draws are made from it.
+            context: int64 (B, T, h, w), present stacks; each is read once for up to `ROWS` draws from it.
             samples: S, draws per context (and per candidate, see `actions`).
             gamma: one of the config's; may be left out where it has one.
             actions: for a model conditioned on actions, float (B, m, A), or (B, N, m, A) for N candidates.
@@ -376,8 +378,11 @@ class VOC(nn.Module):
         """
         self._require_stack(context)
         self.require_codes(context)
-        if samples < 1 or not temperature > 0:
-            raise UserError(f"Expected samples >= 1 and temperature > 0, found {samples} and {temperature}.")
+        if samples < 1 or not temperature > 0 or (top_k is not None and top_k < 1):
+            raise UserError(
+                f"Expected samples >= 1, temperature > 0 and top_k >= 1 or None, found {samples}, {temperature} and "
+                f"{top_k}."
+            )
         net, block = (self.gpt if online else self.target), self.config.block
         actions = self._require_actions(actions)
         several = actions is not None and actions.ndim == 4

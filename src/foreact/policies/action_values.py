@@ -45,7 +45,7 @@ class ActionValue(Protocol):
 
 
 class OccupancyValue:
-    """Q(s, a) = mean reward of states drawn from the occupancy after (s, a), over 1 - gamma (arXiv 2407.09533, eq. 1).
+    """Q(s, a) = mean reward of states drawn from the occupancy after (s, a), over 1 - gamma (arXiv 2407.09533).
 
     Args:
         voc: conditioned on actions.
@@ -112,13 +112,14 @@ class RolloutValue:
 
     def __call__(self, stacks: Tensor, actions: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
         rows = (len(stacks), actions.shape[1], self.samples)
-        # Every rollout is a row of its own from the second step on; those of one state share its generator.
-        shared = [rng for rng in rngs for _ in range(rows[1] * rows[2])]
         states = self._step(stacks, actions, rngs, self.samples).flatten(0, 2)
+        # Every rollout is a row of its own from the second step on. Candidates share their draws, as in `VOC.sample`.
+        seeds = [torch.randint(2**62, (self.samples,), generator=rng).tolist() for rng in rngs]
+        later = [torch.Generator().manual_seed(seed) for of in seeds for _ in range(rows[1]) for seed in of]
         value = self.voc.predicted_reward(states)
         for k in range(1, self.horizon):
-            following = self.cloning.propose(states, 1, rngs=shared)[:, 0, :1]
-            states = self._step(states, following, shared, 1)[:, 0]
+            following = self.cloning.propose(states, 1, rngs=later)[:, 0, :1]
+            states = self._step(states, following, later, 1)[:, 0]
             value = value + self.gamma**k * self.voc.predicted_reward(states)
         return value.view(rows).mean(-1)
 

@@ -82,9 +82,9 @@ def control(
             there are any.
         episodes: one per seed.
         first_seed: seed of the first.
-        max_steps: decisions of an episode; default: the environment's own limit.
+        max_steps: steps of an episode, one action each; default: the environment's own limit.
         execute: actions played before planning again.
-        planning: how planners search; its gamma is the discount of rollouts.
+        planning: how planners search; its gamma is the discount of rollouts, which only one-step policies take.
         shadows: DeepMind Control only: whether pictures have shadows, as in the data that the policies learned from;
             default: the task's choice.
         videos: episodes of each policy to film.
@@ -92,6 +92,8 @@ def control(
         out: folder of the results.
         device: where the policies compute; default CUDA if there is one.
     """
+    if planning.rollouts:
+        raise UserError("Rollouts are asked for as one-step:WEIGHTS among --policies; leave out --planning.rollouts.")
     found = lit(find_task(task), shadows)
     rows = entrants(policies, gammas)
     if prior is None:

@@ -91,6 +91,7 @@ def import_d4rl(
     task: str | None = None,
     fps: float | None = None,
     codes: str | None = None,
+    grid: tuple[int, int] | None = None,
     vocab: int | None = None,
 ) -> None:
     """Copy recordings of V-D4RL, or shards with codes of Video Occupancy Models, into a store of ours.
@@ -103,9 +104,10 @@ def import_d4rl(
         task: what the streams mean; by default what the files say.
         fps: steps per second, where neither the task nor a folder's name (cheetah, walker, humanoid) tells.
         codes: array of the codes to take along, such as vae_latents; by default the only one there is.
+        grid: rows and columns of a frame's codes; by default a square.
         vocab: size of their codebook; codes outside are refused.
     """
-    episodes = importing.import_d4rl(root, out, _spec(task), fps=fps, codes=codes, vocab=vocab)
+    episodes = importing.import_d4rl(root, out, _spec(task), fps=fps, codes=codes, grid=grid, vocab=vocab)
     print(f"{episodes} episodes: {out}")
 
 

@@ -37,7 +37,7 @@ GAMMAS = (0.5, 0.8, 0.95)
 PLANNED = 0.8
 VAL_RATIO = 0.25
 DECISIONS = 200
-"""Length of the planned episode."""
+"""Actions of the planned episode."""
 PLANNING = PlanningConfig(candidates=24, samples=4, iterations=2)
 
 
@@ -47,6 +47,7 @@ def demo(
     data: Path | None = None,
     episodes: int = 18,
     effort: float = 1.0,
+    decisions: int = DECISIONS,
 ) -> None:
     """Collect episodes, train a tokenizer, a VOC and behaviour cloning, and show what the VOC knows: one report.
 
@@ -60,9 +61,13 @@ def demo(
         data: a store to learn from instead of new episodes.
         episodes: how many to collect: a third each by random actions, a weak and a good planner on the simulator.
         effort: factor on all training steps and on the number of states measured.
+        decisions: length of the planned episode, in actions.
     """
-    if episodes < 4 or not effort > 0:
-        raise UserError(f"The demo needs 4 episodes or more and a positive effort, found {episodes} and {effort}.")
+    if episodes < 4 or not effort > 0 or decisions < 1:
+        raise UserError(
+            f"The demo needs 4 episodes or more, a positive effort and 1 decision or more, found {episodes}, {effort} "
+            f"and {decisions}."
+        )
     began = time.perf_counter()
     found = find_task(task)
     say("1/5  Episodes")
@@ -102,20 +107,21 @@ def demo(
 
     say("5/5  Acting")
     control(
-        task, policies=(f"voc:{weights}", f"bc:{prior}", "random"), gammas=(PLANNED,), episodes=1, max_steps=DECISIONS,
+        task, policies=(f"voc:{weights}", f"bc:{prior}", "random"), gammas=(PLANNED,), episodes=1, max_steps=decisions,
         execute=2, planning=PLANNING, shadows=opened.attrs.get("shadows"), out=out / "acting",
     )  # fmt: skip
     results = [read_closed_loop(out / "acting" / name) for name in (f"voc-{PLANNED:g}", "bc", "random")]
 
     minutes = (time.perf_counter() - began) / 60
+    source = f"--episodes {episodes}" if data is None else f"--data {data}"
     report = write_report(
         out / "report.html", title=f"Foreact demo: a video occupancy model of {found.name}",
-        score_note=f"{found.score_note} Here one episode of {DECISIONS} decisions shows how planning works, and cannot "
+        score_note=f"{found.score_note} Here one episode of {decisions} decisions shows how planning works, and cannot "
         "show how well; `foreact eval control` measures that.",
         results=results, log=read_log(run.out / "log.jsonl"), values=measured, futures=futures,
         config=config_to_json(run),
-        facts={"command": f"foreact demo voc --task {task} --effort {effort:g}", "minutes": f"{minutes:.1f}",
-               "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads"},
+        facts={"command": f"foreact demo voc --task {task} {source} --effort {effort:g} --decisions {decisions}",
+               "minutes": f"{minutes:.1f}", "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads"},
     )  # fmt: skip
     print(f"The report, with sampled futures, values and the planned episode: {report}  ({minutes:.1f} minutes)")
 

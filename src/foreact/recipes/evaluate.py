@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from foreact.evals import closed_loop as loop
-from foreact.evals.figures import scores_figure
 from foreact.evals.report import Media, write_report
 from foreact.evals.video import VideoQuality, save_examples, video_quality
 from foreact.policies.baselines import DoNothing, RandomPolicy
@@ -25,6 +24,8 @@ from foreact.weights.shipped import resolve
 TEST_SEED = 100_000
 """First of the held-out seeds; no collection may contain them."""
 BASELINES = {"do-nothing": DoNothing, "random": RandomPolicy}
+TEMPERATURE = 0.95
+"""Of UVA's sampling."""
 PLAIN = "_plain"
 """End of the name of an environment without shadows."""
 
@@ -35,7 +36,7 @@ def closed_loop(
     seeds: int = 50,
     first_seed: int = TEST_SEED,
     execute: int | None = None,
-    temperature: float = 0.95,
+    temperature: float = TEMPERATURE,
     steps: int | None = None,
     prior: str | None = None,
     planning: PlanningConfig = PlanningConfig(),  # noqa: B008 - frozen
@@ -67,6 +68,15 @@ def closed_loop(
         device: where the policy computes; default CUDA if there is one.
     """
     found = lit(find_task(task), shadows)
+    family = None if weights in BASELINES else family_of(resolve(weights))
+    for option, reader, given in (
+        ("prior", "voc", prior is not None),
+        ("planning", "voc", planning != PlanningConfig()),
+        ("temperature", "uva", temperature != TEMPERATURE),
+        ("steps", "uva", steps is not None),
+    ):
+        if given and family != reader:
+            raise UserError(f"--{option} is for weights of the family '{reader}'; leave it out with '{weights}'.")
     policies = {
         weights: open_policy(weights, found, execute, temperature, steps, device, prior=prior, planning=planning)
     }
@@ -95,7 +105,7 @@ def lit(task: Task, shadows: bool | None) -> Task:
 
 
 def open_policy(
-    weights: str, task: Task, execute: int | None = None, temperature: float = 0.95, steps: int | None = None,
+    weights: str, task: Task, execute: int | None = None, temperature: float = TEMPERATURE, steps: int | None = None,
     device: str | None = None, *, prior: str | None = None, planning: PlanningConfig | None = None, draw: bool = False,
 ) -> Policy:  # fmt: skip
     """The baseline of that name, or the policy of a checkpoint, checked against the task.
@@ -109,13 +119,13 @@ def open_policy(
         draw: behaviour cloning plays draws from its distribution instead of the mode.
     """
     if weights in BASELINES:
-        return BASELINES[weights](task.spec, execute=execute or 8)
+        return BASELINES[weights](task.spec, execute=8 if execute is None else execute)
     path, where = resolve(weights), pick_device(device)
     family = family_of(path)
     # A CPU gains little from large calls, and calls that are filled up cost as much as full ones.
     on_codes: dict[str, Any] = {
         "device": where,
-        "execute": execute or 1,
+        "execute": 1 if execute is None else execute,
         "batch_size": 1 if where.type == "cpu" else 32,
     }
     policy: Policy
@@ -125,7 +135,8 @@ def open_policy(
     elif family == "bc":
         policy = load_cloning_policy(path, draw=draw, **on_codes)
     else:
-        policy = load_policy(path, device=where, execute=execute or 8, temperature=temperature, steps=steps)
+        chunk = 8 if execute is None else execute
+        policy = load_policy(path, device=where, execute=chunk, temperature=temperature, steps=steps)
     task.spec.require_equal(policy.spec, f"task '{task.name}'", f"weights '{weights}'")
     return policy
 
@@ -167,20 +178,7 @@ def report_scores(
     out: Path, task: Task, results: Sequence[loop.ClosedLoopResult], *, title: str, facts: Mapping[str, Any]
 ) -> Path:
     """Write `report.html` into `out`; returns its path."""
-    if all(r.success is not None for r in results):
-        return write_report(out / "report.html", title=title, score_note=task.score_note, results=results, facts=facts)
-    figure = scores_figure(results)
-    assert figure is not None
-    (out / "scores.png").write_bytes(figure.light)
-    films = [
-        Media(out / r.name / e.video, f"{r.name}, seed {e.seed}, score {e.score:.1f}")
-        for r in results for e in r.episodes if e.video
-    ]  # fmt: skip
-    rows = {r.name: f"{r.score}, {seconds_per_decision(r):.3g} s per decision" for r in results}
-    scores = Media(out / "scores.png", "Scores of all episodes, one row per policy")
-    return write_report(
-        out / "report.html", title=title, score_note=task.score_note, pictures=[scores, *films], facts=rows | {**facts}
-    )
+    return write_report(out / "report.html", title=title, score_note=task.score_note, results=results, facts=facts)
 
 
 def seconds_per_decision(result: loop.ClosedLoopResult) -> float:

@@ -8,6 +8,7 @@ from typing import Literal
 
 import torch
 
+from foreact.data.d4rl import is_d4rl
 from foreact.data.store import open_store
 from foreact.recipes.encoding import SHARD_STEPS, Precision, StreamEncoder, encode_stream
 from foreact.recipes.ranks import Ranks
@@ -49,6 +50,11 @@ def tokenize(
     """
     if shard_steps < 1:
         raise UserError(f"Expected shard_steps >= 1, found {shard_steps}.")
+    if is_d4rl(store):
+        raise UserError(
+            f"{store} holds HDF5 shards, which are not written to; `foreact data import-d4rl` makes a store of them, "
+            "to which codes are added."
+        )
     spec: StreamSpec | None = None if task is None else find_task(task).spec
     # With Ray, the actors compute; here one frame tells the shape of the stream.
     where = torch.device("cpu") if engine == "ray" else own_device(pick_device(device))

@@ -106,9 +106,10 @@ class TeacherQuality:
         assert isinstance(model, VQKD)
         device = next(model.parameters()).device
         found = [model.compare(batch.to(device)) for batch in self.batches]
-        usage, perplexity = codebook_use(torch.cat([q.codes.flatten() for _, q in found]), model.config.codes)
+        codes = torch.cat([quantized.codes for _, quantized in found])
+        usage, perplexity = codebook_use(codes, model.config.codes)
         return {
-            "distance": torch.stack([distance for distance, _ in found]).mean().item(),
+            "distance": sum(len(q.codes) * distance.item() for distance, q in found) / len(codes),
             "codebook_usage": usage.item(),
             "perplexity": perplexity.item(),
         }

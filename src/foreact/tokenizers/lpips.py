@@ -58,8 +58,14 @@ def lpips(
     heads = [f"{int(last) - 1}.weight" for last in last_of_stages()]
     if missing := [name for name in heads if name not in network]:
         raise ValueError(f"the network lacks {', '.join(missing)}")
+    if odd := [name for name in heads if network[name].ndim != 4]:
+        raise ValueError(f"{odd[0]} of the network is no convolution's")
+    widths = [len(network[name]) for name in heads]
+    wanted, found = [*widths, 3, 3], [len(values) for values in (*weights, shift, scale)]
+    if found != wanted:
+        raise ValueError(f"its weights, shift and scale should be of {wanted} channels, found {found}")
     with torch.device("meta"):
-        features = vgg16([len(network[name]) for name in heads])
+        features = vgg16(widths)
     try:
         features.load_state_dict(dict(network), assign=True)
     except RuntimeError as error:

@@ -126,7 +126,7 @@ def save_checkpoint(
         raise UserError(
             f"A '{family}' checkpoint needs a {FAMILIES[family].config.__name__}, found a {type(config).__name__}."
         )
-    if path.exists() and not (path / "config.json").is_file() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and not _is_replaceable(path):
         raise UserError(f"{path} exists and is no checkpoint; choose another path or remove it.")
     embedded = load_checkpoint(tokenizer) if isinstance(tokenizer, Path) else None
     reference = tokenizer if isinstance(tokenizer, TokenizerRef) else None
@@ -320,6 +320,15 @@ def difference(expected: Mapping[str, Any], found: Mapping[str, Any], *, show: i
         for label, names in groups.items()
         if names
     )
+
+
+def _is_replaceable(path: Path) -> bool:
+    """Whether it is an empty folder or one with a checkpoint's config; that of a run has the same name."""
+    file = path / "config.json"
+    if not file.is_file():
+        return path.is_dir() and not any(path.iterdir())
+    raw = read_json(file)
+    return isinstance(raw, dict) and {"family", "format"} <= raw.keys()
 
 
 def _family(name: Any, who: str) -> Family:

@@ -63,7 +63,9 @@ class GPT2Reference:
 def is_gpt2(payload: Any) -> bool:
     """Whether the content of a file is a bare GPT-2 state dict."""
     name = "h.0.attn.c_attn.weight"
-    return isinstance(payload, Mapping) and (name in payload or PREFIX + name in payload)
+    if not isinstance(payload, Mapping) or not all(isinstance(value, Tensor) for value in payload.values()):
+        return False
+    return name in payload or PREFIX + name in payload
 
 
 def read_gpt2(path: Path, payload: Any = None, *, heads: int | None = None) -> GPT2Reference:
@@ -81,6 +83,8 @@ def read_gpt2(path: Path, payload: Any = None, *, heads: int | None = None) -> G
     said: Mapping[str, Any] = {}
     if payload is None and path.is_dir():
         said = read_json(path / "config.json")
+        if not isinstance(said, Mapping) or not isinstance(said.get("n_head", 1), int):
+            raise UserError(f"{path / 'config.json'} should describe a GPT-2; restore it from its source.")
         if other := [k for k, v in _FIXED.items() if said.get(k, v) != v]:
             raise UserError(f"{path} holds no plain GPT-2: its config has {other[0]} = {said[other[0]]!r}.")
         if heads is not None and heads != said.get("n_head", heads):
@@ -181,15 +185,16 @@ def to_reference(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_gpt2(path: Path, config: GPT2Config, state: Mapping[str, Tensor]) -> None:
-    """Write a GPT-2, in our names, as a folder for `GPT2LMHeadModel.from_pretrained`; one at `path` is replaced.
+    """Write a GPT-2, in our names, as a folder for `GPT2LMHeadModel.from_pretrained`; one at `path` is replaced, and
+    stays whole until the new one is.
 
     Raises:
         UserError: the state is not that of a plain GPT-2, `path` holds something else, or the disk refuses. Nothing is
             left half-written.
     """
     path = Path(path)
-    if path.exists() and not (path / "config.json").is_file() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} exists and is no model folder; choose another path or remove it.")
+    if path.exists() and not _is_replaceable(path):
+        raise UserError(f"{path} exists and is no model folder of a GPT-2; choose another path or remove it.")
     tensors = {name: t.detach().cpu().contiguous() for name, t in to_reference(state).items() if name != HEAD}
     said = {
         **_FIXED, "architectures": ["GPT2LMHeadModel"], "vocab_size": config.vocab, "n_positions": config.positions,
@@ -197,19 +202,36 @@ def write_gpt2(path: Path, config: GPT2Config, state: Mapping[str, Tensor]) -> N
         "embd_pdrop": config.dropout, "attn_pdrop": config.attention_dropout,
         "bos_token_id": None, "eos_token_id": None,
     }  # fmt: skip
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary, retired = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
+        for leftover in (temporary, retired):
+            shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
         (temporary / "config.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
         if path.exists():
-            shutil.rmtree(path)
-        os.replace(temporary, path)
+            os.rename(path, retired)
+        os.rename(temporary, path)
+        shutil.rmtree(retired, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} could not be written ({error}); free some space or check the rights.") from None
     finally:
+        if not path.exists() and retired.exists():
+            os.rename(retired, path)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _is_replaceable(path: Path) -> bool:
+    """Whether it is an empty folder or one of files alone, with the config of a GPT-2; a run has a config.json too."""
+    if not path.is_dir():
+        return False
+    inside = list(path.iterdir())
+    if not inside:
+        return True
+    if not all(p.is_file() for p in inside) or not (path / "config.json").is_file():
+        return False
+    said = read_json(path / "config.json")
+    return isinstance(said, Mapping) and said.get("model_type") == "gpt2"
 
 
 def occupancy_state(found: GPT2Reference, config: VOCConfig, *, codebook: Tensor | None = None) -> dict[str, Tensor]:

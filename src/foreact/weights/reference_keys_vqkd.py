@@ -69,6 +69,7 @@ def to_native(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
             "expected names such as 'encoder.blocks.0.attn.q_bias' and 'quantize.embedding.weight'."
         )
     native = {name: state[key] for key, name in names.items() if name is not None}
-    if (flag := native.get("quantizer.initialised")) is not None:
+    flag = native.get("quantizer.initialised")
+    if flag is not None and flag.numel() == 1:
         native["quantizer.initialised"] = flag.bool().reshape(())
     return native

@@ -132,9 +132,11 @@ def write_taming(path: Path, state: Mapping[str, Tensor]) -> None:
     loss.
 
     Raises:
-        UserError: the disk refuses. Nothing is left half-written.
+        UserError: `path` is a folder, or the disk refuses. Nothing is left half-written.
     """
     path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the name of a file.")
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -143,7 +145,8 @@ def write_taming(path: Path, state: Mapping[str, Tensor]) -> None:
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path} could not be written ({error}); free some space or check the rights.") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.exists():  # unlink would not forgive a parent that is a file
+            temporary.unlink()
 
 
 def _open(path: Path, payload: Any) -> tuple[dict[str, Tensor], list[str]]:

@@ -131,4 +131,6 @@ def _entry(payload: Any) -> str | None:
         return None
     key = "model" if "model" in payload else "state_dict"
     state = payload.get(key)
-    return key if isinstance(state, Mapping) and any(str(k).startswith("encode_task_layer.") for k in state) else None
+    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+        return None
+    return key if any(str(k).startswith("encode_task_layer.") for k in state) else None
