@@ -24,7 +24,7 @@ OPTIONS = {
     "demo voc": ["--out", "--task", "--effort"],
     "data collect": ["--env", "--policy", "--episodes", "--out", "--first-seed", "--noise", "--shadows", "--workers"],
     "data import": ["--src", "--out", "--task", "--fill-missing"],
-    "data import-d4rl": ["--root", "--out", "--task", "--fps", "--codes", "--vocab"],
+    "data import-d4rl": ["--root", "--out", "--task", "--fps", "--codes", "--grid", "--vocab"],
     "data import-opendv": ["--root", "--out", "--split", "--names", "--cutting", "--damage", "--height", "--width"],
     "data import-nuscenes": ["--root", "--out", "--version", "--scenes", "--camera", "--height", "--width"],
     "data import-nuplan": ["--databases", "--images", "--out", "--logs", "--camera", "--height", "--width"],

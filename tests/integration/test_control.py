@@ -265,7 +265,7 @@ def test_the_table_holds_every_policy_on_the_same_episodes(
         assert row["score"]["mean"] == pytest.approx(np.mean(row["episodes"]))
         assert row["score"]["n"] == 2
         assert row["protocol"]["max_steps"] == 3
-        assert row["seconds_per_decision"] >= 0.0
+        assert row["seconds_per_plan"] >= 0.0
         assert (tmp_path / row["policy"] / "videos" / "seed-100000.mp4").is_file()
     told = {row["policy"]: row["protocol"] for row in table["rows"]}
     assert told["voc-0.9"]["gamma"] == 0.9
@@ -275,7 +275,7 @@ def test_the_table_holds_every_policy_on_the_same_episodes(
     page = (tmp_path / "report.html").read_text()
     assert all(name in page for name in names)
     assert "sum of its rewards" in page
-    assert capsys.readouterr().out.count("s per decision") == len(names)
+    assert capsys.readouterr().out.count("s per plan") == len(names)
 
 
 def test_what_was_measured_by_the_same_protocol_is_read(

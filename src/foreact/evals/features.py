@@ -214,7 +214,10 @@ def _import_module(source: str) -> nn.Module:
         raise UserError(
             f"'{source}' names no importable function ({error}); give 'module:function' on the Python path."
         ) from error
-    found = factory()
+    try:
+        found = factory()
+    except TypeError as error:
+        raise UserError(f"'{source}' should be a function without arguments ({error}).") from None
     if not isinstance(found, nn.Module):
         raise UserError(f"'{source}' should return an nn.Module, found {type(found).__name__}.")
     return found

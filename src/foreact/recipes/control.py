@@ -23,7 +23,7 @@ from foreact.recipes.evaluate import (
     measure,
     open_policy,
     report_scores,
-    seconds_per_decision,
+    seconds_per_plan,
 )
 from foreact.recipes.runs import say, write_json
 from foreact.recipes.tasks import find_task
@@ -187,7 +187,7 @@ def to_json(task: Task, results: list[ClosedLoopResult]) -> dict[str, Any]:
         {
             "policy": r.name,
             "score": dataclasses.asdict(r.score),
-            "seconds_per_decision": seconds_per_decision(r),
+            "seconds_per_plan": seconds_per_plan(r),
             "episodes": [e.score for e in r.episodes],
             "protocol": dict(r.protocol),
         }
@@ -214,7 +214,7 @@ def _measured(
 
 
 def _line(result: ClosedLoopResult) -> str:
-    return f"{result.name:<16}score {result.score}   {seconds_per_decision(result):.3g} s per decision"
+    return f"{result.name:<16}score {result.score}   {seconds_per_plan(result):.3g} s per plan"
 
 
 def _require_same_pictures(weights: str, task: Task) -> None:

@@ -181,7 +181,7 @@ def report_scores(
     return write_report(out / "report.html", title=title, score_note=task.score_note, results=results, facts=facts)
 
 
-def seconds_per_decision(result: loop.ClosedLoopResult) -> float:
+def seconds_per_plan(result: loop.ClosedLoopResult) -> float:
     """Computing time for one decision of one episode, where episodes share calls: their share."""
     return result.latency["mean_ms_per_chunk"] / 1e3
 

@@ -118,11 +118,11 @@ def ensure_codes(store: RowStore, camera: str, tokenizer: LoadedTokenizer, *, de
     if found is None:
         warnings.warn(f"The codes of {store.path} do not say which tokenizer made them.", stacklevel=2)
         assert tokenizer.tokenizer.vocab is not None
-        largest = int(store.gather(stream, np.arange(int(np.sum(store.lengths)))).max())
-        if largest >= tokenizer.tokenizer.vocab:
+        codes = store.gather(stream, np.arange(int(np.sum(store.lengths))))
+        if codes.min() < 0 or codes.max() >= tokenizer.tokenizer.vocab:
             raise UserError(
-                f"The codes of {store.path} reach {largest}, the tokenizer has {tokenizer.tokenizer.vocab} codes; use "
-                "codes and a tokenizer that belong together."
+                f"The codes of {store.path} are {codes.min()}..{codes.max()}, the tokenizer's are "
+                f"0..{tokenizer.tokenizer.vocab - 1}; use codes and a tokenizer that belong together."
             )
     elif found != tokenizer.hash:
         raise UserError(

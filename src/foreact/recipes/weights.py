@@ -187,8 +187,8 @@ def convert(
         grid: rows and columns of tokens in a frame: of a VaViM or VaVAM where they are not the published 18 x 32; of
             LlamaGen's tokenizer, that it will be used with (else those of 256 x 256 pixels); of a VQGAN likewise (else
             those of 80 x 80 pixels as VOC's, of 256 x 256 where symmetric).
-        preprocessing: of a VQGAN or VQ-KD, how frames are prepared: legacy, as for VOC's files and codes (the default),
-            or symmetric, as taming and BEiT v2 mean it.
+        preprocessing: of a VQGAN or VQ-KD, how frames are prepared: legacy, as for VOC's files and codes (the default,
+            but for checkpoints of taming's own training), or symmetric, as taming and BEiT v2 mean it.
         tokenizer: of a GPT of VOC, the checkpoint of the tokenizer whose codes it models.
         gamma: of a GPT of VOC, the discount it was trained for.
         frames: of a GPT of VOC, frames of a stack; default 3, over VQ-KD codes 2.

@@ -159,7 +159,7 @@ def convert(
         if grid is not None:
             config = dataclasses.replace(config, image_size=(grid[0] * stride, grid[1] * stride))
     elif kind == "taming":
-        tokenizer = read_taming(src, payload, preprocessing=preprocessing or "legacy", grid=grid)
+        tokenizer = read_taming(src, payload, preprocessing=preprocessing, grid=grid)
         config = tokenizer.config
     elif kind == "vqkd":
         tokenizer = read_vqkd(src, payload, preprocessing=preprocessing or "legacy", grid=grid)

@@ -28,6 +28,8 @@ from foreact.weights.llamagen_reference import sizes_of
 from foreact.weights.pickles import read_torch_file
 from foreact.weights.reference_keys_taming import LOSS, to_native, to_reference
 
+LIGHTNING = "pytorch-lightning_version"
+"""Entry of a checkpoint that Lightning wrote, as taming's training does."""
 IMAGE_SIZES: dict[Preprocessing, tuple[int, int]] = {"legacy": (80, 80), "symmetric": (256, 256)}
 """(height, width) of the frames that VOC and taming trained on; the files do not say."""
 
@@ -60,7 +62,7 @@ def read_taming(
     path: Path,
     payload: Any = None,
     *,
-    preprocessing: Preprocessing = "legacy",
+    preprocessing: Preprocessing | None = None,
     grid: tuple[int, int] | None = None,
 ) -> TamingReference:
     """Read a VQGAN of taming, whatever wraps its state dict.
@@ -68,13 +70,15 @@ def read_taming(
     Args:
         path: the file.
         payload: its content, where it has been read already.
-        preprocessing: how the frames of its training were prepared; the file does not say. VOC's released ones: legacy.
+        preprocessing: how the frames of its training were prepared, which no file says; by default "symmetric" for a
+            checkpoint of Lightning, as taming writes them, and "legacy" for a bare state dict, as VOC released.
         grid: (h, w) of tokens in the frames it is to be used on; None: of frames of `IMAGE_SIZES`.
 
     Raises:
         UserError: the file is missing, unreadable, holds something else, or not all of the tokenizer.
     """
     theirs, unread = _open(path, payload)
+    preprocessing = preprocessing or ("symmetric" if LIGHTNING in unread else "legacy")
     state = to_native(theirs)
     sizes = sizes_of(state, path, "VQGAN of taming")
     levels = len(sizes["multipliers"])
