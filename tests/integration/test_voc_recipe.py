@@ -17,10 +17,11 @@ from foreact.recipes.tokenize import tokenize
 from foreact.recipes.voc import VOCRun, command, recipe, train_voc
 from foreact.tokenizers.musik import Musik
 from foreact.tokenizers.vq import VQTokenizer
+from foreact.tokenizers.vqkd import VQKD, VQKDConfig
 from foreact.train.config import TrainConfig
 from foreact.train.logs import read_log
 from foreact.types import UserError
-from foreact.weights.format import build, load_checkpoint, load_tokenizer, save_checkpoint
+from foreact.weights.format import build, load_checkpoint, load_tokenizer, save_checkpoint, save_checkpoint
 
 MUSIK = dataclasses.replace(
     SMALL_MUSIK, channels=8, multipliers=(1, 2, 2), blocks=1, features=8, codes=16, code_dim=4, summary=8, hidden=8,
@@ -120,6 +121,24 @@ def test_codes_are_learned_along_with_the_model(codes: str, store: Path, tmp_pat
     fresh = write_pushes(tmp_path / "fresh.zarr", episodes=4)
     again = train_voc(run(fresh, tmp_path / "stored", codes=codes, tokenizer=str(weights / "tokenizer")))
     assert load_checkpoint(again).tokenizer == load_checkpoint(weights).tokenizer
+
+
+def test_dino_codes_are_read_tokens_first(tmp_path: Path) -> None:
+    store = write_pushes(tmp_path / "pushes.zarr", episodes=4)
+    torch.manual_seed(0)
+    vqkd = VQKD(VQKDConfig(width=16, depth=1, heads=2, patch=8, image_size=(24, 24), codes=16, code_dim=4, features=8))
+    save_checkpoint(tmp_path / "vqkd", family="vqkd", config=vqkd.config, state=vqkd.state_dict())
+    sized = recipe("pocket", "dino").model
+    weights = train_voc(
+        run(
+            store, tmp_path / "run", codes="dino", tokenizer=str(tmp_path / "vqkd"),
+            model={"feature_order": sized.feature_order},
+        )
+    )  # fmt: skip
+    model = build(load_checkpoint(weights))
+    assert isinstance(model, VOC)
+    assert (model.config.feature_order, model.config.grid) == ("tokens_first", (3, 3))
+    torch.testing.assert_close(model.codebook, vqkd.codebook)
 
 
 def test_a_joint_run_may_start_from_a_tokenizer_and_freeze_it(store: Path, tokenizer: Path, tmp_path: Path) -> None:
