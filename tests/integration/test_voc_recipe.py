@@ -21,7 +21,7 @@ from foreact.tokenizers.vqkd import VQKD, VQKDConfig
 from foreact.train.config import TrainConfig
 from foreact.train.logs import read_log
 from foreact.types import UserError
-from foreact.weights.format import build, load_checkpoint, load_tokenizer, save_checkpoint, save_checkpoint
+from foreact.weights.format import build, load_checkpoint, load_tokenizer, save_checkpoint
 
 MUSIK = dataclasses.replace(
     SMALL_MUSIK, channels=8, multipliers=(1, 2, 2), blocks=1, features=8, codes=16, code_dim=4, summary=8, hidden=8,
