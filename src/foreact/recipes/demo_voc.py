@@ -38,7 +38,9 @@ PLANNED = 0.8
 VAL_RATIO = 0.25
 DECISIONS = 200
 """Actions of the planned episode."""
-PLANNING = PlanningConfig(candidates=24, samples=4, iterations=2)
+ACTIONS = 4
+"""First actions that a candidate names, all of which are played."""
+PLANNING = PlanningConfig(planner="shooting", prior_share=1.0, candidates=24, samples=4)
 
 
 def demo(
@@ -92,13 +94,13 @@ def demo(
     run = voc.recipe("pocket")
     run = dataclasses.replace(
         run, task=task, data=store, tokenizer=tokens, actions=True, out=out / "voc", val_ratio=VAL_RATIO,
-        model=dataclasses.replace(run.model, gammas=GAMMAS, action_steps=2), train=rhythm(run.train, 1000, 32),
+        model=dataclasses.replace(run.model, gammas=GAMMAS, action_steps=ACTIONS), train=rhythm(run.train, 1000, 32),
     )  # fmt: skip
     weights = str(voc.train_voc(run))
     clone = cloning.CloningRun(task=task, data=store, tokenizer=tokens, out=out / "cloning", val_ratio=VAL_RATIO)
     # Few episodes are soon learned by heart: the best of five looks at the held-out ones is kept.
     often = dataclasses.replace(rhythm(clone.train, 1000, 128), eval_every=max(1, steps(1000) // 5))
-    clone = dataclasses.replace(clone, model=dataclasses.replace(clone.model, action_steps=2), train=often)
+    clone = dataclasses.replace(clone, model=dataclasses.replace(clone.model, action_steps=ACTIONS), train=often)
     prior = str(cloning.train_bc(clone))
 
     say("4/5  Futures and values")
@@ -108,7 +110,7 @@ def demo(
     say("5/5  Acting")
     control(
         task, policies=(f"voc:{weights}", f"bc:{prior}", "random"), gammas=(PLANNED,), episodes=1, max_steps=decisions,
-        execute=2, planning=PLANNING, shadows=opened.attrs.get("shadows"), out=out / "acting",
+        execute=ACTIONS, planning=PLANNING, shadows=opened.attrs.get("shadows"), out=out / "acting",
     )  # fmt: skip
     results = [read_closed_loop(out / "acting" / name) for name in (f"voc-{PLANNED:g}", "bc", "random")]
 
