@@ -104,12 +104,12 @@ def test_the_verb_serves_until_interrupted(folder: Path) -> None:
         assert found, process.communicate()[1]
         assert "NeuroNCAP server\n" in printed
         assert "  policy       vavam\n" in printed
-        connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=20)
+        connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=120)
         connection.request("GET", "/alive")
         assert json.loads(connection.getresponse().read()) is True
         connection.close()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=20) != 0
+        assert process.wait(timeout=120) != 0
         assert "KeyboardInterrupt" in process.communicate()[1]  # the command line makes one word of it
     finally:
         process.kill()
