@@ -6,6 +6,7 @@ with torch too, uses AVX-512 wherever it is and takes half the time there (`benc
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -38,7 +39,13 @@ def _suits(x: Tensor, weight: Tensor) -> bool:
         return False
     if x.numel() * weight.shape[0] < WORTHWHILE or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
         return False
-    return torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    return torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled and _has_product()
+
+
+@cache
+def _has_product() -> bool:
+    """Whether this build of torch has the operators, which it does not document."""
+    return hasattr(torch.ops.mkldnn, "_linear_pointwise") and hasattr(torch.ops.aten, "mkldnn_linear_backward_weights")
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
