@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -94,7 +95,12 @@ def test_tokenizers_and_weights_that_do_not_fit(folder: Path, path: str, tokeniz
 def test_the_verb_serves_until_interrupted(folder: Path) -> None:
     code = "import sys; from foreact.recipes.serve import neuroncap; neuroncap(sys.argv[1], port=0, device='cpu')"
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(folder / "car")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, str(folder / "car")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever runs the tests in the background may ignore Ctrl-C, and children inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
     try:
         assert process.stdout is not None
@@ -104,12 +110,12 @@ def test_the_verb_serves_until_interrupted(folder: Path) -> None:
         assert found, process.communicate()[1]
         assert "NeuroNCAP server\n" in printed
         assert "  policy       vavam\n" in printed
-        connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=120)
+        connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=60)
         connection.request("GET", "/alive")
         assert json.loads(connection.getresponse().read()) is True
         connection.close()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=120) != 0
+        assert process.wait(timeout=60) != 0
         assert "KeyboardInterrupt" in process.communicate()[1]  # the command line makes one word of it
     finally:
         process.kill()

@@ -72,9 +72,11 @@ class OccupancyGPT(GPT2):
             int64 (B, N, L).
         """
         length, draws, extra = context.shape[1], uniform.shape[1], condition.shape[2]
-        seen = [KVCache() for _ in self.blocks]
+        # A context that is drawn from once goes on in the cache it was read into, which takes fewer operations.
+        capacity = 2 * length + extra if draws == 1 else None
+        seen = [KVCache(capacity) for _ in self.blocks]
         features = self.last(self.embed(context), seen).repeat_interleave(draws, dim=0)
-        caches = [DrawsCache(cache, draws, extra + length) for cache in seen]
+        caches = seen if draws == 1 else [DrawsCache(cache, draws, extra + length) for cache in seen]
         if extra:
             features = self.last(condition.flatten(0, 1), caches)
         uniform = uniform.flatten(0, 1)
