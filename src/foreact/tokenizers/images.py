@@ -36,6 +36,16 @@ def prepare(frames: Tensor, size: tuple[int, int] | None, preprocessing: Preproc
     return resize_video(video, size, mode="nearest" if preprocessing == "legacy" else "bilinear")
 
 
+def require_video(video: Tensor, *, multiple_of: int) -> None:
+    """Raise a `ValueError` unless `video` is what `encode` takes: floats (B, T, 3, H, W), H and W such multiples."""
+    sizes = video.shape[3:]
+    if not video.is_floating_point() or video.ndim != 5 or video.shape[2] != 3 or any(s % multiple_of for s in sizes):
+        raise ValueError(
+            f"encode expects floats in [-1, 1] of shape (B, T, 3, H, W) with H and W multiples of {multiple_of}, found "
+            f"{video.dtype} {tuple(video.shape)}; use foreact.tokenizers.images.prepare first"
+        )
+
+
 def resize_video(
     video: Tensor, size: tuple[int, int], *, mode: Literal["bilinear", "nearest"] = "bilinear", antialias: bool = False
 ) -> Tensor:

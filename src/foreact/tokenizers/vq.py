@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from foreact.tokenizers.autoencoder import Decoder, Encoder, check_shape
-from foreact.tokenizers.images import Preprocessing, from_legacy_range, prepare, to_legacy_range
+from foreact.tokenizers.images import Preprocessing, from_legacy_range, prepare, require_video, to_legacy_range
 from foreact.tokenizers.perceptual import PerceptualDistance
 from foreact.tokenizers.quantize import Quantizer, codebook_use
 from foreact.types import Batch, LossOut, UserError
@@ -188,13 +188,7 @@ class VQTokenizer(nn.Module):
         Raises:
             ValueError: `video` has another shape or dtype.
         """
-        stride = self.config.stride
-        sizes = video.shape[3:]
-        if not video.is_floating_point() or video.ndim != 5 or video.shape[2] != 3 or any(s % stride for s in sizes):
-            raise ValueError(
-                f"encode expects floats in [-1, 1] of shape (B, T, 3, H, W) with H and W multiples of {stride}, found "
-                f"{video.dtype} {tuple(video.shape)}; use foreact.tokenizers.images.prepare first"
-            )
+        require_video(video, multiple_of=self.config.stride)
         return self.quantizer.encode(self.latents(video.flatten(0, 1))).unflatten(0, video.shape[:2])
 
     def decode(self, z: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from foreact.tokenizers.cosine_codebook import CosineCodebook
-from foreact.tokenizers.images import Preprocessing, prepare, to_legacy_range
+from foreact.tokenizers.images import Preprocessing, prepare, require_video, to_legacy_range
 from foreact.tokenizers.quantize import Quantized, codebook_use
 from foreact.tokenizers.vit import ViT
 from foreact.types import Batch, LossOut, UserError
@@ -170,13 +170,7 @@ class VQKD(nn.Module):
         Raises:
             ValueError: `video` has another shape or dtype.
         """
-        patch = self.config.patch
-        sizes = video.shape[3:]
-        if not video.is_floating_point() or video.ndim != 5 or video.shape[2] != 3 or any(s % patch for s in sizes):
-            raise ValueError(
-                f"encode expects floats in [-1, 1] of shape (B, T, 3, H, W) with H and W multiples of {patch}, found "
-                f"{video.dtype} {tuple(video.shape)}; use foreact.tokenizers.images.prepare first"
-            )
+        require_video(video, multiple_of=self.config.patch)
         return self.quantizer.encode(self.latents(video.flatten(0, 1))).unflatten(0, video.shape[:2])
 
     def forward(self, batch: Batch, *, rng: torch.Generator) -> LossOut:
