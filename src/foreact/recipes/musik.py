@@ -16,7 +16,7 @@ from foreact.data.future import FutureWindows
 from foreact.data.loader import WindowDataset, spread_batches
 from foreact.data.normalize import Mode, Normalizer
 from foreact.data.windows import Window
-from foreact.recipes.runs import is_main_process, open_run, parse_run, pick_device, say, train_on
+from foreact.recipes.runs import open_run, parse_run, pick_device, publish, say, train_on
 from foreact.recipes.stores import DEFAULT_TASK, open_pictures, split_store
 from foreact.recipes.tasks import find_task
 from foreact.tokenizers.images import prepare
@@ -25,7 +25,7 @@ from foreact.tokenizers.quantize import codebook_use
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
 from foreact.types import ActionSpec, StreamSpec, UserError
-from foreact.weights.format import load_checkpoint, save_checkpoint
+from foreact.weights.format import save_checkpoint
 
 # 48x48 pictures to 6x6 tokens of 512, as the small VQ tokenizer makes them; its codebook, too, stays in use by the
 # entropy term.
@@ -135,17 +135,8 @@ def train_musik(run: MusikRun) -> Path:
 
     evaluator = InverseQuality(validation)
     result = train_on(training, model, run, verb="train musik", evaluators=[evaluator], export=export, device=device)
-    assert result.weights is not None
-    final = run.out / "weights"
-    if is_main_process():
-        trained = load_checkpoint(result.weights)
-        facts = {"steps": result.step, **result.metrics}
-        digest = save_checkpoint(
-            final, family="musik", config=config, state=trained.state, spec=trained.spec, stats=trained.stats,
-            card={"recipe": "foreact train musik", "data": store.path.name, **facts},
-        )  # fmt: skip
-        say("Done", weights=final, hash=digest, **facts)
-    return final
+    card = {"recipe": "foreact train musik", "data": store.path.name}
+    return publish(run, result, family="musik", config=config, card=card)
 
 
 def actions_mode(action: ActionSpec) -> Mode:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -20,6 +20,7 @@ from foreact.train.evaluation import Evaluator
 from foreact.train.loop import Prepare, TrainResult, train
 from foreact.types import Batch, UserError
 from foreact.weights.configs import config_from_json, config_to_json, read_json
+from foreact.weights.format import load_checkpoint, save_checkpoint
 
 T = TypeVar("T")
 
@@ -187,6 +188,29 @@ def train_on(
     )
     conclude(result, f"foreact {verb} --from {run.out}")
     return result
+
+
+def publish(run: Run, result: TrainResult, *, family: str, config: Any, card: Mapping[str, Any]) -> Path:
+    """Write the newest exported weights, with what was measured, as `run.out/weights`; returns that folder.
+
+    Args:
+        run: where.
+        result: of its training, with exported weights.
+        family: name in `FAMILIES`.
+        config: of the module.
+        card: provenance; the steps and the last metrics are added.
+    """
+    final = run.out / "weights"
+    assert result.weights is not None
+    if is_main_process():
+        trained = load_checkpoint(result.weights)
+        facts = {"steps": result.step, **result.metrics}
+        digest = save_checkpoint(
+            final, family=family, config=config, state=trained.state, spec=trained.spec, stats=trained.stats,
+            card={**card, **facts},
+        )  # fmt: skip
+        say("Done", weights=final, hash=digest, **facts)
+    return final
 
 
 def conclude(result: TrainResult, resume: str) -> None:

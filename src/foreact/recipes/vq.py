@@ -14,7 +14,7 @@ from torch import Tensor
 from foreact.data.augment import RandomShift
 from foreact.data.loader import WindowDataset, spread_batches
 from foreact.data.windows import Window
-from foreact.recipes.runs import is_main_process, open_run, parse_run, pick_device, say, train_on
+from foreact.recipes.runs import open_run, parse_run, pick_device, publish, say, train_on
 from foreact.recipes.stores import open_pictures, split_store
 from foreact.tokenizers.adversarial import AdversarialConfig, AdversarialTraining
 from foreact.tokenizers.images import prepare
@@ -139,17 +139,8 @@ def train_vq(run: VQRun) -> Path:
 
     evaluator = TokenizerQuality(validation)
     result = train_on(training, model, run, verb="train vq", evaluators=[evaluator], export=export, device=device)
-    assert result.weights is not None
-    final = run.out / "weights"
-    if is_main_process():
-        trained = load_checkpoint(result.weights)
-        facts = {"steps": result.step, **result.metrics}
-        digest = save_checkpoint(
-            final, family="vq", config=run.model, state=trained.state, spec=trained.spec,
-            card={"recipe": "foreact train vq", "data": store.path.name, "start": run.init, **facts},
-        )  # fmt: skip
-        say("Done", weights=final, hash=digest, **facts)
-    return final
+    card = {"recipe": "foreact train vq", "data": store.path.name, "start": run.init}
+    return publish(run, result, family="vq", config=run.model, card=card)
 
 
 def start_from(tokenizer: VQTokenizer, checkpoint: Checkpoint) -> None:

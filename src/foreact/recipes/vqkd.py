@@ -15,7 +15,7 @@ from torch import Tensor
 from foreact.data.loader import WindowDataset, spread_batches
 from foreact.data.windows import Window
 from foreact.evals.features import open_features
-from foreact.recipes.runs import is_main_process, open_run, parse_run, pick_device, process_count, say, train_on
+from foreact.recipes.runs import open_run, parse_run, pick_device, process_count, publish, say, train_on
 from foreact.recipes.stores import open_pictures, split_store
 from foreact.recipes.tokenize import own_device
 from foreact.tokenizers.quantize import codebook_use
@@ -149,18 +149,10 @@ def train_vqkd(run: VQKDRun) -> Path:
 
     evaluator = TeacherQuality(validation)
     result = train_on(training, model, run, verb="train vqkd", evaluators=[evaluator], export=export, device=device)
-    assert result.weights is not None
-    final = run.out / "weights"
-    if is_main_process():
-        trained = load_checkpoint(result.weights)
-        facts = {"steps": result.step, **result.metrics}
-        digest = save_checkpoint(
-            final, family="vqkd", config=run.model, state=trained.state, spec=trained.spec,
-            card={"recipe": "foreact train vqkd", "data": store.path.name, "teacher": run.teacher, "start": run.init,
-                  **facts},
-        )  # fmt: skip
-        say("Done", weights=final, hash=digest, **facts)
-    return final
+    card = {
+        "recipe": "foreact train vqkd", "data": store.path.name, "teacher": run.teacher, "start": run.init,
+    }  # fmt: skip
+    return publish(run, result, family="vqkd", config=run.model, card=card)
 
 
 def open_teacher(run: VQKDRun, device: torch.device) -> Teacher:
