@@ -105,7 +105,7 @@ def test_open_loop_measures_tokens_and_plans(world: Path, tmp_path: Path, capsys
 
 def test_open_loop_of_a_video_model_has_no_plans(world: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    open_loop(str(world / "vavim"), str(world / "drives.zarr"), max_windows=5, bfloat16=True, out=out, device="cpu")
+    open_loop(str(world / "vavim"), str(world / "drives.zarr"), max_windows=5, precision="bf16", out=out, device="cpu")
     found = metrics(out)
     assert found["next_token"]["windows"] == 5
     assert "plans" not in found

@@ -185,7 +185,7 @@ def test_plans_are_scored_drives_imagined_and_compared(street: Street, tmp_path:
             f"--out {imagined}")  # fmt: skip
     assert sorted(p.suffix for p in imagined.iterdir()) == [".mp4", ".png"]
     foreact(f"eval video --weights {street.weights('action')} {common} --future 3 --max-windows 2 --batch-size 1",
-            f"--bfloat16 --out {video}")  # fmt: skip
+            f"--precision bf16 --out {video}")  # fmt: skip
     assert json.loads((video / "metrics.json").read_text())["quality"]["steps_ahead"] == [1, 2, 3]
     foreact(f"eval video --tokenizer {street.tokenizer} {common} --future 1 --max-windows 2 --out {bound}")
     assert "tokenizer alone" in json.loads((bound / "metrics.json").read_text())["facts"]["weights"]
@@ -272,7 +272,7 @@ def test_published_settings(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for run_, lr in ((first, 0.0041), (second, 0.0041), (third, 0.0194)):
         train = run_.train
         assert (train.lr, train.weight_decay, train.betas, train.clip_grad) == (lr, 1e-7, (0.9, 0.95), 1.0)
-        assert (train.schedule, train.floor, train.precision, train.seed) == ("wsd", 0.1, "bf16", 84924)
+        assert (train.schedule, train.floor, train.precision, train.seed) == ("wsd", 0.1, "auto", 84924)
         assert train.batch_size * train.accumulate == 384
         assert not train.ema.enabled
         assert run_.data.rate_hz == 2.0

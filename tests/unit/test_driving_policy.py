@@ -185,7 +185,7 @@ def test_clip_and_bfloat16_do_what_they_say() -> None:
     exact = np.array(drive(policy(), frame))
     limit = float(np.abs(exact).max()) / 2
     np.testing.assert_allclose(drive(policy(clip=limit), frame), exact.clip(-limit, limit), rtol=1e-6)
-    rough = np.array(drive(policy(bfloat16=True), frame))
+    rough = np.array(drive(policy(precision="bf16"), frame))
     assert 0 < np.abs(rough - exact).max() < 0.2 * np.abs(exact).max()
 
 

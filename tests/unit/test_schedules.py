@@ -145,7 +145,7 @@ def test_global_generators_are_restored() -> None:
         ({"max_minutes": -1.0}, "max_minutes should be a positive number"),
         ({"betas": (0.9, 1.0)}, "betas should be two numbers"),
         ({"schedule": "cosin"}, "schedule should be one of cosine, linear, constant_with_warmup, wsd, found 'cosin'"),
-        ({"precision": "fp16"}, "precision should be one of bf16, fp32, found 'fp16'"),
+        ({"precision": "fp16"}, "precision should be one of auto, bf16, fp32, found 'fp16'"),
         ({"steps": 10, "warmup": 11}, "warmup \\(11\\) should not exceed steps \\(10\\)"),
         ({"drop": 5}, "drop belongs to the schedule wsd"),
         ({"schedule": "wsd", "drop": 5, "steps": 10, "warmup": 6}, "warmup \\(6\\) and drop \\(5\\) should not exceed"),

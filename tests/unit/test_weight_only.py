@@ -15,7 +15,7 @@ from unit.tiny_vavam import VIDEO, some_tokens, tiny_vavim
 from foreact.models.matvec import linear
 from foreact.models.mup import HiddenLinear
 from foreact.models.vavim import VaViM
-from foreact.models.weight_only import Int8Linear, Precision, reduce_weights
+from foreact.models.weight_only import Int8Linear, WeightPrecision, reduce_weights
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -27,7 +27,7 @@ def error(found: Tensor, wanted: Tensor) -> float:
     return ((found.float() - wanted).norm() / wanted.norm()).item()
 
 
-def reduced(precision: Precision) -> VaViM:
+def reduced(precision: WeightPrecision) -> VaViM:
     return reduce_weights(copy.deepcopy(tiny_vavim()), precision)
 
 
@@ -65,7 +65,7 @@ def test_leading_axes_are_kept() -> None:
 
 
 @pytest.mark.parametrize(("precision", "bound"), [("bf16", 0.02), ("int8", 0.04)])
-def test_the_models_logits_move_little(precision: Precision, bound: float) -> None:
+def test_the_models_logits_move_little(precision: WeightPrecision, bound: float) -> None:
     tokens = some_tokens(2, VIDEO.frames)
     with torch.no_grad():
         wanted = tiny_vavim().logits(tokens)
@@ -75,7 +75,7 @@ def test_the_models_logits_move_little(precision: Precision, bound: float) -> No
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
-def test_a_reduced_model_imagines(precision: Precision) -> None:
+def test_a_reduced_model_imagines(precision: WeightPrecision) -> None:
     model = reduced(precision)
     made = model.generate(some_tokens(2, 2), frames=4)  # the window slides
     assert made.shape == (2, 4, *VIDEO.grid)

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from foreact.models.mup import HiddenLinear
 
-Precision = Literal["fp32", "bf16", "int8"]
+WeightPrecision = Literal["fp32", "bf16", "int8"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -36,7 +36,7 @@ class Int8Linear(nn.Module):
         return functional.linear(x, self.weight.to(x.dtype)) * self.scale
 
 
-def reduce_weights(model: M, precision: Precision) -> M:
+def reduce_weights(model: M, precision: WeightPrecision) -> M:
     """Change a model's weights in place for inference; embeddings and readouts are bfloat16 at least.
 
     Args:

@@ -10,7 +10,6 @@ import copy
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +21,7 @@ from torch.nn.functional import interpolate
 
 from foreact.data.drives import FRAME_SIZE, FRONT
 from foreact.data.driving import plan_spec
+from foreact.machine import AnyPrecision, Precision, autocast, choose_precision
 from foreact.models.vavam import VaVAM
 from foreact.policies.history import generator_for
 from foreact.types import ActionChunk, Encoder, Observation, StreamSpec, UserError, to_model_range
@@ -71,7 +71,7 @@ class DrivingPolicy:
         clip: limit on each coordinate in metres; None for the model's, math.inf for none.
         execute: waypoints to follow before planning again, 1..K.
         noise: where plans grow from; by default a generator seeded with the episode's seed and the step.
-        bfloat16: run the model, not the tokenizer, in bfloat16 where that loses little.
+        precision: of the model; the tokenizer always computes in float32. auto: bf16 where the device is faster in it.
         device: where to compute.
         weights: content hash of the weights, told by `describe`.
 
@@ -91,7 +91,7 @@ class DrivingPolicy:
         clip: float | None = None,
         execute: int = 1,
         noise: NoiseSource | None = None,
-        bfloat16: bool = False,
+        precision: AnyPrecision = "fp32",
         device: torch.device | str = "cpu",
         weights: str = "",
     ) -> None:
@@ -120,7 +120,7 @@ class DrivingPolicy:
         self.clip = model.config.clip if clip is None else clip
         self.context = model.config.context or video.frames
         self.execute = execute
-        self.bfloat16 = bfloat16
+        self.precision: Precision = choose_precision(precision, torch.device(device))
         self.device = torch.device(device)
         self.weights = weights
         self._tokenizer = tokenizer
@@ -174,8 +174,7 @@ class DrivingPolicy:
         commands = torch.tensor([drive.command for drive in drives], device=self.device)
         draw = self._drawn_noise if self._noise is None else self._noise
         noise = torch.stack([draw(drive.seed, drive.step) for drive in drives]).to(self.device)
-        precision = torch.autocast(self.device.type, torch.bfloat16) if self.bfloat16 else nullcontext()
-        with torch.inference_mode(), precision:
+        with torch.inference_mode(), autocast(self.device, self.precision):
             plans = self.model.act(
                 tokens, commands, samples=self.samples, steps=self.steps, clip=self.clip, noise=noise
             )
@@ -193,7 +192,7 @@ class DrivingPolicy:
             "choose": self.choose,
             "sampling_steps": self.steps,
             "clip": self.clip,
-            "bfloat16": self.bfloat16,
+            "precision": self.precision,
             "device": str(self.device),
         }
 

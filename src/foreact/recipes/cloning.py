@@ -13,7 +13,7 @@ from torch import Tensor
 from foreact.data.loader import WindowDataset
 from foreact.data.windows import Window
 from foreact.models.cloning import Cloning, CloningConfig
-from foreact.recipes.runs import is_main_process, open_run, parse_run, pick_device, say, train_on
+from foreact.recipes.runs import is_main_process, open_run, parse_run, pick_device, resources, say, train_on
 from foreact.recipes.stores import ensure_codes, open_task_store, split_store
 from foreact.recipes.tasks import find_task
 from foreact.recipes.validation import ValidationLoss
@@ -47,8 +47,8 @@ class CloningRun:
     """What belongs to tokenizer, task and data (vocab, code_dim, grid, low, high, camera) is taken from them."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=3000, batch_size=256, lr=1e-3, betas=(0.9, 0.999), weight_decay=0.1, warmup=100, precision="fp32",
-            eval_every=250, save_every=1000, best_metric="val/loss", best_mode="min", workers=0,
+            steps=3000, batch_size=256, lr=1e-3, betas=(0.9, 0.999), weight_decay=0.1, warmup=100,
+            eval_every=250, save_every=1000, best_metric="val/loss", best_mode="min",
             ema=EMAConfig(max=0.995),
         )
     )  # fmt: skip
@@ -79,14 +79,14 @@ def train_bc(run: CloningRun) -> Path:
     model = Cloning(config)
     model.set_codebook(loaded.tokenizer.codebook)
     evaluator = ValidationLoss(validation, at_most=4096, batch_size=min(256, run.train.batch_size))
-    open_run(run.out, run, free=("train", "device", "out"))
+    run = open_run(run, device, free=("train", "device", "out"))
     say(
         "Training behaviour cloning",
         data=f"{store.path}: {len(training)} windows to train on, {len(validation)} to validate",
         codes=f"{config.frames} frames of {config.grid[0]} x {config.grid[1]}, {config.vocab} codes of {run.tokenizer}",
         model=f"{sum(p.numel() for p in model.parameters()):,} parameters, {config.action_steps} x {config.actions} "
         f"actions, {config.components} Gaussians",
-        device=device,
+        **resources(run.train, device),
         seed=run.train.seed,
         out=run.out,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import time
 from pathlib import Path
 
 import torch
@@ -14,7 +13,7 @@ from foreact.evals.video import save_examples, video_quality
 from foreact.models.uva import UVA
 from foreact.policies.uva import UVAPolicy
 from foreact.recipes.evaluate import TEST_SEED, open_imagining, open_policy, run_closed_loop
-from foreact.recipes.runs import say
+from foreact.recipes.stages import Stages
 from foreact.recipes.stores import open_held_out_store, open_task_store
 from foreact.recipes.tasks import find_task
 from foreact.recipes.uva import recipe, train_uva
@@ -31,7 +30,7 @@ def demo(out: Path = Path("runs/demo"), steps: int = 150, seeds: int = 20, worke
     """Continue the shipped PushT model for a few steps, let it act on held-out seeds, and write a report.
 
     Everything is real: the demonstrations are drawn by the simulator, the model trains on them, acts in the simulator
-    beside three baselines, and imagines futures of episodes it never saw. Ten minutes at most on two cores.
+    beside three baselines, and imagines futures of episodes it never saw. It says at its start how long it takes here.
 
     Args:
         out: folder of the run and of report.html; a demo that was stopped goes on.
@@ -39,14 +38,14 @@ def demo(out: Path = Path("runs/demo"), steps: int = 150, seeds: int = 20, worke
         seeds: closed-loop episodes.
         workers: simulator processes; default one per core.
     """
-    began = time.perf_counter()
+    stages = Stages("demo", "Demonstrations", "Training", "Acting", "Imagining")
     task = find_task("pusht")
-    say("1/4  Demonstrations")
+    stages.begin()
     store = open_task_store(task, None)
     held_out = open_held_out_store(task, None)
     print(f"  {len(store.lengths)} to learn from in {store.path}, {len(held_out.lengths)} held out in {held_out.path}")
 
-    say("2/4  Training", start=f"the shipped weights '{SHIPPED}'", steps=steps)
+    stages.begin(start=f"the shipped weights '{SHIPPED}'", steps=steps)
     run = recipe()
     model = config_from_json(type(run.model), load_checkpoint(shipped(SHIPPED)).config)
     run = dataclasses.replace(
@@ -56,13 +55,13 @@ def demo(out: Path = Path("runs/demo"), steps: int = 150, seeds: int = 20, worke
     )  # fmt: skip
     weights = train_uva(run)
 
-    say("3/4  Acting", episodes=f"{seeds}, seeds from {TEST_SEED}")
+    stages.begin(episodes=f"{seeds}, seeds from {TEST_SEED}")
     policies: dict[str, Policy] = {"continued": open_policy(str(weights), task), "shipped": open_policy(SHIPPED, task)}
     policies |= {"untrained": untrained(weights), "random": open_policy("random", task)}
     policies |= {"do-nothing": open_policy("do-nothing", task)}
     results = run_closed_loop(task, policies, range(TEST_SEED, TEST_SEED + seeds), out / "acting", 4, workers)
 
-    say("4/4  Imagining", episodes=len(held_out.lengths))
+    stages.begin(episodes=len(held_out.lengths))
     imagining = open_imagining(str(weights), task, None)
     qualities, futures = [], []
     for mode in ("video", "dynamics"):
@@ -71,21 +70,20 @@ def demo(out: Path = Path("runs/demo"), steps: int = 150, seeds: int = 20, worke
         for path in save_examples(quality, out / "imagined", fps=task.spec.fps):
             futures.append(Media(path, path.stem.replace("-", " ")))
 
-    minutes = (time.perf_counter() - began) / 60
     report = write_report(
         out / "report.html", title="Foreact demo: the Unified Video Action model on PushT",
         score_note=task.score_note,
         results=results, log=read_log(run.out / "log.jsonl"), quality=qualities, futures=futures,
         config=config_to_json(run),
-        facts={"command": f"foreact demo --steps {steps} --seeds {seeds}", "minutes": f"{minutes:.1f}",
+        facts={"command": f"foreact demo --steps {steps} --seeds {seeds}", "minutes": f"{stages.minutes:.1f}",
                "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads"},
     )  # fmt: skip
     print()
     for result in results:
         print(f"{result.name:<12}score {result.score}   solved {result.success}")
-    print(
-        f"\n{task.score_note}\nThe report, with curves, films and imagined futures: {report}  ({minutes:.1f} minutes)"
-    )
+    print(f"\n{task.score_note}")
+    stages.conclude()
+    print(f"The report, with curves, films and imagined futures: {report}")
 
 
 def untrained(weights: Path) -> UVAPolicy:

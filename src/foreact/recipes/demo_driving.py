@@ -18,6 +18,7 @@ from foreact.recipes.driving import DrivingData
 from foreact.recipes.driving_data import import_nuscenes
 from foreact.recipes.evaluate_driving import open_loop
 from foreact.recipes.generate_driving import generate
+from foreact.recipes.stages import Stages
 from foreact.recipes.tokenize import tokenize
 from foreact.types import UserError
 
@@ -29,7 +30,7 @@ ACTION = VaVAMConfig(vavim=VIDEO, expert=ExpertConfig(width=64))
 def demo(out: Path = Path("runs/demo-driving"), scenes: int = 60, effort: float = 1.0) -> None:
     """Draw roads, train tokenizer, video model and action expert on them, and score the plans.
 
-    A demo that was stopped goes on where it was.
+    It says at its start how long it takes here; a demo that was stopped goes on where it was.
 
     Args:
         out: folder of everything.
@@ -38,6 +39,9 @@ def demo(out: Path = Path("runs/demo-driving"), scenes: int = 60, effort: float 
     """
     if scenes < 4 or not effort > 0:
         raise UserError(f"The demo needs 4 scenes or more and a positive effort, found {scenes} and {effort}.")
+    titles = ("Roads", "Tokenizer", "Video model", "Action expert", "Plans and imagined drives")
+    stages = Stages("demo driving", *titles, share=effort)
+    stages.begin(scenes=f"{scenes} to learn from, 6 held out")
     height, width = TOKENIZER.image_size
     for seed, name, count in ((0, "toy", scenes), (1, "held-out", 6)):
         if not (out / f"{name}-nuscenes").exists():
@@ -49,12 +53,14 @@ def demo(out: Path = Path("runs/demo-driving"), scenes: int = 60, effort: float 
         return max(2, round(count * effort))
 
     data = DrivingData(sources=(str(store),), val_sources=(str(held_out),))
+    stages.begin()
     tokenizer = vq.VQRun(data=store, out=out / "vq", model=TOKENIZER)
     training = dataclasses.replace(tokenizer.train, steps=steps(400), batch_size=16, warmup=min(20, steps(400)))
     tokens = vq.train_vq(dataclasses.replace(tokenizer, train=training))
     for drives in (store, held_out):
         tokenize(drives, str(tokens))
 
+    stages.begin()
     base = vavim.recipe()
     n = steps(500)
     rhythm = dataclasses.replace(base.train, batch_size=8, steps=n, warmup=n // 20, drop=0, save_every=n, eval_every=n)
@@ -69,6 +75,7 @@ def demo(out: Path = Path("runs/demo-driving"), scenes: int = 60, effort: float 
     finetune = dataclasses.replace(pretrain, stage="finetune", out=out / "finetune", train=falling)
     video = vavim.train_vavim(finetune)
 
+    stages.begin()
     driving = vavam.recipe()
     n = steps(500)
     rhythm = dataclasses.replace(
@@ -76,5 +83,7 @@ def demo(out: Path = Path("runs/demo-driving"), scenes: int = 60, effort: float 
     )
     expert = dataclasses.replace(driving, video=str(video), model=ACTION, data=data, out=out / "action", train=rhythm)
     weights = vavam.train_vavam(expert)
+    stages.begin()
     open_loop(str(weights), str(held_out), out=out / "open-loop")
     generate(str(weights), held_out, out=out / "imagined", windows=4)
+    stages.conclude()

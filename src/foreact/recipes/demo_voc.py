@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import time
 from pathlib import Path
 
 import torch
@@ -24,7 +23,7 @@ from foreact.recipes import cloning, voc, vq
 from foreact.recipes.control import control
 from foreact.recipes.evaluate_values import values
 from foreact.recipes.generate_occupancy import generate
-from foreact.recipes.runs import say
+from foreact.recipes.stages import Stages
 from foreact.recipes.tasks import find_task
 from foreact.train.config import TrainConfig
 from foreact.train.logs import read_log
@@ -54,8 +53,8 @@ def demo(
     """Collect episodes, train a tokenizer, a VOC and behaviour cloning, and show what the VOC knows: one report.
 
     Sampled futures at three gammas beside true ones, values against true returns, and an episode that is planned with
-    them, on episodes and seeds that no training saw. A quarter of an hour at most on two cores; a demo that was stopped
-    goes on where it was.
+    them, on episodes and seeds that no training saw. It says at its start how long it takes here; a demo that was
+    stopped goes on where it was.
 
     Args:
         out: folder of everything, and of report.html.
@@ -70,9 +69,10 @@ def demo(
             f"The demo needs 4 episodes or more, a positive effort and 1 decision or more, found {episodes}, {effort} "
             f"and {decisions}."
         )
-    began = time.perf_counter()
+    titles = ("Episodes", "Tokenizer", "Video occupancy model, and behaviour cloning", "Futures and values", "Acting")
+    stages = Stages("demo voc", *titles, share=effort)
     found = find_task(task)
-    say("1/5  Episodes")
+    stages.begin()
     store = _collected(found, out, episodes) if data is None else data
     opened = open_store(store, found.spec)
     print(f"  {len(opened)} in {store}")
@@ -86,11 +86,11 @@ def demo(
             train, steps=n, batch_size=batch_size, warmup=min(train.warmup, n // 10), save_every=n, eval_every=n
         )
 
-    say("2/5  Tokenizer")
+    stages.begin()
     tokenizer = vq.VQRun(task=task, data=store, out=out / "tokenizer", val_ratio=VAL_RATIO, model=TOKENIZER)
     tokens = str(vq.train_vq(dataclasses.replace(tokenizer, train=rhythm(tokenizer.train, 600, 32))))
 
-    say("3/5  Video occupancy model, and behaviour cloning")
+    stages.begin()
     run = voc.recipe("pocket")
     run = dataclasses.replace(
         run, task=task, data=store, tokenizer=tokens, actions=True, out=out / "voc", val_ratio=VAL_RATIO,
@@ -103,18 +103,17 @@ def demo(
     clone = dataclasses.replace(clone, model=dataclasses.replace(clone.model, action_steps=ACTIONS), train=often)
     prior = str(cloning.train_bc(clone))
 
-    say("4/5  Futures and values")
+    stages.begin()
     futures = generate(weights, store, states=3, out=out / "futures")
     measured = values(weights, store, states=max(8, steps(100)), samples=48, out=out / "values")
 
-    say("5/5  Acting")
+    stages.begin()
     control(
         task, policies=(f"voc:{weights}", f"bc:{prior}", "random"), gammas=(PLANNED,), episodes=1, max_steps=decisions,
         execute=ACTIONS, planning=PLANNING, shadows=opened.attrs.get("shadows"), out=out / "acting",
     )  # fmt: skip
     results = [read_closed_loop(out / "acting" / name) for name in (f"voc-{PLANNED:g}", "bc", "random")]
 
-    minutes = (time.perf_counter() - began) / 60
     source = f"--episodes {episodes}" if data is None else f"--data {data}"
     report = write_report(
         out / "report.html", title=f"Foreact demo: a video occupancy model of {found.name}",
@@ -123,9 +122,11 @@ def demo(
         results=results, log=read_log(run.out / "log.jsonl"), values=measured, futures=futures,
         config=config_to_json(run),
         facts={"command": f"foreact demo voc --task {task} {source} --effort {effort:g} --decisions {decisions}",
-               "minutes": f"{minutes:.1f}", "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads"},
+               "minutes": f"{stages.minutes:.1f}",
+               "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads"},
     )  # fmt: skip
-    print(f"The report, with sampled futures, values and the planned episode: {report}  ({minutes:.1f} minutes)")
+    stages.conclude()
+    print(f"The report, with sampled futures, values and the planned episode: {report}")
 
 
 def _collected(task: Task, out: Path, episodes: int) -> Path:

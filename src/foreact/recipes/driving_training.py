@@ -11,9 +11,8 @@ from torch import Tensor, nn
 
 from foreact.recipes.driving import DrivingData, DrivingSplit
 from foreact.recipes.plan import plan
-from foreact.recipes.runs import is_main_process, open_run, process_count, say, train_on
+from foreact.recipes.runs import Run, is_main_process, open_run, process_count, resources, say, train_on
 from foreact.recipes.validation import ValidationLoss
-from foreact.train.config import TrainConfig
 from foreact.types import UserError
 from foreact.weights.configs import did_you_mean
 from foreact.weights.format import Checkpoint, content_hash, family_of, load_checkpoint, save_checkpoint
@@ -23,7 +22,7 @@ GLOBAL_BATCH = 384
 """Windows per optimiser step in all stages of the released models."""
 
 
-class DrivingRun(Protocol):
+class DrivingRun(Run, Protocol):
     """What the runs of both families have."""
 
     @property
@@ -31,13 +30,9 @@ class DrivingRun(Protocol):
     @property
     def data(self) -> DrivingData: ...
     @property
-    def out(self) -> Path: ...
-    @property
     def plan_tflops(self) -> float | None: ...
     @property
     def model(self) -> Any: ...
-    @property
-    def train(self) -> TrainConfig: ...
 
 
 def accumulation(batch_size: int) -> int:
@@ -128,7 +123,7 @@ def fit(
     """Train; returns the folder of the finished weights, `run.out/weights`, which embeds `tokenizer`."""
     tokenizer = embedded_tokenizer(tokenizer, split)
     evaluator = ValidationLoss(split.validation)  # reads its windows, before anything is written
-    open_run(run.out, run, free=("train", "device", "out", "plan", "plan_tflops"))
+    run = open_run(run, device, free=("train", "device", "out", "plan", "plan_tflops"))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     say(
         f"Training {family}, stage '{stage}'",
@@ -136,7 +131,7 @@ def fit(
         windows=f"{len(split.training)} to train on, {len(split.validation)} to validate, {run.data.rate_hz:g} Hz",
         model=f"{run.size}, {trainable:,} of {sum(p.numel() for p in model.parameters()):,} parameters learn",
         start=start,
-        device=device,
+        **resources(run.train, device),
         seed=run.train.seed,
         out=run.out,
     )

@@ -5,9 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -15,11 +13,10 @@ from tqdm import tqdm
 
 from foreact.data.derived import Shard, open_stream
 from foreact.data.store import ZarrStore
+from foreact.machine import Precision, autocast, choose_precision
 from foreact.recipes.ranks import Ranks
 from foreact.types import UserError
 from foreact.weights.tokenizers import LoadedTokenizer
-
-Precision = Literal["fp32", "bf16"]
 
 SHARD_STEPS = 4096
 """Default rows per shard, rounded up to whole chunks: what a process that is killed loses at most."""
@@ -63,7 +60,7 @@ class StreamEncoder:
         self.store, self.camera, self.batch_size, self.hash = store, camera, batch_size, tokenizer.hash
         self.tokenizer, self.prepare = tokenizer.tokenizer, tokenizer.prepare
         self.device = torch.device(device)
-        self.precision: Precision = precision
+        self.precision: Precision = choose_precision(precision, torch.device(device))
         self.vocab = self.tokenizer.vocab
         if self.vocab is not None and self.vocab > 2**16:
             raise UserError(f"Tokens are stored in 16 bits; a vocabulary of {self.vocab} does not fit into 65536.")
@@ -104,11 +101,10 @@ class StreamEncoder:
         Raises:
             UserError: the result is not finite or not in the vocabulary, or the batch does not fit in memory.
         """
-        half = torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
         rng = torch.Generator(self.device).manual_seed(start)  # for tokenizers that draw: nobody else's draws matter
         try:
             video = self.prepare(torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2)[None])
-            with half:
+            with autocast(self.device, self.precision):
                 codes = self.tokenizer.encode(video, rng=rng)[0]
         except torch.OutOfMemoryError:
             raise UserError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -23,6 +22,7 @@ from foreact.evals.features import COMPARABLE, FeatureNetwork, open_features
 from foreact.evals.plan_pictures import GroundCamera, plan_picture
 from foreact.evals.report import Media, write_report
 from foreact.evals.video import save_examples
+from foreact.machine import AnyPrecision, autocast, choose_precision
 from foreact.models.vavam import VaVAM
 from foreact.models.vavim import VaViM
 from foreact.recipes.driving import even_stride, open_drives
@@ -51,7 +51,7 @@ def open_loop(
     examples: int = 8,
     calibration: Path | None = None,
     store_trajectories: bool = False,
-    bfloat16: bool = False,
+    precision: AnyPrecision = "fp32",
     out: Path = Path("runs/open-loop"),
     device: str | None = None,
 ) -> None:
@@ -72,12 +72,13 @@ def open_loop(
         calibration: JSON of the camera, to draw plans on frames: intrinsic (3 x 3), sensor_to_ego_rot (w, x, y, z),
             sensor_to_ego_tran (x, y, z), size (height, width).
         store_trajectories: also write every plan to plans.json.
-        bfloat16: compute in bfloat16.
+        precision: to compute in; with auto, what is fast here, the numbers depend on the machine.
         out: folder of the results.
         device: where to compute; default CUDA if there is one.
     """
     require_batch_size(batch_size)
     where = pick_device(device)
+    computed = choose_precision(precision, where)
     models = open_models(weights, where)
     vavim, vavam = models.vavim, models.vavam
     drives = open_drives(data)
@@ -92,11 +93,12 @@ def open_loop(
         "weights": f"{weights} {models.checkpoint.hash}",
         "data": drives.label,
         "window": f"{shared['frames']} frames, {shared['stride']} apart",
+        "precision": computed,
     }
     say("Open loop", **facts, device=where, out=out)
 
     windows = DrivingWindows(drives, **shared, horizon=None)
-    with precision(where, bfloat16):
+    with autocast(where, computed):
         tokens = driving.next_token(
             vavim.token_losses,
             _bar(windows, batch_size, max_windows, "next token"),
@@ -113,7 +115,7 @@ def open_loop(
             horizon=vavam.config.expert.horizon,
             command_horizon=command_horizon,
         )
-        with precision(where, bfloat16):
+        with autocast(where, computed):
             plans = driving.open_loop(
                 vavam,
                 _bar(windows, batch_size, max_windows, "plans"),
@@ -163,7 +165,7 @@ def driving_video(
     batch_size: int = 2,
     seed: int = 0,
     examples: int = 4,
-    bfloat16: bool = False,
+    precision: AnyPrecision = "fp32",
     out: Path = Path("runs/driving-video"),
     device: str | None = None,
 ) -> None:
@@ -189,12 +191,13 @@ def driving_video(
         batch_size: windows per call.
         seed: of the draws.
         examples: windows to draw side by side.
-        bfloat16: compute in bfloat16.
+        precision: to compute in; with auto, what is fast here, the numbers depend on the machine.
         out: folder of the results.
         device: where to compute; default CUDA if there is one.
     """
     require_batch_size(batch_size)
     where = pick_device(device)
+    computed = choose_precision(precision, where)
     models = None if weights is None else open_models(weights, where)
     found = code_tokenizer(models, tokenizer, where, decoder=decoder)
     networks = [
@@ -208,7 +211,7 @@ def driving_video(
 
     def generate(tokens: Tensor, frames: int) -> Tensor:
         assert models is not None
-        with precision(where, bfloat16):
+        with autocast(where, computed):
             return models.vavim.generate(tokens, frames=frames, temperature=temperature, top_k=top_k, rng=rng)
 
     facts: dict[str, Any] = {
@@ -217,6 +220,7 @@ def driving_video(
         "data": str(data),
         "window": f"{context} + {future} frames, {stride} apart",
         "sampling": f"temperature {temperature}, top_k {top_k}, seed {seed}",
+        "precision": computed,
     }
     if features is not None:
         facts["FID against"] = "context frames, float32 sums (reference)" if reference else "true future frames"
@@ -326,11 +330,6 @@ def _bar(windows: DrivingWindows, batch_size: int, most: int | None, name: str) 
     chosen = choose(windows, most)
     batches = ordered_batches(windows, batch_size=batch_size, chosen=chosen)
     return tqdm(batches, total=-(-len(chosen) // batch_size), desc=name, unit="batch")
-
-
-def precision(device: torch.device, bfloat16: bool) -> contextlib.AbstractContextManager[Any]:
-    """bfloat16 where it is asked for; inside, parameters stay as they are."""
-    return torch.autocast(device.type, torch.bfloat16) if bfloat16 else contextlib.nullcontext()
 
 
 def _frame(drives: Drives, episode: int, step: int) -> np.ndarray | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,7 +14,8 @@ from foreact.data.driving import DrivingWindows
 from foreact.data.store import open_store
 from foreact.evals.driving_video import driving_video
 from foreact.evals.video import save_examples
-from foreact.models.weight_only import Precision, reduce_weights
+from foreact.machine import choose_precision
+from foreact.models.weight_only import WeightPrecision, reduce_weights
 from foreact.recipes.driving import even_stride
 from foreact.recipes.evaluate_driving import NEAREST, choose, code_tokenizer, open_models, picture_batches
 from foreact.recipes.runs import pick_device, say
@@ -30,7 +32,7 @@ def generate(
     stride: int | None = None,
     temperature: float = 1.0,
     top_k: int = 1,
-    precision: Precision = "fp32",
+    precision: Literal["auto"] | WeightPrecision = "auto",
     seed: int = 0,
     out: Path = Path("runs/generate"),
     device: str | None = None,
@@ -51,7 +53,8 @@ def generate(
         stride: frames of the store from one frame of the model to the next; default: as makes the model's rate.
         temperature: of the draws.
         top_k: draw among the k likeliest tokens; 1 takes the likeliest.
-        precision: of the weights: bf16 and int8 read less memory per token.
+        precision: of the weights: bf16 and int8 read less memory per token. auto: bf16 where it decodes faster than
+            fp32.
         seed: of the draws.
         out: folder of the pictures.
         device: where to compute; default CUDA if there is one.
@@ -60,7 +63,8 @@ def generate(
     models = open_models(weights, where)
     vavim = models.vavim
     found = code_tokenizer(models, tokenizer, where, decoder=decoder)
-    reduce_weights(vavim, precision)
+    reduced = precision if precision == "int8" else choose_precision(precision, where, "rows")
+    reduce_weights(vavim, reduced)
     store = open_store(data)
     stride = stride or even_stride(str(data), store.spec.fps, models.rate_hz, NEAREST)
     cut = DrivingWindows(StoreDrives(store), frames=context + future, stride=stride, horizon=None)
@@ -71,7 +75,7 @@ def generate(
         weights=f"{weights} {models.checkpoint.hash[:19]}",
         data=data,
         windows=f"{len(chosen)} of {context} + {future} frames, {stride} apart",
-        sampling=f"temperature {temperature}, top_k {top_k}, seed {seed}, weights {precision}",
+        sampling=f"temperature {temperature}, top_k {top_k}, seed {seed}, weights {reduced}",
         device=where,
         out=out,
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from foreact.data.loader import WindowDataset, spread_batches
 from foreact.data.windows import Window
-from foreact.recipes.runs import is_main_process, open_run, parse_run, pick_device, say, train_on
+from foreact.recipes.runs import is_main_process, open_run, parse_run, pick_device, resources, say, train_on
 from foreact.recipes.stores import open_task_store, split_store
 from foreact.recipes.tasks import find_task
 from foreact.tokenizers.images import prepare
@@ -47,7 +47,7 @@ class KLVAERun:
     model: KLVAEConfig = field(default_factory=lambda: SMALL)
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=2000, batch_size=32, lr=1e-3, warmup=100, eval_every=500, save_every=500, best_k=0, workers=0,
+            steps=2000, batch_size=32, lr=1e-3, warmup=100, eval_every=500, save_every=500, best_k=0,
             weight_decay=0.0, ema=EMAConfig(max=0.995),
         )
     )  # fmt: skip
@@ -86,14 +86,14 @@ def train_kl_vae(run: KLVAERun) -> Path:
     training, validation = (WindowDataset(store, window, e, None) for e in (train_episodes, val_episodes))
     torch.manual_seed(run.train.seed)
     model = KLVAE(run.model)
-    open_run(run.out, run, free=("train", "device", "out"))
+    run = open_run(run, device, free=("train", "device", "out"))
     say(
         "Training a KL autoencoder",
         task=task.name,
         data=f"{store.path}: {len(training)} frames to train on, {len(validation)} to validate",
         model=f"{sum(p.numel() for p in model.parameters()):,} parameters, latents {run.model.latent_channels} x "
         f"{run.model.grid[0]} x {run.model.grid[1]}",
-        device=device,
+        **resources(run.train, device),
         seed=run.train.seed,
         out=run.out,
     )

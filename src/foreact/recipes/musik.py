@@ -16,7 +16,7 @@ from foreact.data.future import FutureWindows
 from foreact.data.loader import WindowDataset, spread_batches
 from foreact.data.normalize import Mode, Normalizer
 from foreact.data.windows import Window
-from foreact.recipes.runs import open_run, parse_run, pick_device, publish, say, train_on
+from foreact.recipes.runs import open_run, parse_run, pick_device, publish, resources, say, train_on
 from foreact.recipes.stores import DEFAULT_TASK, open_pictures, split_store
 from foreact.recipes.tasks import find_task
 from foreact.tokenizers.images import prepare
@@ -59,7 +59,7 @@ class MusikRun:
     model: MusikConfig = field(default_factory=lambda: SMALL)
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=2000, batch_size=32, lr=1e-3, warmup=100, eval_every=500, save_every=500, best_k=0, workers=0,
+            steps=2000, batch_size=32, lr=1e-3, warmup=100, eval_every=500, save_every=500, best_k=0,
             weight_decay=0.01, ema=EMAConfig(max=0.995),
         )
     )  # fmt: skip
@@ -118,14 +118,14 @@ def train_musik(run: MusikRun) -> Path:
     training, validation = windows(episodes[0], run.shift), windows(episodes[1], None)
     torch.manual_seed(run.train.seed)
     model = Musik(config)
-    open_run(run.out, run, free=("train", "device", "out"))
+    run = open_run(run, device, free=("train", "device", "out"))
     say(
         "Training MUSIK codes",
         data=f"{store.path} ({cameras[0]}): {len(training)} windows to train on, {len(validation)} to validate",
         model=f"{sum(p.numel() for p in model.parameters()):,} parameters, {config.grid[0]} x {config.grid[1]} tokens "
         f"of {config.codes}",
         actions=f"{config.actions} numbers, the first of up to {run.reach} steps",
-        device=device,
+        **resources(run.train, device),
         seed=run.train.seed,
         out=run.out,
     )

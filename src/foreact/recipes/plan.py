@@ -158,7 +158,7 @@ def _memory(
     model: nn.Module, config: TrainConfig, parts: Mapping[str, tuple[nn.Module, int]], processes: int, vocab: int
 ) -> dict[str, int]:
     trained, frozen = _count(model)
-    half = 2 if config.precision == "bf16" else 4
+    half = 4 if config.precision == "fp32" else 2  # auto: what GPUs compute in
     divided = config.parallel == "fsdp" and processes > 1
     share = processes if divided else 1
     averaged = sum(p.numel() for p in averaged_parameters(model).values()) if config.ema.enabled else 0

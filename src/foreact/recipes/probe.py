@@ -28,7 +28,8 @@ from foreact.evals.dense_data import (
 from foreact.evals.dense_pictures import probe_picture
 from foreact.evals.features import FeatureNetwork, open_features
 from foreact.evals.report import Media
-from foreact.recipes.evaluate_driving import code_tokenizer, conclude, open_models, precision, require_batch_size
+from foreact.machine import AnyPrecision, autocast, choose_precision
+from foreact.recipes.evaluate_driving import code_tokenizer, conclude, open_models, require_batch_size
 from foreact.recipes.runs import pick_device, say
 from foreact.types import UserError, to_model_range
 
@@ -53,7 +54,7 @@ def probe(
     batch_size: int = 8,
     seed: int = 0,
     examples: int = 4,
-    bfloat16: bool = False,
+    precision: AnyPrecision = "fp32",
     out: Path = Path("runs/probe"),
     device: str | None = None,
 ) -> None:
@@ -77,12 +78,13 @@ def probe(
         batch_size: pictures per call.
         seed: decides which patches are kept.
         examples: held-out pictures to draw.
-        bfloat16: compute features in bfloat16.
+        precision: of the features; with auto, what is fast here, the numbers depend on the machine.
         out: folder of the results.
         device: where to compute; default CUDA if there is one.
     """
     require_batch_size(batch_size)
     where = pick_device(device)
+    computed = choose_precision(precision, where)
     models = open_models(weights, where)
     vavim = models.vavim
     found = code_tokenizer(models, tokenizer, where)
@@ -115,12 +117,13 @@ def probe(
         "data": f"{dataset} {data}: {len(train)} to remember, {len(held_out)} to label",
         "memory": "every patch" if config.per_image is None else f"{config.per_image} patches per picture",
         "neighbours": f"{neighbours}, {search} search",
+        "precision": computed,
         "labels": "as the reference" if reference else "pixels without a class left out",
     }
     say(f"Probing for {task}", **facts, device=where, out=out)
 
     def features(images: Tensor) -> Tensor:
-        with precision(where, bfloat16):
+        with autocast(where, computed):
             return vavim.features(found.tokenizer.encode(found.prepare(images.to(where))), layer)[:, -1].flatten(1, 2)
 
     def bar(part: DenseData, name: str) -> Iterable[tuple[Tensor, Tensor]]:

@@ -7,13 +7,14 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 import tyro
 from torch import nn
 
 from foreact.data.loader import Windows, batches
+from foreact.machine import choose_precision, explain_precision
 from foreact.train.checkpoint import Export
 from foreact.train.config import TrainConfig
 from foreact.train.evaluation import Evaluator
@@ -23,6 +24,20 @@ from foreact.weights.configs import config_from_json, config_to_json, read_json
 from foreact.weights.format import load_checkpoint, save_checkpoint
 
 T = TypeVar("T")
+
+
+class Run(Protocol):
+    """What every run of training has; it is a dataclass."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def out(self) -> Path: ...
+    @property
+    def train(self) -> TrainConfig: ...
+
+
+R = TypeVar("R", bound=Run)
 
 
 def parse_run(
@@ -70,18 +85,22 @@ def _take(names: set[str], args: Sequence[str]) -> tuple[dict[str, str], list[st
     return found, rest
 
 
-def open_run(folder: Path, run: Any, *, free: Sequence[str] = ()) -> None:
-    """Create the folder and write `config.json`; in an existing one check that it is the same run.
+def open_run(run: R, device: torch.device, *, free: Sequence[str] = ()) -> R:
+    """Create the run's folder and write `config.json`; in an existing one check that it is the same run.
 
     Args:
-        folder: of the run.
-        run: its dataclass.
+        run: as asked for.
+        device: where it trains, which decides what precision "auto" means.
         free: top-level entries that a resumed run may change (the loop checks its own config itself).
+
+    Returns:
+        The run as written, with the precision that it trains in.
     """
+    folder, path = run.out, run.out / "config.json"
+    before = read_json(path) if path.exists() else {}
+    run = dataclasses.replace(run, train=run.train.with_precision(device, before.get("train")))
     raw = config_to_json(run)
-    path = folder / "config.json"
-    if path.exists():
-        before = read_json(path)
+    if before:
         for name, value in raw.items():
             if name not in free and before.get(name) != value:
                 entry, old, new = _first_difference(name, before.get(name), value)
@@ -97,6 +116,17 @@ def open_run(folder: Path, run: Any, *, free: Sequence[str] = ()) -> None:
             raise UserError(
                 f"The run folder {folder} cannot be written ({error.strerror}); choose another --out."
             ) from None
+    return run
+
+
+def resources(train: TrainConfig, device: torch.device) -> dict[str, Any]:
+    """What a run computes on, for `say`."""
+    precision = choose_precision(train.precision, device)
+    return {
+        "device": device if device.type == "cuda" else f"{device}, {torch.get_num_threads()} threads",
+        "precision": explain_precision(precision, device),
+        "workers": f"{train.loader_processes(device)} loader processes",
+    }
 
 
 def _first_difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
@@ -145,15 +175,6 @@ def say(title: str, **facts: Any) -> None:
             print(f"  {name:<12} {value}")
 
 
-class Run(Protocol):
-    """What every run of training has."""
-
-    @property
-    def out(self) -> Path: ...
-    @property
-    def train(self) -> TrainConfig: ...
-
-
 def train_on(
     windows: Windows,
     model: nn.Module,
@@ -179,8 +200,8 @@ def train_on(
 
     def micro_batches(start: int, rank: int, world: int) -> Iterator[Batch]:
         return batches(
-            windows, batch_size=run.train.batch_size, seed=run.train.seed, workers=run.train.workers, start=start,
-            rank=rank, world=world,
+            windows, batch_size=run.train.batch_size, seed=run.train.seed, workers=run.train.loader_processes(device),
+            start=start, rank=rank, world=world,
         )  # fmt: skip
 
     result = train(

@@ -228,6 +228,7 @@ def laws(
 class ShortRun:
     """What a run of a sweep is; the same run is not repeated, another one is not taken for it."""
 
+    out: Path
     sources: tuple[str, ...]
     model: VaViMConfig
     train: TrainConfig
@@ -238,12 +239,14 @@ def short_run(setting: Setting, config: VaViMConfig, folder: Path, *, lr: float,
     batch_size, seed = setting.batch_size, setting.seed
     training = TrainConfig(
         steps=steps, batch_size=batch_size, lr=lr, weight_decay=0.0, schedule="wsd", warmup=max(1, steps // 10),
-        drop=steps // 5, ema=EMAConfig(enabled=False), seed=seed, workers=0, log_every=max(1, steps // 10),
+        drop=steps // 5, ema=EMAConfig(enabled=False), seed=seed, log_every=max(1, steps // 10),
         save_every=steps, keep=1, best_k=0, tensorboard=False,
     )  # fmt: skip
     split = load_driving(DrivingData(sources=setting.sources), config, horizon=None, seed=seed)
     evaluator = ValidationLoss(split.validation)
-    open_run(folder, ShortRun(sources=setting.sources, model=config, train=training))
+    device = pick_device(setting.device)
+    run = ShortRun(out=folder, sources=setting.sources, model=config, train=training)
+    training = open_run(run, device, free=("out",)).train
     done = folder / "loss.json"
     if done.is_file():
         return read_json(done)["val/loss"]
@@ -253,7 +256,7 @@ def short_run(setting: Setting, config: VaViMConfig, folder: Path, *, lr: float,
 
     torch.manual_seed(seed)
     model = VaViM(config)
-    if train(model, micro_batches, training, folder, device=pick_device(setting.device)).interrupted:
+    if train(model, micro_batches, training, folder, device=device).interrupted:
         raise KeyboardInterrupt
     model.eval()
     with torch.no_grad():

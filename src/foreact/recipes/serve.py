@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from foreact.machine import AnyPrecision
 from foreact.policies.vavam import Choice, load_driving_policy
 from foreact.recipes.runs import pick_device, say
 from foreact.serving.http import Handle, make_server
@@ -26,7 +27,7 @@ def neuroncap(
     seed: int = 0,
     gaps: Gaps = "keep",
     sessions: int = 16,
-    bfloat16: bool = False,
+    precision: AnyPrecision = "auto",
     device: str | None = None,
 ) -> None:
     """Let a NeuroNCAP simulator ask VaVAM for trajectories over HTTP, until interrupted.
@@ -42,14 +43,14 @@ def neuroncap(
         seed: of the draws of every episode; /reset?seed=N sets another.
         gaps: when frames are not half a second apart: keep what was seen, or restart without it. Both warn.
         sessions: episodes at a time; a further one replaces the one idle for longest.
-        bfloat16: run the model in bfloat16.
+        precision: of the model; auto: bf16 where the device computes it faster than fp32.
         device: where to compute; default CUDA if there is one.
     """
     if sessions < 1:
         raise UserError(f"sessions is {sessions}; at least one is needed to drive.")
     chosen = pick_device(device)
     policy = load_driving_policy(
-        resolve(weights), tokenizer, device=chosen, samples=samples, choose=choose, steps=steps, bfloat16=bfloat16
+        resolve(weights), tokenizer, device=chosen, samples=samples, choose=choose, steps=steps, precision=precision
     )
     server = NeuroNCAP(policy.fresh, camera=policy.camera, seed=seed, gaps=gaps, max_sessions=sessions)
     say("NeuroNCAP server", **policy.describe(), seed=seed, gaps=gaps, sessions=sessions)

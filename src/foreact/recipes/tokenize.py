@@ -10,7 +10,8 @@ import torch
 
 from foreact.data.d4rl import is_d4rl
 from foreact.data.store import open_store
-from foreact.recipes.encoding import SHARD_STEPS, Precision, StreamEncoder, encode_stream
+from foreact.machine import Precision
+from foreact.recipes.encoding import SHARD_STEPS, StreamEncoder, encode_stream
 from foreact.recipes.ranks import Ranks
 from foreact.recipes.runs import is_main_process, pick_device, process_count, say
 from foreact.recipes.tasks import find_task
@@ -43,7 +44,8 @@ def tokenize(
         camera: which camera; default: every one.
         engine: this process and its fellows of torchrun, or Ray: the cluster of RAY_ADDRESS, else this machine.
         batch_size: frames per call.
-        precision: bf16 computes under autocast, as the released driving models' data were made.
+        precision: never chosen by the machine, since codes are kept; bf16 computes under autocast, as the released
+            driving models' data were made.
         device: where to compute; default CUDA if there is one. With Ray "cpu" or "cuda", of the actors.
         shard_steps: frames per shard, rounded up to whole chunks of the stream.
         patience: seconds without a sign of life from the other processes of torchrun after which they count as lost.

@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from foreact.data.derived import Shard
 from foreact.data.store import open_store
-from foreact.recipes.encoding import SHARD_STEPS, Precision, StreamEncoder, Throughput
+from foreact.machine import Precision
+from foreact.recipes.encoding import SHARD_STEPS, StreamEncoder, Throughput
 from foreact.types import StreamSpec, UserError
 from foreact.weights.tokenizers import open_tokenizer
 

@@ -22,7 +22,7 @@ from foreact.models.uva import UVA, UVAConfig, uva_config
 from foreact.models.uva_config import SIZES, state_offsets
 from foreact.models.uva_timing import action_offsets, context_offsets, frame_stride, future_offsets
 from foreact.policies.uva import UVAPolicy
-from foreact.recipes.runs import is_main_process, open_run, parse_run, pick_device, say, train_on
+from foreact.recipes.runs import is_main_process, open_run, parse_run, pick_device, resources, say, train_on
 from foreact.recipes.stores import ensure_latents, open_task_store, split_store
 from foreact.recipes.tasks import find_task
 from foreact.tokenizers.images import prepare
@@ -99,7 +99,7 @@ def recipe(task: str = "pusht", size: str = "pocket", stage: Literal["video", "j
         proprioception_prediction={name: len(dims) for name, dims in spec.state.items()},
     )  # fmt: skip
     training = TrainConfig(
-        steps=4000, batch_size=128, lr=1e-3, warmup=200, weight_decay=0.02, ema=EMAConfig(max=0.999), workers=0,
+        steps=4000, batch_size=128, lr=1e-3, warmup=200, weight_decay=0.02, ema=EMAConfig(max=0.999),
         log_every=20, save_every=500, eval_every=1000,
     )  # fmt: skip
     return UVARun(task=task, size=size, stage=stage, model=model, train=training)
@@ -213,7 +213,7 @@ def train_uva(run: UVARun) -> Path:
         raise UserError(f"eval_seeds should be 0 or more, found {run.eval_seeds}.")
     if run.eval_seeds and (task.env is None or not run.model.predict_action):
         raise UserError("Closed-loop checks need a task with a simulator and a model with actions; set --eval-seeds 0.")
-    open_run(run.out, run, free=("train", "device", "out", "eval_seeds"))
+    run = open_run(run, device, free=("train", "device", "out", "eval_seeds"))
     if not run.pixels:
         ensure_latents(store, run.model.camera, vae, reference.hash, device=str(device))
     say(
@@ -223,7 +223,7 @@ def train_uva(run: UVARun) -> Path:
         model=f"{run.size}, {sum(p.numel() for p in model.parameters()):,} parameters, {run.model.tokens} tokens",
         start=report,
         tokenizer=f"{reference.path} {reference.hash[:19]}",
-        device=device,
+        **resources(run.train, device),
         seed=run.train.seed,
         out=run.out,
     )

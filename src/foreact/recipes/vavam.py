@@ -63,7 +63,7 @@ def recipe(size: str = "debug", video: str | None = None) -> VaVAMRun:
     }  # fmt: skip
     rhythm: dict[str, Any]
     if size == "debug":
-        rhythm = {"lr": 0.01, "steps": 1000, "warmup": 50, "drop": 200, "workers": 0, "save_every": 250,
+        rhythm = {"lr": 0.01, "steps": 1000, "warmup": 50, "drop": 200, "save_every": 250,
                   "eval_every": 250}  # fmt: skip
     else:
         rhythm = {"lr": 0.0194, "steps": 7_251, "warmup": 75, "drop": 725,

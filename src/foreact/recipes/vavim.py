@@ -62,7 +62,7 @@ def recipe(size: str = "debug", stage: Stage = "pretrain") -> VaViMRun:
     }  # fmt: skip
     rhythm: dict[str, Any]
     if size == "debug":  # a laptop sees too few tokens for the published rhythm
-        common |= {"lr": 0.004, "weight_decay": 1e-4, "workers": 0, "save_every": 250, "eval_every": 250}
+        common |= {"lr": 0.004, "weight_decay": 1e-4, "save_every": 250, "eval_every": 250}
         rhythm: dict[str, Any] = (
             {"steps": 1000, "warmup": 50, "drop": 200} if stage == "pretrain" else {"steps": 300, "drop": 300}
         )

@@ -22,7 +22,7 @@ from foreact.data.windows import Window
 from foreact.models.voc import VOC, VOCConfig
 from foreact.models.voc_pixels import JointVOC
 from foreact.recipes import musik, vq
-from foreact.recipes.runs import is_main_process, open_run, parse_run, pick_device, say, train_on
+from foreact.recipes.runs import is_main_process, open_run, parse_run, pick_device, resources, say, train_on
 from foreact.recipes.stores import ensure_codes, open_task_store, split_store
 from foreact.recipes.tasks import find_task
 from foreact.recipes.validation import ValidationLoss
@@ -95,13 +95,13 @@ def recipe(size: Size = "pocket", codes: Kind = "vae") -> VOCRun:
     model = VOCConfig(width=128, heads=4, layers=3, dropout=0.1, frames=2, feature_order=shared["feature_order"])
     settings = TrainConfig(
         steps=2000, batch_size=64, lr=1e-3, betas=(0.9, 0.999), weight_decay=0.1, warmup=100, save_every=500,
-        eval_every=500, best_k=0, workers=0, ema=EMAConfig(enabled=False),
+        eval_every=500, best_k=0, ema=EMAConfig(enabled=False),
     )  # fmt: skip
     if size != "pocket":
         heads, dropout = (4, 0.1) if dino else (8, 0.2)
         model = VOCConfig(width=128 if dino else 512, heads=heads, dropout=dropout, attention_dropout=dropout, **shared)
         settings = dataclasses.replace(settings, steps=100_000, batch_size=32, lr=3e-4, warmup=5000)
-        settings = dataclasses.replace(settings, save_every=5000, eval_every=5000, workers=2)
+        settings = dataclasses.replace(settings, save_every=5000, eval_every=5000)
     if size == "reference":
         model = dataclasses.replace(model, width=768, attention_dropout=0.1, target_top_k=50, target_dropout=True)
         settings = dataclasses.replace(settings, clip_grad=None, precision="fp32")
@@ -135,7 +135,7 @@ def train_voc(run: VOCRun) -> Path:
         _from_pixels(run, store, task.camera, loaded) if joint else _stored(run, store, task.camera, loaded, device)
     )
     evaluator = ValidationLoss(learning.validation, at_most=512, batch_size=min(64, run.train.batch_size))
-    open_run(run.out, run, free=("train", "device", "out"))
+    run = open_run(run, device, free=("train", "device", "out"))
     voc = learning.model.voc if isinstance(learning.model, JointVOC) else learning.model
     config = voc.config
     say(
@@ -146,7 +146,7 @@ def train_voc(run: VOCRun) -> Path:
         gammas=", ".join(f"{g:g}" for g in config.gammas) + f"; {config.bootstrap_steps}-step targets",
         condition=f"{config.action_steps} actions" if config.actions else "none",
         start=run.init or "random weights",
-        device=device,
+        **resources(run.train, device),
         seed=run.train.seed,
         out=run.out,
     )

@@ -14,7 +14,7 @@ from torch import Tensor
 from foreact.data.augment import RandomShift
 from foreact.data.loader import WindowDataset, spread_batches
 from foreact.data.windows import Window
-from foreact.recipes.runs import open_run, parse_run, pick_device, publish, say, train_on
+from foreact.recipes.runs import open_run, parse_run, pick_device, publish, resources, say, train_on
 from foreact.recipes.stores import open_pictures, split_store
 from foreact.tokenizers.adversarial import AdversarialConfig, AdversarialTraining
 from foreact.tokenizers.images import prepare
@@ -69,7 +69,7 @@ class VQRun:
     """Augmentation: move each training picture by up to so many pixels, its edges repeated (DrQ: 4)."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=2000, batch_size=32, lr=1e-3, warmup=100, eval_every=500, save_every=500, best_k=0, workers=0,
+            steps=2000, batch_size=32, lr=1e-3, warmup=100, eval_every=500, save_every=500, best_k=0,
             weight_decay=0.0, ema=EMAConfig(max=0.995),
         )
     )  # fmt: skip
@@ -119,7 +119,7 @@ def train_vq(run: VQRun) -> Path:
     model, with_stage = tokenizer, run.adversarial.weight > 0
     if with_stage:
         model = AdversarialTraining(tokenizer, run.adversarial, accumulate=run.train.accumulate)
-    open_run(run.out, run, free=("train", "device", "out"))
+    run = open_run(run, device, free=("train", "device", "out"))
     say(
         "Training a VQ tokenizer",
         data=f"{store.path} ({', '.join(cameras)}): {len(training)} frames to train on, {len(validation)} to validate",
@@ -127,7 +127,7 @@ def train_vq(run: VQRun) -> Path:
         f"{run.model.grid[1]} tokens of {run.model.codes}",
         start=run.init or "random weights",
         adversarial=f"from step {run.adversarial.start}" if with_stage else "none",
-        device=device,
+        **resources(run.train, device),
         seed=run.train.seed,
         out=run.out,
     )

@@ -15,7 +15,7 @@ from torch import Tensor
 from foreact.data.loader import WindowDataset, spread_batches
 from foreact.data.windows import Window
 from foreact.evals.features import open_features
-from foreact.recipes.runs import open_run, parse_run, pick_device, process_count, publish, say, train_on
+from foreact.recipes.runs import open_run, parse_run, pick_device, process_count, publish, resources, say, train_on
 from foreact.recipes.stores import open_pictures, split_store
 from foreact.recipes.tokenize import own_device
 from foreact.tokenizers.quantize import codebook_use
@@ -82,7 +82,7 @@ def recipe(size: Size = "small") -> VQKDRun:
     if size == "small":
         training = TrainConfig(
             steps=2000, batch_size=32, lr=1e-3, betas=(0.9, 0.99), warmup=100, weight_decay=1e-4, eval_every=500,
-            save_every=500, best_k=0, workers=0, ema=EMAConfig(enabled=False),
+            save_every=500, best_k=0, ema=EMAConfig(enabled=False),
         )  # fmt: skip
         return VQKDRun(train=training)
     training = TrainConfig(
@@ -131,7 +131,7 @@ def train_vqkd(run: VQKDRun) -> Path:
     try_teacher(model, device)
     if not model.quantizer.initialised:
         start_codebook(model, training, run.train.seed)
-    open_run(run.out, run, free=("train", "device", "out"))
+    run = open_run(run, device, free=("train", "device", "out"))
     say(
         "Training VQ-KD",
         data=f"{store.path} ({', '.join(cameras)}): {len(training)} frames to train on, {len(validation)} to validate",
@@ -139,7 +139,7 @@ def train_vqkd(run: VQKDRun) -> Path:
         f"codes of {run.model.codes}",
         teacher=f"{run.teacher}, preprocessing {run.teacher_preprocessing}",
         start=run.init or "random weights, codebook by k-means",
-        device=device,
+        **resources(run.train, device),
         seed=run.train.seed,
         out=run.out,
     )

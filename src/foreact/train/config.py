@@ -9,17 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import torch
+
+from foreact import machine
+from foreact.machine import AnyPrecision
 from foreact.train.ema import EMAConfig
 from foreact.train.schedules import Schedule
 from foreact.types import UserError
 
-# Free to change on resume: they leave the gradient of a given step as it is. `accumulate` is checked together with
-# the number of processes.
+# Free to change on resume: they leave the gradient of a given step as it is, but for the precision, which is kept
+# unless another one is asked for (see `with_precision`). `accumulate` is checked together with the number of processes.
 FREE_ON_RESUME = frozenset(
     {
         "steps", "accumulate", "workers", "log_every", "save_every", "keep", "best_k", "best_metric", "best_mode",
         "eval_every", "compile", "max_minutes", "max_skipped", "timeout_minutes", "tensorboard", "wandb", "parallel",
-        "keep_at",
+        "keep_at", "precision",
     }
 )  # fmt: skip
 
@@ -56,8 +60,9 @@ class TrainConfig:
     """Schedule wsd: share of the learning rate that is left at the end of the drop."""
     clip_grad: float | None = 1.0
     """Greatest gradient norm; None: no clipping."""
-    precision: Literal["bf16", "fp32"] = "bf16"
-    """Autocast type of the forward pass; weights and optimiser stay float32."""
+    precision: AnyPrecision = "auto"
+    """Autocast type of the forward pass; weights and optimiser stay float32. auto: bf16 where the device computes it
+    faster than fp32, and on resume what the run began with."""
     ema: EMAConfig = field(default_factory=EMAConfig)
     """Averaged weights."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
@@ -69,8 +74,9 @@ class TrainConfig:
     correction."""
     seed: int = 42
     """Seed of every draw: micro-batch m draws from a generator seeded by (seed, m)."""
-    workers: int = 2
-    """Loader processes, for whoever builds the loader."""
+    workers: int | Literal["auto"] = "auto"
+    """Loader processes. auto: none where the CPU trains, since they would take its cores; else as many as there are
+    cores for, up to 8."""
     log_every: int = 20
     """Optimiser steps per entry of log.jsonl."""
     save_every: int = 1000
@@ -106,7 +112,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise UserError(f"{name} should be at least 1, found {getattr(self, name)}.")
         for name in ("warmup", "drop", "workers", "best_k", "weight_decay", "seed"):
-            if getattr(self, name) < 0:
+            if getattr(self, name) != "auto" and getattr(self, name) < 0:
                 raise UserError(f"{name} should be 0 or more, found {getattr(self, name)}.")
         for name in ("lr", "clip_grad", "max_minutes", "timeout_minutes"):
             value = getattr(self, name)
@@ -117,7 +123,7 @@ class TrainConfig:
         for name, choices in (
             ("schedule", get_args(Schedule)),
             ("accumulation", ("mean", "voc")),
-            ("precision", ("bf16", "fp32")),
+            ("precision", get_args(AnyPrecision)),
             ("parallel", ("ddp", "fsdp")),
             ("best_mode", ("max", "min")),
         ):
@@ -137,6 +143,24 @@ class TrainConfig:
             raise UserError(f"floor should be in [0, 1], found {self.floor}.")
         if any(step < 1 for step in self.keep_at):
             raise UserError(f"keep_at should hold steps from 1 on, found {self.keep_at}.")
+
+    def with_precision(self, device: torch.device, saved: Mapping[str, Any] | None = None) -> TrainConfig:
+        """This config with the precision that "auto" means on a device.
+
+        Args:
+            device: where this process trains.
+            saved: config of the run to resume, as from `to_json`; its precision is kept.
+
+        Raises:
+            UserError: the device cannot compute in the precision that was asked for.
+        """
+        kept = (saved or {}).get("precision", "auto")
+        asked = kept if self.precision == "auto" else self.precision
+        return dataclasses.replace(self, precision=machine.choose_precision(asked, device))
+
+    def loader_processes(self, device: torch.device) -> int:
+        """How many processes prepare batches for one that trains on a device."""
+        return machine.loader_processes(device) if self.workers == "auto" else self.workers
 
     def micro_batches(self, step: int) -> range:
         """Numbers, per process, of the micro-batches of optimiser step `step`, counted from 0."""

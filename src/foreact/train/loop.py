@@ -8,6 +8,7 @@ process with A = 2 does what two processes with A = 1 do.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -19,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from foreact.machine import Precision, autocast, choose_precision
 from foreact.train import parallel
 from foreact.train.checkpoint import BestTable, Checkpoints, Export, capture, find_checkpoint
 from foreact.train.config import TrainConfig
@@ -124,18 +126,20 @@ class _Run:
         export: Export | None,
         prepare: Prepare | None,
     ) -> None:
-        self.config, self.run_dir, self.world = config, run_dir, world
+        self.run_dir, self.world = run_dir, world
+        self.checkpoints = Checkpoints(run_dir / "checkpoints", world)
+        self.config = config = self.with_precision(config)
+        self.precision: Precision = choose_precision(config.precision, world.device)
         self.evaluators, self.export, self.prepare = evaluators, export, prepare
         require_known(config.best_metric, evaluators)
         self.model = model.to(world.device)
         self.sharded = config.parallel == "fsdp" and world.size > 1
         self.hollow = hollow_copy(self.model) if self.sharded and world.rank == 0 and evaluators else None
         if self.sharded:
-            world.shard(self.model, half=config.precision == "bf16")
+            world.shard(self.model, half=self.precision == "bf16")
         self.optimizer = build_optimizer(self.model, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas)
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.ema = EMA(self.model, config.ema) if config.ema.enabled else None
-        self.checkpoints = Checkpoints(run_dir / "checkpoints", world)
         self.rng = torch.Generator(device=world.device)
         self.clock = Clock()
         self.step = 0
@@ -148,6 +152,13 @@ class _Run:
         self.metrics: dict[str, float] = {}
 
     # --- state ---------------------------------------------------------------------------------------------------
+
+    def with_precision(self, config: TrainConfig) -> TrainConfig:
+        """The config with one precision for all processes, each of which times its own cores for "auto"."""
+        steps = self.world.broadcast(self.checkpoints.steps())
+        saved = self.checkpoints.record(steps[-1])["config"] if steps else None
+        config = config.with_precision(self.world.device, saved)
+        return dataclasses.replace(config, precision=self.world.broadcast(config.precision))
 
     def restore(self, resume: str) -> None:
         steps = self.world.broadcast(self.checkpoints.steps())
@@ -348,9 +359,8 @@ class _Run:
         if self.prepare is not None:
             with torch.no_grad():
                 batch = self.prepare(batch, rng)
-        half = self.config.precision == "bf16"
         with self.world.accumulating(module, last):
-            with torch.autocast(self.world.device.type, dtype=torch.bfloat16, enabled=half):
+            with autocast(self.world.device, self.precision):
                 out = module(batch, rng=rng)
             share = 1.0 if self.config.accumulation == "voc" else 1.0 / self.config.accumulate
             (out.loss * share).backward()
