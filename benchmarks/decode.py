@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from foreact.models.gpt import KVCache
-from foreact.models.matvec import rows_by_numpy
+from foreact.models.products import rows_by_numpy
 from foreact.models.mup import HiddenLinear
 from foreact.models.vavim import VaViM, VaViMConfig
 from foreact.models.weight_only import reduce_weights

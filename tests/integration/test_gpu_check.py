@@ -1,4 +1,4 @@
-"""`benchmarks/gpu_check.py` on the CPU: it needs hardly anything installed, and says all that it found."""
+"""`benchmarks/gpu_check.py` on the CPU: it needs hardly anything installed, and tells all it found."""
 
 from __future__ import annotations
 
@@ -14,18 +14,29 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_check.py"
-# Run in a process where nothing can be imported but what a machine for measurements has.
+# Nothing can be imported but what a machine for measurements has. The finder of installed modules is replaced, so that
+# a module is missing to torch too, which asks whether some are there.
 BARE = """
 import runpy, sys
+from importlib.machinery import PathFinder
 
-class Blocker:
-    missing = {"tyro", "zarr", "numcodecs", "av", "PIL", "tqdm", "matplotlib", "jinja2", "h5py", "gymnasium", "cv2"}
+class Bare(PathFinder):
+    missing = {
+        "tyro", "zarr", "numcodecs", "av", "PIL", "tqdm", "matplotlib", "jinja2", "h5py", "gymnasium", "cv2", "scipy",
+        "pymunk", "pygame", "dm_control", "mujoco", "submitit", "ray", "tensorboard", "transformers", "starlette",
+    }
 
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in self.missing:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.split(".")[0] in cls.missing else super().find_spec(name, path, target)
 
-sys.meta_path.insert(0, Blocker())
+sys.meta_path[:] = [Bare if finder is PathFinder else finder for finder in sys.meta_path]
+try:
+    import tqdm
+except ImportError:
+    pass
+else:
+    sys.exit("tqdm could be imported")
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -13,9 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
-from torch.nn import functional
 
-from foreact.models import gpt2, onednn
+from foreact.models import gpt2
 from foreact.models.gpt import KVCache
 from foreact.models.gpt2 import GPT2, GPT2Config
 from foreact.models.voc import VOC, VOCConfig
@@ -116,45 +115,6 @@ def test_initial_weights_have_the_published_deviations() -> None:
 def test_impossible_sizes_are_refused(change: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         GPT2Config(**{"vocab": 11, "positions": 20, "width": 8, "heads": 2, "layers": 3, **change})
-
-
-# --- products --------------------------------------------------------------------------------------------------------
-
-
-def large(*shape: int, seed: int) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.mark.parametrize("shape", [(4, 80, 64), (300, 64), (64, 5, 64)])
-@pytest.mark.parametrize("with_bias", [True, False])
-def test_products_by_onednn_and_their_gradients_equal_torchs(shape: tuple[int, ...], with_bias: bool) -> None:
-    x, weight = large(*shape, seed=0).requires_grad_(), large(96, 64, seed=1).requires_grad_()
-    bias = large(96, seed=2).requires_grad_() if with_bias else None
-    assert x.numel() * len(weight) >= onednn.WORTHWHILE, "else both are torch's"
-    inputs = [t for t in (x, weight, bias) if t is not None]
-    got, expected = onednn.linear(x, weight, bias), functional.linear(x, weight, bias)
-    torch.testing.assert_close(got, expected, atol=1e-4, rtol=1e-5)
-    dy = large(*expected.shape, seed=3)
-    for ours, theirs in zip(
-        torch.autograd.grad(got, inputs, dy), torch.autograd.grad(expected, inputs, dy), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs, atol=1e-3, rtol=1e-5)
-
-
-def test_products_of_strided_inputs_and_frozen_parts() -> None:
-    weight, bias = large(64, 96, seed=1).t(), large(96, seed=2)
-    x = large(64, 300, seed=0).t()
-    expected = functional.linear(x, weight, bias)
-    torch.testing.assert_close(onednn.linear(x, weight, bias), expected, atol=1e-4, rtol=1e-5)
-    trained = weight.clone().requires_grad_()
-    onednn.linear(x, trained, bias).sum().backward()
-    torch.testing.assert_close(trained.grad, x.sum(0).expand(96, 64), atol=1e-3, rtol=1e-5)
-
-
-def test_autocast_still_computes_in_bfloat16() -> None:
-    layer = onednn.Linear(64, 96)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert layer(large(300, 64, seed=0)).dtype == torch.bfloat16
 
 
 # --- Hugging Face's weights ------------------------------------------------------------------------------------------
@@ -330,7 +290,7 @@ def test_a_published_gpt_becomes_model_and_target_of_an_occupancy_model(tmp_path
     gpt = tiny()
     torch.save(published(gpt), tmp_path / "dino_nanogpt_gamma_0.8_11_model_step_50.pth")
     found = read_gpt2(tmp_path / "dino_nanogpt_gamma_0.8_11_model_step_50.pth", heads=2)
-    rows = large(11, 2, seed=5)
+    rows = torch.randn(11, 2, generator=torch.Generator().manual_seed(5))
     before = torch.get_rng_state()
     state = occupancy_state(found, OCCUPANCY, codebook=rows)
     assert torch.equal(torch.get_rng_state(), before), "nobody else's draws are touched"

@@ -9,10 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional
 from unit.tiny_vavam import VIDEO, some_tokens, tiny_vavim
 
-from foreact.models.matvec import linear
 from foreact.models.mup import HiddenLinear
 from foreact.models.vavim import VaViM
 from foreact.models.weight_only import Int8Linear, WeightPrecision, reduce_weights
@@ -97,59 +95,3 @@ def test_what_is_reduced_and_what_is_not() -> None:
     assert int8.token_embedding.weight.dtype == torch.bfloat16
     hidden = sum(m.weight.numel() for m in whole.modules() if isinstance(m, HiddenLinear))
     assert sum(m.weight.nbytes for m in int8.modules() if isinstance(m, Int8Linear)) == hidden
-
-
-# --- one row -----------------------------------------------------------------------------------------------------
-
-
-@given(
-    inputs=st.integers(1, 70), outputs=st.integers(1, 50), leading=st.sampled_from([(), (1,), (1, 1)]),
-    strided=st.booleans(),
-)  # fmt: skip
-def test_one_row_gives_what_torch_gives(inputs: int, outputs: int, leading: tuple[int, ...], strided: bool) -> None:
-    x, weight = normal(*leading, inputs), normal(outputs, inputs, seed=1)
-    if strided:
-        x, weight = normal(*leading, 2 * inputs)[..., ::2], normal(inputs, outputs, seed=1).T
-    with torch.no_grad():
-        found = linear(x, weight)
-    assert found.shape == (*leading, outputs)
-    torch.testing.assert_close(found, functional.linear(x, weight), rtol=1e-4, atol=1e-5)
-    with torch.inference_mode():
-        torch.testing.assert_close(linear(x, weight), found)
-
-
-def test_several_rows_and_other_types_are_left_to_torch() -> None:
-    weight = normal(5, 8, seed=1)
-    with torch.no_grad():
-        for x in (normal(2, 8), normal(1, 3, 8), normal(0, 8)):
-            assert torch.equal(linear(x, weight), functional.linear(x, weight))
-        for dtype in (torch.bfloat16, torch.float64):
-            x = normal(1, 8).to(dtype)
-            assert torch.equal(linear(x, weight.to(dtype)), functional.linear(x, weight.to(dtype)))
-
-
-def test_one_row_has_its_gradient() -> None:
-    found: list[list[Tensor]] = []
-    for product in (linear, functional.linear):
-        x, weight = normal(1, 8).requires_grad_(), normal(5, 8, seed=1).requires_grad_()
-        product(x, weight).square().sum().backward()
-        assert x.grad is not None
-        assert weight.grad is not None
-        found.append([x.grad, weight.grad])
-    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-
-
-def test_one_row_obeys_autocast() -> None:
-    x, weight = normal(1, 8), normal(5, 8, seed=1)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        found, wanted = linear(x, weight), functional.linear(x, weight)
-    assert found.dtype == torch.bfloat16
-    assert torch.equal(found, wanted)
-
-
-def test_the_result_is_a_tensor_of_its_own() -> None:
-    x, weight = normal(1, 8), normal(8, 8, seed=1)
-    before = x.clone()
-    with torch.no_grad():
-        linear(x, weight).zero_()
-    assert torch.equal(x, before)

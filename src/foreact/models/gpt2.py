@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foreact.models.gpt import DrawsCache, KVCache
-from foreact.models.onednn import Linear, linear
+from foreact.models.products import Linear, linear
 from foreact.types import UserError
 
 INIT_STD = 0.02

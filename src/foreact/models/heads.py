@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 from foreact.models.layers import init_linear, sinusoid
+from foreact.models.products import Linear
 from foreact.types import UserError
 
 ReadoutKind = Literal["conv_fc", "conv_ori", "conv", "fc"]
@@ -49,9 +50,9 @@ class DenoiserBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6)
-        self.up = nn.Linear(width, width)
-        self.down = nn.Linear(width, width)
-        self.modulation = nn.Linear(width, 3 * width)
+        self.up = Linear(width, width)
+        self.down = Linear(width, width)
+        self.modulation = Linear(width, 3 * width)
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         """x: (..., width); c: (..., width), after SiLU."""
@@ -77,13 +78,13 @@ class Denoiser(nn.Module):
     ) -> None:
         super().__init__()
         self.checkpointing = checkpointing
-        self.input = nn.Linear(channels, width)
-        self.condition = nn.Linear(condition, width)
-        self.time1 = nn.Linear(TIME_CHANNELS, width)
-        self.time2 = nn.Linear(width, width)
+        self.input = Linear(channels, width)
+        self.condition = Linear(condition, width)
+        self.time1 = Linear(TIME_CHANNELS, width)
+        self.time2 = Linear(width, width)
         self.blocks = nn.ModuleList(DenoiserBlock(width) for _ in range(depth))
-        self.out_modulation = nn.Linear(width, 2 * width)
-        self.out = nn.Linear(width, outputs)
+        self.out_modulation = Linear(width, 2 * width)
+        self.out = Linear(width, outputs)
         init_linear(self)
         for time in (self.time1, self.time2):
             nn.init.normal_(time.weight, std=0.02)
@@ -212,11 +213,11 @@ class ConvFCReadout(nn.Module):
         self.frames, self.grid = frames, grid
         self.pooled = (min(4, grid[0]), min(4, grid[1]))
         self.conv = nn.Conv2d(width, width, 3, padding=1)
-        self.fc1 = nn.Linear(width * self.pooled[0] * self.pooled[1], width)
-        self.fc2 = nn.Linear(width, width)
-        self.mix = nn.Linear(frames, horizon)
-        self.refine1 = nn.Linear(width, width)
-        self.refine2 = nn.Linear(width, width)
+        self.fc1 = Linear(width * self.pooled[0] * self.pooled[1], width)
+        self.fc2 = Linear(width, width)
+        self.mix = Linear(frames, horizon)
+        self.refine1 = Linear(width, width)
+        self.refine2 = Linear(width, width)
 
     def forward(self, features: Tensor) -> Tensor:
         x = features.unflatten(1, (self.frames, *self.grid)).flatten(0, 1).permute(0, 3, 1, 2)
@@ -266,8 +267,8 @@ class FCReadout(nn.Module):
         super().__init__()
         tokens = frames * grid[0] * grid[1]
         hidden = max(horizon, tokens // 4)
-        self.fc1 = nn.Linear(tokens, hidden)
-        self.fc2 = nn.Linear(hidden, horizon)
+        self.fc1 = Linear(tokens, hidden)
+        self.fc2 = Linear(hidden, horizon)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.fc2(functional.relu(self.fc1(features.transpose(1, 2)))).transpose(1, 2)

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from foreact.models.matvec import linear
+from foreact.models.products import linear
 
 
 class HiddenLinear(nn.Linear):

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from foreact.models.gpt import CausalBlock, KVCache, init_blocks, norm
-from foreact.models.matvec import linear, rows_by_numpy
 from foreact.models.mup import param_groups
+from foreact.models.products import linear, rows_by_numpy
 from foreact.types import Batch, LossOut, UserError
 
 
