@@ -1,17 +1,27 @@
-# Two commands matter: `make demo` and `make test`. Both install what they need into .venv first.
+# Two commands matter: `make demo` and `make test`. Both install what they need into .venv first, and no more than that.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt)
+PROCESSES ?= auto
 
-.PHONY: demo test lint install system clean
+.PHONY: demo test lint install clean
 
-demo: install
+# The simulator draws on two system libraries, through OpenCV; DeepMind Control draws without a display through EGL.
+PUSHT_LIBRARIES := libGL.so.1 libglib-2.0.so.0
+PUSHT_PACKAGES := libgl1 libglib2.0-0
+ALL_LIBRARIES := $(PUSHT_LIBRARIES) libEGL.so.1 libEGL_.*[.]so[.]0
+ALL_PACKAGES := $(PUSHT_PACKAGES) libegl1 libegl-mesa0 libgl1-mesa-dri
+
+demo: $(VENV)/.demo
 	$(BIN)/foreact demo
+	@echo "Installing took $$(cat $(VENV)/.torch) s for torch and $$(cat $(VENV)/.demo) s for the rest; $(VENV) holds $$(du -sm $(VENV) | cut -f1) MB."
 
-# One thread: the shapes are tiny, and several processes with a thread pool each would only wait for one another.
+# A process for every core, each with one thread: the shapes are tiny, and pools of threads would only wait for one
+# another. A file's tests stay together, so that what they share is made once.
 test: install lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile -m "not slow and not gpu"
 
 lint: install
 	$(BIN)/ruff check .
@@ -19,25 +29,33 @@ lint: install
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
-install: $(VENV)/.installed
+install: $(VENV)/.all
 
-# torch comes first and alone: with it in place pip keeps it, whichever build the machine offers.
-$(VENV)/.installed: pyproject.toml constraints.txt | system
-	$(PYTHON) -c 'import sys; sys.exit("Foreact needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(TORCH)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
-	@touch $@
+# torch comes first and alone: with it in place pip keeps it, whichever build the machine offers. Each of the three files
+# holds the seconds that its step took.
+$(VENV)/.torch: constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Foreact needs Python 3.11 or newer; set PYTHON=/path/to/python3.11" if sys.version_info < (3, 11) else 0)'
+	@begin=$$(date +%s); set -x; \
+	$(PYTHON) -m venv $(VENV) && $(PIP) $(TORCH) && echo $$(($$(date +%s) - begin)) > $@
 
-# OpenCV, which the PushT simulator imports, links libGL and glib; DeepMind Control draws without a display through EGL.
-PACKAGES := libgl1 libglib2.0-0 libegl1 libegl-mesa0 libgl1-mesa-dri
-system:
-	@missing=; for library in libGL.so.1 libglib-2.0.so.0 libEGL.so.1 "libEGL_.*\.so\.0"; do \
-	  ldconfig -p | grep -q "$$library" || missing="$$missing $$library"; done; \
-	test -z "$$missing" || \
-	  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
-	    apt-get update -qq && apt-get install -y -qq --no-install-recommends $(PACKAGES); } || \
-	  { echo "Foreact's simulators need$$missing: sudo apt-get install $(PACKAGES)"; exit 1; }
+$(VENV)/.demo: pyproject.toml $(VENV)/.torch
+	@$(call system,$(PUSHT_LIBRARIES),$(PUSHT_PACKAGES))
+	@begin=$$(date +%s); set -x; \
+	$(PIP) -c constraints.txt -e ".[pusht]" && echo $$(($$(date +%s) - begin)) > $@
+
+$(VENV)/.all: pyproject.toml $(VENV)/.torch
+	@$(call system,$(ALL_LIBRARIES),$(ALL_PACKAGES))
+	@begin=$$(date +%s); set -x; \
+	$(PIP) -c constraints.txt -e ".[dev]" && echo $$(($$(date +%s) - begin)) > $@
+
+# $(call system,libraries,packages): install the packages where a library is missing and we may, else name them.
+define system
+missing=; for library in $(1); do ldconfig -p | grep -q "$$library" || missing="$$missing $$library"; done; \
+test -z "$$missing" || \
+  { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null && \
+    apt-get update -qq && apt-get install -y -qq --no-install-recommends $(2); } || \
+  { echo "Foreact's simulators need$$missing: sudo apt-get install $(2)"; exit 1; }
+endef
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache

@@ -54,6 +54,29 @@ def least_seconds(candidates: Mapping[str, Callable[[], object]], rounds: int = 
     return least
 
 
+def gflops(device: torch.device, precision: Precision) -> float:
+    """Billions of operations per second of a product of two matrices of 1,024 (on a GPU 8,192) rows and columns."""
+    side = 1024 if device.type == "cpu" else 8192
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    x = torch.ones(side, side, dtype=dtype, device=device)
+    return 2 * side**3 / _least(lambda: x @ x, device) / 1e9
+
+
+def gigabytes_per_second(device: torch.device) -> float:
+    """How fast memory is read, by a sum over 256 MiB (on a GPU 4 GiB), which no cache holds."""
+    x = torch.ones(2**26 if device.type == "cpu" else 2**30, device=device)
+    return x.nbytes / _least(x.sum, device) / 1e9
+
+
+def _least(call: Callable[[], object], device: torch.device) -> float:
+    def done() -> None:
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    return least_seconds({"call": done}, rounds=3)["call"]
+
+
 @contextmanager
 def one_thread() -> Iterator[None]:
     """Within the block, torch computes with one thread on the CPU."""
@@ -66,8 +89,11 @@ def one_thread() -> Iterator[None]:
 
 
 def clearly_faster(plain: Callable[[], object], other: Callable[[], object]) -> bool:
-    """Whether a call is worth taking in the place of the plain one, on this machine."""
-    seconds = least_seconds({"plain": plain, "other": other})
+    """Whether a call is worth taking in the place of the plain one, on this machine.
+
+    Many short turns: with several threads a single one may wait long for a core that is busy elsewhere.
+    """
+    seconds = least_seconds({"plain": plain, "other": other}, rounds=20)
     return seconds["plain"] > CLEARLY * seconds["other"]
 
 
@@ -124,7 +150,7 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 def cores() -> int:
     """Processor cores that this process may use: those it is bound to, and no more than its container's quota."""
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(bound, math.ceil(_quota())))
+    return max(1, math.ceil(min(bound, _quota())))
 
 
 def _quota() -> float:

@@ -1,16 +1,19 @@
-"""`foreact doctor`: what this environment is, what each extra unlocks, and what would break."""
+"""`foreact doctor`: what this environment is, how fast it computes, what each extra unlocks, and what would break."""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 import platform
 
 import torch
 
 import foreact
+from foreact import machine
 from foreact.envs.rendering import choose_library
+from foreact.models import products
+from foreact.recipes import pace
+from foreact.recipes.runs import pick_device
 from foreact.types import UserError
 
 EXTRAS = {
@@ -27,13 +30,19 @@ EXTRAS = {
 
 
 def doctor() -> None:
-    """Print versions, devices and which extras are installed; warn about a torchvision that cannot be imported."""
+    """Print versions, devices, how fast they compute, and which extras are installed.
+
+    Takes some seconds, since speeds are measured. What else computes meanwhile makes them lower.
+    """
     print(f"foreact     {foreact.__version__}")
     print(f"python      {platform.python_version()} on {platform.platform()}")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
-    print(f"torch       {torch.__version__} ({device}; {os.cpu_count()} cores, {torch.get_num_threads()} threads)")
+    print(f"torch       {torch.__version__} ({device}; {machine.cores()} cores, {torch.get_num_threads()} threads)")
     for package in ("numpy", "zarr", "numcodecs", "av", "tyro", "safetensors"):
         print(f"{package:<12}{importlib.metadata.version(package)}")
+    print()
+    for name, value in speeds(pick_device(None)).items():
+        print(f"{name:<14}{value}")
     print()
     for extra, (module, unlocks) in EXTRAS.items():
         there = importlib.util.find_spec(module) is not None
@@ -48,6 +57,30 @@ def doctor() -> None:
             print(
                 f"\ntorchvision is installed but cannot be imported ({error}); Foreact does not need it: uninstall it."
             )
+
+
+def speeds(device: torch.device) -> dict[str, str]:
+    """What was measured of a device, and what it means, by title."""
+    chosen = machine.choose_precision("auto", device)
+    # Emulated bfloat16 would take seconds to say what is known already.
+    rates = {p: machine.gflops(device, p) for p in ("fp32", "bf16") if p in {"fp32", chosen}}
+    found = {
+        "precision": machine.explain_precision(chosen, device),
+        "speed": ", ".join(f"{rate:,.0f} GFLOP/s in {p}" for p, rate in rates.items())
+        + f"; {machine.gigabytes_per_second(device):,.0f} GB/s from memory",
+    }
+    if device.type == "cpu":
+        faster = {
+            "one row by numpy": products.numpy_is_faster(),
+            "a few rows transposed": products.transposed_is_faster(),
+            "many rows by oneDNN": products.onednn_is_faster(),
+        }
+        found["products"] = ", ".join(name for name, yes in faster.items() if yes) or "all by torch's own"
+    windows = pace.windows_per_second(device, chosen)
+    found["training"] = f"{windows:,.0f} windows/s of the demo's model"
+    for demo, minutes in pace.expected_minutes(windows).items():
+        found[demo] = f"about {max(1, round(minutes))} min"
+    return found
 
 
 def _drawing() -> str:

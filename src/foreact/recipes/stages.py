@@ -5,7 +5,8 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from foreact.recipes.pace import expected_minutes
+from foreact.machine import choose_precision
+from foreact.recipes.pace import expected_minutes, windows_per_second
 from foreact.recipes.runs import pick_device, say
 
 
@@ -21,7 +22,9 @@ class Stages:
     def __init__(self, demo: str, *titles: str, share: float = 1.0) -> None:
         self._titles = titles
         self._began: list[float] = []
-        minutes = share * expected_minutes(pick_device(None))[demo]
+        device = pick_device(None)
+        windows = windows_per_second(device, choose_precision("auto", device))
+        minutes = share * expected_minutes(windows)[demo]
         say(f"foreact {demo}: about {max(1, round(minutes))} min on this machine")
 
     def begin(self, **facts: Any) -> None:
