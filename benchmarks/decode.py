@@ -19,8 +19,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from foreact.models.gpt import KVCache
-from foreact.models.products import rows_by_numpy
 from foreact.models.mup import HiddenLinear
+from foreact.models.products import rows_by_numpy
 from foreact.models.vavim import VaViM, VaViMConfig
 from foreact.models.weight_only import reduce_weights
 

@@ -153,13 +153,13 @@ def cores() -> int:
     return max(1, math.ceil(min(bound, _quota())))
 
 
-def _quota() -> float:
+def _quota(root: Path = Path("/sys/fs/cgroup")) -> float:
     """Cores' worth of time that the control group grants (cgroup v2, then v1), infinite without a limit."""
-    with suppress(OSError, ValueError):
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+    with suppress(OSError, ValueError, ZeroDivisionError):
+        limit, period = (root / "cpu.max").read_text().split()
         return math.inf if limit == "max" else int(limit) / int(period)
     with suppress(OSError, ValueError, ZeroDivisionError):
-        limit, period = (int(Path(f"/sys/fs/cgroup/cpu/cpu.cfs_{n}_us").read_text()) for n in ("quota", "period"))
+        limit, period = (int((root / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
         return limit / period if limit > 0 else math.inf
     return math.inf
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from foreact.machine import cores
 from foreact.types import UserError
 
 READ_AHEAD = 32
@@ -22,7 +22,7 @@ READ_AHEAD = 32
 
 def read_frames(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[np.ndarray]:
     """Decode images in order, on several threads: uint8 (H, W, 3) each, see `read_frame`."""
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=min(8, cores())) as pool:
         for first in range(0, len(paths), READ_AHEAD):
             yield from pool.map(lambda path: read_frame(path, size), paths[first : first + READ_AHEAD])
 

@@ -18,6 +18,7 @@ from foreact.envs.collect import HELD_OUT_SEED, check_seeds
 from foreact.envs.dmc import CAMERA, DMCEnv, split_name
 from foreact.envs.mppi import MPPI, MPPIConfig
 from foreact.envs.workers import ordered_map, process_count
+from foreact.machine import cores
 from foreact.types import UserError
 
 Grade = Literal["random", "medium", "expert"]
@@ -127,7 +128,7 @@ def collect_store(
                 f"The store {path} holds another collection ({writer.attrs}, {begun} episodes) than {notes} from seed "
                 f"{first_seed}; choose another path or the same arguments."
             )
-        threads = max(1, (os.cpu_count() or 1) // process_count(workers, episodes - begun))
+        threads = max(1, cores() // process_count(workers, episodes - begun))
         jobs = [Job(name, int(seeds[i]), turns[i], shadows, threads) for i in range(begun, episodes)]
         bar = tqdm(total=max(episodes, begun), initial=begun, desc=f"collect {env}", unit="ep", disable=not progress)
         with ordered_map(workers, len(jobs)) as run, bar:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from foreact.machine import cores
 from foreact.types import UserError
 
 
 def process_count(workers: int | None, jobs: int) -> int:
-    """How many processes do `jobs` things: `workers`, or one per CPU for None, and never more than there are jobs.
+    """How many processes do `jobs` things: `workers`, or one per core for None, and never more than there are jobs.
 
     Raises:
         UserError: fewer than one worker.
     """
     if workers is not None and workers < 1:
         raise UserError(f"Expected at least one worker, found {workers}.")
-    return max(1, min(workers or os.cpu_count() or 1, jobs))
+    return max(1, min(workers or cores(), jobs))
 
 
 @contextmanager

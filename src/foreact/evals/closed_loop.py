@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from foreact.evals.env_pool import EnvPool, Start
 from foreact.evals.estimate import estimate, share
+from foreact.machine import cores
 from foreact.types import Estimate, Observation, Policy, StreamSpec, UserError
 
 RESULT = "closed_loop.json"
@@ -114,7 +115,7 @@ def closed_loop(
     seeds = _checked(seeds, at_once, workers, videos)
     if score not in get_args(Score):
         raise UserError(f"score should be one of {', '.join(get_args(Score))}, found '{score}'.")
-    workers = min(os.cpu_count() or 1, len(seeds)) if workers is None else min(workers, len(seeds))
+    workers = min(cores(), len(seeds)) if workers is None else min(workers, len(seeds))
     films: dict[int, str] = {}
     if out_dir is not None:
         films = {i: f"videos/seed-{seed}.mp4" for i, seed in enumerate(seeds[:videos])}

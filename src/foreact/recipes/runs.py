@@ -14,7 +14,7 @@ import tyro
 from torch import nn
 
 from foreact.data.loader import Windows, batches
-from foreact.machine import choose_precision, explain_precision
+from foreact.machine import choose_precision, cores, explain_precision
 from foreact.train.checkpoint import Export
 from foreact.train.config import TrainConfig
 from foreact.train.evaluation import Evaluator
@@ -156,7 +156,9 @@ def process_count() -> int:
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The named device, or CUDA where there is one, else the CPU."""
+    """The named device, or CUDA where there is one, else the CPU, on which torch keeps to the cores it may use."""
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores():
+        torch.set_num_threads(cores())  # torch counts the cores of the machine, a container may grant fewer
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
