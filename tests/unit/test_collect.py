@@ -153,16 +153,18 @@ def test_default_store_has_its_name_only_when_whole(
 ) -> None:
     seen = []
 
-    def render(traces: Path, store: Path) -> Path:
+    def render(traces: Path, store: Path, episodes: int | None) -> Path:
         seen.append(store)
         assert traces == demonstrations("pusht")
-        return render_traces(three, store, **QUIET)
+        return render_traces(three, store, episodes=episodes, **QUIET)
 
     monkeypatch.setattr(collecting, "render_traces", render)
-    demonstrations_to_store(tmp_path / "pusht.zarr")
+    demonstrations_to_store(tmp_path / "pusht.zarr", episodes=2)
     assert seen != [tmp_path / "pusht.zarr"]
     assert [p.name for p in tmp_path.iterdir()] == ["pusht.zarr"]
-    assert len(open_store(tmp_path / "pusht.zarr")) == 3
+    assert len(open_store(tmp_path / "pusht.zarr")) == 2  # the first ones
+    demonstrations_to_store(tmp_path / "all.zarr")
+    assert len(open_store(tmp_path / "all.zarr")) == 3
 
 
 @pytest.mark.parametrize(

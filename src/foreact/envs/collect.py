@@ -168,8 +168,9 @@ def _begun(path: Path, env: str, seeds: np.ndarray, noises: np.ndarray) -> list[
 
 
 def render_traces(
-    trace_path: str | Path, store_path: str | Path, *, workers: int | None = None, progress: bool = True
-) -> Path:
+    trace_path: str | Path, store_path: str | Path, *, episodes: int | None = None, workers: int | None = None,
+    progress: bool = True,
+) -> Path:  # fmt: skip
     """Draw every step of a trace file and write an episode store, with `seed`, `goal`, `noise` and `score` per episode.
 
     A rendering that was stopped goes on after its last whole episode; a grown trace file extends its store.
@@ -177,7 +178,8 @@ def render_traces(
     Args:
         trace_path: trace file from `collect`, or `demonstrations(env)`.
         store_path: folder of the store, new or begun from the same traces.
-        workers: processes; None for one per CPU.
+        episodes: how many, the first ones; None for all.
+        workers: processes; None for one per core.
         progress: whether to show a bar.
 
     Returns:
@@ -192,8 +194,9 @@ def render_traces(
         begun = writer.episodes
         if begun and not np.array_equal(open_store(store_path).info("seed"), traces.seeds[:begun]):
             raise UserError(f"The store {store_path} holds other episodes than {trace_path}; choose another path.")
-        jobs = [(traces.state[traces.rows(i)], traces.goal[i]) for i in range(begun, len(traces))]
-        bar = tqdm(total=len(traces), initial=begun, desc=f"render {store_path.name}", unit="ep", disable=not progress)
+        count = len(traces) if episodes is None else min(episodes, len(traces))
+        jobs = [(traces.state[traces.rows(i)], traces.goal[i]) for i in range(begun, count)]
+        bar = tqdm(total=count, initial=begun, desc=f"render {store_path.name}", unit="ep", disable=not progress)
         with ordered_map(workers, len(jobs)) as run, bar:
             for episode, images in enumerate(run(_draw, jobs), start=begun):
                 rows = traces.rows(episode)
@@ -208,13 +211,13 @@ def render_traces(
     return store_path
 
 
-def demonstrations_to_store(path: Path) -> None:
-    """Render the PushT demonstrations that ship with the package into the store `path`.
+def demonstrations_to_store(path: Path, episodes: int | None = None) -> None:
+    """Render the PushT demonstrations that ship with the package, or the first ones of them, into the store `path`.
 
     The store has its name only when it is whole; a rendering that was stopped goes on.
     """
     partial = path.with_name(f"{path.name}.partial")
-    os.replace(render_traces(demonstrations("pusht"), partial), path)
+    os.replace(render_traces(demonstrations("pusht"), partial, episodes=episodes), path)
 
 
 def held_out_to_store(path: Path, env: str = "pusht", episodes: int = 16) -> None:

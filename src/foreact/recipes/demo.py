@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from foreact.envs.collect import demonstrations_to_store
 from foreact.evals.report import Media, write_report
 from foreact.evals.video import save_examples, video_quality
 from foreact.models.uva import UVA
@@ -24,6 +25,8 @@ from foreact.weights.format import load_checkpoint
 from foreact.weights.shipped import shipped
 
 SHIPPED = "uva-pusht"
+DEMONSTRATIONS = 120
+"""Of the 300 that ship: as many as a few steps of training can see, in a third of the time."""
 
 
 def demo(out: Path = Path("runs/demo"), steps: int = 150, seeds: int = 20, workers: int | None = None) -> None:
@@ -41,7 +44,11 @@ def demo(out: Path = Path("runs/demo"), steps: int = 150, seeds: int = 20, worke
     stages = Stages("demo", "Demonstrations", "Training", "Acting", "Imagining")
     task = find_task("pusht")
     stages.begin()
-    store = open_task_store(task, None)
+    demonstrations = out / "demonstrations.zarr"
+    if not demonstrations.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        demonstrations_to_store(demonstrations, DEMONSTRATIONS)
+    store = open_task_store(task, demonstrations)
     held_out = open_held_out_store(task, None)
     print(f"  {len(store.lengths)} to learn from in {store.path}, {len(held_out.lengths)} held out in {held_out.path}")
 
@@ -49,7 +56,7 @@ def demo(out: Path = Path("runs/demo"), steps: int = 150, seeds: int = 20, worke
     run = recipe()
     model = config_from_json(type(run.model), load_checkpoint(shipped(SHIPPED)).config)
     run = dataclasses.replace(
-        run, init=SHIPPED, out=out / "training", model=model,
+        run, init=SHIPPED, data=demonstrations, out=out / "training", model=model,
         train=dataclasses.replace(run.train, steps=steps, lr=5e-5, warmup=min(20, steps), log_every=5,
                                   save_every=steps, eval_every=steps),
     )  # fmt: skip
