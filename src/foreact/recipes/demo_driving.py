@@ -22,8 +22,11 @@ from foreact.recipes.stages import Stages
 from foreact.recipes.tokenize import tokenize
 from foreact.types import UserError
 
-TOKENIZER = dataclasses.replace(vq.SMALL, multipliers=(1, 2, 2, 4), codes=256, image_size=(72, 128))
-VIDEO = VaViMConfig(width=128, heads=4, layers=4, frames=4, grid=(9, 16), vocab=256)
+# Sizes and steps are those that ten minutes of two cores allow, not those at which anything stops getting better.
+TOKENIZER = dataclasses.replace(
+    vq.SMALL, channels=8, multipliers=(1, 2, 4, 8), norm_groups=4, codes=256, image_size=(72, 128)
+)
+VIDEO = VaViMConfig(width=128, heads=4, layers=3, frames=4, grid=(9, 16), vocab=256)
 ACTION = VaVAMConfig(vavim=VIDEO, expert=ExpertConfig(width=64))
 
 
@@ -55,20 +58,20 @@ def demo(out: Path = Path("runs/demo-driving"), scenes: int = 60, effort: float 
     data = DrivingData(sources=(str(store),), val_sources=(str(held_out),))
     stages.begin()
     tokenizer = vq.VQRun(data=store, out=out / "vq", model=TOKENIZER)
-    training = dataclasses.replace(tokenizer.train, steps=steps(400), batch_size=16, warmup=min(20, steps(400)))
+    training = dataclasses.replace(tokenizer.train, steps=steps(240), batch_size=16, warmup=min(20, steps(240)))
     tokens = vq.train_vq(dataclasses.replace(tokenizer, train=training))
     for drives in (store, held_out):
         tokenize(drives, str(tokens))
 
     stages.begin()
     base = vavim.recipe()
-    n = steps(500)
+    n = steps(260)
     rhythm = dataclasses.replace(base.train, batch_size=8, steps=n, warmup=n // 20, drop=0, save_every=n, eval_every=n)
     pretrain = dataclasses.replace(
         base, model=VIDEO, data=data, tokenizer=str(tokens), out=out / "pretrain", train=rhythm
     )
     vavim.train_vavim(pretrain)
-    n = steps(150)
+    n = steps(80)
     falling = dataclasses.replace(
         rhythm, steps=n, warmup=0, drop=n, save_every=n, eval_every=n, start_from=out / "pretrain"
     )
@@ -77,7 +80,7 @@ def demo(out: Path = Path("runs/demo-driving"), scenes: int = 60, effort: float 
 
     stages.begin()
     driving = vavam.recipe()
-    n = steps(500)
+    n = steps(240)
     rhythm = dataclasses.replace(
         driving.train, batch_size=16, steps=n, warmup=n // 20, drop=n // 5, save_every=n, eval_every=n
     )

@@ -102,12 +102,14 @@ class World:
         """
         if self.size == 1 or isinstance(model, FSDPModule):
             return model
-        return nn.parallel.DistributedDataParallel(
+        module = nn.parallel.DistributedDataParallel(
             model,
             find_unused_parameters=used_parameters(model) != "all",
-            forward_sync_buffers=False,
             gradient_as_bucket_view=True,  # else every gradient is held twice
         )
+        # Not as an argument, which would keep rank 0's buffers from the other processes at the start as well.
+        module.broadcast_buffers = False
+        return module
 
     def shard(self, model: nn.Module, *, half: bool) -> None:
         """Divide the model's parameters among the processes, in place (FSDP2); before its optimiser is built.
@@ -125,8 +127,15 @@ class World:
                 autocast partly leaves in float32, are gathered in float32; gradients are always summed in it.
 
         Raises:
-            UserError: processes may run different parts of the model, so they cannot gather them together.
+            UserError: processes may run different parts of the model, so they cannot gather them together; or this
+                torch would compute wrong gradients.
         """
+        if self.device.type == "cpu" and torch.__version__ < (2, 9):
+            # Its gloo answers a request for the mean with the sum: gradients as many times too large as there are
+            # processes. NCCL, on GPUs, does not.
+            raise UserError(
+                f"parallel fsdp on the CPU needs torch 2.9 or newer, found {torch.__version__}; use parallel ddp."
+            )
         if used_parameters(model) == "varying":
             raise UserError(
                 "parallel fsdp needs a model that uses the same parameters in every forward, and "
