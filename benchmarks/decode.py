@@ -10,6 +10,7 @@ row. Bfloat16 and int8 are compared with a half and a quarter of the first.
 from __future__ import annotations
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from foreact.machine import choose_precision
 from foreact.models.gpt import KVCache
 from foreact.models.mup import HiddenLinear
 from foreact.models.products import rows_by_numpy
@@ -64,10 +66,15 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--layers", type=int, default=24)
     parser.add_argument("--seen", type=int, nargs="+", default=[16, 576], help="tokens in the cache")
+    parser.add_argument(
+        "--weights", nargs="+", choices=["fp32", "bf16", "int8"], help="bf16 by itself where it is fast"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=30)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    # Both compute on bfloat16 activations, which takes minutes to read a context where that is emulated.
+    usual = ["fp32", "bf16", "int8"] if choose_precision("auto", torch.device("cpu")) == "bf16" else ["fp32"]
 
     model = VaViM(VaViMConfig(width=args.width, heads=args.width // 128, layers=args.layers)).eval()
     weights = multiplied(model)
@@ -87,8 +94,8 @@ def main() -> None:
         print(f"  {name} products         {floors[name]:8.2f} ms")
     best = min(floors["torch"], floors["numpy"])
     print(f"{'weights':<8}{'tokens seen':>12}{'ms/token':>10}{'tokens/s':>10}{'of reading':>12}{'of products':>12}")
-    for precision in ("fp32", "bf16", "int8"):
-        reduced = reduce_weights(model, precision)
+    for precision in args.weights or usual:
+        reduced = reduce_weights(copy.deepcopy(model), precision)
         for seen in args.seen:
             ms = step_time(reduced, seen, args.repeats)
             share = {"fp32": 1.0, "bf16": 0.5, "int8": 0.25}[precision]

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from foreact.machine import Precision, autocast, choose_precision
 from foreact.models.voc import VOC, VOCConfig
 from foreact.train.optim import build_optimizer
 from foreact.weights.gpt2_reference import to_reference
@@ -40,8 +41,8 @@ PARTS = ("targets", "forward+backward", "optimiser", "average")
 class Foreact:
     """The library's update, as its training loop does it."""
 
-    def __init__(self, model: VOC, *, bf16: bool) -> None:
-        self.model, self.bf16 = model, bf16
+    def __init__(self, model: VOC, precision: Precision) -> None:
+        self.model, self.precision = model, precision
         self.optimizer = build_optimizer(model, lr=LR, weight_decay=DECAY, betas=BETAS)
         self.rng = torch.Generator(model.codebook.device).manual_seed(0)
 
@@ -62,14 +63,14 @@ class Foreact:
         return [targets, learn, self.optimizer.step, self.model.after_step]
 
     def _autocast(self, stacks: Tensor) -> Any:
-        return torch.autocast(stacks.device.type, dtype=torch.bfloat16, enabled=self.bf16)
+        return autocast(stacks.device, self.precision)
 
 
 class Captured(Foreact):
     """The whole update as one CUDA graph: static shapes, so every row is sampled and the unwanted ones are dropped."""
 
-    def __init__(self, model: VOC, stacks: Tensor, rewards: Tensor, bootstrap: Tensor, *, bf16: bool) -> None:
-        super().__init__(model, bf16=bf16)
+    def __init__(self, model: VOC, stacks: Tensor, rewards: Tensor, bootstrap: Tensor, precision: Precision) -> None:
+        super().__init__(model, precision)
         for group in self.optimizer.param_groups:
             group["capturable"] = True
             group["lr"] = torch.tensor(group["lr"], device=stacks.device)
@@ -214,6 +215,9 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--processor-time", action="store_true", help="not wall time, where others use the machine too")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument(
+        "--precision", nargs="+", choices=["fp32", "bf16"], help="ours; bf16 by itself where it is fast"
+    )
     parser.add_argument("--graph", action="store_true", help="capture our update as a CUDA graph too")
     args = parser.parse_args()
     device = torch.device(args.device)
@@ -239,11 +243,12 @@ def main() -> None:
 
     sides: dict[str, Any] = {
         "published": Published(model),
-        "foreact fp32": Foreact(copy.deepcopy(model), bf16=False),
-        "foreact bf16": Foreact(copy.deepcopy(model), bf16=True),
     }
+    precisions = args.precision or list(dict.fromkeys(("fp32", choose_precision("auto", device))))
+    for precision in precisions:
+        sides[f"foreact {precision}"] = Foreact(copy.deepcopy(model), precision)
     if args.graph:
-        sides["foreact bf16, captured"] = Captured(copy.deepcopy(model), *batch(), bf16=True)
+        sides[f"foreact {precisions[-1]}, captured"] = Captured(copy.deepcopy(model), *batch(), precisions[-1])
     times: dict[str, list[list[float]]] = {name: [] for name in sides}
     alone: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(args.rounds + 1):
