@@ -4,8 +4,8 @@ A step is the training loop's, without its log, its average and its files: forwa
 backward, clipping, AdamW, and what the model does after it. Models, batch sizes and settings are
 the defaults of the recipes, the data random. Both precisions take turns in one process, from the
 same weights, every step draws the same, and the fastest one of each counts. Where bfloat16 is
-emulated it takes minutes, so what took three times as long is not repeated after one step to warm
-up and one that counts.
+emulated a step may take many minutes (VaViM's does), so both are tried on one sample first: what
+takes three times as long there is marked with * and gets no whole batch.
 
     python benchmarks/precision.py
     python benchmarks/precision.py --families uva voc --rounds 20
@@ -51,6 +51,7 @@ from foreact.train.optim import clip_gradients
 from foreact.types import Batch, UserError
 
 ENOUGH = 0.95
+SLOW = 3.0
 QUICK_ROWS = 2
 
 
@@ -244,25 +245,34 @@ def whole_step(training: Training, device: torch.device, precision: Precision) -
 
 @dataclass(frozen=True)
 class Found:
-    """Of each precision: samples per second, and whether the last gradient was finite."""
+    """Of each precision: samples per second, and whether the last gradient was finite.
+
+    Attributes:
+        tried: bf16 was so slow on one sample that it got no more.
+    """
 
     rates: dict[Precision, float]
     finite: dict[Precision, bool]
+    tried: bool
 
 
 def measure(training: Training, device: torch.device, rows: int, rounds: int) -> Found:
-    batch = training.batch(rows, torch.Generator().manual_seed(0)).to(device)
+    rng = torch.Generator().manual_seed(0)
+    one, batch = (training.batch(n, rng).to(device) for n in (1, rows))
     precisions: list[Precision] = ["fp32", "bf16"] if bfloat16(device).possible else ["fp32"]
     steps = {p: whole_step(training, device, p) for p in precisions}
-    seconds = least_seconds({p: partial(step, batch) for p, step in steps.items()}, rounds)
-    return Found(
-        rates={p: rows / seconds[p] for p in precisions},
-        finite={p: bool(step.norm.isfinite()) for p, step in steps.items()},
-    )
+    seconds = least_seconds({p: partial(step, one) for p, step in steps.items()}, rounds=1)
+    rates: dict[Precision, float] = {p: 1 / seconds[p] for p in precisions}
+    tried = "bf16" in steps and seconds["bf16"] > SLOW * seconds["fp32"]
+    whole = precisions[:1] if tried else precisions
+    seconds = least_seconds({p: partial(steps[p], batch) for p in whole}, rounds)
+    rates |= {p: rows / seconds[p] for p in whole}
+    finite: dict[Precision, bool] = {p: bool(steps[p].norm.isfinite()) for p in precisions}
+    return Found(rates, finite, tried)
 
 
-def cell(rate: float | None) -> str:
-    return "" if rate is None else f"{rate:.0f}" if rate >= 100 else f"{rate:.2f}"
+def cell(rate: float | None, mark: str = "") -> str:
+    return "" if rate is None else f"{rate:.4g}{mark}"
 
 
 def main() -> None:
@@ -296,7 +306,8 @@ def main() -> None:
         found = measure(training, device, rows, rounds)
         rates = found.rates
         ratio = rates[auto] / max(rates.values())
-        cells = [name, str(rows), cell(rates["fp32"]), cell(rates.get("bf16")), auto]
+        half = cell(rates.get("bf16"), "*" if found.tried else "")
+        cells = [name, str(rows), cell(rates["fp32"]), half, auto]
         print(f"| {' | '.join(cells)} | {ratio:.2f} |", flush=True)
         below += [name] if ratio < ENOUGH else []
         broken += [f"{name} in {p}" for p, finite in found.finite.items() if not finite]

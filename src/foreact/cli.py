@@ -54,7 +54,7 @@ VERBS = {
     "weights pack": ("foreact.recipes.weights:pack", "Write files as a release archive, in parts where large."),
     "weights convert": ("foreact.recipes.weights:convert", "Turn a released checkpoint into ours, and back."),
     "weights verify": ("foreact.recipes.weights:verify", "Read a checkpoint or released files whole; print hashes."),
-    "doctor": ("foreact.recipes.doctor:doctor", "Print the environment and what each extra unlocks."),
+    "doctor": ("foreact.recipes.doctor:doctor", "The environment: what is fast here, what each extra unlocks."),
 }
 
 

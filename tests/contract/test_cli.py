@@ -172,6 +172,18 @@ def test_doctor_names_every_extra(capsys: pytest.CaptureFixture[str]) -> None:
         assert re.search(rf"^{extra} +(installed|missing: pip install)", printed, re.MULTILINE)
 
 
+def test_doctor_says_what_was_measured_and_what_it_means(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["doctor"])
+    printed = capsys.readouterr().out
+    for line in (
+        r"precision +(fp32|bf16) \(.+\)",
+        r"speed +[\d,]+ GFLOP/s in fp32(, [\d,]+ GFLOP/s in bf16)?; \d+ GB/s from memory",
+        r"training +[\d,]+ windows/s of the demo's model",
+        *(rf"{demo} +about \d+ min" for demo in ("demo", "demo driving", "demo voc")),
+    ):
+        assert re.search(rf"^{line}$", printed, re.MULTILINE), line
+
+
 @pytest.mark.parametrize("task", BUILT_IN)
 @pytest.mark.parametrize("stage", ["video", "joint"])
 @pytest.mark.parametrize("size", ["pocket", *SIZES])
