@@ -257,14 +257,15 @@ def script(path: Path, function: Callable[[Tensor], Any], example: Tensor, modul
     return path
 
 
-@pytest.fixture
-def scripts(tmp_path: Path) -> tuple[Path, Path, VQTokenizer]:
-    native = tokenizer()
+@pytest.fixture(scope="module")
+def scripts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, VQTokenizer]:
+    """Encoder and decoder as files, which no test changes."""
+    native, folder = tokenizer(), tmp_path_factory.mktemp("scripts")
     tokens = torch.zeros(2, 4, 6, dtype=torch.long)
     encoder = script(
-        tmp_path / "encoder.jit", lambda x: native.quantizer.encode(native.latents(x)), frames()[:, 0], native
+        folder / "encoder.jit", lambda x: native.quantizer.encode(native.latents(x)), frames()[:, 0], native
     )
-    decoder = script(tmp_path / "decoder.jit", lambda z: native.draw(native.quantizer.lookup(z)), tokens, native)
+    decoder = script(folder / "decoder.jit", lambda z: native.draw(native.quantizer.lookup(z)), tokens, native)
     return encoder, decoder, native
 
 

@@ -58,20 +58,24 @@ def demo(out: Path = Path("runs/demo-driving"), scenes: int = 60, effort: float 
     data = DrivingData(sources=(str(store),), val_sources=(str(held_out),))
     stages.begin()
     tokenizer = vq.VQRun(data=store, out=out / "vq", model=TOKENIZER)
-    training = dataclasses.replace(tokenizer.train, steps=steps(240), batch_size=16, warmup=min(20, steps(240)))
+    # Small batches and large steps learn most from the pictures that there is time for.
+    n = steps(800)
+    training = dataclasses.replace(
+        tokenizer.train, steps=n, batch_size=4, lr=3e-3, warmup=min(20, n), save_every=n, eval_every=n
+    )
     tokens = vq.train_vq(dataclasses.replace(tokenizer, train=training))
     for drives in (store, held_out):
         tokenize(drives, str(tokens))
 
     stages.begin()
     base = vavim.recipe()
-    n = steps(260)
+    n = steps(240)
     rhythm = dataclasses.replace(base.train, batch_size=8, steps=n, warmup=n // 20, drop=0, save_every=n, eval_every=n)
     pretrain = dataclasses.replace(
         base, model=VIDEO, data=data, tokenizer=str(tokens), out=out / "pretrain", train=rhythm
     )
     vavim.train_vavim(pretrain)
-    n = steps(80)
+    n = steps(60)
     falling = dataclasses.replace(
         rhythm, steps=n, warmup=0, drop=n, save_every=n, eval_every=n, start_from=out / "pretrain"
     )

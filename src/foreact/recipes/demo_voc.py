@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -80,15 +81,17 @@ def demo(
     def steps(count: int) -> int:
         return max(2, round(count * effort))
 
-    def rhythm(train: TrainConfig, count: int, batch_size: int) -> TrainConfig:
+    def rhythm(train: TrainConfig, count: int, batch_size: int, **changes: Any) -> TrainConfig:
         n = steps(count)
         return dataclasses.replace(
-            train, steps=n, batch_size=batch_size, warmup=min(train.warmup, n // 10), save_every=n, eval_every=n
-        )
+            train, steps=n, batch_size=batch_size, warmup=min(train.warmup, n // 10), save_every=n, eval_every=n,
+            **changes,
+        )  # fmt: skip
 
     stages.begin()
     tokenizer = vq.VQRun(task=task, data=store, out=out / "tokenizer", val_ratio=VAL_RATIO, model=TOKENIZER)
-    tokens = str(vq.train_vq(dataclasses.replace(tokenizer, train=rhythm(tokenizer.train, 600, 32))))
+    # Small batches and large steps learn most from the pictures that there is time for.
+    tokens = str(vq.train_vq(dataclasses.replace(tokenizer, train=rhythm(tokenizer.train, 800, 8, lr=3e-3))))
 
     stages.begin()
     run = voc.recipe("pocket")
