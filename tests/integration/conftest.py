@@ -33,7 +33,7 @@ MODEL = UVAConfig(
 def settings(**changes: Any) -> TrainConfig:
     return TrainConfig(**{
         "steps": 2, "batch_size": 4, "lr": 1e-3, "warmup": 1, "workers": 0, "log_every": 1, "save_every": 100,
-        "eval_every": 2, "tensorboard": False, **changes,
+        "eval_every": 2, "tensorboard": False, "precision": "fp32", **changes,
     })  # fmt: skip
 
 

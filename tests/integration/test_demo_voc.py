@@ -12,6 +12,7 @@ from unit.square_world import write_squares
 
 from foreact.evals.closed_loop import read_closed_loop
 from foreact.policies.occupancy import PlanningConfig
+from foreact.recipes import voc
 from foreact.recipes.demo_voc import TOKENIZER, demo
 from foreact.types import UserError
 
@@ -33,6 +34,9 @@ def test_the_demo_ends_in_one_report_and_goes_on_where_it_was(
         "PLANNING": PlanningConfig(candidates=4, samples=1, iterations=1, elites=2),
     }.items():  # fmt: skip
         monkeypatch.setattr(f"foreact.recipes.demo_voc.{name}", value)
+    pocket = voc.recipe("pocket")
+    narrow = dataclasses.replace(pocket.model, width=16, heads=2, layers=1, reward_hidden=8)
+    monkeypatch.setattr(voc, "recipe", lambda size: dataclasses.replace(pocket, model=narrow))
     store = write_squares(tmp_path / "squares.zarr", episodes=8, steps=30)
 
     def run() -> str:

@@ -8,6 +8,7 @@ import math
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -104,8 +105,8 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Street:
     root, store = here.root, here.store
     foreact(f"data toy-street --out {root}/raw --scenes 4")
     foreact(f"data import-nuscenes --root {root}/raw --out {store} --height {SIZE[0]} --width {SIZE[1]}")
-    short = "--train.steps 2 --train.warmup 1 --train.batch-size 4 --train.no-tensorboard --device cpu"
-    foreact(f"train vq --data {store} --out {root}/vq", PICTURES, short)
+    foreact(f"train vq --data {store} --out {root}/vq", PICTURES, TRAIN,
+            "--train.steps 2 --train.warmup 1 --train.batch-size 4")  # fmt: skip
     foreact(f"tokenize --store {store} --tokenizer {here.tokenizer} --device cpu")
     video = f"{PRETRAIN} {here.data} --tokenizer {here.tokenizer}"
     foreact("train vavim", video, f"--out {root}/pretrain")
@@ -225,9 +226,13 @@ def test_the_demo_goes_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyP
     from foreact.recipes import demo_driving as demo
 
     small = dataclasses.replace(demo.VIDEO, width=32, heads=1, layers=1, frames=2)
+    monkeypatch.setattr("foreact.envs.toy_street.FRAMES", 16)
     monkeypatch.setattr(demo, "VIDEO", small)
     monkeypatch.setattr(demo, "ACTION", dataclasses.replace(demo.ACTION, vavim=small))
-    monkeypatch.setattr(demo, "TOKENIZER", dataclasses.replace(demo.TOKENIZER, channels=8))
+    monkeypatch.setattr(demo, "TOKENIZER", dataclasses.replace(demo.TOKENIZER, channels=4, norm_groups=2))
+    few = {"open_loop": {"max_windows": 8, "examples": 1}, "generate": {"future": 2}}
+    for name, options in few.items():
+        monkeypatch.setattr(demo, name, partial(getattr(demo, name), **options))
     foreact(f"demo driving --out {tmp_path}/demo --scenes 4 --effort 0.004")
     assert "minADE_10" in capsys.readouterr().out
     assert len(list((tmp_path / "demo/imagined").glob("*.mp4"))) == 4

@@ -6,9 +6,8 @@ import http.client
 import json
 import re
 import signal
-import subprocess
 import sys
-from functools import partial
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +15,13 @@ import pytest
 import torch
 from torch import nn
 
+sys.path.insert(0, str(Path(__file__).parent))
+from processes import Forked
+
 from foreact.models.vavam import ExpertConfig, VaVAM, VaVAMConfig
 from foreact.models.vavim import VaViMConfig
 from foreact.policies.vavam import acting_spec, load_driving_policy
+from foreact.recipes.serve import neuroncap
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
 from foreact.types import Observation, UserError
 from foreact.weights.format import TokenizerRef, save_checkpoint
@@ -92,31 +95,25 @@ def test_tokenizers_and_weights_that_do_not_fit(folder: Path, path: str, tokeniz
         load_driving_policy(folder / path, None if tokenizer is None else folder / tokenizer)
 
 
+def serve(weights: str) -> None:
+    neuroncap(weights, port=0, device="cpu")
+
+
 def test_the_verb_serves_until_interrupted(folder: Path) -> None:
-    code = "import sys; from foreact.recipes.serve import neuroncap; neuroncap(sys.argv[1], port=0, device='cpu')"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(folder / "car")],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Whoever runs the tests in the background may ignore Ctrl-C, and children inherit that.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )
+    process = Forked(serve, str(folder / "car"))
     try:
-        assert process.stdout is not None
-        printed = [process.stdout.readline()]
-        while printed[-1] and not (found := re.search(r"Serving at http://127\.0\.0\.1:(\d+) ", printed[-1])):
-            printed.append(process.stdout.readline())
-        assert found, process.communicate()[1]
-        assert "NeuroNCAP server\n" in printed
-        assert "  policy       vavam\n" in printed
+        while not (found := re.search(r"Serving at http://127\.0\.0\.1:(\d+) ", process.output)):
+            assert process.poll() is None, process.errors
+            time.sleep(0.05)
+        printed = process.output.splitlines()
+        assert "NeuroNCAP server" in printed
+        assert "  policy       vavam" in printed
         connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=60)
         connection.request("GET", "/alive")
         assert json.loads(connection.getresponse().read()) is True
         connection.close()
         process.send_signal(signal.SIGINT)
-        assert process.wait(timeout=60) != 0
-        assert "KeyboardInterrupt" in process.communicate()[1]  # the command line makes one word of it
+        assert process.wait() != 0
+        assert "KeyboardInterrupt" in process.errors  # the command line makes one word of it
     finally:
         process.kill()
-        process.wait()

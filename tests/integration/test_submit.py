@@ -15,6 +15,7 @@ import submitit
 
 sys.path.insert(0, str(Path(__file__).parent))
 import training_toy as toy
+from processes import Door
 from test_training_processes import assert_close
 from test_training_resume import log_of
 
@@ -61,12 +62,12 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def start(folder: Path, steps: int) -> submitit.LocalJob[None]:
+def start(folder: Path, steps: int, program: Door) -> submitit.LocalJob[None]:
     """The toy's run in two processes, by submitit's executor for one machine."""
     executor = submitit.LocalExecutor(folder / "logs")
     executor.update_parameters(tasks_per_node=2, timeout_min=5, signal_delay_s=1)
-    program = [sys.executable, str(Path(toy.__file__)), str(folder / "run"), json.dumps({"steps": steps})]
-    return executor.submit(Launch(program, requeue=True))
+    words = (str(folder / "run"), json.dumps({"steps": steps}))
+    return executor.submit(Launch(program.command(*words), requeue=True))
 
 
 def warn(job: submitit.LocalJob[None], run: Path) -> None:
@@ -88,7 +89,7 @@ def finish(job: submitit.LocalJob[None]) -> None:
 def test_warned_job_returns_to_the_queue_and_finishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TOY_SLEEP", "0.05")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    job = start(tmp_path, 40)
+    job = start(tmp_path, 40, Door(toy.main))
     warn(job, tmp_path / "run")
     finish(job)
     steps = [entry["step"] for entry in log_of(tmp_path / "run")]

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
-import subprocess
 import sys
 import threading
 import time
@@ -17,7 +15,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parent))
+from processes import Forked
+
 from foreact.cli import main
+from foreact.data import layout
 from foreact.data.store import StoreWriter, open_store
 from foreact.recipes.encoding import StreamEncoder, encode_stream
 from foreact.recipes.ranks import Ranks
@@ -301,26 +303,22 @@ def test_each_process_of_a_machine_has_its_own_device(monkeypatch: pytest.Monkey
     assert own_device(torch.device("cpu")) == torch.device("cpu")
 
 
-SLOW = """
-import sys, time
-import foreact.data.layout, foreact.tokenizers.vq as vq
-from foreact.cli import main
-foreact.data.layout.CHUNK_BYTES = 8 * 2 * 6
-encode = vq.VQTokenizer.encode
-def slow(self, video, *, rng=None):
-    time.sleep(float(sys.argv[1]))
-    return encode(self, video, rng=rng)
-vq.VQTokenizer.encode = slow
-main(sys.argv[2:])
-"""
+def tokenize_slowly(pause: float, words: list[str]) -> None:
+    """As a process: the command line, with a tokenizer that pauses before each batch."""
+    layout.CHUNK_BYTES = 8 * 2 * 6
+    encode = VQTokenizer.encode
+
+    def slow(self: VQTokenizer, video: Tensor, *, rng: torch.Generator | None = None) -> Tensor:
+        time.sleep(pause)
+        return encode(self, video, rng=rng)
+
+    VQTokenizer.encode = slow
+    main(["tokenize", *words])
 
 
-def launch(pause: float, *words: object, rank: int = 0, world: int = 1) -> subprocess.Popen:
-    env = {**os.environ, "RANK": str(rank), "WORLD_SIZE": str(world), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [sys.executable, "-c", SLOW, str(pause), "tokenize", *map(str, words)],
-        env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def launch(pause: float, *words: object, rank: int = 0, world: int = 1) -> Forked:
+    env = {"RANK": str(rank), "WORLD_SIZE": str(world)}
+    return Forked(tokenize_slowly, pause, list(map(str, words)), env=env)
 
 
 def test_kill_9_of_one_of_two_processes_then_one_alone(
@@ -333,11 +331,9 @@ def test_kill_9_of_one_of_two_processes_then_one_alone(
     while not any((p / "done" / second_mark).exists() for p in (store / "data").glob("tokens_img.partial-*")):
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    second.send_signal(signal.SIGKILL)
-    second.communicate()
-    _, said = first.communicate()
-    assert first.returncode == 2
-    assert "gave a sign of life for 1 s; start again, what was done is kept." in said
+    second.kill()
+    assert first.wait() == 2
+    assert "gave a sign of life for 1 s; start again, what was done is kept." in first.errors
     assert "tokens_img" not in os.listdir(store / "data")
     whole = Path(shutil.copytree(store, tmp_path / "whole.zarr"))
     main(["tokenize", *map(str, words)])

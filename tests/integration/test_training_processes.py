@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import training_toy as toy
+from processes import Together
 from test_training_resume import Interrupting, log_of, state_of
 
 from foreact.train import train
@@ -25,30 +25,13 @@ from foreact.types import UserError
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
-def start(
-    folder: Path, *words: str, program: Path = Path(toy.__file__), env: dict[str, str] | None = None, **changes: Any
-) -> subprocess.Popen[str]:
-    """Two processes of `program FOLDER WORDS`; of the toy's run with the given settings, if there are no words."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port),
-        str(program), str(folder), *(words or [json.dumps(changes)]),
-    ]  # fmt: skip
-    return subprocess.Popen(
-        command,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def start(run_dir: Path, *, env: dict[str, str] | None = None, **changes: Any) -> Together:
+    """Two processes of the toy's run with the given settings."""
+    return Together(toy.main, run_dir, json.dumps(changes), env=env)
 
 
 def two_processes(run_dir: Path, **changes: Any) -> None:
-    process = start(run_dir, **changes)
-    _, errors = process.communicate(timeout=200)
-    assert process.returncode == 0, errors
+    start(run_dir, **changes).finish()
 
 
 def assert_close(one: Path, other: Path) -> None:
@@ -84,12 +67,17 @@ def test_a_mode_that_no_process_drew_leaves_its_head_untouched(tmp_path: Path) -
 
 
 def test_ctrl_c_stops_all_processes_at_one_step_and_the_run_resumes(tmp_path: Path) -> None:
-    process = start(tmp_path, env={"TOY_SLEEP": "0.02"}, steps=10_000)
+    # The one start of processes by torchrun itself; to the others it makes no difference who starts them.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", toy.__file__,
+         str(tmp_path), json.dumps({"steps": 10_000})],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TOY_SLEEP": "0.02"}, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
     while not (tmp_path / "log.jsonl").exists() or not (tmp_path / "log.jsonl").stat().st_size:
         assert process.poll() is None
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)  # torchrun passes it on to its processes
-    _, errors = process.communicate(timeout=100)
+    _, errors = process.communicate(timeout=200)
     (newest, *_) = sorted((tmp_path / "checkpoints").iterdir(), reverse=True)
     step = json.loads((newest / "train.json").read_text())["step"]
     assert step == log_of(tmp_path)[-1]["step"], errors
@@ -98,21 +86,16 @@ def test_ctrl_c_stops_all_processes_at_one_step_and_the_run_resumes(tmp_path: Pa
 
 def test_an_error_on_the_first_process_ends_all_with_its_sentence(tmp_path: Path) -> None:
     toy.run(tmp_path, steps=1)
-    process = start(tmp_path, steps=4)
-    _, errors = process.communicate(timeout=100)
-    assert process.returncode != 0
-    assert "error: The run to resume takes 1 micro-batches per step" in errors
-    assert "now it would be 2 (accumulate 1 x 2)" in errors
+    both = start(tmp_path, steps=4)
+    assert any(both.wait())
+    assert "error: The run to resume takes 1 micro-batches per step" in both.errors
+    assert "now it would be 2 (accumulate 1 x 2)" in both.errors
 
 
 def test_a_process_that_hangs_is_named(tmp_path: Path) -> None:
-    process = start(tmp_path, env={"TOY_HANG": "1"}, timeout_minutes=0.05)
-    try:
-        _, errors = process.communicate(timeout=100)
-    finally:
-        process.kill()
-    assert process.returncode != 0
-    assert "error: Training stopped because process 1 did not answer" in errors
+    both = start(tmp_path, env={"TOY_HANG": "1"}, timeout_minutes=0.05)
+    assert any(both.wait())
+    assert "error: Training stopped because process 1 did not answer" in both.errors
 
 
 def test_a_run_that_starts_from_another_takes_weights_and_moments_and_nothing_else(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import random
 import resource
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parent))
 import training_toy as toy
+from processes import Forked
 
 from foreact.train import TrainConfig, train
 from foreact.train.checkpoint import capture
@@ -31,7 +31,6 @@ from foreact.train.optim import build_optimizer
 from foreact.types import Batch, LossOut, UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-PROGRAM = [sys.executable, str(Path(toy.__file__))]
 
 
 def state_of(checkpoint: Path) -> dict[str, Tensor]:
@@ -121,18 +120,15 @@ def test_interrupted_run_saves_the_step_and_goes_on_bitwise(tmp_path: Path, numb
 
 
 def test_ctrl_c_of_a_terminal_reaches_loader_processes_too_and_breaks_nothing(tmp_path: Path) -> None:
-    child = subprocess.Popen(
-        [*PROGRAM, str(tmp_path), json.dumps({"steps": 10_000})],
-        env={**os.environ, "TOY_SLEEP": "0.01", "TOY_LOADER": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+    child = Forked(
+        toy.main, tmp_path, json.dumps({"steps": 10_000}), env={"TOY_SLEEP": "0.01", "TOY_LOADER": "1"}, session=True
+    )
     while child.poll() is None and not log_of(tmp_path):
         time.sleep(0.02)
     os.killpg(child.pid, signal.SIGINT)
-    output, errors = child.communicate(timeout=100)
-    assert child.returncode == 0, errors
-    assert "Traceback" not in errors
-    result = json.loads(output)
+    assert child.wait() == 0, child.errors
+    assert "Traceback" not in child.errors
+    result = json.loads(child.output)
     assert result["interrupted"]
     step = result["step"] + 2
     assert_bitwise(
@@ -163,41 +159,49 @@ def test_killed_at_any_moment_reaches_the_weights_of_an_undisturbed_run(tmp_path
     options = {"steps": 30, "save_every": 1, "keep": 1, "schedule": "cosine"}
     whole = toy.run(tmp_path / "whole", **options)
     chance = random.Random(0)
-    command = [*PROGRAM, str(tmp_path / "killed"), json.dumps(options)]
+    words = (tmp_path / "killed", json.dumps(options))
     log = tmp_path / "killed" / "log.jsonl"
     kills = 0
     for _ in range(3):
         before = log.stat().st_size if log.exists() else 0
-        child = subprocess.Popen(
-            command, env={**os.environ, "TOY_SLEEP": "0.02"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
-        )
+        child = Forked(toy.main, *words, env={"TOY_SLEEP": "0.02"})
         while child.poll() is None and (not log.exists() or log.stat().st_size <= before):
             time.sleep(0.005)
         time.sleep(chance.uniform(0.0, 0.15))
         child.kill()
-        _, errors = child.communicate()
-        assert child.returncode in (0, -signal.SIGKILL), errors.decode()
-        kills += child.returncode == -signal.SIGKILL
+        assert child.poll() in (0, -signal.SIGKILL), child.errors
+        kills += child.poll() == -signal.SIGKILL
     assert kills >= 2
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["step"] == 30
+    last = Forked(toy.main, *words)
+    assert last.wait() == 0, last.errors
+    assert json.loads(last.output)["step"] == 30
     assert_bitwise(whole.checkpoint, tmp_path / "killed" / "checkpoints" / "step-00000030")
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "killed")
     assert [p.name for p in (tmp_path / "killed" / "checkpoints").iterdir()] == ["step-00000030"]
 
 
+def files_below(folder: Path) -> list[tuple[str, int]]:
+    """What is in a folder: every path and its size."""
+    return sorted((str(path), path.lstat().st_size) for path in folder.rglob("*"))
+
+
 def train_until_killed(run_dir: Path, operation: int) -> bool:
-    """In a child process do one more step and save it, but die at the given file operation; whether it died."""
+    """In a child process do one more step and save it, but die at the given file operation; whether it died.
+
+    Operations are counted that find other files than the one before: a kill at others leaves the same folder.
+    """
     pid = os.fork()
     if pid == 0:
         seen = 0
+        found: list[tuple[str, int]] = []
 
         def die_at_operation(event: str, args: tuple[Any, ...]) -> None:
-            nonlocal seen
+            nonlocal seen, found
             if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree") and any(
                 isinstance(a, str | os.PathLike) and "checkpoints" in os.fspath(a) for a in args
             ):
-                seen += 1
+                before, found = found, files_below(run_dir / "checkpoints")
+                seen += found != before
                 if seen == operation:
                     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -302,10 +306,7 @@ def test_damaged_checkpoint_is_named(tmp_path: Path) -> None:
 
 
 def test_one_run_per_folder(tmp_path: Path) -> None:
-    child = subprocess.Popen(
-        [*PROGRAM, str(tmp_path), json.dumps({"steps": 10_000})], env={**os.environ, "TOY_SLEEP": "0.05"},
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+    child = Forked(toy.main, tmp_path, json.dumps({"steps": 10_000}), env={"TOY_SLEEP": "0.05"})
     try:
         while not (tmp_path / "log.jsonl").exists():
             assert child.poll() is None
@@ -314,7 +315,6 @@ def test_one_run_per_folder(tmp_path: Path) -> None:
             toy.run(tmp_path)
     finally:
         child.kill()
-        child.wait()
     assert toy.run(tmp_path, steps=2).finished
 
 

@@ -35,8 +35,9 @@ TOKENIZER = VQConfig(
 )
 MODEL = VOCConfig(width=16, heads=2, layers=1, frames=2, gammas=(0.5, 0.7), reward_hidden=8)
 TRAINING = TrainConfig(
-    steps=2, batch_size=8, lr=1e-3, warmup=1, workers=0, save_every=2, eval_every=2, best_k=0, tensorboard=False
-)
+    steps=2, batch_size=8, lr=1e-3, warmup=1, workers=0, save_every=2, eval_every=2, best_k=0, tensorboard=False,
+    precision="fp32",
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,8 +1,8 @@
 """A small model and data with what makes resuming hard (dropout, task modes drawn per micro-batch, a frozen part).
 
-As a program it is one process of a training run: `python training_toy.py RUN_DIR '{"steps": 4, ...}'`, printing what
-`train` returned. Environment: TOY_SLEEP, seconds per batch; TOY_HANG, a rank whose second batch takes 8 s;
-TOY_LOADER, to fetch batches by loader processes.
+`main` is one process of a training run and prints what `train` returned; so does the file as a program:
+`python training_toy.py RUN_DIR '{"steps": 4, ...}'`. Environment: TOY_SLEEP, seconds per batch; TOY_HANG, a rank whose
+second batch takes 8 s; TOY_LOADER, to fetch batches by loader processes.
 """
 
 from __future__ import annotations
@@ -103,11 +103,15 @@ def run(run_dir: Path, *, model: nn.Module | None = None, resume: Any = "auto", 
     )
 
 
-if __name__ == "__main__":
-    torch.set_num_threads(1)
+def main(run_dir: str | Path, changes: str) -> None:
     try:
-        result = run(Path(sys.argv[1]), **json.loads(sys.argv[2]))
+        result = run(Path(run_dir), **json.loads(changes))
         print(json.dumps({"step": result.step, "interrupted": result.interrupted, "finished": result.finished}))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main(sys.argv[1], sys.argv[2])
