@@ -91,7 +91,7 @@ def demo(
     stages.begin()
     tokenizer = vq.VQRun(task=task, data=store, out=out / "tokenizer", val_ratio=VAL_RATIO, model=TOKENIZER)
     # Small batches and large steps learn most from the pictures that there is time for.
-    tokens = str(vq.train_vq(dataclasses.replace(tokenizer, train=rhythm(tokenizer.train, 500, 4, lr=3e-3))))
+    tokens = str(vq.train_vq(dataclasses.replace(tokenizer, train=rhythm(tokenizer.train, 500, 8, lr=3e-3))))
 
     stages.begin()
     run = voc.recipe("pocket")
