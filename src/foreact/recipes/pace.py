@@ -46,7 +46,8 @@ class Step:
     """One optimiser step, as the training loop does it, without its log, its average and its files."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, precision: Precision) -> None:
-        self.model, self.precision = model, precision
+        self.model = model
+        self.precision: Precision = precision
         self.device = next(model.parameters()).device
         self.rng = torch.Generator(self.device).manual_seed(0)
         self.optimizer = build_optimizer(model, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas)
