@@ -6,6 +6,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt)
 PROCESSES ?= auto
 
+# Debian keeps ldconfig off the path of users.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+.NOTPARALLEL:
 .PHONY: demo test lint install clean
 
 # The simulator draws on two system libraries, through OpenCV; DeepMind Control draws without a display through EGL.
@@ -16,7 +20,7 @@ ALL_PACKAGES := $(PUSHT_PACKAGES) libegl1 libegl-mesa0 libgl1-mesa-dri
 
 demo: $(VENV)/.demo
 	$(BIN)/foreact demo
-	@echo "Installing took $$(cat $(VENV)/.torch) s for torch and $$(cat $(VENV)/.demo) s for the rest; $(VENV) holds $$(du -sm $(VENV) | cut -f1) MB."
+	@echo "$(VENV), $$(du -sm $(VENV) | cut -f1) MB, was installed in $$(cat $(VENV)/.torch) s (torch) and $$(cat $(VENV)/.demo) s (the rest)."
 
 # A process for every core, each with one thread: the shapes are tiny, and pools of threads would only wait for one
 # another. A file's tests stay together, so that what they share is made once.

@@ -39,13 +39,13 @@ def least_seconds(candidates: Mapping[str, Callable[[], object]], rounds: int = 
 
     Args:
         candidates: calls by name.
-        rounds: turns that count, after one to warm up. A call that took three times as long as another is not
-            repeated.
+        rounds: turns that count, after one to warm up. A call that took five times as long as another in each of
+            three turns is not repeated.
     """
     least = dict.fromkeys(candidates, float("inf"))
     for turn in range(rounds + 1):
         for name, call in candidates.items():
-            if turn > 1 and least[name] > 3 * min(least.values()):
+            if turn > 3 and least[name] > 5 * min(least.values()):
                 continue
             start = time.perf_counter()
             call()
@@ -63,8 +63,8 @@ def gflops(device: torch.device, precision: Precision) -> float:
 
 
 def gigabytes_per_second(device: torch.device) -> float:
-    """How fast memory is read, by a sum over 256 MiB (on a GPU 4 GiB), which no cache holds."""
-    x = torch.ones(2**26 if device.type == "cpu" else 2**30, device=device)
+    """How fast memory is read, by a sum over 256 MiB (on a GPU 1 GiB), which no cache holds."""
+    x = torch.ones(2**26 if device.type == "cpu" else 2**28, device=device)
     return x.nbytes / _least(x.sum, device) / 1e9
 
 
@@ -91,10 +91,13 @@ def one_thread() -> Iterator[None]:
 def clearly_faster(plain: Callable[[], object], other: Callable[[], object]) -> bool:
     """Whether a call is worth taking in the place of the plain one, on this machine.
 
-    Many short turns: with several threads a single one may wait long for a core that is busy elsewhere.
+    Timed twice, in many short turns: with several threads any one may wait long for a core that is busy elsewhere.
     """
-    seconds = least_seconds({"plain": plain, "other": other}, rounds=20)
-    return seconds["plain"] > CLEARLY * seconds["other"]
+    for _ in range(2):
+        seconds = least_seconds({"plain": plain, "other": other}, rounds=10)
+        if seconds["plain"] < CLEARLY * seconds["other"]:
+            return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ class BFloat16:
     """What a device makes of bfloat16.
 
     Attributes:
-        possible: whether it computes it at all, be it by emulation.
+        possible: whether it computes it; a GPU by instructions of its own, a CPU at least by emulation.
         fast: whether it computes it clearly faster than float32.
         why: how that is known, for people.
     """
@@ -204,7 +207,8 @@ def _ratio(work: Callable[[torch.dtype], Callable[[], object]]) -> float:
 
 def _product(rows: int, inputs: int, outputs: int) -> Callable[[torch.dtype], Callable[[], object]]:
     def work(dtype: torch.dtype) -> Callable[[], object]:
-        x, weight = torch.ones(rows, inputs, dtype=dtype), torch.ones(outputs, inputs, dtype=dtype)
+        x = torch.ones(rows, inputs, dtype=dtype, device="cpu")
+        weight = torch.ones(outputs, inputs, dtype=dtype, device="cpu")
         return lambda: functional.linear(x, weight)
 
     return work
@@ -212,8 +216,9 @@ def _product(rows: int, inputs: int, outputs: int) -> Callable[[torch.dtype], Ca
 
 def _training_step(dtype: torch.dtype) -> Callable[[], object]:
     """Forward and backward of a small MLP under autocast: small networks spend much of a step between the products."""
-    x = torch.ones(512, 256)
-    up, down = torch.full((1024, 256), 1e-2, requires_grad=True), torch.full((256, 1024), 1e-2, requires_grad=True)
+    x = torch.ones(512, 256, device="cpu")
+    up = torch.full((1024, 256), 1e-2, requires_grad=True, device="cpu")
+    down = torch.full((256, 1024), 1e-2, requires_grad=True, device="cpu")
 
     def step() -> Tensor:
         with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):

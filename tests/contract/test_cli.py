@@ -177,9 +177,12 @@ def test_doctor_says_what_was_measured_and_what_it_means(capsys: pytest.CaptureF
     printed = capsys.readouterr().out
     for line in (
         r"precision +(fp32|bf16) \(.+\)",
-        r"speed +[\d,]+ GFLOP/s in fp32(, [\d,]+ GFLOP/s in bf16)?; \d+ GB/s from memory",
+        r"speed +[\d,]+ GFLOP/s in fp32(, [\d,]+ GFLOP/s in bf16)?; [\d,]+ GB/s from memory",
         r"training +[\d,]+ windows/s of the demo's model",
-        *(rf"{demo} +about \d+ min" for demo in ("demo", "demo driving", "demo voc")),
+        *(
+            rf"{demo} +(about \d+ min on this machine|not measured with a GPU yet)"
+            for demo in ("demo", "demo driving", "demo voc")
+        ),
     ):
         assert re.search(rf"^{line}$", printed, re.MULTILINE), line
 

@@ -23,6 +23,7 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[bool]:
     with pytest.MonkeyPatch.context() as patch:
         for name in ("numpy_is_faster", "transposed_is_faster", "onednn_is_faster"):
             patch.setattr(products, name, lambda: request.param == "every kernel")
+        patch.setattr(products, "HEAVY", 1)
         yield request.param == "every kernel"
     torch.set_num_threads(threads)
 
@@ -128,6 +129,20 @@ def test_a_few_rows_that_learn_have_torchs_gradient() -> None:
     assert torch.equal(linear(x, weight), functional.linear(x, weight))
     linear(x, weight).sum().backward()
     torch.testing.assert_close(weight.grad, x.detach().sum(0).expand(5, 8))
+
+
+def test_a_light_weight_is_left_to_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(products, "HEAVY", 41)
+    calls = spy(monkeypatch, "_transposed")
+    with torch.no_grad():
+        linear(large(4, 8), large(5, 8, seed=1))
+    assert not calls
+
+
+def test_one_dimension_learns_as_with_torch() -> None:
+    x, weight = large(1200).requires_grad_(), large(1000, 1200, seed=1).requires_grad_()
+    linear(x, weight).sum().backward()
+    torch.testing.assert_close(weight.grad, x.detach().expand(1000, 1200))
 
 
 # --- many rows ---------------------------------------------------------------------------------------------------

@@ -25,6 +25,8 @@ from foreact import machine
 
 FEW = 32
 """Rows up to which weight x^T was found faster; with more, every kernel comes near the processor's peak."""
+HEAVY = 2**18
+"""Numbers in a weight from which on that is so; a smaller one does not pay for the copy of the result."""
 WORTHWHILE = 2**20
 """Multiplications from which on oneDNN's product can be faster, its call being slower by 10 microseconds."""
 
@@ -44,9 +46,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
     if rows == 1 and bias is None and torch.get_num_threads() == 1 and not learning and numpy_is_faster():
         return _by_numpy(x, weight)
-    if 1 < rows <= FEW and not learning and transposed_is_faster():
+    if 1 < rows <= FEW and weight.numel() >= HEAVY and not learning and transposed_is_faster():
         return _transposed(x, weight, bias)
-    if x.numel() * weight.shape[0] >= WORTHWHILE and onednn_is_faster():
+    if rows > FEW and x.numel() * weight.shape[0] >= WORTHWHILE and onednn_is_faster():
         return _OneDNN.apply(x, weight, bias) if learning else _by_onednn(x, weight, bias)
     return functional.linear(x, weight, bias)
 
@@ -75,6 +77,10 @@ def _float32_on_cpu(x: Tensor, weight: Tensor) -> bool:
     return not torch.is_autocast_enabled("cpu") and not torch.compiler.is_compiling()
 
 
+def _ones(*shape: int) -> Tensor:
+    return torch.ones(shape, dtype=torch.float32, device="cpu")  # whatever the caller's defaults are
+
+
 # --- one row -----------------------------------------------------------------------------------------------------
 
 
@@ -83,10 +89,14 @@ def _by_numpy(x: Tensor, weight: Tensor) -> Tensor:
     return torch.from_numpy(row).view(*x.shape[:-1], -1)
 
 
-@cache
 def numpy_is_faster() -> bool:
-    """Whether numpy reads a matrix that is larger than the caches faster than torch with its threads does."""
-    x, weight = torch.ones(1, 2048), torch.ones(2048, 2048)
+    """Whether numpy reads a matrix that is larger than the caches faster than torch does with its present threads."""
+    return _numpy_is_faster(torch.get_num_threads())
+
+
+@cache
+def _numpy_is_faster(threads: int) -> bool:
+    x, weight = _ones(1, 2048), _ones(2048, 2048)
     return machine.clearly_faster(lambda: functional.linear(x, weight), lambda: _by_numpy(x, weight))
 
 
@@ -102,7 +112,7 @@ def _transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 @cache
 def transposed_is_faster() -> bool:
     """Whether the product with x as the second operand is faster."""
-    x, weight, bias = torch.ones(8, 1024), torch.ones(1024, 1024), torch.ones(1024)
+    x, weight, bias = _ones(8, 1024), _ones(1024, 1024), _ones(1024)
     return machine.clearly_faster(lambda: functional.linear(x, weight, bias), lambda: _transposed(x, weight, bias))
 
 
@@ -122,7 +132,7 @@ def onednn_is_faster() -> bool:
         return False
     if not hasattr(torch.ops.aten, "mkldnn_linear_backward_weights"):
         return False
-    x, weight = torch.ones(256, 512), torch.ones(512, 512)
+    x, weight = _ones(256, 512), _ones(512, 512)
     with machine.one_thread():
         return machine.clearly_faster(lambda: functional.linear(x, weight), lambda: _by_onednn(x, weight))
 

@@ -43,7 +43,7 @@ def demo(out: Path = Path("runs/demo-driving"), scenes: int = 60, effort: float 
     if scenes < 4 or not effort > 0:
         raise UserError(f"The demo needs 4 scenes or more and a positive effort, found {scenes} and {effort}.")
     titles = ("Roads", "Tokenizer", "Video model", "Action expert", "Plans and imagined drives")
-    stages = Stages("demo driving", *titles, share=effort)
+    stages = Stages("demo driving", *titles)
     stages.begin(scenes=f"{scenes} to learn from, 6 held out")
     height, width = TOKENIZER.image_size
     for seed, name, count in ((0, "toy", scenes), (1, "held-out", 6)):

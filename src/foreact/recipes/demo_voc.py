@@ -71,7 +71,7 @@ def demo(
             f"and {decisions}."
         )
     titles = ("Episodes", "Tokenizer", "Video occupancy model, and behaviour cloning", "Futures and values", "Acting")
-    stages = Stages("demo voc", *titles, share=effort)
+    stages = Stages("demo voc", *titles)
     found = find_task(task)
     stages.begin()
     store = _collected(found, out, episodes) if data is None else data

@@ -78,9 +78,7 @@ def speeds(device: torch.device) -> dict[str, str]:
         found["products"] = ", ".join(name for name, yes in faster.items() if yes) or "all by torch's own"
     windows = pace.windows_per_second(device, chosen)
     found["training"] = f"{windows:,.0f} windows/s of the demo's model"
-    for demo, minutes in pace.expected_minutes(windows).items():
-        found[demo] = f"about {max(1, round(minutes))} min"
-    return found
+    return found | pace.expected_minutes(device, windows)
 
 
 def _drawing() -> str:

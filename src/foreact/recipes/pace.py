@@ -1,7 +1,7 @@
 """How fast this machine trains, by a yardstick timed in seconds, and how long the demos take by it.
 
 The yardstick is the training of `foreact demo`: steps of the pocket UVA, on random latents. A demo's minutes are those
-measured on one machine times how many times as fast that one was; simulators and small operations scale about alike.
+measured on one machine times how many times as fast that one was, as if simulators scaled like training.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ def windows_per_second(device: torch.device, precision: Precision) -> float:
     """Training windows of the pocket UVA per second: the fastest of a few steps, after one to warm up."""
     run = recipe()
     batch = random_batch(run.model, run.train.batch_size, device)
-    with torch.random.fork_rng(devices=[]):  # the weights are nobody's; the draws of what follows stay as they were
-        step = Step(UVA(run.model).to(device).train(), run.train, precision)
     seconds = []
-    for _ in range(STEPS + 1):
-        step.rng.manual_seed(0)  # the same question every time: they cost differently
-        start = time.perf_counter()
-        step(batch)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        seconds.append(time.perf_counter() - start)
+    with torch.random.fork_rng():  # nobody's weights; the draws of what follows stay as they were
+        step = Step(UVA(run.model).to(device).train(), run.train, precision)
+        for _ in range(STEPS + 1):
+            step.rng.manual_seed(0)  # the same question every time: they cost differently
+            start = time.perf_counter()
+            step(batch)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            seconds.append(time.perf_counter() - start)
     return len(batch) / min(seconds[1:])
 
 
@@ -77,6 +77,10 @@ def random_batch(config: UVAConfig, rows: int, device: torch.device) -> Batch:
     return batch.to(device)
 
 
-def expected_minutes(windows: float) -> dict[str, float]:
-    """About how long each demo takes on a machine that trains so many windows per second."""
-    return {demo: minutes * MEASURED_WINDOWS / windows for demo, minutes in MEASURED_MINUTES.items()}
+def expected_minutes(device: torch.device, windows: float) -> dict[str, str]:
+    """About how long each demo takes on a machine that trains so many windows per second, in words."""
+    if device.type != "cpu":  # simulators and films stay on the CPU, and their share has not been measured
+        return dict.fromkeys(MEASURED_MINUTES, "not measured with a GPU yet")
+    longer = MEASURED_WINDOWS / windows
+    here = {demo: max(1, round(minutes * longer)) for demo, minutes in MEASURED_MINUTES.items()}
+    return {demo: f"about {minutes} min on this machine" for demo, minutes in here.items()}

@@ -246,7 +246,7 @@ def short_run(setting: Setting, config: VaViMConfig, folder: Path, *, lr: float,
     evaluator = ValidationLoss(split.validation)
     device = pick_device(setting.device)
     run = ShortRun(out=folder, sources=setting.sources, model=config, train=training)
-    training = open_run(run, device, free=("out",)).train
+    training = open_run(run, device, free=("out", "train")).train
     done = folder / "loss.json"
     if done.is_file():
         return read_json(done)["val/loss"]

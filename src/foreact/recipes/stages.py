@@ -16,16 +16,14 @@ class Stages:
     Args:
         demo: its name on the command line.
         titles: of the parts, in order.
-        share: of the usual work that is asked for.
     """
 
-    def __init__(self, demo: str, *titles: str, share: float = 1.0) -> None:
+    def __init__(self, demo: str, *titles: str) -> None:
         self._titles = titles
         self._began: list[float] = []
         device = pick_device(None)
-        windows = windows_per_second(device, choose_precision("auto", device))
-        minutes = share * expected_minutes(windows)[demo]
-        say(f"foreact {demo}: about {max(1, round(minutes))} min on this machine")
+        found = expected_minutes(device, windows_per_second(device, choose_precision("auto", device)))
+        say(f"foreact {demo}, with its own settings: {found[demo]}")
 
     def begin(self, **facts: Any) -> None:
         """End the part that runs, and announce the next one."""

@@ -156,6 +156,9 @@ class TrainConfig:
         """
         kept = (saved or {}).get("precision", "auto")
         asked = kept if self.precision == "auto" else self.precision
+        if self.precision == "auto" and kept == "bf16" and not machine.bfloat16(device).possible:
+            why = machine.bfloat16(device).why
+            raise UserError(f"The run began in bf16, but {why}; go on with --train.precision fp32.")
         return dataclasses.replace(self, precision=machine.choose_precision(asked, device))
 
     def loader_processes(self, device: torch.device) -> int:
