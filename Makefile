@@ -23,9 +23,10 @@ demo: $(VENV)/.demo
 	@echo "$(VENV), $$(du -sm $(VENV) | cut -f1) MB, was installed in $$(cat $(VENV)/.torch) s (torch) and $$(cat $(VENV)/.demo) s (the rest)."
 
 # A process for every core, each with one thread: the shapes are tiny, and pools of threads would only wait for one
-# another. A file's tests stay together, so that what they share is made once.
+# another. A file's tests stay together, so that what they share is made once, and the
+# files go out in the order of collection, the long ones first.
 test: install lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
 
 lint: install
 	$(BIN)/ruff check .
