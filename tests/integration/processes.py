@@ -31,15 +31,12 @@ class Forked:
         main: a function of a module; SystemExit is the process's status, any other error is 1.
         words: what it is called with.
         env: environment variables besides those of this process.
-        session: whether it leads a session of its own, as a program does that a terminal starts.
     """
 
-    def __init__(
-        self, main: Callable[..., object], *words: Any, env: Mapping[str, str] | None = None, session: bool = False
-    ) -> None:
+    def __init__(self, main: Callable[..., object], *words: Any, env: Mapping[str, str] | None = None) -> None:
         self._said = [tempfile.NamedTemporaryFile("r") for _ in range(2)]  # noqa: SIM115
         files, variables = [file.name for file in self._said], {**os.environ, **(env or {})}
-        self._process = FORKS.Process(target=_become, args=(main, words, variables, files, session))
+        self._process = FORKS.Process(target=_become, args=(main, words, variables, files))
         self._process.start()
         assert self._process.pid is not None
         self.pid: int = self._process.pid
@@ -167,13 +164,11 @@ class Door:
         visitor.send((process.wait(), process.output, process.errors))
 
 
-def _become(main: Callable[..., object], words: tuple, env: dict[str, str], files: list[str], session: bool) -> None:
+def _become(main: Callable[..., object], words: tuple, env: dict[str, str], files: list[str]) -> None:
     os.environ.clear()
     os.environ.update(env)
     for number, file in enumerate(files, start=1):
         os.dup2(os.open(file, os.O_WRONLY | os.O_APPEND), number)
-    if session:
-        os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever runs tests in the background may ignore Ctrl-C
     torch.set_num_threads(1)
     main(*words)

@@ -8,6 +8,7 @@ import random
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -120,15 +121,19 @@ def test_interrupted_run_saves_the_step_and_goes_on_bitwise(tmp_path: Path, numb
 
 
 def test_ctrl_c_of_a_terminal_reaches_loader_processes_too_and_breaks_nothing(tmp_path: Path) -> None:
-    child = Forked(
-        toy.main, tmp_path, json.dumps({"steps": 10_000}), env={"TOY_SLEEP": "0.01", "TOY_LOADER": "1"}, session=True
-    )
+    # An interpreter of its own, not a fork: the interrupt has to find loader processes as a terminal's does.
+    child = subprocess.Popen(
+        [sys.executable, toy.__file__, str(tmp_path), json.dumps({"steps": 10_000})],
+        env={**os.environ, "TOY_SLEEP": "0.01", "TOY_LOADER": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
     while child.poll() is None and not log_of(tmp_path):
         time.sleep(0.02)
     os.killpg(child.pid, signal.SIGINT)
-    assert child.wait() == 0, child.errors
-    assert "Traceback" not in child.errors
-    result = json.loads(child.output)
+    output, errors = child.communicate(timeout=100)
+    assert child.returncode == 0, errors
+    assert "Traceback" not in errors
+    result = json.loads(output)
     assert result["interrupted"]
     step = result["step"] + 2
     assert_bitwise(

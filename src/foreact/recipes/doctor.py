@@ -41,9 +41,6 @@ def doctor() -> None:
     for package in ("numpy", "zarr", "numcodecs", "av", "tyro", "safetensors"):
         print(f"{package:<12}{importlib.metadata.version(package)}")
     print()
-    for name, value in speeds(pick_device(None)).items():
-        print(f"{name:<14}{value}")
-    print()
     for extra, (module, unlocks) in EXTRAS.items():
         there = importlib.util.find_spec(module) is not None
         status = "installed" if there else f'missing: pip install "foreact[{extra}]"'
@@ -57,6 +54,9 @@ def doctor() -> None:
             print(
                 f"\ntorchvision is installed but cannot be imported ({error}); Foreact does not need it: uninstall it."
             )
+    print("\nMeasured now, beside whatever else this machine computes:", flush=True)
+    for name, value in speeds(pick_device(None)).items():
+        print(f"{name:<14}{value}")
 
 
 def speeds(device: torch.device) -> dict[str, str]:
@@ -71,11 +71,12 @@ def speeds(device: torch.device) -> dict[str, str]:
     }
     if device.type == "cpu":
         faster = {
-            "one row by numpy": products.numpy_is_faster(),
-            "a few rows transposed": products.transposed_is_faster(),
-            "many rows by oneDNN": products.onednn_is_faster(),
+            "numpy's for one row": products.numpy_is_faster(),
+            "the transposed one for a few rows": products.transposed_is_faster(),
+            "oneDNN's for many": products.onednn_is_faster(),
         }
-        found["products"] = ", ".join(name for name, yes in faster.items() if yes) or "all by torch's own"
+        chosen_kernels = [name for name, yes in faster.items() if yes]
+        found["products"] = ", ".join([*chosen_kernels, "torch's own otherwise"]) if chosen_kernels else "torch's own"
     windows = pace.windows_per_second(device, chosen)
     found["training"] = f"{windows:,.0f} windows/s of the demo's model"
     return found | pace.expected_minutes(device, windows)
