@@ -47,7 +47,7 @@ def demo(
     out: Path = Path("runs/demo-voc"),
     task: str = "cheetah-run",
     data: Path | None = None,
-    episodes: int = 18,
+    episodes: int = 15,
     effort: float = 1.0,
     decisions: int = DECISIONS,
 ) -> None:
@@ -91,13 +91,13 @@ def demo(
     stages.begin()
     tokenizer = vq.VQRun(task=task, data=store, out=out / "tokenizer", val_ratio=VAL_RATIO, model=TOKENIZER)
     # Small batches and large steps learn most from the pictures that there is time for.
-    tokens = str(vq.train_vq(dataclasses.replace(tokenizer, train=rhythm(tokenizer.train, 500, 8, lr=3e-3))))
+    tokens = str(vq.train_vq(dataclasses.replace(tokenizer, train=rhythm(tokenizer.train, 400, 8, lr=3e-3))))
 
     stages.begin()
     run = voc.recipe("pocket")
     run = dataclasses.replace(
         run, task=task, data=store, tokenizer=tokens, actions=True, out=out / "voc", val_ratio=VAL_RATIO,
-        model=dataclasses.replace(run.model, gammas=GAMMAS, action_steps=ACTIONS), train=rhythm(run.train, 400, 16),
+        model=dataclasses.replace(run.model, gammas=GAMMAS, action_steps=ACTIONS), train=rhythm(run.train, 350, 16),
     )  # fmt: skip
     weights = str(voc.train_voc(run))
     clone = cloning.CloningRun(task=task, data=store, tokenizer=tokens, out=out / "cloning", val_ratio=VAL_RATIO)
@@ -108,7 +108,7 @@ def demo(
 
     stages.begin()
     futures = generate(weights, store, states=3, out=out / "futures")
-    measured = values(weights, store, states=max(8, steps(100)), samples=48, out=out / "values")
+    measured = values(weights, store, states=max(8, steps(80)), samples=48, out=out / "values")
 
     stages.begin()
     control(
