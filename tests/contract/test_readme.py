@@ -18,7 +18,7 @@ TINY = "--train.steps 2 --train.batch-size 2 --train.warmup 1"
 SMALL = {
     "demo driving": "--scenes 4 --effort 0.004",
     "demo voc": "--data data/demo.zarr --effort 0.002 --decisions 4",
-    "train voc": f"{TINY} --val-ratio 0.4",
+    "train voc": f"{TINY} --train.batch-size 16 --val-ratio 0.4",  # which validation takes too
     "train bc": f"{TINY} --val-ratio 0.4",
     "generate futures": "--states 1 --samples 2",
     "eval values": "--samples 2 --states 4 --candidates 2",
@@ -35,7 +35,7 @@ SMALL = {
     "submit": "",
     "scaling coord-check": "--widths 32 64 --steps 2",
     "data collect": "--episodes 3 --workers 1",
-    "data collect dmc": "--episodes 5 --workers 1 --policy random",  # a planner's episodes take minutes
+    "data collect dmc": "--episodes 3 --workers 1 --policy random",  # a planner's episodes take minutes
     "data check": "--windows 10",
     "data show": "",
     "train kl-vae": "--model.image-size 16 16 --model.channels 8 --train.steps 2 --train.batch-size 4 --train.warmup 1",
