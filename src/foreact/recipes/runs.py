@@ -97,10 +97,10 @@ def open_run(run: R, device: torch.device, *, free: Sequence[str] = ()) -> R:
         The run as written, with the precision that it trains in.
     """
     folder, path = run.out, run.out / "config.json"
-    before = read_json(path) if path.exists() else {}
-    run = dataclasses.replace(run, train=run.train.with_precision(device, before.get("train")))
+    before = read_json(path) if path.exists() else None
+    run = dataclasses.replace(run, train=run.train.with_precision(device, (before or {}).get("train")))
     raw = config_to_json(run)
-    if before:
+    if before is not None:
         for name, value in raw.items():
             if name not in free and before.get(name) != value:
                 entry, old, new = _first_difference(name, before.get(name), value)
