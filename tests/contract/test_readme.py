@@ -19,6 +19,7 @@ SMALL = {
     "demo driving": "--scenes 4 --effort 0.004",
     "demo voc": "--data data/demo.zarr --effort 0.002 --decisions 4",
     "train voc": f"{TINY} --train.batch-size 16 --val-ratio 0.4",  # which validation takes too
+    "train voc --codes musik": f"{TINY} --train.batch-size 16 --val-ratio 0.4 --musik.channels 8 --musik.blocks 1",
     "train bc": f"{TINY} --val-ratio 0.4",
     "generate futures": "--states 1 --samples 2",
     "eval values": "--samples 2 --states 4 --candidates 2",
@@ -26,7 +27,7 @@ SMALL = {
     "--planning.elites 2",
     "data toy-street": "--scenes 4",
     "data import-nuscenes": "",
-    "train vq": f"{TINY} --val-ratio 0.4",
+    "train vq": f"{TINY} --val-ratio 0.4 --model.channels 8 --model.blocks 1",
     "tokenize": "",
     "train vavim": f"{TINY} --train.drop 1 --model.layers 2 --data.val-ratio 0.4",
     "train vavam": f"{TINY} --train.drop 1 --data.val-ratio 0.4",
@@ -92,6 +93,7 @@ def test_every_command_of_a_section_runs(section: str, tmp_path: Path, monkeypat
             verb = " ".join(words[:2]) if " ".join(words[:2]) in cli.VERBS else words[0]
             key = f"{verb} --from" if "--from" in words else verb
             key = next((f"generate {kind}" for kind in ("drives", "futures") if f"runs/{kind}" in words), key)
+            key = "train voc --codes musik" if "musik" in words else key
             key = "data collect dmc" if "dmc/cheetah_run" in words else key
             if verb == "demo voc":
                 shutil.copytree("data/cheetah-run.zarr", "data/demo.zarr")

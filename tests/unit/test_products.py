@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from foreact.models import products
@@ -178,3 +178,9 @@ def test_autocast_still_computes_in_bfloat16() -> None:
     layer = Linear(64, 96)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(large(300, 64, seed=0)).dtype == torch.bfloat16
+
+
+def test_a_weight_that_numpy_multiplied_can_still_be_freed_as_fsdp_frees_it() -> None:
+    weight = nn.Parameter(torch.ones(4, 4))
+    products._by_numpy(torch.ones(1, 4), weight)
+    assert weight.untyped_storage().resizable()

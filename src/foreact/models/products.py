@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -85,7 +86,8 @@ def _ones(*shape: int) -> Tensor:
 
 
 def _by_numpy(x: Tensor, weight: Tensor) -> Tensor:
-    row = weight.detach().numpy() @ x.detach().reshape(-1).numpy()
+    # By DLPack, since `Tensor.numpy` fixes the size of the storage for good, which FSDP frees and fills again.
+    row = np.from_dlpack(weight.detach()) @ np.from_dlpack(x.detach().reshape(-1))
     return torch.from_numpy(row).view(*x.shape[:-1], -1)
 
 
