@@ -87,7 +87,7 @@ def _ones(*shape: int) -> Tensor:
 
 def _by_numpy(x: Tensor, weight: Tensor) -> Tensor:
     # By DLPack, since `Tensor.numpy` fixes the size of the storage for good, which FSDP frees and fills again.
-    row = np.from_dlpack(weight.detach()) @ np.from_dlpack(x.detach().reshape(-1))
+    row = np.matmul(np.from_dlpack(weight.detach()), np.from_dlpack(x.detach().reshape(-1)))
     return torch.from_numpy(row).view(*x.shape[:-1], -1)
 
 
