@@ -19,12 +19,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from foreact.families.driving.vavim import VaViM, VaViMConfig
 from foreact.machine import choose_precision
-from foreact.models.gpt import KVCache
-from foreact.models.mup import HiddenLinear
-from foreact.models.products import rows_by_numpy
-from foreact.models.vavim import VaViM, VaViMConfig
-from foreact.models.weight_only import reduce_weights
+from foreact.nn.gpt import KVCache
+from foreact.nn.mup import HiddenLinear
+from foreact.nn.products import rows_by_numpy
+from foreact.nn.weight_only import reduce_weights
 
 
 def milliseconds(f: Callable[[], object], repeats: int) -> float:

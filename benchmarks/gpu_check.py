@@ -54,13 +54,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from foreact.models.gpt import KVCache
-from foreact.models.mup import HiddenLinear
-from foreact.models.uva import UVA, UVAConfig
-from foreact.models.vavam import SIZES, ExpertConfig, VaVAM, VaVAMConfig
-from foreact.models.vavim import VaViM, VaViMConfig
-from foreact.models.voc import VOC, VOCConfig
-from foreact.models.weight_only import reduce_weights
+from foreact.families.driving.vavam import SIZES, ExpertConfig, VaVAM, VaVAMConfig
+from foreact.families.driving.vavim import VaViM, VaViMConfig
+from foreact.families.uva.model import UVA, UVAConfig
+from foreact.families.voc.model import VOC, VOCConfig
+from foreact.nn.gpt import KVCache
+from foreact.nn.mup import HiddenLinear
+from foreact.nn.weight_only import reduce_weights
 from foreact.tokenizers.kl_vae import KLVAE, KLVAEConfig
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
 from foreact.types import Batch

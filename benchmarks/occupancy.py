@@ -28,10 +28,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from foreact.families.voc.model import VOC, VOCConfig
+from foreact.families.voc.released.gpt2 import to_reference
 from foreact.machine import Precision, autocast, choose_precision
-from foreact.models.voc import VOC, VOCConfig
 from foreact.train.optim import build_optimizer
-from foreact.weights.gpt2_reference import to_reference
 
 TOP_K = 50
 LR, DECAY, BETAS = 3e-4, 0.1, (0.9, 0.999)

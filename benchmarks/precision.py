@@ -31,24 +31,33 @@ from occupancy import commit, hardware
 from torch import Tensor, nn
 from torch.nn import functional
 
+from foreact.commands.demos.pace import Step, random_batch
+from foreact.errors import UserError
+from foreact.families.codes import train_kl_vae as kl_vae
+from foreact.families.codes import train_musik as musik
+from foreact.families.codes import train_vq as vq
+from foreact.families.codes import train_vqkd as vqkd
+from foreact.families.driving import train_vavam as vavam
+from foreact.families.driving import train_vavim as vavim
+from foreact.families.driving.vavam import VaVAM
+from foreact.families.driving.vavim import VaViM
+from foreact.families.uva import train as uva
+from foreact.families.uva.model import UVA
+from foreact.families.voc import train as voc
+from foreact.families.voc.cloning import train as cloning
+from foreact.families.voc.cloning.model import Cloning
+from foreact.families.voc.model import VOC
 from foreact.machine import Precision, bfloat16, choose_precision, explain_precision, least_seconds
-from foreact.models.cloning import Cloning
-from foreact.models.uva import UVA
-from foreact.models.vavam import VaVAM
-from foreact.models.vavim import VaViM
-from foreact.models.voc import VOC
-from foreact.recipes import cloning, kl_vae, musik, uva, vavam, vavim, voc, vq, vqkd
-from foreact.recipes.pace import Step, random_batch
-from foreact.recipes.runs import pick_device
-from foreact.recipes.stores import DEFAULT_TASK
-from foreact.recipes.tasks import find_task
+from foreact.runs.run import pick_device
+from foreact.runs.stores import DEFAULT_TASK
+from foreact.tasks import find_task
 from foreact.tokenizers.kl_vae import KLVAE
 from foreact.tokenizers.musik import Musik
 from foreact.tokenizers.vq import VQTokenizer
 from foreact.tokenizers.vqkd import VQKD, VQKDConfig
 from foreact.train.config import TrainConfig
 from foreact.train.optim import clip_gradients
-from foreact.types import Batch, UserError
+from foreact.types import Batch
 
 ENOUGH = 0.95
 SLOW = 3.0

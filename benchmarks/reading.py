@@ -17,11 +17,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from foreact.data.derived import write_stream
-from foreact.data.episodes import RowStore, open_episodes
-from foreact.data.loader import WindowDataset, batches
-from foreact.data.store import StoreWriter
-from foreact.data.windows import Window
+from foreact.data.stores.derived import write_stream
+from foreact.data.stores.episodes import RowStore, open_episodes
+from foreact.data.stores.store import StoreWriter
+from foreact.data.windows.loader import WindowDataset, batches
+from foreact.data.windows.window import Window
 from foreact.types import ActionSpec, StreamSpec
 
 SHARDS, EPISODES, STEPS, CODES, VOCAB, ACTIONS = 12, 50, 501, 25, 1024, 6

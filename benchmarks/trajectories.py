@@ -11,7 +11,7 @@ import time
 
 import torch
 
-from foreact.models.vavam import SIZES, VaVAM
+from foreact.families.driving.vavam import SIZES, VaVAM
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Command line: verb -> function, nothing else. Every verb is a typed function in `foreact.recipes`."""
+"""Command line: verb -> function, nothing else. It imports nothing heavy, so that `--help` is there at once."""
 
 from __future__ import annotations
 
@@ -6,83 +6,114 @@ import importlib
 import os
 import sys
 import warnings
+from typing import Any
 
-from foreact.types import UserError
+from foreact.errors import UserError
+from foreact.plugs import FAMILIES, add_family, families_with
 
+# Import paths below `foreact`. A function named `command` parses for itself: what --size, --task or --weights say
+# decides the other options.
 VERBS = {
-    "demo": ("foreact.recipes.demo:demo", "The main job in minutes: train a little, act, imagine, report."),
-    "demo driving": ("foreact.recipes.demo_driving:demo", "From raw driving frames to plans, on drawn roads."),
-    "demo voc": ("foreact.recipes.demo_voc:demo", "From a simulator to sampled futures, values and plans."),
-    "data collect": ("foreact.recipes.data:collect", "Let an expert act in a simulator and store what it shows."),
-    "data import": ("foreact.recipes.data:import_", "Copy a replay-buffer zarr of another project into our store."),
-    "data import-d4rl": ("foreact.recipes.data:import_d4rl", "Copy HDF5 shards of V-D4RL into a store."),
-    "data import-opendv": ("foreact.recipes.driving_data:import_opendv", "Cut OpenDV's videos into a store."),
-    "data import-nuscenes": ("foreact.recipes.driving_data:import_nuscenes", "nuScenes: frames, poses, trajectories."),
-    "data import-nuplan": ("foreact.recipes.driving_data:import_nuplan", "nuPlan: frames, poses, trajectories."),
-    "data toy-street": ("foreact.recipes.driving_data:toy_street", "Draw a small nuScenes to try things with."),
-    "data remaining": ("foreact.recipes.driving_data:remaining", "Windows that a training run has not seen yet."),
-    "data pseudo-depth": ("foreact.recipes.probe:pseudo_depth", "Depth labels for the probe, by any network."),
-    "data check": ("foreact.recipes.data:check", "Read windows and report spec, NaN, constant dims, rates."),
-    "data stats": ("foreact.recipes.data:stats", "Ranges per dimension; --against a checkpoint's statistics."),
-    "data show": ("foreact.recipes.data:show", "Write a contact sheet and an mp4 of some episodes."),
-    "tokenize": ("foreact.recipes.tokenize:tokenize", "Encode a store's frames once, so that training reads codes."),
-    "train kl-vae": ("foreact.recipes.kl_vae:command", "Train the autoencoder with continuous latents."),
-    "train vq": ("foreact.recipes.vq:command", "Train the image tokenizer with a codebook."),
-    "train vqkd": ("foreact.recipes.vqkd:command", "Train VQ-KD: codes of what a teacher network sees."),
-    "train musik": ("foreact.recipes.musik:command", "Train MUSIK: codes of what actions can change."),
-    "train uva": ("foreact.recipes.uva:command", "Train the Unified Video Action model."),
-    "train vavim": ("foreact.recipes.vavim:command", "Train VaViM, the video model of driving."),
-    "train vavam": ("foreact.recipes.vavam:command", "Train VaVAM, which drives from a VaViM."),
-    "train voc": ("foreact.recipes.voc:command", "Train a Video Occupancy Model: the discounted future."),
-    "train bc": ("foreact.recipes.cloning:command", "Train behaviour cloning on codes."),
-    "submit": ("foreact.recipes.submit:command", "Run a command on a SLURM cluster, requeued when preempted."),
-    "generate": ("foreact.recipes.by_family:generate_command", "Imagine futures and show them next to the true ones."),
-    "eval closed-loop": ("foreact.recipes.evaluate:closed_loop", "Let a policy act in the simulator and score it."),
-    "eval open-loop": ("foreact.recipes.evaluate_driving:open_loop", "Score a driving model on recorded drives."),
-    "eval video": ("foreact.recipes.by_family:video_command", "Compare imagined with true futures: PSNR, SSIM, FID."),
-    "eval probe": ("foreact.recipes.probe:probe", "What a model's features know: segmentation and depth."),
-    "eval values": ("foreact.recipes.evaluate_values:values", "Compare VOC's values with true discounted returns."),
-    "eval control": ("foreact.recipes.control:control", "Plan with VOC, beside cloning and one-step models."),
-    "eval ncap": ("foreact.recipes.ncap:ncap", "The NeuroNCAP table of a tree of simulated runs."),
-    "scaling coord-check": ("foreact.recipes.scaling:coord_check", "Does muP keep activations' size at any width?"),
-    "scaling lr-sweep": ("foreact.recipes.scaling:lr_sweep", "Is the best learning rate the same at any width?"),
-    "scaling laws": ("foreact.recipes.scaling:laws", "Fit the loss as a function of size and data."),
-    "serve neuroncap": ("foreact.recipes.serve:neuroncap", "Let a NeuroNCAP simulator ask VaVAM for plans."),
-    "weights list": ("foreact.recipes.weights:list_", "The weights of this installation, and the released ones."),
-    "weights get": ("foreact.recipes.weights:get", "Download a released model: resumed, checked, recorded."),
-    "weights unpack": ("foreact.recipes.weights:unpack", "Extract a release archive, whole or in parts, safely."),
-    "weights pack": ("foreact.recipes.weights:pack", "Write files as a release archive, in parts where large."),
-    "weights convert": ("foreact.recipes.weights:convert", "Turn a released checkpoint into ours, and back."),
-    "weights verify": ("foreact.recipes.weights:verify", "Read a checkpoint or released files whole; print hashes."),
-    "doctor": ("foreact.recipes.doctor:doctor", "The environment: what is fast here, what each extra unlocks."),
+    "demo": ("commands.demos.pusht:demo", "The main job in minutes: train a little, act, imagine, report."),
+    "demo driving": ("commands.demos.driving:demo", "From raw driving frames to plans, on drawn roads."),
+    "demo voc": ("commands.demos.voc:demo", "From a simulator to sampled futures, values and plans."),
+    "data collect": ("commands.collect:command", "Let an expert act in a simulator and store what it shows."),
+    "data import": ("commands.data:import_", "Copy a replay-buffer zarr of another project into our store."),
+    "data import-d4rl": ("commands.data:import_d4rl", "Copy HDF5 shards of V-D4RL into a store."),
+    "data import-opendv": ("families.driving.data_verbs:import_opendv", "Cut OpenDV's videos into a store."),
+    "data import-nuplan": ("families.driving.data_verbs:import_nuplan", "nuPlan: frames, poses, trajectories."),
+    "data toy-street": ("families.driving.data_verbs:toy_street", "Draw a small nuScenes to try things with."),
+    "data pseudo-depth": ("families.driving.probe:pseudo_depth", "Depth labels for the probe, by any network."),
+    "data check": ("commands.data:check", "Read windows and report spec, NaN, constant dims, rates."),
+    "data stats": ("commands.data:stats", "Ranges per dimension; --against a checkpoint's statistics."),
+    "data show": ("commands.data:show", "Write a contact sheet and an mp4 of some episodes."),
+    # `foreact train FAMILY` comes from the families themselves, see `verbs`.
+    "submit": ("commands.submit:command", "Run a command on a SLURM cluster, requeued when preempted."),
+    "generate": ("commands.imagine:generate_command", "Imagine futures and show them next to the true ones."),
+    "eval closed-loop": ("commands.closed_loop:command", "Let a policy act in the simulator and score it."),
+    "eval open-loop": ("families.driving.evaluate:open_loop", "Score a driving model on recorded drives."),
+    "eval video": ("commands.imagine:video_command", "Compare imagined with true futures: PSNR, SSIM, FID."),
+    "eval probe": ("families.driving.probe:probe", "What a model's features know: segmentation and depth."),
+    "eval control": ("families.voc.control:control", "Plan with VOC, beside cloning and one-step models."),
+    "eval ncap": ("families.driving.score_ncap:ncap", "The NeuroNCAP table of a tree of simulated runs."),
+    "scaling laws": ("families.driving.scaling:laws", "Fit the loss as a function of size and data."),
+    "weights list": ("commands.weights:list_", "The weights of this installation, and the released ones."),
+    "weights get": ("commands.weights:get", "Download a released model: resumed, checked, recorded."),
+    "weights unpack": ("commands.weights:unpack", "Extract a release archive, whole or in parts, safely."),
+    "weights pack": ("commands.weights:pack", "Write files as a release archive, in parts where large."),
+    "weights convert": ("commands.convert:command", "Turn a released checkpoint into ours, and back."),
+    "weights verify": ("commands.weights:verify", "Read a checkpoint or released files whole; print hashes."),
+    "doctor": ("commands.doctor:doctor", "The environment: what is fast here, what each extra unlocks."),
 }
 
 
+def verbs() -> dict[str, tuple[str, str]]:
+    """Every verb -> the import path of its function and what it does, in the order of the road."""
+    training = {}
+    for name in families_with("train"):
+        family = FAMILIES.find(name)
+        training[f"train {family.verb}"] = (str(family.train), f"Train {family.title}.")
+    found: dict[str, tuple[str, str]] = {}
+    for verb, (path, text) in VERBS.items():
+        if verb == "submit":
+            found |= training
+        found[verb] = (f"foreact.{path}", text)
+    return found
+
+
 def usage() -> str:
-    lines = [f"  {verb:<22}{text}" for verb, (_, text) in VERBS.items()]
+    lines = [f"  {verb:<22}{text}" for verb, (_, text) in verbs().items()]
     return "usage: foreact VERB [options]      (foreact VERB --help explains a verb)\n\n" + "\n".join(lines)
 
 
 def run(argv: list[str]) -> object:
-    """Find the verb at the head of `argv` and call its function with the options that follow."""
+    """Find the verb at the head of `argv` and call its function with the options that follow.
+
+    `--family my_package.my_model`, anywhere, makes a family known that is not installed; `foreact train` trains it.
+    """
+    argv, named = _take_families(argv)
+    if argv[:1] == ["train"] and named and (len(argv) == 1 or argv[1].startswith("-")):
+        argv = ["train", named[-1], *argv[1:]]
     if not argv or argv[0] in {"-h", "--help", "help"}:
         print(usage())
         return None
+    known = verbs()
     for words in (2, 1):
         verb, rest = " ".join(argv[:words]), argv[words:]
-        if verb in VERBS:
-            module, _, function = VERBS[verb][0].partition(":")
-            entry = getattr(importlib.import_module(module), function)
-            if function.endswith("command"):  # these parse for themselves: what --size, --task or --weights say decides
-                return entry(rest)
-            import tyro
+        if verb in known:
+            module, _, function = known[verb][0].partition(":")
+            return _call(getattr(importlib.import_module(module), function), verb, rest)
+    if argv[0] == "train" and len(argv) > 1 and not argv[1].startswith("-"):
+        return _call(add_family(argv[1]).get("train"), "train", argv[2:])
+    heads = sorted({verb.split()[0] for verb in known})
+    if argv[0] in heads:
+        below = [verb for verb in known if verb.startswith(argv[0] + " ")]
+        raise UserError(f"`foreact {argv[0]}` needs one of: {', '.join(below)}.")
+    raise UserError(f"There is no verb '{argv[0]}'; known ones are {', '.join(heads)}.")
 
-            return tyro.cli(entry, prog=f"foreact {verb}", args=rest)
-    known = sorted({verb.split()[0] for verb in VERBS})
-    if argv[0] in known:
-        family = [verb for verb in VERBS if verb.startswith(argv[0] + " ")]
-        raise UserError(f"`foreact {argv[0]}` needs one of: {', '.join(family)}.")
-    raise UserError(f"There is no verb '{argv[0]}'; known ones are {', '.join(known)}.")
+
+def _call(entry: Any, verb: str, args: list[str]) -> object:
+    if entry.__name__.endswith("command") or verb.startswith("train"):
+        return entry(args)
+    import tyro
+
+    return tyro.cli(entry, prog=f"foreact {verb}", args=args)
+
+
+def _take_families(argv: list[str]) -> tuple[list[str], list[str]]:
+    """The command line without `--family PATH`, and the names of the families that it made known."""
+    rest, named = [], []
+    words = iter(argv)
+    for word in words:
+        option, equals, value = word.partition("=")
+        if option != "--family":
+            rest.append(word)
+            continue
+        value = value if equals else next(words, "")
+        if not value:
+            raise UserError("--family needs the import path of a module that exports FAMILY.")
+        named.append(add_family(value).verb)
+    return rest, named
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:

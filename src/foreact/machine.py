@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from foreact.types import UserError
+from foreact.errors import UserError
 
 Precision = Literal["bf16", "fp32"]
 AnyPrecision = Literal["auto", "bf16", "fp32"]

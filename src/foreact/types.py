@@ -26,12 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-
-class UserError(Exception):
-    """A mistake that the user can mend: one sentence with what was expected, what was found and what to do.
-
-    The command line prints it without a traceback and exits with status 2.
-    """
+from foreact.errors import UserError
 
 
 def to_model_range(images: Tensor) -> Tensor:
@@ -136,7 +131,7 @@ class StreamSpec:
 
 
 class EpisodeStore(Protocol):
-    """Read access to episodes, opened lazily. Implementations: `foreact.data.store`.
+    """Read access to episodes, opened lazily. Implementations: `foreact.data.stores.store`.
 
     `read` returns {stream: array}: uint8 (T, H, W, 3) for cameras, float32 (T, D) for state and action, float32 (T, 1)
     for "reward". Values are as stored, never normalised. The action of step t is what was done after its frame was
@@ -379,6 +374,16 @@ class Env(Protocol):
     def close(self) -> None: ...
 
 
+class Expert(Protocol):
+    """Who knows how it is done in an environment, one episode at a time; may look at the world itself."""
+
+    def reset(self, seed: int) -> None: ...
+
+    def act(self, env: Any, seen: dict[str, np.ndarray]) -> np.ndarray:
+        """The action (A,) of this step, after `seen`, in the units of the environment's spec."""
+        ...
+
+
 @dataclass(frozen=True)
 class StepOut:
     """Outcome of one environment step; `obs` as in `Env.reset`."""
@@ -401,6 +406,7 @@ class Task:
         camera: the camera the policy sees.
         env: import path "module:function" of a factory without arguments, or None where nothing simulates the task. A
             path, so that worker processes can build it.
+        variants: name -> import path of another environment of the same problem, such as one that draws shadows.
         demonstrations: import path of a function `(store: Path) -> None` that makes the default store, or None.
         held_out: the same for a small store of episodes that no training sees, or None.
         proprioception: state stream -> how many of its first dimensions a policy may see; the rest, such as where the
@@ -413,6 +419,7 @@ class Task:
     spec: StreamSpec
     camera: str
     env: str | None = None
+    variants: Mapping[str, str] = field(default_factory=dict)
     demonstrations: str | None = None
     held_out: str | None = None
     proprioception: Mapping[str, int] = field(default_factory=dict)

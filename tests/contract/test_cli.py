@@ -10,19 +10,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from foreact.cli import VERBS, main, usage
-from foreact.models.uva import UVA
-from foreact.models.uva_config import SIZES
-from foreact.recipes.kl_vae import KLVAERun
-from foreact.recipes.tasks import BUILT_IN, find_task
-from foreact.recipes.uva import recipe
+from foreact.cli import main, usage, verbs
+from foreact.families.codes.train_kl_vae import KLVAERun
+from foreact.families.uva.config import SIZES
+from foreact.families.uva.model import UVA
+from foreact.families.uva.train import recipe
+from foreact.tasks import TASKS, find_task
 from foreact.tokenizers.kl_vae import KLVAE
 
 OPTIONS = {
     "demo": ["--out", "--steps", "--seeds", "--workers"],
     "demo driving": ["--out", "--scenes", "--effort"],
     "demo voc": ["--out", "--task", "--effort"],
-    "data collect": ["--env", "--policy", "--episodes", "--out", "--first-seed", "--noise", "--shadows", "--workers"],
+    "data collect": ["--env", "--episodes", "--out", "--first-seed", "--noise", "--workers"],
     "data import": ["--src", "--out", "--task", "--fill-missing"],
     "data import-d4rl": ["--root", "--out", "--task", "--fps", "--codes", "--grid", "--vocab"],
     "data import-opendv": ["--root", "--out", "--split", "--names", "--cutting", "--damage", "--height", "--width"],
@@ -62,13 +62,15 @@ OPTIONS = {
     "train bc": ["--from", "--task", "--data", "--tokenizer", "--out", "--train.lr"],
     "submit": ["--nodes", "--gpus-per-node", "--hours", "--partition", "--dry-run"],
     "generate": ["--weights", "--task", "--mode", "--data", "--windows", "--seed", "--out", "--device"],
-    "eval closed-loop": ["--weights", "--task", "--seeds", "--execute", "--temperature", "--steps", "--baselines"],
+    "eval closed-loop": [
+        "--weights", "--task", "--seeds", "--variant", "--execute", "--temperature", "--steps", "--baselines",
+    ],
     "eval open-loop": ["--weights", "--data", "--samples", "--steps", "--command-horizon", "--calibration", "--out"],
     "eval video": ["--weights", "--task", "--data", "--windows-per-episode", "--episodes", "--seed", "--examples"],
     "eval probe": ["--weights", "--data", "--dataset", "--task", "--layer", "--neighbours", "--search", "--reference"],
     "eval values": ["--weights", "--data", "--gammas", "--samples", "--states", "--candidates", "--seed", "--out"],
     "eval control": [
-        "--policies", "--gammas", "--task", "--episodes", "--prior", "--execute", "--max-steps", "--shadows",
+        "--policies", "--gammas", "--task", "--episodes", "--prior", "--execute", "--max-steps", "--variant",
         "--planning.planner", "--planning.candidates", "--planning.samples", "--out",
     ],
     "eval ncap": ["--rootdir", "--check", "--reference-rounding", "--out"],
@@ -87,10 +89,10 @@ OPTIONS = {
 
 
 def test_every_verb_is_covered_here() -> None:
-    assert set(OPTIONS) == set(VERBS)
+    assert set(OPTIONS) == set(verbs())
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", verbs())
 def test_help(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as exit_:
         main([*verb.split(), "--help"])
@@ -106,7 +108,7 @@ def test_bare_call_lists_every_verb(argv: list[str], capsys: pytest.CaptureFixtu
     main(argv)
     printed = capsys.readouterr().out
     assert printed == usage() + "\n"
-    for verb, (_, text) in VERBS.items():
+    for verb, (_, text) in verbs().items():
         assert re.search(rf"^  {verb} +{re.escape(text)}$", printed, re.MULTILINE), verb
 
 
@@ -187,7 +189,7 @@ def test_doctor_says_what_was_measured_and_what_it_means(capsys: pytest.CaptureF
         assert re.search(rf"^{line}$", printed, re.MULTILINE), line
 
 
-@pytest.mark.parametrize("task", BUILT_IN)
+@pytest.mark.parametrize("task", TASKS.built_in)
 @pytest.mark.parametrize("stage", ["video", "joint"])
 @pytest.mark.parametrize("size", ["pocket", *SIZES])
 def test_every_uva_recipe_is_a_model(task: str, stage: str, size: str) -> None:

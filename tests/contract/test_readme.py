@@ -72,7 +72,7 @@ MADE = {
 
 
 def test_the_readme_names_every_kind_of_verb() -> None:
-    verbs = {verb.split()[0] for verb in cli.VERBS}
+    verbs = {verb.split()[0] for verb in cli.verbs()}
     named = {command.split()[1] for commands in sections().values() for command in commands}
     assert named >= verbs - {"serve"}  # which would not end
     assert set(sections()) == set(MADE)
@@ -90,7 +90,7 @@ def test_every_command_of_a_section_runs(section: str, tmp_path: Path, monkeypat
         # Episodes first: the demo of the section learns from a copy of them, to which it adds codes of its own.
         for command in sorted(sections()[section], key=lambda command: "data collect" not in command):
             words = shlex.split(command)[1:]
-            verb = " ".join(words[:2]) if " ".join(words[:2]) in cli.VERBS else words[0]
+            verb = " ".join(words[:2]) if " ".join(words[:2]) in cli.verbs() else words[0]
             key = f"{verb} --from" if "--from" in words else verb
             key = next((f"generate {kind}" for kind in ("drives", "futures") if f"runs/{kind}" in words), key)
             key = "train voc --codes musik" if "musik" in words else key

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from foreact.models.uva_config import UVAConfig
-from foreact.recipes.data import collect
-from foreact.recipes.kl_vae import KLVAERun, train_kl_vae
-from foreact.recipes.tokenize import tokenize
-from foreact.recipes.uva import UVARun, train_uva
+from foreact.commands.data import collect
+from foreact.families.codes.tokenize import tokenize
+from foreact.families.codes.train_kl_vae import KLVAERun, train_kl_vae
+from foreact.families.uva.config import UVAConfig
+from foreact.families.uva.train import UVARun, train_uva
 from foreact.tokenizers.kl_vae import KLVAEConfig
 from foreact.train.config import TrainConfig
 

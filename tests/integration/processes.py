@@ -21,7 +21,9 @@ import torch
 from torch.distributed import TCPStore
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload([f"foreact.recipes.{name}" for name in ("tokenize", "vavam", "voc", "vqkd")])
+FORKS.set_forkserver_preload(
+    [f"foreact.families.{name}" for name in ("codes.tokenize", "driving.train_vavam", "voc.train", "codes.train_vqkd")]
+)
 
 
 class Forked:

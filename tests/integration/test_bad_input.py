@@ -16,12 +16,12 @@ import pytest
 import zarr
 from conftest import World
 
+from foreact.checkpoints.format import load_checkpoint
 from foreact.cli import main
-from foreact.data.store import StoreWriter, open_store
+from foreact.data.stores.store import StoreWriter, open_store
 from foreact.envs.pusht import PUSHT_SPEC
-from foreact.recipes import runs
+from foreact.runs import run as runs
 from foreact.types import Batch
-from foreact.weights.format import load_checkpoint
 
 Capture = pytest.CaptureFixture[str]
 
@@ -393,7 +393,8 @@ def full(*args: object, **kwargs: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "target", ["foreact.weights.format.save_file", "foreact.weights.format._sync", "foreact.train.checkpoint.dcp.save"]
+    "target",
+    ["foreact.checkpoints.format.save_file", "foreact.checkpoints.format._sync", "foreact.train.checkpoint.dcp.save"],
 )
 def test_full_disk(
     target: str, run_dir: Path, world: World, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
@@ -414,12 +415,12 @@ def test_full_disk_while_converting_and_encoding(
 ) -> None:
     golden = Path(__file__).parents[1] / "parity/goldens/uva/checkpoint_pusht/reference_format.ckpt"
     with monkeypatch.context() as patched:
-        patched.setattr("foreact.weights.format.save_file", full)
+        patched.setattr("foreact.checkpoints.format.save_file", full)
         sentence = refused("weights", "convert", golden, "--out", "ours", "--heads", "2", "2")
         assert "No space left on device" in sentence
     shutil.rmtree(store / "data" / "latents_img")
     with monkeypatch.context() as patched:
-        patched.setattr("foreact.data.derived.sync", full)
+        patched.setattr("foreact.data.stores.derived.sync", full)
         sentence = refused("tokenize", "--store", store, "--tokenizer", world.vae, may_begin=True)
         assert "No space left on device" in sentence
     assert open_store(store).tokenizer_hash("latents_img") is None
@@ -458,7 +459,7 @@ def test_ctrl_c_elsewhere(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> N
     def pressed(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("foreact.recipes.doctor.importlib.util.find_spec", pressed)
+    monkeypatch.setattr("foreact.commands.doctor.importlib.util.find_spec", pressed)
     with pytest.raises(SystemExit) as exit_:
         main(["doctor"])
     assert exit_.value.code == 130

@@ -15,18 +15,19 @@ import pytest
 import torch
 from conftest import settings
 
-from foreact.data.writer import StoreWriter
+from foreact.checkpoints.format import load_checkpoint, save_checkpoint
+from foreact.commands import closed_loop as evaluate
+from foreact.data.stores.writer import StoreWriter
+from foreact.errors import UserError
 from foreact.evals.closed_loop import closed_loop, read_closed_loop
-from foreact.models.voc import VOC, VOCConfig
+from foreact.families.voc import control as recipe
+from foreact.families.voc.cloning.train import CloningRun, command, train_bc
+from foreact.families.voc.control import control, entrants
+from foreact.families.voc.model import VOC, VOCConfig
+from foreact.families.voc.policy import PlanningConfig
 from foreact.policies.baselines import RandomPolicy
-from foreact.policies.occupancy import PlanningConfig
-from foreact.recipes import control as recipe
-from foreact.recipes import evaluate
-from foreact.recipes.cloning import CloningRun, command, train_bc
-from foreact.recipes.control import control, entrants
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
-from foreact.types import ActionSpec, Observation, StepOut, StreamSpec, Task, UserError
-from foreact.weights.format import load_checkpoint, save_checkpoint
+from foreact.types import ActionSpec, Observation, StepOut, StreamSpec, Task
 
 SIZE = 16
 CONTROL_SPEC = StreamSpec(

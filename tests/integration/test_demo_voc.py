@@ -10,11 +10,11 @@ import pytest
 import torch
 from unit.square_world import write_squares
 
+from foreact.commands.demos.voc import TOKENIZER, demo
+from foreact.errors import UserError
 from foreact.evals.closed_loop import read_closed_loop
-from foreact.policies.occupancy import PlanningConfig
-from foreact.recipes import voc
-from foreact.recipes.demo_voc import TOKENIZER, demo
-from foreact.types import UserError
+from foreact.families.voc import train as voc
+from foreact.families.voc.policy import PlanningConfig
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def test_the_demo_ends_in_one_report_and_goes_on_where_it_was(
         "TOKENIZER": small, "GAMMAS": (0.5, 0.8),
         "PLANNING": PlanningConfig(candidates=4, samples=1, iterations=1, elites=2),
     }.items():  # fmt: skip
-        monkeypatch.setattr(f"foreact.recipes.demo_voc.{name}", value)
+        monkeypatch.setattr(f"foreact.commands.demos.voc.{name}", value)
     pocket = voc.recipe("pocket")
     narrow = dataclasses.replace(pocket.model, width=16, heads=2, layers=1, reward_hidden=8)
     monkeypatch.setattr(voc, "recipe", lambda size: dataclasses.replace(pocket, model=narrow))
@@ -54,7 +54,7 @@ def test_the_demo_ends_in_one_report_and_goes_on_where_it_was(
     films = {p: p.stat().st_mtime_ns for p in (tmp_path / "demo" / "acting").glob("*/*.mp4")}
     capsys.readouterr()
     for measured_anew in ("values", "generate"):
-        monkeypatch.setattr(f"foreact.recipes.demo_voc.{measured_anew}", lambda *_, **__: [])
+        monkeypatch.setattr(f"foreact.commands.demos.voc.{measured_anew}", lambda *_, **__: [])
     run()
     assert "step 1/" not in capsys.readouterr().out  # nothing is trained twice
     assert {p: p.stat().st_mtime_ns for p in films} == films

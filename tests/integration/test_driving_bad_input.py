@@ -18,16 +18,16 @@ import torch
 from unit.driving_worlds import drive, write_token_store
 from unit.misbehaving_server import serving
 
+from foreact.checkpoints.format import content_hash, load_checkpoint, save_checkpoint
+from foreact.checkpoints.manifest import MANIFEST
 from foreact.cli import main
-from foreact.data.derived import write_stream
-from foreact.data.drives import FRONT, driving_spec
-from foreact.data.store import open_store
-from foreact.data.writer import StoreWriter
-from foreact.models.vavam import ExpertConfig, VaVAM, VaVAMConfig
-from foreact.models.vavim import VaViM, VaViMConfig
+from foreact.data.stores.derived import write_stream
+from foreact.data.stores.store import open_store
+from foreact.data.stores.writer import StoreWriter
+from foreact.families.driving.data.drives import FRONT, driving_spec
+from foreact.families.driving.vavam import ExpertConfig, VaVAM, VaVAMConfig
+from foreact.families.driving.vavim import VaViM, VaViMConfig
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
-from foreact.weights.format import content_hash, load_checkpoint, save_checkpoint
-from foreact.weights.manifest import MANIFEST
 
 refused = test_bad_input.refused
 Refused = Callable[..., str]

@@ -13,15 +13,15 @@ import zarr
 from PIL import Image
 from torch import nn
 
-from foreact.data.drives import driving_spec
-from foreact.data.writer import StoreWriter
-from foreact.models.vavam import ExpertConfig, VaVAM, VaVAMConfig
-from foreact.models.vavim import VaViM, VaViMConfig
-from foreact.recipes.evaluate_driving import driving_video, open_loop
-from foreact.recipes.probe import probe, pseudo_depth
+from foreact.checkpoints.format import save_checkpoint
+from foreact.data.stores.writer import StoreWriter
+from foreact.errors import UserError
+from foreact.families.driving.data.drives import driving_spec
+from foreact.families.driving.evaluate import driving_video, open_loop
+from foreact.families.driving.probe import probe, pseudo_depth
+from foreact.families.driving.vavam import ExpertConfig, VaVAM, VaVAMConfig
+from foreact.families.driving.vavim import VaViM, VaViMConfig
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
-from foreact.types import UserError
-from foreact.weights.format import save_checkpoint
 
 SIZE, GRID, CODES = (16, 24), (4, 6), 32
 VIDEO = VaViMConfig(width=16, heads=2, layers=2, vocab=CODES + 1, frames=4, grid=GRID, base_width=16)

@@ -17,9 +17,9 @@ from processes import Together
 from test_driving_recipes import tensors_of
 from unit.driving_worlds import drive, write_token_store
 
+from foreact.checkpoints.format import load_checkpoint
 from foreact.cli import run
 from foreact.train.logs import read_log
-from foreact.weights.format import load_checkpoint
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),

@@ -20,17 +20,20 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from unit.driving_worlds import START, drive, write_token_store
 
+from foreact.checkpoints.format import load_checkpoint, load_tokenizer
 from foreact.cli import run
-from foreact.data.driving import plan_spec
-from foreact.data.store import open_store
-from foreact.data.trajectories import write_trajectories
-from foreact.models.vavim import VaViMConfig
-from foreact.recipes import runs, vavam, vavim
-from foreact.recipes.driving import DrivingData, load_driving
+from foreact.data.stores.store import open_store
+from foreact.errors import UserError
+from foreact.families.driving import train_vavam as vavam
+from foreact.families.driving import train_vavim as vavim
+from foreact.families.driving.data.trajectories import write_trajectories
+from foreact.families.driving.data.windows import plan_spec
+from foreact.families.driving.sources import DrivingData, load_driving
+from foreact.families.driving.vavim import VaViMConfig
+from foreact.runs import run as runs
 from foreact.tokenizers.vq import VQTokenizer
 from foreact.train.logs import read_log
-from foreact.types import Batch, UserError
-from foreact.weights.format import load_checkpoint, load_tokenizer
+from foreact.types import Batch
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 Capture = pytest.CaptureFixture[str]
@@ -223,10 +226,10 @@ def test_a_stopped_run_goes_on_bitwise(
 
 
 def test_the_demo_goes_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    from foreact.recipes import demo_driving as demo
+    from foreact.commands.demos import driving as demo
 
     small = dataclasses.replace(demo.VIDEO, width=32, heads=1, layers=1, frames=2)
-    monkeypatch.setattr("foreact.envs.toy_street.FRAMES", 16)
+    monkeypatch.setattr("foreact.families.driving.data.toy_street.FRAMES", 16)
     monkeypatch.setattr(demo, "VIDEO", small)
     monkeypatch.setattr(demo, "ACTION", dataclasses.replace(demo.ACTION, vavim=small))
     monkeypatch.setattr(demo, "TOKENIZER", dataclasses.replace(demo.TOKENIZER, channels=4, norm_groups=2))

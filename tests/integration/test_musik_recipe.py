@@ -11,15 +11,16 @@ import numpy as np
 import pytest
 import torch
 
-from foreact.data.store import StoreWriter, open_store
-from foreact.recipes.encoding import StreamEncoder, encode_stream
-from foreact.recipes.musik import MusikRun, actions_mode, command, train_musik
+from foreact.checkpoints.format import build, load_checkpoint
+from foreact.checkpoints.tokenizers import open_tokenizer
+from foreact.data.stores.store import StoreWriter, open_store
+from foreact.errors import UserError
+from foreact.families.codes.train_musik import MusikRun, actions_mode, command, train_musik
+from foreact.runs.encoding import StreamEncoder, encode_stream
 from foreact.tokenizers.musik import Musik, MusikConfig
 from foreact.train.config import TrainConfig
 from foreact.train.logs import read_log
-from foreact.types import ActionSpec, StreamSpec, UserError
-from foreact.weights.format import build, load_checkpoint
-from foreact.weights.tokenizers import open_tokenizer
+from foreact.types import ActionSpec, StreamSpec
 
 MODEL = MusikConfig(
     actions=1, frames=2, channels=8, multipliers=(1, 2), blocks=1, features=8, codes=16, code_dim=4, summary=8,

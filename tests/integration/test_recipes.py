@@ -17,22 +17,23 @@ import torch
 import zarr
 from conftest import MODEL, World
 
+from foreact.checkpoints.format import build, load_checkpoint, load_tokenizer
 from foreact.cli import main
-from foreact.data.normalize import Normalizer
-from foreact.data.store import open_store
-from foreact.models.uva import UVA
-from foreact.recipes import runs
-from foreact.recipes import uva as recipe_uva
-from foreact.recipes.evaluate import closed_loop, open_policy, video
-from foreact.recipes.generate import generate
-from foreact.recipes.stores import ensure_latents
-from foreact.recipes.tasks import find_task
-from foreact.recipes.uva import train_uva
-from foreact.recipes.weights import convert, verify
+from foreact.commands.closed_loop import closed_loop, open_policy, video
+from foreact.commands.weights import convert, verify
+from foreact.data.stores.store import open_store
+from foreact.data.windows.normalize import Normalizer
+from foreact.errors import UserError
+from foreact.families.uva import train as recipe_uva
+from foreact.families.uva.imagine import generate
+from foreact.families.uva.model import UVA
+from foreact.families.uva.train import train_uva
+from foreact.released.pickles import read_torch_file
+from foreact.runs import run as runs
+from foreact.runs.stores import ensure_latents
+from foreact.tasks import find_task
 from foreact.train.logs import read_log
-from foreact.types import Batch, UserError
-from foreact.weights.format import build, load_checkpoint, load_tokenizer
-from foreact.weights.pickles import read_torch_file
+from foreact.types import Batch
 
 GOLDEN = Path(__file__).parents[1] / "parity/goldens/uva/checkpoint_pusht"
 
@@ -287,7 +288,7 @@ def test_released_checkpoint_is_converted_verified_and_listed(
     digest = load_checkpoint(tmp_path / "shipped" / "golden").hash
     assert digest in printed
     assert "tokenizer  embedded" in printed
-    monkeypatch.setattr("foreact.weights.shipped.ROOT", tmp_path / "shipped")
+    monkeypatch.setattr("foreact.checkpoints.shipped.ROOT", tmp_path / "shipped")
     main(["weights", "list"])
     printed = capsys.readouterr().out
     assert "golden" in printed

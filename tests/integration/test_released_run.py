@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-from foreact.recipes.weights import convert
+from foreact.commands.weights import convert
+from foreact.errors import UserError
+from foreact.families.driving.released.training_state import read_training_state
 from foreact.train.checkpoint import Checkpoints, find_checkpoint
 from foreact.train.optim import build_optimizer
 from foreact.train.parallel import World
-from foreact.types import UserError
-from foreact.weights.vavam_training import read_training_state
 
 GOLDENS = Path(__file__).parents[1] / "parity/goldens/vavam"
 

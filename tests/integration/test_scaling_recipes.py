@@ -11,7 +11,7 @@ import test_bad_input
 from unit.driving_worlds import drive, write_token_store
 
 from foreact.cli import run
-from foreact.evals.scaling_law import ScalingLaw
+from foreact.families.driving.evals.scaling_law import ScalingLaw
 
 refused = test_bad_input.refused
 Capture = pytest.CaptureFixture[str]

@@ -18,14 +18,15 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
 from processes import Forked
 
-from foreact.models.vavam import ExpertConfig, VaVAM, VaVAMConfig
-from foreact.models.vavim import VaViMConfig
-from foreact.policies.vavam import acting_spec, load_driving_policy
-from foreact.recipes.serve import neuroncap
+from foreact.checkpoints.format import TokenizerRef, save_checkpoint
+from foreact.checkpoints.torchscript import TorchScriptTokenizer
+from foreact.errors import UserError
+from foreact.families.driving.policy import DrivingOptions, acting_spec, open_policy
+from foreact.families.driving.serve_neuroncap import neuroncap
+from foreact.families.driving.vavam import ExpertConfig, VaVAM, VaVAMConfig
+from foreact.families.driving.vavim import VaViMConfig
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
-from foreact.types import Observation, UserError
-from foreact.weights.format import TokenizerRef, save_checkpoint
-from foreact.weights.torchscript import TorchScriptTokenizer
+from foreact.types import Observation
 
 SIZE = (32, 48)
 CONFIG = VaVAMConfig(
@@ -60,8 +61,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+def named(path: Path | str | None) -> str | None:
+    return None if path is None else str(path)
+
+
 def plan(path: Path, tokenizer: Path | None = None) -> np.ndarray:
-    policy = load_driving_policy(path, tokenizer, samples=3, choose="medoid")
+    policy = open_policy(path, DrivingOptions(tokenizer=named(tokenizer), samples=3, choose="medoid"))
     policy.reset([0])
     frame = np.random.default_rng(0).integers(0, 256, (1, 90, 160, 3), np.uint8)
     policy.observe(Observation({"front": frame}, {"command": np.ones((1, 1), np.float32)}))
@@ -87,12 +92,12 @@ def test_the_tokenizer_is_embedded_or_given(folder: Path) -> None:
         ("bare", "car", r"car, a 'vavam', is no tokenizer; give a kl_vae, a vq, a vqkd or a musik"),
         ("bare", "absent", r"absent' is neither a checkpoint folder nor"),
         ("bare", "bare/config.json", r"holds no config.json"),
-        ("vq", None, r"vq holds a 'vq'; to drive takes a checkpoint of the family 'vavam'"),
+        ("vq", None, r"needs weights of the family vavam; .*vq holds those of 'vq'"),
     ],
 )
 def test_tokenizers_and_weights_that_do_not_fit(folder: Path, path: str, tokenizer: str | None, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
-        load_driving_policy(folder / path, None if tokenizer is None else folder / tokenizer)
+        open_policy(folder / path, DrivingOptions(tokenizer=named(tokenizer and folder / tokenizer)))
 
 
 def serve(weights: str) -> None:

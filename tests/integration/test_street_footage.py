@@ -11,13 +11,13 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from foreact.data.store import open_store
-from foreact.data.video import read_video, write_mp4
-from foreact.models.vavim import VaViMConfig
+from foreact.checkpoints.format import load_checkpoint
+from foreact.data.formats.video import read_video, write_mp4
+from foreact.data.stores.store import open_store
+from foreact.families.driving.vavim import VaViMConfig
 from foreact.tokenizers.vq import VQConfig
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
-from foreact.weights.format import load_checkpoint
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "street_footage.py"
 LENGTHS = (24, 30, 10)

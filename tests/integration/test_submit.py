@@ -19,8 +19,8 @@ from processes import Door
 from test_training_processes import assert_close
 from test_training_resume import log_of
 
-from foreact.recipes.submit import Job, Launch, command, submit
-from foreact.types import UserError
+from foreact.commands.submit import Job, Launch, command, submit
+from foreact.errors import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 

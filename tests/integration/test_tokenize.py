@@ -18,18 +18,19 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 from processes import Forked
 
+from foreact.checkpoints.format import load_checkpoint, save_checkpoint
+from foreact.checkpoints.tokenizers import LoadedTokenizer, open_tokenizer
 from foreact.cli import main
-from foreact.data import layout
-from foreact.data.store import StoreWriter, open_store
-from foreact.recipes.encoding import StreamEncoder, encode_stream
-from foreact.recipes.ranks import Ranks
-from foreact.recipes.tokenize import own_device, tokenize
-from foreact.recipes.tokenize_ray import connected, encode_with_ray, import_ray
+from foreact.data.stores import layout
+from foreact.data.stores.store import StoreWriter, open_store
+from foreact.errors import UserError
+from foreact.families.codes.tokenize import own_device, tokenize
+from foreact.families.codes.tokenize_ray import connected, encode_with_ray, import_ray
+from foreact.runs.encoding import StreamEncoder, encode_stream
+from foreact.runs.ranks import Ranks
 from foreact.tokenizers.kl_vae import KLVAE, KLVAEConfig
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
-from foreact.types import StreamSpec, UserError
-from foreact.weights.format import load_checkpoint, save_checkpoint
-from foreact.weights.tokenizers import LoadedTokenizer, open_tokenizer
+from foreact.types import StreamSpec
 
 SPEC = StreamSpec(cameras={"img": (16, 24)}, fps=10.0)
 LENGTHS = (30, 50, 23)
@@ -69,7 +70,7 @@ def toy_codes(frames: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("foreact.data.layout.CHUNK_BYTES", 8 * 2 * 24)  # 8 rows of 4 x 6 tokens
+    monkeypatch.setattr("foreact.data.stores.layout.CHUNK_BYTES", 8 * 2 * 24)  # 8 rows of 4 x 6 tokens
 
 
 @pytest.fixture(scope="module")

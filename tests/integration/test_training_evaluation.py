@@ -13,9 +13,9 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
 import training_toy as toy
 
+from foreact.errors import UserError
 from foreact.train import TrainResult, train
 from foreact.train.logs import read_log
-from foreact.types import UserError
 
 
 class Score:

@@ -21,13 +21,14 @@ import training_toy as toy
 from processes import Together
 from test_training_resume import log_of
 
-from foreact.models.vavam import ExpertConfig, VaVAM, VaVAMConfig
-from foreact.models.vavim import VaViMConfig
+from foreact.errors import UserError
+from foreact.families.driving.vavam import ExpertConfig, VaVAM, VaVAMConfig
+from foreact.families.driving.vavim import VaViMConfig
 from foreact.train import EMA, TrainResult, train
 from foreact.train.checkpoint import capture
 from foreact.train.optim import build_optimizer
 from foreact.train.parallel import World
-from foreact.types import Batch, LossOut, UserError
+from foreact.types import Batch, LossOut
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),

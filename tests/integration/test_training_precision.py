@@ -12,7 +12,7 @@ from training_toy import config, run
 
 from foreact import machine
 from foreact.machine import BFloat16
-from foreact.recipes.runs import open_run, resources
+from foreact.runs.run import open_run, resources
 from foreact.train.config import TrainConfig
 
 CPU = torch.device("cpu")

@@ -19,8 +19,8 @@ import training_toy as toy
 from processes import Together
 from test_training_resume import Interrupting, log_of, state_of
 
+from foreact.errors import UserError
 from foreact.train import train
-from foreact.types import UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 

@@ -24,12 +24,13 @@ sys.path.insert(0, str(Path(__file__).parent))
 import training_toy as toy
 from processes import Forked
 
+from foreact.errors import UserError
 from foreact.train import TrainConfig, train
 from foreact.train.checkpoint import capture
 from foreact.train.ema import EMA
 from foreact.train.logs import read_log
 from foreact.train.optim import build_optimizer
-from foreact.types import Batch, LossOut, UserError
+from foreact.types import Batch, LossOut
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 

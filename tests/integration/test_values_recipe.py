@@ -12,23 +12,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from foreact.commands.by_family import generate_command
 from PIL import Image
 from unit.square_world import SPEC, write_squares
 
+from foreact.checkpoints.format import load_checkpoint, save_checkpoint
 from foreact.cli import main
-from foreact.data.store import open_store
-from foreact.data.writer import StoreWriter
-from foreact.evals.occupancy_pictures import nearest_frames
-from foreact.models.voc import VOC, VOCConfig
-from foreact.recipes.by_family import generate_command
-from foreact.recipes.evaluate_values import values
-from foreact.recipes.generate_occupancy import generate
-from foreact.recipes.voc import VOCRun, train_voc
+from foreact.data.stores.store import open_store
+from foreact.data.stores.writer import StoreWriter
+from foreact.errors import UserError
+from foreact.families.voc.evals.occupancy_pictures import nearest_frames
+from foreact.families.voc.evaluate_values import values
+from foreact.families.voc.imagine import generate
+from foreact.families.voc.model import VOC, VOCConfig
+from foreact.families.voc.train import VOCRun, train_voc
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
 from foreact.tokenizers.vqkd import VQKD, VQKDConfig
 from foreact.train.config import TrainConfig
-from foreact.types import UserError
-from foreact.weights.format import load_checkpoint, save_checkpoint
 
 TOKENIZER = VQConfig(
     channels=8, multipliers=(1, 1, 1), blocks=1, features=8, codes=16, code_dim=4, norm_groups=4, image_size=(16, 16)

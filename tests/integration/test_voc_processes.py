@@ -15,8 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from processes import Together
 from unit.occupancy_worlds import write_pushes, write_tokenizer
 
+from foreact.checkpoints.format import build, load_checkpoint
 from foreact.cli import run
-from foreact.weights.format import build, load_checkpoint
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),

@@ -10,18 +10,18 @@ import pytest
 import torch
 from unit.occupancy_worlds import MODEL, TOKENIZER, write_pushes, write_tokenizer
 
-from foreact.data.store import open_store
-from foreact.models.voc import VOC, VOCConfig
-from foreact.recipes.musik import SMALL as SMALL_MUSIK
-from foreact.recipes.tokenize import tokenize
-from foreact.recipes.voc import VOCRun, command, recipe, train_voc
+from foreact.checkpoints.format import build, load_checkpoint, load_tokenizer, save_checkpoint
+from foreact.data.stores.store import open_store
+from foreact.errors import UserError
+from foreact.families.codes.tokenize import tokenize
+from foreact.families.codes.train_musik import SMALL as SMALL_MUSIK
+from foreact.families.voc.model import VOC, VOCConfig
+from foreact.families.voc.train import VOCRun, command, recipe, train_voc
 from foreact.tokenizers.musik import Musik
 from foreact.tokenizers.vq import VQTokenizer
 from foreact.tokenizers.vqkd import VQKD, VQKDConfig
 from foreact.train.config import TrainConfig
 from foreact.train.logs import read_log
-from foreact.types import UserError
-from foreact.weights.format import build, load_checkpoint, load_tokenizer, save_checkpoint
 
 MUSIK = dataclasses.replace(
     SMALL_MUSIK, channels=8, multipliers=(1, 2, 2), blocks=1, features=8, codes=16, code_dim=4, summary=8, hidden=8,

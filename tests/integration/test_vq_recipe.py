@@ -12,15 +12,16 @@ import torch
 from torch import Tensor
 from unit.taming_files import network, released
 
-from foreact.data.store import StoreWriter
-from foreact.recipes.vq import VQRun, command, train_vq
+from foreact.checkpoints.format import build, load_checkpoint, save_checkpoint
+from foreact.data.stores.store import StoreWriter
+from foreact.errors import UserError
+from foreact.families.codes.train_vq import VQRun, command, train_vq
 from foreact.tokenizers.adversarial import AdversarialConfig
 from foreact.tokenizers.kl_vae import KLVAE, KLVAEConfig
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
 from foreact.train.config import TrainConfig
 from foreact.train.logs import read_log
-from foreact.types import StreamSpec, UserError
-from foreact.weights.format import build, load_checkpoint, save_checkpoint
+from foreact.types import StreamSpec
 
 MODEL = VQConfig(
     channels=8, multipliers=(1, 2), blocks=1, features=8, codes=16, code_dim=4, norm_groups=4, image_size=(12, 12),

@@ -15,20 +15,21 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent))
 from processes import Together
 
+from foreact.checkpoints.format import build, load_checkpoint, save_checkpoint
+from foreact.checkpoints.tokenizers import open_tokenizer
 from foreact.cli import main
 from foreact.cli import run as foreact
-from foreact.data.store import StoreWriter, open_store
-from foreact.models.vavim import VaViM, VaViMConfig
-from foreact.recipes.vqkd import VQKDRun, command, recipe, train_vqkd
+from foreact.data.stores.store import StoreWriter, open_store
+from foreact.errors import UserError
+from foreact.families.codes.train_vqkd import VQKDRun, command, recipe, train_vqkd
+from foreact.families.driving.vavim import VaViM, VaViMConfig
 from foreact.tokenizers.images import prepare
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
 from foreact.tokenizers.vqkd import VQKD, VQKDConfig
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
 from foreact.train.logs import read_log
-from foreact.types import StreamSpec, UserError
-from foreact.weights.format import build, load_checkpoint, save_checkpoint
-from foreact.weights.tokenizers import open_tokenizer
+from foreact.types import StreamSpec
 
 MODEL = VQKDConfig(
     patch=4, width=16, depth=1, heads=2, mlp_ratio=2, codes=8, code_dim=4, features=5, position_grid=(3, 3),

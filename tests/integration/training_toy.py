@@ -20,8 +20,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from foreact.errors import UserError
 from foreact.train import TrainConfig, TrainResult, train
-from foreact.types import Batch, LossOut, UserError
+from foreact.types import Batch, LossOut
 
 SMALL: dict[str, Any] = {
     "steps": 4, "batch_size": 3, "lr": 1e-2, "warmup": 1, "schedule": "constant_with_warmup", "precision": "fp32",

@@ -12,9 +12,9 @@ import av
 import numpy as np
 from PIL import Image
 
-from foreact.data.derived import write_stream
-from foreact.data.drives import FRONT, driving_spec
-from foreact.data.writer import StoreWriter
+from foreact.data.stores.derived import write_stream
+from foreact.data.stores.writer import StoreWriter
+from foreact.families.driving.data.drives import FRONT, driving_spec
 
 START = 1_531_883_530_000_000
 """Microseconds of the first frame."""

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from foreact.data.store import StoreWriter
-from foreact.models.voc import VOC, VOCConfig
-from foreact.recipes.tasks import find_task
+from foreact.checkpoints.format import save_checkpoint
+from foreact.data.stores.store import StoreWriter
+from foreact.families.voc.model import VOC, VOCConfig
+from foreact.tasks import find_task
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
-from foreact.weights.format import save_checkpoint
 
 TOKENIZER = VQConfig(
     channels=8, multipliers=(1, 2, 2, 2), blocks=1, features=8, codes=16, code_dim=4, norm_groups=4, normalized=False,

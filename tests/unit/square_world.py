@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from foreact.data.writer import StoreWriter
+from foreact.data.stores.writer import StoreWriter
 from foreact.types import ActionSpec, StepOut, StreamSpec, Task
 
 SIZE = 16

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from foreact.families.codes.released.taming_names import to_reference
 from foreact.tokenizers.discriminator import PatchGAN
 from foreact.tokenizers.lpips import vgg16
 from foreact.tokenizers.vq import TAMING, VQConfig, VQTokenizer
-from foreact.weights.reference_keys_taming import to_reference
 
 # Attention is where the published networks have it, at the smallest size.
 CONFIG = VQConfig(

@@ -16,10 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from foreact.types import UserError
-from foreact.weights.archives import pack, parse_size, unpack
-from foreact.weights.manifest import MANIFEST, read_manifest, sha256_of
-from foreact.weights.parts import find_parts, suffixes
+from foreact.checkpoints.manifest import MANIFEST, read_manifest, sha256_of
+from foreact.errors import UserError
+from foreact.released.archives import pack, parse_size, unpack
+from foreact.released.parts import find_parts, suffixes
 
 PART = 40_000
 NAME = "model_chunked.tar.gz.part_"

@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import correlate1d
 
-from foreact.data.augment import CropAndBlur, RandomShift, gaussian_blur, random_shift
-from foreact.types import UserError
+from foreact.data.windows.augment import CropAndBlur, RandomShift, gaussian_blur, random_shift
+from foreact.errors import UserError
 
 
 def video(seed: int = 0, frames: int = 3, size: int = 16) -> torch.Tensor:

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from foreact.types import UserError
-from foreact.weights.catalogue import Entry, catalogue
+from foreact.errors import UserError
+from foreact.released.catalogue import Entry, catalogue
 
 ENTRIES = catalogue().entries
 BY_ID = {entry.id: entry for entry in ENTRIES}

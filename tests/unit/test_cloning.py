@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
-from foreact.models.cloning import Cloning, CloningConfig
-from foreact.types import Batch, Trainable, UserError
+from foreact.errors import UserError
+from foreact.families.voc.cloning.model import Cloning, CloningConfig
+from foreact.types import Batch, Trainable
 
 SMALL = CloningConfig(
     vocab=8, code_dim=3, grid=(1, 2), frames=2, low=(-1.0, 0.0), high=(1.0, 10.0), action_steps=2, channels=4, width=16,

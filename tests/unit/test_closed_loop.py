@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from toy_world import SPEC, ToyWorld
 
-from foreact.data.video import read_video
+from foreact.data.formats.video import read_video
+from foreact.errors import UserError
 from foreact.evals.closed_loop import ClosedLoopResult, closed_loop, read_closed_loop
 from foreact.policies.baselines import DoNothing, RandomPolicy
-from foreact.types import ActionChunk, Observation, StreamSpec, UserError
+from foreact.types import ActionChunk, Observation, StreamSpec
 
 TOY = "toy_world:make_toy"
 

@@ -10,12 +10,12 @@ import pytest
 
 pytest.importorskip("gym_pusht")
 
-from foreact.data.store import open_store
+from foreact.data.stores.store import open_store
 from foreact.envs import collect as collecting
 from foreact.envs.collect import FIRST_TEST_SEED, collect, demonstrations_to_store, disturbances, render_traces
 from foreact.envs.pusht import PUSHT_SPEC, PushTEnv, random_goal
 from foreact.envs.traces import Traces, demonstrations, load_traces, save_traces
-from foreact.types import UserError
+from foreact.errors import UserError
 
 QUIET = {"workers": 1, "progress": False}
 

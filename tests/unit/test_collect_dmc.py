@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from foreact.cli import main
-from foreact.data.store import ZarrStore, open_store
+from foreact.data.stores.store import ZarrStore, open_store
 from foreact.envs import collect_dmc
 from foreact.envs.collect import FIRST_TEST_SEED
 from foreact.envs.collect_dmc import Demonstrator, Job, Played, collect_store, grades, play
 from foreact.envs.dmc import CHEETAH_RUN_SPEC, DMCEnv
 from foreact.envs.mppi import MPPIConfig
-from foreact.types import UserError
+from foreact.errors import UserError
 
 STEPS = 8
 QUIET = {"shadows": False, "workers": 1, "progress": False}

@@ -13,16 +13,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from foreact.models.uva import UVA, UVAConfig
+from foreact.checkpoints import shipped
+from foreact.checkpoints.format import build, load_checkpoint, load_tokenizer, save_checkpoint
+from foreact.errors import UserError
+from foreact.families.uva.model import UVA, UVAConfig
+from foreact.families.uva.released.config import STATES
+from foreact.families.uva.released.names import to_reference
+from foreact.families.uva.released.read import init_from_mar, read_uva_checkpoint
+from foreact.released.convert import convert, verify
+from foreact.released.pickles import read_torch_file
 from foreact.tokenizers.kl_vae import KLVAE, KLVAEConfig
-from foreact.types import ActionSpec, StreamSpec, UserError
-from foreact.weights import shipped
-from foreact.weights.convert import convert, verify
-from foreact.weights.format import build, load_checkpoint, load_tokenizer, save_checkpoint
-from foreact.weights.pickles import read_torch_file
-from foreact.weights.reference_keys_uva import to_reference
-from foreact.weights.uva_reference import init_from_mar, read_uva_checkpoint
-from foreact.weights.uva_reference_config import STATES
+from foreact.types import ActionSpec, StreamSpec
 
 GOLDENS = Path(__file__).parents[1] / "parity/goldens/uva"
 REFERENCE_FILE = GOLDENS / "checkpoint_pusht/reference_format.ckpt"
@@ -82,7 +83,7 @@ def test_uva_file_to_folder(tmp_path: Path) -> None:
 
 def test_raw_weights_differ_from_averaged_ones(tmp_path: Path) -> None:
     averaged = convert(REFERENCE_FILE, tmp_path / "a", heads=(2, 2))
-    raw = convert(REFERENCE_FILE, tmp_path / "b", heads=(2, 2), ema=False)
+    raw = convert(REFERENCE_FILE, tmp_path / "b", heads=(2, 2), raw=True)
     assert averaged.hash != raw.hash
     small = convert(REFERENCE_FILE, tmp_path / "c", heads=(2, 2), dtype=torch.float16)
     assert small.hash != averaged.hash

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from foreact.errors import UserError
 from foreact.evals.copy_baseline import CopyBaseline, against_copy, fit_copy
-from foreact.types import Batch, UserError
+from foreact.types import Batch
 
 
 def video(keep: float, *, vocab: int = 8, windows: int = 40, seed: int = 0, frames: int = 3) -> Tensor:

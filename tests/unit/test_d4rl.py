@@ -15,15 +15,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.d4rl_worlds import ACTIONS, SIZE, shard_arrays, write_npz_episode, write_shard, write_shards
 
-from foreact.data import d4rl, hdf5, inspect
-from foreact.data.d4rl import TOKENS, open_d4rl
-from foreact.data.episodes import open_episodes
-from foreact.data.importing import import_d4rl
-from foreact.data.loader import WindowDataset, batches, ordered_batches
-from foreact.data.normalize import Normalizer
-from foreact.data.store import open_store
-from foreact.data.windows import Window
-from foreact.types import ActionSpec, StreamSpec, UserError
+from foreact.data import inspect
+from foreact.data.formats import d4rl
+from foreact.data.formats.d4rl import TOKENS, open_d4rl
+from foreact.data.formats.replay_buffer import import_d4rl
+from foreact.data.stores import hdf5
+from foreact.data.stores.episodes import open_episodes
+from foreact.data.stores.store import open_store
+from foreact.data.windows.loader import WindowDataset, batches, ordered_batches
+from foreact.data.windows.normalize import Normalizer
+from foreact.data.windows.window import Window
+from foreact.errors import UserError
+from foreact.types import ActionSpec, StreamSpec
 
 OFFSETS = (-2, -1, 0, 1)
 STREAMS = ("pixels", "action", "reward", TOKENS)

@@ -11,10 +11,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from foreact.evals.dense import Memory, ProbeConfig, build_memory, choose_patches, open_search, predict, probe
-from foreact.evals.dense_metrics import Confusion, DepthErrors
-from foreact.evals.neighbours import ExactSearch, FaissSearch
-from foreact.types import UserError
+from foreact.errors import UserError
+from foreact.families.driving.evals.dense import (
+    Memory,
+    ProbeConfig,
+    build_memory,
+    choose_patches,
+    open_search,
+    predict,
+    probe,
+)
+from foreact.families.driving.evals.dense_metrics import Confusion, DepthErrors
+from foreact.families.driving.evals.neighbours import ExactSearch, FaissSearch
 
 PATCH = 4
 COLOURS = torch.eye(3) * 2 - 0.5

@@ -7,7 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from foreact.evals.dense_data import (
+from foreact.errors import UserError
+from foreact.families.driving.evals.dense_data import (
     CITYSCAPES_CLASSES,
     cityscapes,
     cityscapes_classes,
@@ -15,7 +16,6 @@ from foreact.evals.dense_data import (
     read_depth,
     write_depth,
 )
-from foreact.types import UserError
 
 
 def save(path: Path, pixels: np.ndarray) -> Path:

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from foreact.data.derived import DerivedStream, Shard, open_stream, write_stream
-from foreact.data.store import StoreWriter, open_store
-from foreact.types import StreamSpec, UserError
+from foreact.data.stores.derived import DerivedStream, Shard, open_stream, write_stream
+from foreact.data.stores.store import StoreWriter, open_store
+from foreact.errors import UserError
+from foreact.types import StreamSpec
 
 SPEC = StreamSpec(cameras={"img": (4, 4)}, fps=10.0)
 LENGTHS = (40, 70, 33)
@@ -29,7 +30,7 @@ SHAPE = (2, 3)
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("foreact.data.layout.CHUNK_BYTES", CHUNK * 2 * int(np.prod(SHAPE)))
+    monkeypatch.setattr("foreact.data.stores.layout.CHUNK_BYTES", CHUNK * 2 * int(np.prod(SHAPE)))
 
 
 def write_store(path: Path, lengths: tuple[int, ...] = LENGTHS) -> Path:
@@ -275,8 +276,8 @@ def test_any_division_of_the_work_and_any_cut_give_the_same_array(
 WORKER = """
     import sys, time
     import numpy as np
-    import foreact.data.layout as layout
-    from foreact.data.derived import open_stream
+    import foreact.data.stores.layout as layout
+    from foreact.data.stores.derived import open_stream
     path, rank, count, pause = sys.argv[1], *map(float, sys.argv[2:])
     layout.CHUNK_BYTES = 8 * 2 * 6
     stream = open_stream(path, "tokens_img", shape=(2, 3), dtype=np.uint16, attrs={"tokenizer": "h"})

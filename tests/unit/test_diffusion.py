@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from foreact.models.diffusion import GaussianDiffusion, spaced_steps
-from foreact.models.heads import Denoiser, VideoHead
-from foreact.types import UserError
+from foreact.errors import UserError
+from foreact.families.uva.heads import Denoiser, VideoHead
+from foreact.nn.diffusion import GaussianDiffusion, spaced_steps
 
 
 def test_tables_are_the_forward_process() -> None:

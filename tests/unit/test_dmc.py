@@ -15,9 +15,10 @@ import pytest
 from foreact.envs import rendering
 from foreact.envs.dmc import DMCEnv, make_cheetah_run, split_name
 from foreact.envs.rendering import CHECKED, choose_library, load_suite
+from foreact.errors import UserError
 from foreact.evals.env_pool import EnvPool, Start
-from foreact.recipes.tasks import cheetah_run, walker_walk
-from foreact.types import Task, UserError
+from foreact.tasks import cheetah_run, walker_walk
+from foreact.types import Task
 
 
 def wave(steps: int, dim: int = 6) -> np.ndarray:

@@ -19,10 +19,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from misbehaving_server import Handler, Server, announce, break_off, fail, ignore_ranges, serving
 
-from foreact.types import UserError
-from foreact.weights.download import fetch, read_checksums
-from foreact.weights.manifest import MANIFEST, FileFacts, parse_checksums, read_manifest
-from foreact.weights.transfer import Client
+from foreact.checkpoints.manifest import MANIFEST, FileFacts, parse_checksums, read_manifest
+from foreact.errors import UserError
+from foreact.released.download import fetch, read_checksums
+from foreact.released.transfer import Client
 
 CONTENT = np.random.default_rng(0).bytes(300_000)
 NAME = "model.pt"

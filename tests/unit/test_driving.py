@@ -13,14 +13,14 @@ from driving_worlds import drive, write_token_store
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreact.data import ego
-from foreact.data.drives import StoreDrives, choose, driving_spec
-from foreact.data.driving import DrivingWindows
-from foreact.data.loader import batches, ordered_batches
-from foreact.data.mixing import Concat, HardTurns
-from foreact.data.store import open_store
-from foreact.data.writer import StoreWriter
-from foreact.types import UserError
+from foreact.data.stores.store import open_store
+from foreact.data.stores.writer import StoreWriter
+from foreact.data.windows.loader import batches, ordered_batches
+from foreact.data.windows.mixing import Concat, HardTurns
+from foreact.errors import UserError
+from foreact.families.driving.data import ego
+from foreact.families.driving.data.drives import StoreDrives, choose, driving_spec
+from foreact.families.driving.data.windows import DrivingWindows
 
 
 def drives_of(path: Path, *lengths: int, turn: float = 0.0, **options: object) -> StoreDrives:

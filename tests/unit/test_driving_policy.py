@@ -12,8 +12,9 @@ from tiny_driver import SIZE, BrightnessTokenizer
 from tiny_vavam import ACTION, VIDEO, tiny_vavam
 from torch.nn.functional import interpolate
 
-from foreact.policies.vavam import CAMERA_SIZE, DrivingPolicy, acting_spec, fit_frames, medoid
-from foreact.types import ActionChunk, Observation, StreamSpec, UserError, to_model_range
+from foreact.errors import UserError
+from foreact.families.driving.policy import CAMERA_SIZE, DrivingPolicy, acting_spec, fit_frames, medoid
+from foreact.types import ActionChunk, Observation, StreamSpec, to_model_range
 
 FRAMES, HORIZON = VIDEO.frames, ACTION.expert.horizon
 

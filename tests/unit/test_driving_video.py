@@ -9,13 +9,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from foreact.data.video import read_video
-from foreact.evals.driving_video import driving_video
+from foreact.data.formats.video import read_video
+from foreact.errors import UserError
 from foreact.evals.features import FeatureNetwork, Preprocessing
 from foreact.evals.frechet import Moments, frechet_distance
 from foreact.evals.report import write_report
 from foreact.evals.video import ROUNDING_PSNR, film, save_examples
-from foreact.types import Batch, UserError, to_model_range
+from foreact.families.driving.evals.driving_video import driving_video
+from foreact.types import Batch, to_model_range
 
 CONTEXT, FUTURE = 3, 2
 STEP = 16

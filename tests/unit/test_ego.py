@@ -8,8 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
-from foreact.data.ego import LEFT, RIGHT, STRAIGHT, check_poses, commands, relative_rotations, waypoints, yaw_rate
-from foreact.types import UserError
+from foreact.errors import UserError
+from foreact.families.driving.data.ego import (
+    LEFT,
+    RIGHT,
+    STRAIGHT,
+    check_poses,
+    commands,
+    relative_rotations,
+    waypoints,
+    yaw_rate,
+)
 
 TOWARDS = {"east": 0.0, "north": np.pi / 2, "west": np.pi, "south": -np.pi / 2}
 

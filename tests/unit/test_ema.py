@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from foreact.errors import UserError
 from foreact.train import EMA, EMAConfig
-from foreact.types import UserError
 
 
 def test_decay_is_the_formula_between_its_bounds() -> None:

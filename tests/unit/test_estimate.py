@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from foreact.errors import UserError
 from foreact.evals.estimate import estimate, share, student_quantile
-from foreact.types import UserError
 
 
 @pytest.mark.parametrize("df", [1, 2, 3, 4, 7, 10, 29, 30, 49, 100, 199, 500, 2000, 2001, 20000])

@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import nn
 
+from foreact.errors import UserError
 from foreact.evals.features import IMAGENET_MEAN, IMAGENET_STD, PREPROCESSING, Preprocessing, open_features
-from foreact.types import UserError, to_model_range
+from foreact.types import to_model_range
 
 
 class Means(nn.Module):

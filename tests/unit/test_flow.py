@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from foreact.models.flow import FlowMatching
-from foreact.types import UserError
+from foreact.errors import UserError
+from foreact.nn.flow import FlowMatching
 
 
 def drawn(seed: int, *shape: int) -> Tensor:

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
+from foreact.errors import UserError
 from foreact.evals.frechet import Moments, frechet_distance
-from foreact.types import UserError
 
 
 def moments(rows: np.ndarray, accumulation="exact", parts: int = 1) -> Moments:

@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from foreact.data.future import FutureWindows
-from foreact.data.loader import WindowDataset, batches, ordered_batches
-from foreact.data.normalize import Normalizer
-from foreact.data.store import StoreWriter, ZarrStore, open_store
-from foreact.data.windows import Window
-from foreact.types import ActionSpec, Batch, StreamSpec, UserError
+from foreact.data.stores.store import StoreWriter, ZarrStore, open_store
+from foreact.data.windows.future import FutureWindows
+from foreact.data.windows.loader import WindowDataset, batches, ordered_batches
+from foreact.data.windows.normalize import Normalizer
+from foreact.data.windows.window import Window
+from foreact.errors import UserError
+from foreact.types import ActionSpec, Batch, StreamSpec
 
 ACTION = ActionSpec(names=("x",), units=("unitless",), frame="joint", mode="absolute", rate_hz=10.0)
 SPEC = StreamSpec(cameras={"cam": (2, 2), "other": (2, 2)}, fps=10.0, action=ACTION, has_reward=True)

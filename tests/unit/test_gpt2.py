@@ -14,12 +14,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
-from foreact.models import gpt2
-from foreact.models.gpt import KVCache
-from foreact.models.gpt2 import GPT2, GPT2Config
-from foreact.models.voc import VOC, VOCConfig
-from foreact.types import UserError
-from foreact.weights.gpt2_reference import (
+from foreact.errors import UserError
+from foreact.families.voc.model import VOC, VOCConfig
+from foreact.families.voc.released.gpt2 import (
     config_of,
     occupancy_state,
     read_gpt2,
@@ -28,6 +25,9 @@ from foreact.weights.gpt2_reference import (
     to_reference,
     write_gpt2,
 )
+from foreact.nn import gpt2
+from foreact.nn.gpt import KVCache
+from foreact.nn.gpt2 import GPT2, GPT2Config
 
 CONFIG = GPT2Config(vocab=11, positions=20, width=8, heads=2, layers=3)
 

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import zarr
 
-from foreact.data.importing import import_store
+from foreact.data.formats.replay_buffer import import_store
+from foreact.data.formats.video import read_video
 from foreact.data.inspect import check_store, format_stats, show_store, store_stats
-from foreact.data.normalize import Normalizer
-from foreact.data.store import StoreWriter, open_store
-from foreact.data.video import read_video
-from foreact.types import ActionSpec, StreamSpec, UserError
+from foreact.data.stores.store import StoreWriter, open_store
+from foreact.data.windows.normalize import Normalizer
+from foreact.errors import UserError
+from foreact.types import ActionSpec, StreamSpec
 
 ACTION = ActionSpec(
     names=("x", "y"), units=("px", "px"), frame="world", mode="absolute", rate_hz=10.0, low=(0, 0), high=(512, 512)

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from foreact.errors import UserError
+from foreact.families.codes.released.kl_vae_names import to_native
 from foreact.tokenizers.images import resize_video
 from foreact.tokenizers.kl_vae import KLVAE, KLVAEConfig, Posterior, measure_scale, with_scale
 from foreact.tokenizers.perceptual import FeatureDistance
-from foreact.types import Batch, Tokenizer, Trainable, UserError, to_model_range
-from foreact.weights.reference_keys_kl_vae import to_native
+from foreact.types import Batch, Tokenizer, Trainable, to_model_range
 
 SMALL = KLVAEConfig(
     channels=8, multipliers=(1, 2), blocks=1, latent_channels=3, norm_groups=4, attention_resolutions=(128,),

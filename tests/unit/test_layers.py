@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from foreact.models.layers import Attention, Block, init_linear, sinusoid, spread
+from foreact.nn.layers import Attention, Block, init_linear, sinusoid, spread
 
 
 def test_attention_equals_its_formula() -> None:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, group_norm, interpolate, normalize, pad
 
+from foreact.checkpoints.format import build, load_checkpoint, save_checkpoint
+from foreact.checkpoints.torchscript import TorchScriptTokenizer
 from foreact.cli import run
+from foreact.errors import UserError
+from foreact.families.codes.released.llamagen import is_llamagen, read_llamagen, write_llamagen
+from foreact.families.codes.released.llamagen_names import to_native, to_reference
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
-from foreact.types import Tokenizer, UserError
-from foreact.weights.format import build, load_checkpoint, save_checkpoint
-from foreact.weights.llamagen_reference import is_llamagen, read_llamagen, write_llamagen
-from foreact.weights.reference_keys_llamagen import to_native, to_reference
-from foreact.weights.torchscript import TorchScriptTokenizer
+from foreact.types import Tokenizer
 
 CONFIG = VQConfig(channels=32, multipliers=(1, 1, 2), blocks=2, features=12, codes=40, code_dim=4, image_size=(16, 24))
 State = dict[str, Tensor]

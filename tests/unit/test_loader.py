@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
-from foreact.data import loader
-from foreact.data.augment import CropAndBlur
-from foreact.data.derived import write_stream
-from foreact.data.loader import WindowDataset, batches, order, ordered_batches
-from foreact.data.normalize import Normalizer
-from foreact.data.store import StoreWriter, ZarrStore, open_store
-from foreact.data.windows import Window
-from foreact.types import ActionSpec, Batch, StreamSpec, UserError
+from foreact.data.stores.derived import write_stream
+from foreact.data.stores.store import StoreWriter, ZarrStore, open_store
+from foreact.data.windows.augment import CropAndBlur
+from foreact.data.windows.loader import WindowDataset, batches, order, ordered_batches
+from foreact.data.windows.normalize import Normalizer
+from foreact.data.windows.window import Window, loader
+from foreact.errors import UserError
+from foreact.types import ActionSpec, Batch, StreamSpec
 
 ACTION = ActionSpec(names=("x", "y"), units=("px", "px"), frame="world", mode="absolute", rate_hz=10.0)
 SPEC = StreamSpec(cameras={"img": (12, 12)}, fps=10.0, action=ACTION, state={"state": ("a",)})

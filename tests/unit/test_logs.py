@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
+from foreact.errors import UserError
 from foreact.train import TrainConfig
 from foreact.train.logs import Averages, Clock, Logs, ProgressLine, read_log
-from foreact.types import UserError
 
 
 def config(**changes: Any) -> TrainConfig:

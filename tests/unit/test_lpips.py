@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d, max_pool2d
 from unit.taming_files import WIDTHS, network, perceptual_state, released
 
+from foreact.errors import UserError
+from foreact.families.codes.released.taming import read_lpips
 from foreact.tokenizers.lpips import SMALLEST_SIDE, last_of_stages, vgg16
-from foreact.types import UserError
-from foreact.weights.taming_reference import read_lpips
 
 
 def pictures(seed: int, side: int = 20) -> Tensor:

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from foreact import machine
+from foreact.errors import UserError
 from foreact.machine import AnyPrecision, BFloat16, choose_precision, least_seconds
 from foreact.train.config import TrainConfig
-from foreact.types import UserError
 
 CPU = torch.device("cpu")
 

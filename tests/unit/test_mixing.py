@@ -12,10 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreact.data.loader import batches, ordered_batches
-from foreact.data.mixing import Concat, HardTurns, Subset, mix
-from foreact.data.remaining import remaining, remaining_of_run
-from foreact.types import Batch, UserError
+from foreact.data.windows.loader import batches, ordered_batches
+from foreact.data.windows.mixing import Concat, HardTurns, Subset, mix
+from foreact.errors import UserError
+from foreact.families.driving.data.remaining import remaining, remaining_of_run
+from foreact.types import Batch
 
 
 class Numbered:

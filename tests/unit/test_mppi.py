@@ -7,7 +7,7 @@ import pytest
 
 from foreact.envs.dmc import DMCEnv
 from foreact.envs.mppi import MPPI, MPPIConfig
-from foreact.types import UserError
+from foreact.errors import UserError
 
 
 def planner(env: DMCEnv, threads: int = 1, **how: float) -> MPPI:

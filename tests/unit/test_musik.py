@@ -10,8 +10,9 @@ import pytest
 import torch
 from torch.nn import functional
 
+from foreact.errors import UserError
 from foreact.tokenizers.musik import ActionEnergy, Musik, MusikConfig
-from foreact.types import Batch, Codes, Tokenizer, Trainable, UserError, to_model_range
+from foreact.types import Batch, Codes, Tokenizer, Trainable, to_model_range
 
 CONFIG = MusikConfig(
     actions=2, frames=2, channels=8, multipliers=(1, 2), blocks=1, features=6, codes=12, code_dim=4, summary=5,

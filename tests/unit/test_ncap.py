@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foreact.evals.ncap import SEQUENCES, aggregate, ncap_score, read_runs
-from foreact.recipes.ncap import ncap
-from foreact.types import UserError
+from foreact.errors import UserError
+from foreact.families.driving.evals.ncap import SEQUENCES, aggregate, ncap_score, read_runs
+from foreact.families.driving.score_ncap import ncap
 
 speeds = st.floats(0.1, 50.0)
 

@@ -23,12 +23,12 @@ from PIL import Image
 from tiny_driver import SIZE, BrightnessTokenizer
 from tiny_vavam import ACTION, tiny_vavam
 
-from foreact.policies.vavam import DrivingPolicy, acting_spec
+from foreact.errors import UserError
+from foreact.families.driving.policy import DrivingPolicy, acting_spec
 from foreact.serving import pictures
 from foreact.serving.http import make_server
 from foreact.serving.neuroncap import NeuroNCAP
 from foreact.serving.pictures import decode_picture
-from foreact.types import UserError
 
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
 EYE3, EYE4 = np.eye(3).tolist(), np.eye(4).tolist()

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from foreact.data.normalize import Mode, Normalizer, fit_stream
-from foreact.types import UserError
+from foreact.data.windows.normalize import Mode, Normalizer, fit_stream
+from foreact.errors import UserError
 
 DATA = np.array([[0.0, 5.0], [10.0, 5.0], [4.0, 5.0], [6.0, 5.0]], np.float32)
 

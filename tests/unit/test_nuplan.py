@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from driving_worlds import SIZE, START, drive, write_nuplan
 
-from foreact.data.drives import StoreDrives
-from foreact.data.nuplan import nuplan_logs
-from foreact.data.store import open_store
-from foreact.recipes.driving_data import import_nuplan
-from foreact.types import UserError
+from foreact.data.stores.store import open_store
+from foreact.errors import UserError
+from foreact.families.driving.data.drives import StoreDrives
+from foreact.families.driving.data.nuplan import nuplan_logs
+from foreact.families.driving.data_verbs import import_nuplan
 
 LOGS = {f"2021.05.12.22.0{i}.38_veh-35_01008_01518": drive(12 + i, seed=i, period=0.1) for i in range(2)}
 

@@ -12,17 +12,17 @@ import pytest
 from driving_worlds import SIZE, START, drive, picture, write_nuscenes
 from PIL import Image
 
-from foreact.data.derived import write_stream
-from foreact.data.drives import StoreDrives
-from foreact.data.driving import DrivingWindows
-from foreact.data.frames import read_frame, read_names
-from foreact.data.nuscenes import nuscenes_records
-from foreact.data.store import open_store
-from foreact.data.token_folders import TrajectoryTokens
-from foreact.data.trajectories import Trajectories
-from foreact.recipes.driving_data import import_nuscenes
-from foreact.types import UserError
-from foreact.weights.trajectory_pickles import open_trajectories
+from foreact.data.formats.frames import read_frame, read_names
+from foreact.data.stores.derived import write_stream
+from foreact.data.stores.store import open_store
+from foreact.errors import UserError
+from foreact.families.driving.data.drives import StoreDrives
+from foreact.families.driving.data.nuscenes import nuscenes_records
+from foreact.families.driving.data.token_folders import TrajectoryTokens
+from foreact.families.driving.data.trajectories import Trajectories
+from foreact.families.driving.data.windows import DrivingWindows
+from foreact.families.driving.data_verbs import import_nuscenes
+from foreact.families.driving.released.trajectories import open_trajectories
 
 SCENES = {"scene-0103": drive(9, seed=3, turn=0.4), "scene-0061": drive(7, seed=1)}
 

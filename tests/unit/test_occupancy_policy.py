@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from foreact.models.cloning import Cloning, CloningConfig
-from foreact.models.voc import VOC, VOCConfig
-from foreact.policies.action_values import OccupancyValue, RolloutValue
-from foreact.policies.cloning import CloningPolicy
-from foreact.policies.occupancy import PlanningConfig, PlanningPolicy
-from foreact.policies.stacks import Stacks
-from foreact.types import ActionSpec, Batch, Observation, Policy, StreamSpec, UserError
-from foreact.weights.tokenizers import LoadedTokenizer
+from foreact.checkpoints.tokenizers import LoadedTokenizer
+from foreact.errors import UserError
+from foreact.families.voc.action_values import OccupancyValue, RolloutValue
+from foreact.families.voc.cloning.model import Cloning, CloningConfig
+from foreact.families.voc.cloning.policy import CloningPolicy
+from foreact.families.voc.model import VOC, VOCConfig
+from foreact.families.voc.policy import PlanningConfig, PlanningPolicy
+from foreact.families.voc.stacks import Stacks
+from foreact.types import ActionSpec, Batch, Observation, Policy, StreamSpec
 
 LEVELS, FRAMES = 4, 2
 SPEC = StreamSpec(

@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from foreact.errors import UserError
 from foreact.evals.clustered import clustered_estimate
 from foreact.evals.estimate import estimate
-from foreact.evals.open_loop import Plan, baseline_plans, min_ade, next_token, open_loop
-from foreact.evals.plan_pictures import GroundCamera, plan_picture
-from foreact.types import Batch, UserError
+from foreact.families.driving.evals.open_loop import Plan, baseline_plans, min_ade, next_token, open_loop
+from foreact.families.driving.evals.plan_pictures import GroundCamera, plan_picture
+from foreact.types import Batch
 
 # --- intervals -------------------------------------------------------------------------------------------------
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from driving_worlds import picture, write_opendv
 
-from foreact.data.opendv import import_opendv, opendv_videos
-from foreact.data.remaining import remaining_of_run
-from foreact.data.store import ZarrStore, open_store
-from foreact.recipes import driving_data
-from foreact.types import UserError
+from foreact.data.stores.store import ZarrStore, open_store
+from foreact.errors import UserError
+from foreact.families.driving import data_verbs as driving_data
+from foreact.families.driving.data.opendv import import_opendv, opendv_videos
+from foreact.families.driving.data.remaining import remaining_of_run
 
 SIZE = (18, 32)
 

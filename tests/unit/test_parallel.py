@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.torch_version import TorchVersion
 
+from foreact.errors import UserError
 from foreact.train.parallel import World
-from foreact.types import UserError
 
 
 def test_fsdp_on_the_cpu_is_refused_where_gloo_sums_instead_of_averaging(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from foreact.types import UserError
-from foreact.weights.pickles import read_pickle_bytes, read_torch_file, resolve_references
+from foreact.errors import UserError
+from foreact.released.pickles import read_pickle_bytes, read_torch_file, resolve_references
 
 REFERENCE_FILE = Path(__file__).parents[1] / "parity/goldens/uva/checkpoint_pusht/reference_format.ckpt"
 

@@ -7,11 +7,11 @@ import dataclasses
 import pytest
 import torch
 
-from foreact.models.vavam import ExpertConfig, VaVAM, VaVAMConfig
-from foreact.models.vavim import VaViM, VaViMConfig
-from foreact.recipes.plan import plan
+from foreact.errors import UserError
+from foreact.families.driving.vavam import ExpertConfig, VaVAM, VaVAMConfig
+from foreact.families.driving.vavim import VaViM, VaViMConfig
+from foreact.runs.plan import plan
 from foreact.train import EMAConfig, TrainConfig
-from foreact.types import UserError
 
 VIDEO = VaViMConfig(width=64, heads=2, layers=3, vocab=50, frames=2, grid=(4, 8), base_width=32)
 TOKENS = 2 * 4 * 8

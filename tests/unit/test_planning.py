@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from foreact.policies.planning import best_of, cem, mppi
-from foreact.types import UserError
+from foreact.errors import UserError
+from foreact.families.voc.planning import best_of, cem, mppi
 
 LOW, HIGH = torch.tensor([-1.0, 0.0]), torch.tensor([1.0, 3.0])
 MIDDLE, REACH = (LOW + HIGH) / 2, (HIGH - LOW) / 2

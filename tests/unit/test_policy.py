@@ -12,16 +12,17 @@ import torch
 from torch import Tensor, nn
 from toy_world import SPEC, ToyWorld
 
-from foreact.data.normalize import Normalizer
+from foreact.checkpoints.format import save_checkpoint
+from foreact.data.windows.normalize import Normalizer
+from foreact.errors import UserError
 from foreact.evals.closed_loop import closed_loop
-from foreact.models.uva import UVA
-from foreact.models.uva_config import UVAConfig
+from foreact.families.uva.config import UVAConfig
+from foreact.families.uva.model import UVA
+from foreact.families.uva.policy import UVAOptions, UVAPolicy, open_policy
 from foreact.policies.baselines import DoNothing, RandomPolicy
-from foreact.policies.history import generator_for
-from foreact.policies.uva import UVAPolicy, load_policy
+from foreact.policies.memory import generator_for
 from foreact.tokenizers.kl_vae import KLVAE, KLVAEConfig
-from foreact.types import Observation, StreamSpec, UserError
-from foreact.weights.format import save_checkpoint
+from foreact.types import Observation, StreamSpec
 
 STATS = Normalizer.fit({"action": np.array([[-1.0], [3.0]], dtype=np.float32)})
 """Maps -1..3 to -1..1, so that normalised and plain actions differ, and the spec's bounds (-2..2) cut."""
@@ -454,7 +455,7 @@ def test_a_policy_loads_from_its_checkpoint(tmp_path: Path) -> None:
         tmp_path / "uva", family="uva", config=tiny_uva(), state=policy.model.state_dict(), spec=SPEC, stats=STATS,
         tokenizer=tmp_path / "vae",
     )  # fmt: skip
-    loaded = load_policy(tmp_path / "uva", context_stride=2, execute=3, steps=3, batch_size=4)
+    loaded = open_policy(tmp_path / "uva", UVAOptions(context_stride=2, steps=3, batch_size=4), execute=3)
     for p in (policy, loaded):
         p.reset([5])
         see(p, 77)
@@ -463,8 +464,8 @@ def test_a_policy_loads_from_its_checkpoint(tmp_path: Path) -> None:
     assert {k: loaded.describe()[k] for k in ("context", "context_stride", "horizon", "execute")} == {
         "context": 4, "context_stride": 2, "horizon": 8, "execute": 3,
     }  # fmt: skip
-    with pytest.raises(UserError, match="family 'uva'"):
-        load_policy(tmp_path / "vae")
+    with pytest.raises(UserError, match="family uva"):
+        open_policy(tmp_path / "vae")
 
 
 def test_a_checkpoint_without_statistics_cannot_act(tmp_path: Path) -> None:
@@ -475,4 +476,4 @@ def test_a_checkpoint_without_statistics_cannot_act(tmp_path: Path) -> None:
         tokenizer=tmp_path / "vae",
     )  # fmt: skip
     with pytest.raises(UserError, match="statistics of the actions"):
-        load_policy(tmp_path / "uva")
+        open_policy(tmp_path / "uva")

@@ -10,11 +10,12 @@ import pytest
 import torch
 from toy_world import SPEC
 
-from foreact.data.normalize import Normalizer
-from foreact.models.uva import UVA, UVAConfig
-from foreact.policies.uva import UVAPolicy
+from foreact.data.windows.normalize import Normalizer
+from foreact.errors import UserError
+from foreact.families.uva.model import UVA, UVAConfig
+from foreact.families.uva.policy import UVAPolicy
 from foreact.tokenizers.kl_vae import KLVAE, KLVAEConfig
-from foreact.types import Observation, UserError
+from foreact.types import Observation
 
 STATED = dataclasses.replace(SPEC, state={"body": ("x", "y", "secret")})
 STATS = Normalizer.fit(

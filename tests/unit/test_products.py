@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foreact.models import products
-from foreact.models.products import Linear, linear
+from foreact.nn import products
+from foreact.nn.products import Linear, linear
 
 
 @pytest.fixture(autouse=True, params=["every kernel", "torch alone"])

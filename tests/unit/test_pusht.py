@@ -18,7 +18,8 @@ from foreact.envs.pusht import (
     random_goal,
     render_state,
 )
-from foreact.types import StreamSpec, UserError
+from foreact.errors import UserError
+from foreact.types import StreamSpec
 
 pytest.importorskip("gym_pusht")
 

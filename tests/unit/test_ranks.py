@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from foreact.recipes.ranks import Ranks
-from foreact.types import UserError
+from foreact.errors import UserError
+from foreact.runs.ranks import Ranks
 
 
 def test_alone_nothing_is_written(tmp_path: Path) -> None:

@@ -11,9 +11,9 @@ import pytest
 import tyro
 from misbehaving_server import Server, break_off, serving
 
-from foreact.recipes import weights
-from foreact.types import UserError
-from foreact.weights.catalogue import catalogue
+from foreact.commands import weights
+from foreact.errors import UserError
+from foreact.released.catalogue import catalogue
 
 MODEL = "vavim-l-139k-finetuned"
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from foreact.errors import UserError
 from foreact.evals.closed_loop import ClosedLoopResult, Episode
 from foreact.evals.estimate import estimate, share
 from foreact.evals.report import Media, write_report
 from foreact.evals.video import VideoQuality
-from foreact.types import UserError
 
 VOID = {"meta", "img", "br", "source", "link", "hr", "input"}
 

@@ -7,8 +7,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreact.data.returns import discounted_returns, remaining_mass, settled, steps_left, truncated_returns
-from foreact.types import UserError
+from foreact.errors import UserError
+from foreact.families.voc.evals.returns import (
+    discounted_returns,
+    remaining_mass,
+    settled,
+    steps_left,
+    truncated_returns,
+)
 
 EPISODES = st.lists(st.integers(1, 9), min_size=1, max_size=4)
 GAMMAS = st.floats(0.0, 0.99)

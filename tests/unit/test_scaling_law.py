@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from foreact.evals.scaling_law import ScalingLaw, fit_scaling_law
-from foreact.types import UserError
+from foreact.errors import UserError
+from foreact.families.driving.evals.scaling_law import ScalingLaw, fit_scaling_law
 
 TRUE = ScalingLaw(E=1.7, A=400.0, a=0.34, B=410.0, b=0.28, error=0.0)
 N, D = (v.ravel() for v in np.meshgrid(np.geomspace(1e5, 1e8, 4), np.geomspace(1e6, 1e10, 5)))

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from foreact.errors import UserError
 from foreact.train import TrainConfig
 from foreact.train.optim import build_optimizer, clip_gradients, set_lr
 from foreact.train.rng import rng_state, seeded, set_rng_state
 from foreact.train.schedules import lr_factor
-from foreact.types import UserError
 
 
 def test_factors_by_hand() -> None:

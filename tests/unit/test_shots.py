@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreact.data.shots import find_shots
-from foreact.types import UserError
+from foreact.data.formats.shots import find_shots
+from foreact.errors import UserError
 
 
 def scene(

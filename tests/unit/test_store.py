@@ -19,8 +19,9 @@ import zarr
 import zarr.storage._local
 from numcodecs import Blosc
 
-from foreact.data.store import StoreWriter, open_store
-from foreact.types import ActionSpec, StreamSpec, UserError
+from foreact.data.stores.store import StoreWriter, open_store
+from foreact.errors import UserError
+from foreact.types import ActionSpec, StreamSpec
 
 ACTION = ActionSpec(names=("x", "y"), units=("px", "px"), frame="world", mode="absolute", rate_hz=10.0)
 SPEC = StreamSpec(cameras={"img": (6, 8)}, fps=10.0, action=ACTION, state={"state": ("a", "b", "c")})
@@ -139,7 +140,7 @@ def test_jpeg_xl_zip_opens(tmp_path: Path) -> None:
     group.create_array("meta/episode_ends", data=np.cumsum(LENGTHS))
     code = textwrap.dedent(
         f"""
-        from foreact.data.store import open_store
+        from foreact.data.stores.store import open_store
         from foreact.types import StreamSpec
         store = open_store({str(zipped(tmp_path / "umi.zarr"))!r}, StreamSpec(cameras={{"img": (64, 64)}}, fps=10.0))
         print(store.read(1, 5, 6, ["img"])["img"].mean())

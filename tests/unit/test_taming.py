@@ -13,17 +13,18 @@ from torch import Tensor
 from torch.nn.functional import conv2d, group_norm
 from unit.taming_files import CONFIG, network, released
 
+from foreact.checkpoints.format import build, content_hash, load_checkpoint
+from foreact.checkpoints.tokenizers import open_tokenizer
 from foreact.cli import run
+from foreact.errors import UserError
+from foreact.families.codes.released.llamagen import is_llamagen
+from foreact.families.codes.released.llamagen_names import to_reference as to_llamagen
+from foreact.families.codes.released.taming import is_taming, read_taming, write_taming
+from foreact.families.codes.released.taming_names import to_native, to_reference
+from foreact.released.convert import convert, recognise
 from foreact.tokenizers.images import from_legacy_range, prepare, to_legacy_range
 from foreact.tokenizers.vq import TAMING, VQConfig, VQTokenizer
-from foreact.types import Batch, Codes, Tokenizer, UserError, to_model_range
-from foreact.weights.convert import convert, recognise
-from foreact.weights.format import build, content_hash, load_checkpoint
-from foreact.weights.llamagen_reference import is_llamagen
-from foreact.weights.reference_keys_llamagen import to_reference as to_llamagen
-from foreact.weights.reference_keys_taming import to_native, to_reference
-from foreact.weights.taming_reference import is_taming, read_taming, write_taming
-from foreact.weights.tokenizers import open_tokenizer
+from foreact.types import Batch, Codes, Tokenizer, to_model_range
 
 State = dict[str, Tensor]
 LEGACY = dataclasses.replace(CONFIG, preprocessing="legacy")
@@ -119,7 +120,7 @@ def test_the_loss_is_counted_and_left_out(file: Path) -> None:
 def test_every_wrapping_is_known_for_what_it_is(wrap: Callable[[State], Any], tmp_path: Path) -> None:
     payload = wrap(released(network()))
     assert is_taming(payload)
-    assert recognise(payload, tmp_path) == "taming"
+    assert recognise(payload, tmp_path).name == "taming"
     assert set(read_taming(tmp_path, payload, grid=(4, 6)).state) == set(network().state_dict())
 
 
@@ -127,9 +128,9 @@ def test_its_relatives_are_not_taken_for_it(tmp_path: Path) -> None:
     llamagen = {"model": to_llamagen(network(dataclasses.replace(CONFIG, normalized=True)).state_dict())}
     assert is_llamagen(llamagen)
     assert not is_taming(llamagen)
-    assert recognise(llamagen, tmp_path) == "vq"
+    assert recognise(llamagen, tmp_path).name == "llamagen"
     kl = {k: v for k, v in to_reference(network().state_dict()).items() if not k.startswith("quantize.")}
-    assert recognise({"model": kl}, tmp_path) == "kl_vae"
+    assert recognise({"model": kl}, tmp_path).name == "kl_vae"
     assert not is_llamagen({"model": released(network())})
     for other in ([1], {}, {"state_dict": 3}):
         with pytest.raises(UserError, match="should hold a VQGAN"):

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from driving_worlds import START, drive
 
-from foreact.data.driving import DrivingWindows
-from foreact.data.token_folders import TokenFolders, TrajectoryTokens
-from foreact.data.trajectories import Trajectories, read_trajectories, write_trajectories
-from foreact.types import UserError
-from foreact.weights.trajectory_pickles import open_trajectories, read_trajectory_pickle
+from foreact.errors import UserError
+from foreact.families.driving.data.token_folders import TokenFolders, TrajectoryTokens
+from foreact.families.driving.data.trajectories import Trajectories, read_trajectories, write_trajectories
+from foreact.families.driving.data.windows import DrivingWindows
+from foreact.families.driving.released.trajectories import open_trajectories, read_trajectory_pickle
 
 
 def write_grids(folder: Path, count: int, *, seed: int = 0) -> np.ndarray:

@@ -11,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from foreact.data import ego
-from foreact.data.nuscenes import nuscenes_records
-from foreact.data.trajectories import Trajectories
-from foreact.envs import toy_street as toy
-from foreact.types import UserError
+from foreact.errors import UserError
+from foreact.families.driving.data import ego
+from foreact.families.driving.data import toy_street as toy
+from foreact.families.driving.data.nuscenes import nuscenes_records
+from foreact.families.driving.data.trajectories import Trajectories
 
 
 def arc(bend: float, length: float = 200.0) -> np.ndarray:

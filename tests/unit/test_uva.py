@@ -10,11 +10,12 @@ import torch
 from tiny_uva import FULL, SMALL, build, known, make_batch
 from torch import Tensor
 
-from foreact.models.uva import MODES, UVA, UVAConfig, uva_config
-from foreact.models.uva_draws import first_places, pick_mode, take, token_mask
-from foreact.types import Batch, UserError
-from foreact.weights.configs import config_from_json, config_to_json
-from foreact.weights.reference_keys_uva import reference_names, to_native, to_reference
+from foreact.checkpoints.configs import config_from_json, config_to_json
+from foreact.errors import UserError
+from foreact.families.uva.draws import first_places, pick_mode, take, token_mask
+from foreact.families.uva.model import MODES, UVA, UVAConfig, uva_config
+from foreact.families.uva.released.names import reference_names, to_native, to_reference
+from foreact.types import Batch
 
 # --- sizes -----------------------------------------------------------------------------------------------------
 

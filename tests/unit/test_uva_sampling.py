@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from tiny_uva import FULL, SMALL, build, known, make_batch, rngs
 from torch import Tensor
 
-from foreact.models.uva import MODES, UVAConfig
-from foreact.models.uva_sampling import masked_after
-from foreact.types import Batch, UserError
+from foreact.errors import UserError
+from foreact.families.uva.model import MODES, UVAConfig
+from foreact.families.uva.sampling import masked_after
+from foreact.types import Batch
 
 
 @pytest.mark.parametrize("mode", ["policy", "joint", "dynamics"])

@@ -15,13 +15,13 @@ from scipy import stats
 from unit.line_world import CAMERA, LineStore, PerfectModel
 from unit.test_report import Page
 
+from foreact.errors import UserError
 from foreact.evals.correlation import correlation_estimate, mean_ranks
-from foreact.evals.delays import geometric_law, nearest_delays
 from foreact.evals.report import write_report
-from foreact.evals.value_estimates import density_value, legacy_density, sampled_value
-from foreact.evals.value_figures import BARS, delay_bars, delays_figure, values_figure
-from foreact.evals.values import Values, accuracy, contexts, mean_value, measure_values, reach
-from foreact.types import UserError
+from foreact.families.voc.evals.delays import geometric_law, nearest_delays
+from foreact.families.voc.evals.value_estimates import density_value, legacy_density, sampled_value
+from foreact.families.voc.evals.value_figures import BARS, delay_bars, delays_figure, values_figure
+from foreact.families.voc.evals.values import Values, accuracy, contexts, mean_value, measure_values, reach
 
 # --- estimators ------------------------------------------------------------------------------------------------
 

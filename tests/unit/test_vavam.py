@@ -8,8 +8,9 @@ import pytest
 import torch
 from unit.tiny_vavam import ACTION, VIDEO, some_tokens, tiny_vavam
 
-from foreact.models.vavam import SIZES, VaVAM, frame_mask, sample_mask
-from foreact.types import Batch, UserError
+from foreact.errors import UserError
+from foreact.families.driving.vavam import SIZES, VaVAM, frame_mask, sample_mask
+from foreact.types import Batch
 
 COMMANDS = torch.tensor([2, 0])
 

@@ -22,17 +22,18 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from unit.test_zero import write as write_zero
 
+from foreact.checkpoints.format import build, load_checkpoint, save_checkpoint
 from foreact.cli import run
-from foreact.models.vavam import ExpertConfig, VaVAM, VaVAMConfig
-from foreact.models.vavim import VaViM, VaViMConfig
+from foreact.errors import UserError
+from foreact.families.driving.released.read import read_vavam_checkpoint
+from foreact.families.driving.released.training_state import first_epoch, read_training_state
+from foreact.families.driving.released.write import write_vavam_checkpoint
+from foreact.families.driving.vavam import ExpertConfig, VaVAM, VaVAMConfig
+from foreact.families.driving.vavim import VaViM, VaViMConfig
+from foreact.released.convert import convert, verify
+from foreact.released.pickles import read_torch_file
 from foreact.train.optim import build_optimizer
-from foreact.types import ActionSpec, StreamSpec, UserError
-from foreact.weights.convert import convert, verify
-from foreact.weights.format import build, load_checkpoint, save_checkpoint
-from foreact.weights.pickles import read_torch_file
-from foreact.weights.vavam_reference import read_vavam_checkpoint
-from foreact.weights.vavam_reference_write import write_vavam_checkpoint
-from foreact.weights.vavam_training import first_epoch, read_training_state
+from foreact.types import ActionSpec, StreamSpec
 
 GRID = (2, 3)
 VIDEO = VaViMConfig(
@@ -299,7 +300,7 @@ def test_own_spec_names_the_camera_and_is_compared(tmp_path: Path, files: dict[s
     with pytest.raises(UserError, match="tells its attention heads itself"):
         convert(files["vavam"], tmp_path / "b", grid=GRID, heads=(2, 2))
     with pytest.raises(UserError, match="not raw and averaged ones"):
-        convert(files["vavam"], tmp_path / "b", grid=GRID, ema=False)
+        convert(files["vavam"], tmp_path / "b", grid=GRID, raw=True)
     with pytest.raises(UserError, match="a checkpoint of this project already"):
         convert(tmp_path / "a", tmp_path / "b")
 
@@ -533,9 +534,9 @@ def test_a_built_module_shares_memory_with_its_checkpoint_and_keeps_what_is_froz
 MEASURE = """
 import sys
 from pathlib import Path
-from foreact.weights.convert import convert
-from foreact.weights.format import build, load_checkpoint
-from foreact.weights.vavam_reference import read_vavam_checkpoint
+from foreact.released.convert import convert
+from foreact.checkpoints.format import build, load_checkpoint
+from foreact.families.driving.released.read import read_vavam_checkpoint
 
 LOADS = {
     "a released file": lambda path: read_vavam_checkpoint(path / "x.ckpt").build(),

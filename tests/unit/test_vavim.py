@@ -11,10 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.tiny_vavam import VIDEO, some_tokens, tiny_vavim
 
-from foreact.models.gpt import KVCache
-from foreact.models.mup import HiddenLinear
-from foreact.models.vavim import SIZES, VaViM, VaViMConfig, draw_token
-from foreact.types import Batch, UserError
+from foreact.errors import UserError
+from foreact.families.driving.vavim import SIZES, VaViM, VaViMConfig, draw_token
+from foreact.nn.gpt import KVCache
+from foreact.nn.mup import HiddenLinear
+from foreact.types import Batch
 
 
 def test_a_token_changes_only_the_predictions_after_it() -> None:

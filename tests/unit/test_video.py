@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from foreact.data.video import contact_sheet, read_video, save_image, side_by_side, write_mp4
-from foreact.types import UserError
+from foreact.data.formats.video import contact_sheet, read_video, save_image, side_by_side, write_mp4
+from foreact.errors import UserError
 
 
 def gradient(frames: int = 12, height: int = 48, width: int = 64) -> np.ndarray:

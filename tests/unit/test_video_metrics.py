@@ -9,9 +9,10 @@ import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from foreact.data.video import read_video
+from foreact.data.formats.video import read_video
+from foreact.errors import UserError
 from foreact.evals.video import ROUNDING_PSNR, psnr, save_examples, ssim, video_quality
-from foreact.types import ActionSpec, StreamSpec, UserError
+from foreact.types import ActionSpec, StreamSpec
 
 SPEC = StreamSpec(
     cameras={"img": (24, 32)},

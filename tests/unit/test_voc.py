@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from foreact.models import voc as module
-from foreact.models.occupancy_gpt import draw_codes
-from foreact.models.voc import VOC, VOCConfig
-from foreact.types import Batch, UserError
+from foreact.errors import UserError
+from foreact.families.voc import model as module
+from foreact.families.voc.model import VOC, VOCConfig
+from foreact.families.voc.network import draw_codes
+from foreact.types import Batch
 
 TINY: dict[str, Any] = {
     "width": 16, "heads": 2, "layers": 1, "dropout": 0.0, "attention_dropout": 0.0, "vocab": 12, "code_dim": 3,

@@ -11,11 +11,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 from unit.occupancy_worlds import TOKENIZER, write_tokenizer
 
+from foreact.checkpoints.format import build, load_checkpoint
 from foreact.cli import main
-from foreact.models.voc import VOC
-from foreact.types import UserError
-from foreact.weights.convert import OccupancyFacts, convert
-from foreact.weights.format import build, load_checkpoint
+from foreact.errors import UserError
+from foreact.families.voc.model import VOC
+from foreact.released.convert import convert
 
 GOLDEN = Path(__file__).parents[1] / "parity/goldens/voc/gpt2_lm/weights.safetensors"
 
@@ -60,20 +60,20 @@ def test_a_file_becomes_a_model_with_its_tokenizer_and_goes_back(
 def test_what_does_not_fit_is_refused_in_one_sentence(
     tmp_path: Path, file: Path, tokenizer: Path, state: dict[str, Tensor]
 ) -> None:
-    facts = OccupancyFacts(tokenizer=tokenizer)
+    facts = {"tokenizer": str(tokenizer)}
     small = write_tokenizer(tmp_path / "small")
     torch.save({k: t for k, t in state.items() if "ln_f" not in k}, tmp_path / "cut.pth")
     for source, heads, occupancy, problem in (
-        (file, (4,), None, "with --tokenizer"),
+        (file, (4,), {}, "with --tokenizer"),
         (file, (4, 4), facts, "one number of heads"),
         (file, (5,), facts, "heads"),
-        (file, (4,), OccupancyFacts(tokenizer=small), "models 32 codes, the tokenizer .* makes 16"),
-        (file, (4,), OccupancyFacts(tokenizer=tokenizer, gamma=1.0), "gammas"),
-        (file, (4,), OccupancyFacts(tokenizer=tokenizer, frames=9), "positions"),
+        (file, (4,), {"tokenizer": str(small)}, "models 32 codes, the tokenizer .* makes 16"),
+        (file, (4,), facts | {"gamma": 1.0}, "gammas"),
+        (file, (4,), facts | {"frames": 9}, "positions"),
         (tmp_path / "cut.pth", (4,), facts, "not whole"),
     ):
         with pytest.raises(UserError, match=problem):
-            convert(source, tmp_path / "bad", heads=heads, occupancy=occupancy)
+            convert(source, tmp_path / "bad", heads=heads, **occupancy)
         assert not (tmp_path / "bad").exists()
     with pytest.raises(SystemExit):
         main(["weights", "convert", str(file), "--out", str(tmp_path / "bad"), "--gamma", "0.5"])

@@ -11,12 +11,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from foreact.models.voc import VOC, VOCConfig
-from foreact.models.voc_pixels import JointVOC
+from foreact.errors import UserError
+from foreact.families.voc.from_pixels import JointVOC
+from foreact.families.voc.model import VOC, VOCConfig
 from foreact.tokenizers.images import prepare
 from foreact.tokenizers.musik import Musik, MusikConfig
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
-from foreact.types import Batch, Trainable, UserError
+from foreact.types import Batch, Trainable
 
 T, N = 2, 1
 SHAPE: dict[str, Any] = {

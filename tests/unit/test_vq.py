@@ -14,14 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
+from foreact.checkpoints.configs import config_from_json, config_to_json
+from foreact.checkpoints.format import build, load_checkpoint, save_checkpoint
+from foreact.errors import UserError
 from foreact.tokenizers import quantize
 from foreact.tokenizers.adversarial import AdversarialConfig, AdversarialTraining
 from foreact.tokenizers.discriminator import PatchGAN, deceive_loss, judge_loss, smallest_side
 from foreact.tokenizers.quantize import Quantizer, codebook_use
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
-from foreact.types import Batch, Codes, Tokenizer, Trainable, UserError, to_model_range
-from foreact.weights.configs import config_from_json, config_to_json
-from foreact.weights.format import build, load_checkpoint, save_checkpoint
+from foreact.types import Batch, Codes, Tokenizer, Trainable, to_model_range
 
 SMALL = VQConfig(
     channels=8, multipliers=(1, 2, 2), blocks=1, features=6, codes=32, code_dim=4, norm_groups=4, image_size=(16, 24)

@@ -13,16 +13,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, normalize
 
-from foreact.evals.driving_video import driving_video
+from foreact.checkpoints.format import build, load_checkpoint
+from foreact.errors import UserError
+from foreact.families.codes.released.vqkd import read_vqkd
+from foreact.families.codes.released.vqkd_names import to_native
+from foreact.families.driving.evals.driving_video import driving_video
+from foreact.released.convert import convert, verify
 from foreact.tokenizers.cosine_codebook import CosineCodebook
 from foreact.tokenizers.images import to_legacy_range
 from foreact.tokenizers.vit import ViT
 from foreact.tokenizers.vqkd import VQKD, VQKDConfig
-from foreact.types import Batch, Codes, Tokenizer, UserError, to_model_range
-from foreact.weights.convert import convert, verify
-from foreact.weights.format import build, load_checkpoint
-from foreact.weights.reference_keys_vqkd import to_native
-from foreact.weights.vqkd_reference import read_vqkd
+from foreact.types import Batch, Codes, Tokenizer, to_model_range
 
 TINY = VQKDConfig(
     patch=4, width=16, depth=2, heads=2, mlp_ratio=2, codes=12, code_dim=4, features=3, position_grid=(2, 3),

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from unit.tiny_vavam import VIDEO, some_tokens, tiny_vavim
 
-from foreact.models.mup import HiddenLinear
-from foreact.models.vavim import VaViM
-from foreact.models.weight_only import Int8Linear, WeightPrecision, reduce_weights
+from foreact.families.driving.vavim import VaViM
+from foreact.nn.mup import HiddenLinear
+from foreact.nn.weight_only import Int8Linear, WeightPrecision, reduce_weights
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

@@ -15,12 +15,9 @@ import pytest
 import torch
 from torch import nn
 
-from foreact.data.normalize import Normalizer
-from foreact.types import ActionSpec, StreamSpec, UserError
-from foreact.weights import format as format_module
-from foreact.weights.configs import config_from_json, config_to_json
-from foreact.weights.families import FAMILIES, Family
-from foreact.weights.format import (
+from foreact.checkpoints import format as format_module
+from foreact.checkpoints.configs import config_from_json, config_to_json
+from foreact.checkpoints.format import (
     TokenizerRef,
     build,
     content_hash,
@@ -28,6 +25,10 @@ from foreact.weights.format import (
     load_tokenizer,
     save_checkpoint,
 )
+from foreact.data.windows.normalize import Normalizer
+from foreact.errors import UserError
+from foreact.plugs import FAMILIES, Family
+from foreact.types import ActionSpec, StreamSpec
 
 SPEC = StreamSpec(
     cameras={"img": (96, 96)},
@@ -67,7 +68,8 @@ class Toy(nn.Module):
 
 @pytest.fixture(autouse=True)
 def toy_family(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(FAMILIES, "toy", Family(ToyConfig, Toy))
+    family = Family(name="toy", title="a toy", config=f"{__name__}:ToyConfig", module=f"{__name__}:Toy")
+    monkeypatch.setitem(FAMILIES.added, "toy", family)
 
 
 def save(path: Path, seed: int = 0, **options: Any) -> str:

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from foreact.data.split import downsample_episodes, split_episodes
-from foreact.data.windows import Window, place
-from foreact.types import UserError
+from foreact.data.windows.split import downsample_episodes, split_episodes
+from foreact.data.windows.window import Window, place
+from foreact.errors import UserError
 
 offset_lists = st.lists(st.integers(-9, 9), min_size=1, max_size=6, unique=True).map(lambda x: tuple(sorted(x)))
 

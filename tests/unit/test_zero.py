@@ -14,8 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from foreact.types import UserError
-from foreact.weights.zero import is_zero_directory, read_zero_directory, read_zero_moments
+from foreact.errors import UserError
+from foreact.released.zero import is_zero_directory, read_zero_directory, read_zero_moments
 
 WEIGHTS = "single_partition_of_fp32_groups"
 State = dict[str, Tensor]

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreact.models.uva import UVA, UVAConfig
+from foreact.families.uva.model import UVA, UVAConfig
 from foreact.types import Batch
 
 SMALL: dict[str, Any] = {

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from foreact.models.vavam import ExpertConfig, VaVAM, VaVAMConfig
-from foreact.models.vavim import VaViM, VaViMConfig
+from foreact.families.driving.vavam import ExpertConfig, VaVAM, VaVAMConfig
+from foreact.families.driving.vavim import VaViM, VaViMConfig
 
 VIDEO = VaViMConfig(width=32, heads=2, layers=2, vocab=50, frames=4, grid=(2, 3), base_width=16)
 ACTION = VaVAMConfig(vavim=VIDEO, expert=ExpertConfig(width=16, horizon=3, base_width=8, base_attention=16))

@@ -6,7 +6,8 @@ import os
 
 import numpy as np
 
-from foreact.types import ActionSpec, StepOut, StreamSpec, UserError
+from foreact.errors import UserError
+from foreact.types import ActionSpec, StepOut, StreamSpec
 
 SIZE = 16
 SPEC = StreamSpec(

@@ -10,12 +10,13 @@ from typing import Literal
 
 import numpy as np
 
-from foreact.data.episodes import RowStore, open_episodes
-from foreact.data.loader import WindowDataset, ordered_batches
-from foreact.data.normalize import Normalizer
-from foreact.data.video import contact_sheet, save_image, write_mp4
-from foreact.data.windows import Window
-from foreact.types import StreamSpec, UserError
+from foreact.data.formats.video import contact_sheet, save_image, write_mp4
+from foreact.data.stores.episodes import RowStore, open_episodes
+from foreact.data.windows.loader import WindowDataset, ordered_batches
+from foreact.data.windows.normalize import Normalizer
+from foreact.data.windows.window import Window
+from foreact.errors import UserError
+from foreact.types import StreamSpec
 
 Severity = Literal["error", "warning", "note"]
 CHECK_SPAN = 16

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from foreact.data.store import StoreWriter, open_store
+from foreact.data.stores.store import StoreWriter, open_store
 from foreact.envs.pusht import PUSHT_SPEC, WORLD_SIZE, PushTEnv, build_simulator, render_state
 from foreact.envs.pusht_expert import PushTExpert
 from foreact.envs.traces import TracedEpisode, Traces, demonstrations, load_traces, save_traces
 from foreact.envs.workers import ordered_map
-from foreact.types import UserError
+from foreact.errors import UserError
 
 FIRST_TEST_SEED = 100_000
 """Seeds from here on are for evaluation; no collection may hold them."""

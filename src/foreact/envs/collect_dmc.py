@@ -13,13 +13,13 @@ from typing import Literal, get_args
 import numpy as np
 from tqdm import tqdm
 
-from foreact.data.store import StoreWriter, open_store
+from foreact.data.stores.store import StoreWriter, open_store
 from foreact.envs.collect import HELD_OUT_SEED, check_seeds
 from foreact.envs.dmc import CAMERA, DMCEnv, split_name
 from foreact.envs.mppi import MPPI, MPPIConfig
 from foreact.envs.workers import ordered_map, process_count
+from foreact.errors import UserError
 from foreact.machine import cores
-from foreact.types import UserError
 
 Grade = Literal["random", "medium", "expert"]
 PolicyName = Literal["random", "medium", "expert", "mixed"]

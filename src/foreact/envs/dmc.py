@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from foreact.envs.rendering import load_suite
-from foreact.types import ActionSpec, StepOut, StreamSpec, UserError
+from foreact.errors import UserError
+from foreact.types import ActionSpec, StepOut, StreamSpec
 
 CAMERA = "pixels"
 SIZE = 84

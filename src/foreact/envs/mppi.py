@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from foreact.envs.dmc import DMCEnv
-from foreact.types import UserError
+from foreact.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

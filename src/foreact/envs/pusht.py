@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from foreact.types import ActionSpec, StepOut, StreamSpec, UserError
+from foreact.errors import UserError
+from foreact.types import ActionSpec, StepOut, StreamSpec
 
 FIXED_GOAL = (256.0, 256.0, float(np.pi / 4))
 """Goal pose of PushT: x and y in pixels of the 512 px world, angle in radians."""

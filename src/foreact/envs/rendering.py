@@ -9,7 +9,7 @@ import subprocess
 import sys
 from typing import Any
 
-from foreact.types import UserError
+from foreact.errors import UserError
 
 HEADLESS = ("egl", "osmesa")  # in order of preference; both draw the same pixels
 CHECKED = "FOREACT_DRAWS_WITH"  # environment variable: the MUJOCO_GL that was seen to work, for worker processes

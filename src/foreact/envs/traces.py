@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from foreact.types import UserError
+from foreact.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

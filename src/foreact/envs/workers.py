@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from foreact.errors import UserError
 from foreact.machine import cores
-from foreact.types import UserError
 
 
 def process_count(workers: int | None, jobs: int) -> int:

@@ -20,10 +20,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 from tqdm import tqdm
 
+from foreact.errors import UserError
 from foreact.evals.env_pool import EnvPool, Start
 from foreact.evals.estimate import estimate, share
 from foreact.machine import cores
-from foreact.types import Estimate, Observation, Policy, StreamSpec, UserError
+from foreact.types import Estimate, Observation, Policy, StreamSpec
 
 RESULT = "closed_loop.json"
 FORMAT = 1

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from foreact.errors import UserError
 from foreact.evals.estimate import student_quantile
-from foreact.types import Estimate, UserError
+from foreact.types import Estimate
 
 
 def clustered_estimate(

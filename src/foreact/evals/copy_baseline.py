@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from foreact.errors import UserError
 from foreact.evals.clustered import clustered_estimate
-from foreact.types import Batch, Estimate, UserError
+from foreact.types import Batch, Estimate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from foreact.types import Estimate, UserError
+from foreact.errors import UserError
+from foreact.types import Estimate
 
 DRAWS = 1000
 """Of the bootstrap; the interval's ends move by a few hundredths of its width from one seed to the next."""

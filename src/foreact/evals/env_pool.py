@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from foreact.data.video import write_mp4
-from foreact.types import Env, StreamSpec, UserError
+from foreact.data.formats.video import write_mp4
+from foreact.errors import UserError
+from foreact.types import Env, StreamSpec
 
 
 @dataclass(frozen=True)

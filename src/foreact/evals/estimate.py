@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from foreact.types import Estimate, UserError
+from foreact.errors import UserError
+from foreact.types import Estimate
 
 NORMAL_QUANTILE = 1.959963984540054
 """97.5 % quantile of the standard normal distribution."""

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foreact.types import UserError, to_model_range
-from foreact.weights.manifest import sha256_of
-from foreact.weights.torchscript import open_script
+from foreact.checkpoints.manifest import sha256_of
+from foreact.checkpoints.torchscript import open_script
+from foreact.errors import UserError
+from foreact.types import to_model_range
 
 COMPARABLE = "Scores are comparable only under the same network hash, preprocessing and numbers of samples."
 

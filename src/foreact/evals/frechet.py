@@ -6,7 +6,7 @@ from typing import Literal
 
 import numpy as np
 
-from foreact.types import UserError
+from foreact.errors import UserError
 
 Accumulation = Literal["exact", "reference"]
 

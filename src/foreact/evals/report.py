@@ -5,20 +5,19 @@ from __future__ import annotations
 import base64
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 
+from foreact.errors import UserError
 from foreact.evals.closed_loop import ClosedLoopResult, versions
 from foreact.evals.figures import FigurePair, curves_figure, quality_figure, scores_figure
-from foreact.evals.value_figures import delays_figure, values_figure
-from foreact.evals.values import Values
 from foreact.evals.video import VideoQuality
-from foreact.types import UserError
 
 SIZE_LIMIT = 20_000_000
 """Bytes of a page that browsers open and mail servers carry."""
@@ -34,6 +33,30 @@ class Media:
     caption: str
 
 
+@dataclass(frozen=True)
+class Section:
+    """A part of the page that a system adds: a heading and HTML, such as `render_section` makes."""
+
+    title: str
+    html: Markup
+
+
+def render_section(title: str, template: str, **values: Any) -> Section:
+    """A section from a Jinja template, in which `figure(pair, alt)` shows a `FigurePair`."""
+
+    def figure(pair: FigurePair | None, alt: str) -> Markup:
+        return Markup("") if pair is None else Markup(_FIGURE).format(**(_figure(pair) or {}), alt=alt)
+
+    return Section(title, Markup(_environment().from_string(template).render(figure=figure, **values)))
+
+
+_FIGURE = """<picture>
+<source media="(prefers-color-scheme: dark)" srcset="{dark}">
+<img src="{light}" alt="{alt}">
+</picture>
+"""
+
+
 def write_report(
     path: Path,
     *,
@@ -42,7 +65,7 @@ def write_report(
     results: Sequence[ClosedLoopResult] = (),
     log: Sequence[Mapping[str, Any]] = (),
     quality: Sequence[VideoQuality] = (),
-    values: Sequence[Values] = (),
+    sections: Sequence[Section] = (),
     futures: Sequence[Media] = (),
     pictures: Sequence[Media] = (),
     config: Mapping[str, Any] | None = None,
@@ -58,7 +81,7 @@ def write_report(
         results: closed-loop results; the first is the subject, the others are there to compare.
         log: entries of a training log, {"step": int, name: number}.
         quality: measured video quality.
-        values: measured values of states, one entry per gamma.
+        sections: what a system has to add, below the scores.
         futures: strips and films of imagined next to true futures.
         pictures: other pictures of what was measured, such as plans.
         config: the resolved configuration of the run.
@@ -78,12 +101,10 @@ def write_report(
     figures = {
         "curves": curves_figure(log),
         "scores": scores_figure(results),
-        "accuracy": values_figure(values),
-        "delays": delays_figure(values),
     }
     qualities = [{"result": q, "figure": _figure(quality_figure(q))} for q in quality]
     # Films are the bulk of the page; leave room for text and figures.
-    budget = size_limit - 500_000 - sum(len(f.light) + len(f.dark) for f in figures.values() if f) * 4 // 3
+    budget = size_limit - 500_000 - _size(figures.values()) - sum(len(s.html) for s in sections)
     shown_futures, left_futures, budget = _embedded(futures, budget)
     shown_pictures, left_pictures, budget = _embedded(pictures, budget)
     shown_films, left_films, _ = _embedded(films, budget)
@@ -96,7 +117,7 @@ def write_report(
         same_seeds=len({tuple(e.seed for e in r.episodes) for r in results}) <= 1,
         figures={name: _figure(pair) for name, pair in figures.items()},
         qualities=qualities,
-        values=values,
+        sections=sections,
         futures=shown_futures,
         pictures=shown_pictures,
         films=shown_films,
@@ -134,11 +155,17 @@ def _summary(results: Sequence[ClosedLoopResult]) -> str:
     return text + "."
 
 
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+
 def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    return environment.from_string(files("foreact.evals").joinpath("report.html.j2").read_text(encoding="utf-8"))
+    return _environment().from_string(files("foreact.evals").joinpath("report.html.j2").read_text(encoding="utf-8"))
+
+
+def _size(pairs: Iterable[FigurePair | None]) -> int:
+    """Bytes of figures in the page."""
+    return sum(len(pair.light) + len(pair.dark) for pair in pairs if pair) * 4 // 3
 
 
 def _figure(pair: FigurePair | None) -> dict[str, str] | None:

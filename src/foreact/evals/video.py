@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from foreact.data.video import contact_sheet, save_image, write_mp4
+from foreact.data.formats.video import contact_sheet, save_image, write_mp4
+from foreact.errors import UserError
 from foreact.evals.estimate import estimate
-from foreact.types import EpisodeStore, Estimate, UserError
+from foreact.types import EpisodeStore, Estimate
 
 ROUNDING_PSNR = 10.0 * float(np.log10(255.0**2 * 12.0))
 """58.9 dB: the error of rounding to uint8 (variance 1/12). Means count nothing above, or equal frames would decide."""

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from foreact.types import ActionChunk, ActionSpec, Observation, StreamSpec, UserError
+from foreact.errors import UserError
+from foreact.policies.memory import Episode, Memory
+from foreact.types import ActionChunk, ActionSpec, Observation, StreamSpec
+
+
+@dataclass
+class _Seen(Episode):
+    state: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class _Baseline:
-    """Seeds, steps and the newest state of every episode."""
+    """Remembers the newest state of every episode."""
 
     name = ""
 
@@ -23,38 +31,26 @@ class _Baseline:
         self.spec = spec
         self.action: ActionSpec = spec.action
         self.execute = execute
-        self._seeds: list[int] = []
-        self._steps: list[int] = []
-        self._states: list[dict[str, np.ndarray]] = []
+        self._memory = Memory(_Seen)
 
     def reset(self, seeds: Sequence[int]) -> None:
-        self._seeds = [int(seed) for seed in seeds]
-        self._steps = [-1] * len(seeds)
-        self._states = [{} for _ in seeds]
+        self._memory.reset(seeds)
 
     def observe(self, obs: Observation, ids: Sequence[int] | None = None) -> None:
-        for row, i in enumerate(self._chosen(ids)):
-            self._steps[i] += 1
-            self._states[i] = {name: values[row].copy() for name, values in obs.state.items()}
+        for row, episode in enumerate(self._memory.episodes(ids)):
+            episode.step += 1
+            episode.state = {name: values[row].copy() for name, values in obs.state.items()}
 
     def act(self, ids: Sequence[int] | None = None) -> ActionChunk:
-        chosen = self._chosen(ids)
-        now = {self._steps[i] for i in chosen}
-        if len(now) != 1 or -1 in now:
-            raise ValueError(
-                f"act plans for episodes observed up to one and the same step; these are at {sorted(now)}."
-            )
-        targets = np.stack([self._target(i) for i in chosen]).astype(np.float32)
+        episodes, step = self._memory.now(ids)
+        targets = np.stack([self._target(episode) for episode in episodes]).astype(np.float32)
         actions = np.repeat(targets[:, None], self.execute, axis=1)
-        return ActionChunk(actions, self.execute, now.pop(), 0.0)
+        return ActionChunk(actions, self.execute, step, 0.0)
 
     def describe(self) -> dict[str, Any]:
         return {"policy": self.name, "context": 1, "horizon": self.execute, "execute": self.execute}
 
-    def _chosen(self, ids: Sequence[int] | None) -> Sequence[int]:
-        return range(len(self._seeds)) if ids is None else ids
-
-    def _target(self, episode: int) -> np.ndarray:
+    def _target(self, episode: _Seen) -> np.ndarray:
         raise TypeError(f"{type(self).__name__} is not a policy by itself.")
 
 
@@ -83,11 +79,10 @@ class DoNothing(_Baseline):
             f"'agent_{action}'; name it so in the spec, or leave this baseline out."
         )
 
-    def _target(self, episode: int) -> np.ndarray:
+    def _target(self, episode: _Seen) -> np.ndarray:
         if not self._entries:
             return np.zeros(self.action.dim)
-        state = self._states[episode]
-        return np.array([state[stream][index] for stream, index in self._entries])
+        return np.array([episode.state[stream][index] for stream, index in self._entries])
 
 
 class RandomPolicy(_Baseline):
@@ -107,7 +102,7 @@ class RandomPolicy(_Baseline):
             raise UserError("A random policy draws within the action bounds, but the spec has none; add low and high.")
         self._low, self._high = self.action.low, self.action.high
 
-    def _target(self, episode: int) -> np.ndarray:
+    def _target(self, episode: _Seen) -> np.ndarray:
         # The key makes a draw depend on the episode's seed and the step only.
-        draw = np.random.default_rng([self._seeds[episode] % 2**64, self._steps[episode]])
+        draw = np.random.default_rng([episode.seed % 2**64, episode.step])
         return draw.uniform(self._low, self._high)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-from foreact.types import UserError
+from foreact.errors import UserError
 
 Handle = Callable[[str, str, bytes], tuple[int, Any]]
 """(method, path with query, body) -> (status, JSON value)."""

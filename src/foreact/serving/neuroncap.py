@@ -23,8 +23,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 
+from foreact.errors import UserError
 from foreact.serving.pictures import decode_picture
-from foreact.types import Observation, Policy, UserError
+from foreact.types import Observation, Policy
 
 CAMERA = "CAM_FRONT"
 """The camera, by its name on the wire, that is given to the policy."""

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from foreact.types import UserError
-from foreact.weights.pickles import read_torch_file
+from foreact.errors import UserError
+from foreact.released.pickles import read_torch_file
 
 MAX_PIXELS = 16_000_000
 """Largest height x width that is taken; several times what the cameras of the driving data sets give."""

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from foreact.errors import UserError
 from foreact.tokenizers.discriminator import PatchGAN, deceive_loss, judge_loss, smallest_side
 from foreact.tokenizers.vq import VQTokenizer, kernels_decay
-from foreact.types import Batch, LossOut, UserError
+from foreact.types import Batch, LossOut
 
 
 @dataclass(frozen=True, kw_only=True)

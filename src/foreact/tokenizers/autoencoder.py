@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, pad, scaled_dot_product_attention, silu
 
-from foreact.types import UserError
+from foreact.errors import UserError
 
 
 def check_shape(

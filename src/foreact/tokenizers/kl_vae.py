@@ -15,10 +15,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from foreact.errors import UserError
 from foreact.tokenizers.autoencoder import Decoder, Encoder, check_shape
 from foreact.tokenizers.images import prepare
 from foreact.tokenizers.perceptual import PerceptualDistance
-from foreact.types import Batch, LossOut, UserError
+from foreact.types import Batch, LossOut
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from foreact.errors import UserError
 from foreact.tokenizers.autoencoder import Encoder, check_shape
 from foreact.tokenizers.images import prepare
 from foreact.tokenizers.quantize import Quantizer, codebook_use
-from foreact.types import Batch, LossOut, UserError
+from foreact.types import Batch, LossOut
 
 
 @dataclass(frozen=True, kw_only=True)

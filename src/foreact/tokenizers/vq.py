@@ -17,11 +17,12 @@ from typing import Any, ClassVar, get_args
 import torch
 from torch import Tensor, nn
 
+from foreact.errors import UserError
 from foreact.tokenizers.autoencoder import Decoder, Encoder, check_shape
 from foreact.tokenizers.images import Preprocessing, from_legacy_range, prepare, require_video, to_legacy_range
 from foreact.tokenizers.perceptual import PerceptualDistance
 from foreact.tokenizers.quantize import Quantizer, codebook_use
-from foreact.types import Batch, LossOut, UserError
+from foreact.types import Batch, LossOut
 
 
 @dataclass(frozen=True, kw_only=True)

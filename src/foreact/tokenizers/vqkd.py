@@ -17,11 +17,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
+from foreact.errors import UserError
 from foreact.tokenizers.cosine_codebook import CosineCodebook
 from foreact.tokenizers.images import Preprocessing, prepare, require_video, to_legacy_range
 from foreact.tokenizers.quantize import Quantized, codebook_use
 from foreact.tokenizers.vit import ViT
-from foreact.types import Batch, LossOut, UserError
+from foreact.types import Batch, LossOut
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,10 +33,10 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
+from foreact.errors import UserError
 from foreact.train.ema import EMA
 from foreact.train.parallel import World
 from foreact.train.rng import rng_state, set_rng_state
-from foreact.types import UserError
 
 Export = Callable[[dict[str, Tensor], Path], None]
 STEP_FOLDER = re.compile(r"step-(\d{8,})")

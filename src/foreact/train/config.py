@@ -12,10 +12,10 @@ from typing import Any, Literal, get_args
 import torch
 
 from foreact import machine
+from foreact.errors import UserError
 from foreact.machine import AnyPrecision
 from foreact.train.ema import EMAConfig
 from foreact.train.schedules import Schedule
-from foreact.types import UserError
 
 # Free to change on resume: they leave the gradient of a given step as it is, but for the precision, which is kept
 # unless another one is asked for (see `with_precision`). `accumulate` is checked together with the number of processes.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from foreact.types import UserError
+from foreact.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,9 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from foreact.errors import UserError
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMA
-from foreact.types import UserError
 
 
 class Evaluator(Protocol):

@@ -15,8 +15,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from foreact.errors import UserError
 from foreact.train.config import TrainConfig
-from foreact.types import UserError
 
 
 class Averages:

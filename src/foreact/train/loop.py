@@ -20,6 +20,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from foreact.errors import UserError
 from foreact.machine import Precision, autocast, choose_precision
 from foreact.train import parallel
 from foreact.train.checkpoint import BestTable, Checkpoints, Export, capture, find_checkpoint
@@ -31,7 +32,7 @@ from foreact.train.optim import build_optimizer, clip_gradients, set_lr
 from foreact.train.rng import seeded
 from foreact.train.schedules import lr_factor
 from foreact.train.signals import StopSignals, only_run_in
-from foreact.types import Batch, UserError
+from foreact.types import Batch
 
 Batches = Callable[[int, int, int], Iterator[Batch]]
 Prepare = Callable[[Batch, torch.Generator], Batch]

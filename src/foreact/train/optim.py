@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from foreact.errors import UserError
 from foreact.train.parallel import whole
-from foreact.types import UserError
 
 
 def build_optimizer(

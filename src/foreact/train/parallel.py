@@ -17,7 +17,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from foreact.types import UserError
+from foreact.errors import UserError
 
 # One rank may evaluate for hours while the others wait, so messages between processes have their own patient group;
 # a stuck process is found by `World.align` and by the gradient group, which are not patient.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Literal, get_args
 
-from foreact.types import UserError
+from foreact.errors import UserError
 
 Schedule = Literal["cosine", "linear", "constant_with_warmup", "wsd"]
 

@@ -11,14 +11,14 @@ from parity.adapters.uva_model import MODES, Recorded, draws_of
 from parity.registry import Case, adapter
 from torch import Tensor
 
-from foreact.models.uva import UVA
-from foreact.models.uva_timing import action_offsets, context_offsets, frame_stride, future_offsets
+from foreact.families.uva.model import UVA
+from foreact.families.uva.released.names import reference_names
+from foreact.families.uva.released.read import UVAReference, read_uva_checkpoint
+from foreact.families.uva.timing import action_offsets, context_offsets, frame_stride, future_offsets
+from foreact.released.pickles import read_torch_file
 from foreact.tokenizers.images import resize_video
 from foreact.tokenizers.kl_vae import KLVAE, Posterior
 from foreact.types import Batch, to_model_range
-from foreact.weights.pickles import read_torch_file
-from foreact.weights.reference_keys_uva import reference_names
-from foreact.weights.uva_reference import UVAReference, read_uva_checkpoint
 
 
 @adapter("uva", "checkpoint_pusht")

@@ -11,11 +11,11 @@ import torch
 import zarr
 from parity.registry import Case, adapter
 
-from foreact.data.loader import WindowDataset
-from foreact.data.normalize import Mode, Normalizer, fit_stream
-from foreact.data.split import downsample_episodes, split_episodes
-from foreact.data.store import open_store
-from foreact.data.windows import Window, place
+from foreact.data.stores.store import open_store
+from foreact.data.windows.loader import WindowDataset
+from foreact.data.windows.normalize import Mode, Normalizer, fit_stream
+from foreact.data.windows.split import downsample_episodes, split_episodes
+from foreact.data.windows.window import Window, place
 from foreact.types import ActionSpec, StreamSpec
 
 MODES: dict[str, Mode] = {"limits": "limits", "gaussian": "gaussian", "limits_nooffset": "symmetric"}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from parity.registry import Case, adapter
 
+from foreact.families.codes.released.kl_vae_names import to_native
 from foreact.tokenizers.images import resize_video
 from foreact.tokenizers.kl_vae import KLVAE, KLVAEConfig, Posterior
 from foreact.types import to_model_range
-from foreact.weights.reference_keys_kl_vae import to_native
 
 
 @adapter("uva", "vae_encode_decode")

@@ -10,13 +10,12 @@ import torch
 from parity.registry import Case, adapter
 from torch import Tensor
 
-from foreact.models.diffusion import GaussianDiffusion
-from foreact.models.heads import READOUTS, ActionHead, Denoiser, VideoHead
-from foreact.models.layers import sinusoid
-from foreact.models.uva import UVA, UVAConfig
-from foreact.models.uva_draws import Draws, HeadDraw, first_places, mask_ratio, masked_places, take, token_mask
-from foreact.models.uva_sampling import draw_sample
-from foreact.models.uva_timing import (
+from foreact.families.uva.draws import Draws, HeadDraw, first_places, mask_ratio, masked_places, take, token_mask
+from foreact.families.uva.heads import READOUTS, ActionHead, Denoiser, VideoHead
+from foreact.families.uva.model import UVA, UVAConfig
+from foreact.families.uva.released.names import to_native, to_reference
+from foreact.families.uva.sampling import draw_sample
+from foreact.families.uva.timing import (
     action_offsets,
     context_offsets,
     context_steps,
@@ -24,8 +23,9 @@ from foreact.models.uva_timing import (
     future_offsets,
     past_action_offsets,
 )
+from foreact.nn.diffusion import GaussianDiffusion
+from foreact.nn.layers import sinusoid
 from foreact.types import Batch
-from foreact.weights.reference_keys_uva import to_native, to_reference
 
 MODES = {
     "video_model": "video",

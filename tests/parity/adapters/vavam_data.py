@@ -8,14 +8,14 @@ import json
 import numpy as np
 from parity.registry import Case, adapter
 
-from foreact.data import ego
-from foreact.data.driving import DrivingWindows
-from foreact.data.mixing import Subset, mix
-from foreact.data.remaining import remaining
-from foreact.data.token_folders import TokenFolders, TrajectoryTokens
-from foreact.data.trajectories import Trajectories
+from foreact.data.windows.mixing import Subset, mix
+from foreact.families.driving.data import ego
+from foreact.families.driving.data.remaining import remaining
+from foreact.families.driving.data.token_folders import TokenFolders, TrajectoryTokens
+from foreact.families.driving.data.trajectories import Trajectories
+from foreact.families.driving.data.windows import DrivingWindows
+from foreact.families.driving.released.trajectories import open_trajectories, read_trajectory_pickle
 from foreact.types import Batch
-from foreact.weights.trajectory_pickles import open_trajectories, read_trajectory_pickle
 
 RAW_RATE_HZ = 2.0  # that of the model; the timestamps' gaps are kept, so it decides nothing
 

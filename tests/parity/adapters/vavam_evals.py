@@ -10,10 +10,10 @@ import torch
 from parity.registry import Case, adapter
 from torch import Tensor
 
-from foreact.evals.dense import ProbeConfig, build_memory, probe
-from foreact.evals.dense_metrics import Confusion, DepthErrors
 from foreact.evals.frechet import Accumulation, Moments, frechet_distance
-from foreact.evals.open_loop import min_ade
+from foreact.families.driving.evals.dense import ProbeConfig, build_memory, probe
+from foreact.families.driving.evals.dense_metrics import Confusion, DepthErrors
+from foreact.families.driving.evals.open_loop import min_ade
 
 
 @adapter("vavam", "frechet_distance")

@@ -12,16 +12,16 @@ from parity.adapters.vavam_model import vavam_config, video_config
 from parity.registry import Case, adapter
 from torch import Tensor
 
-from foreact.models.vavam import VaVAMConfig
-from foreact.models.vavim import VaViM, VaViMConfig
+from foreact.checkpoints.format import build, load_checkpoint
+from foreact.families.driving.released.names import expert_names, vavim_names
+from foreact.families.driving.released.read import read_vavam_checkpoint, vavam_family
+from foreact.families.driving.released.training_state import TrainingState, first_epoch, read_training_state
+from foreact.families.driving.vavam import VaVAMConfig
+from foreact.families.driving.vavim import VaViM, VaViMConfig
+from foreact.released.convert import convert
+from foreact.released.pickles import read_torch_file
 from foreact.train.optim import build_optimizer
 from foreact.train.schedules import lr_factor
-from foreact.weights.convert import convert, recognise
-from foreact.weights.format import build, load_checkpoint
-from foreact.weights.pickles import read_torch_file
-from foreact.weights.reference_keys_vavam import expert_names, vavim_names
-from foreact.weights.vavam_reference import read_vavam_checkpoint
-from foreact.weights.vavam_training import TrainingState, first_epoch, read_training_state
 
 
 def check_state(case: Case, state: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -49,7 +49,7 @@ def check_conversion(case: Case, file: Path, config: Any, names: dict[str, str],
 def weights_gpt(case: Case) -> None:
     file = case.folder / "model.ckpt"
     payload = read_torch_file(file)
-    assert recognise(payload, file) == "vavim"
+    assert vavam_family(payload) == "vavim"
     assert sorted(payload) == case.meta["checkpoint_top_level_keys"]
     assert sorted(payload["hyper_parameters"]) == case.meta["hyper_parameters_keys"]
     check_state(case, payload["state_dict"], case.weights)
@@ -67,7 +67,7 @@ def weights_gpt(case: Case) -> None:
 def weights_vam(case: Case) -> None:
     file = case.folder / "model.ckpt"
     payload = read_torch_file(file)
-    assert recognise(payload, file) == "vavam"
+    assert vavam_family(payload) == "vavam"
     check_state(case, payload["state_dict"], case.weights)
     assert payload["hyper_parameters"]["vam_conf"] == case.config["vam_conf"]
     config = vavam_config(case.config)
@@ -83,7 +83,7 @@ def lightning_training_checkpoint(case: Case) -> None:
     assert len(files) == 1
     file, wanted = files[0], case.meta["checkpoint_structure"]
     payload = read_torch_file(file)
-    assert recognise(payload, file) == "vavim"
+    assert vavam_family(payload) == "vavim"
     assert {k: list(v.shape) for k, v in payload["state_dict"].items()} == case.meta["state_dict_keys"]
     raw = case.config["network"]
     config = video_config(raw, case.config["mup_base_width"])

@@ -12,15 +12,15 @@ from parity.registry import Case, adapter
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from foreact.models.flow import FlowMatching, stratified
-from foreact.models.gpt import CausalBlock
-from foreact.models.mup import HiddenLinear, param_groups
-from foreact.models.vavam import SIZES, ExpertConfig, VaVAM, VaVAMConfig, frame_mask, sample_mask
-from foreact.models.vavim import VaViM, VaViMConfig
+from foreact.families.driving.released.names import expert_names, vavim_names
+from foreact.families.driving.vavam import SIZES, ExpertConfig, VaVAM, VaVAMConfig, frame_mask, sample_mask
+from foreact.families.driving.vavim import VaViM, VaViMConfig
+from foreact.nn.flow import FlowMatching, stratified
+from foreact.nn.gpt import CausalBlock
+from foreact.nn.mup import HiddenLinear, param_groups
 from foreact.train.optim import build_optimizer, clip_gradients, set_lr
 from foreact.train.schedules import lr_factor
 from foreact.types import Batch
-from foreact.weights.reference_keys_vavam import expert_names, vavim_names
 
 
 def video_config(raw: dict[str, Any], base_width: int, grid: Any = None) -> VaViMConfig:

@@ -14,8 +14,8 @@ from parity.adapters.vavam_model import vavam
 from parity.registry import Case, adapter
 from torch import Tensor
 
-from foreact.evals.ncap import aggregate, ncap_score, read_runs
-from foreact.policies.vavam import DrivingPolicy, acting_spec
+from foreact.families.driving.evals.ncap import aggregate, ncap_score, read_runs
+from foreact.families.driving.policy import DrivingPolicy, acting_spec
 from foreact.serving.neuroncap import NeuroNCAP
 
 

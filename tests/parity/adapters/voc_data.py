@@ -8,7 +8,7 @@ import h5py
 import numpy as np
 from parity.registry import Case, adapter
 
-from foreact.data.d4rl import D4RLStore, open_d4rl
+from foreact.data.formats.d4rl import D4RLStore, open_d4rl
 
 
 @adapter("voc", "replay_buffer")

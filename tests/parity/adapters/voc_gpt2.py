@@ -10,10 +10,10 @@ from parity.registry import Case, adapter
 from torch import Tensor
 from torch.nn import functional
 
-from foreact.models.gpt import KVCache
-from foreact.models.gpt2 import GPT2, GPT2Config
-from foreact.models.occupancy_gpt import draw_codes
-from foreact.weights.gpt2_reference import config_of, reference_key, to_native, to_reference
+from foreact.families.voc.network import draw_codes
+from foreact.families.voc.released.gpt2 import config_of, reference_key, to_native, to_reference
+from foreact.nn.gpt import KVCache
+from foreact.nn.gpt2 import GPT2, GPT2Config
 
 
 def gpt2(case: Case) -> GPT2:

@@ -9,8 +9,9 @@ from parity.adapters.voc_train import draws_instead, load_gpt, occupancy
 from parity.registry import Case, adapter
 from torch import Tensor, nn
 
-from foreact.data.augment import random_shift
-from foreact.models.voc import VOC
+from foreact.data.windows.augment import random_shift
+from foreact.families.codes.released.taming_names import to_native
+from foreact.families.voc.model import VOC
 from foreact.tokenizers.discriminator import PatchGAN, deceive_loss
 from foreact.tokenizers.images import prepare, to_legacy_range
 from foreact.tokenizers.lpips import lpips
@@ -18,7 +19,6 @@ from foreact.tokenizers.musik import Musik, MusikConfig
 from foreact.tokenizers.quantize import Quantized
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
 from foreact.types import LossOut
-from foreact.weights.reference_keys_taming import to_native
 
 STEP = 1  # the reference's number of the update, at which it takes no optimiser step
 

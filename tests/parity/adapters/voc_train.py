@@ -8,13 +8,13 @@ import torch
 from parity.registry import Case, adapter
 from torch import Tensor, nn
 
-from foreact.models.gpt2 import GPT2
-from foreact.models.voc import VOC, RewardHead, VOCConfig
+from foreact.families.voc.model import VOC, RewardHead, VOCConfig
+from foreact.families.voc.released.gpt2 import to_native, to_reference
+from foreact.nn.gpt2 import GPT2
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMA, EMAConfig
 from foreact.train.optim import build_optimizer, set_lr
 from foreact.train.schedules import lr_factor
-from foreact.weights.gpt2_reference import to_native, to_reference
 
 REWARD_NAMES = {"first": "l1", "second": "l2", "last": "l3"}
 

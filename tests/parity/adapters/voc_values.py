@@ -7,9 +7,9 @@ from parity.registry import Case, adapter
 from torch import Tensor
 from torch.nn import functional
 
-from foreact.evals.value_estimates import legacy_density, sampled_value
-from foreact.models.voc import VOC, VOCConfig
-from foreact.weights.gpt2_reference import to_native
+from foreact.families.voc.evals.value_estimates import legacy_density, sampled_value
+from foreact.families.voc.model import VOC, VOCConfig
+from foreact.families.voc.released.gpt2 import to_native
 
 
 def occupancy_model(case: Case, **config: object) -> VOC:

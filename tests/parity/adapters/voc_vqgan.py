@@ -9,13 +9,13 @@ from parity.registry import Case, adapter
 from torch import Tensor
 from torch.nn.functional import softplus
 
-from foreact.data.augment import random_shift
+from foreact.data.windows.augment import random_shift
+from foreact.families.codes.released.taming import read_lpips, read_taming
+from foreact.families.codes.released.taming_names import LOSS, to_native
 from foreact.tokenizers.adversarial import adaptive_factor
 from foreact.tokenizers.discriminator import PatchGAN, deceive_loss, judge_loss
 from foreact.tokenizers.images import prepare, to_legacy_range
 from foreact.tokenizers.vq import TAMING, VQConfig, VQTokenizer
-from foreact.weights.reference_keys_taming import LOSS, to_native
-from foreact.weights.taming_reference import read_lpips, read_taming
 
 
 def config_of(case: Case) -> VQConfig:

@@ -7,9 +7,9 @@ from parity.registry import Case, adapter
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
+from foreact.families.codes.released.vqkd_names import to_native
 from foreact.tokenizers.cosine_codebook import CosineCodebook
 from foreact.tokenizers.vqkd import VQKD, VQKDConfig
-from foreact.weights.reference_keys_vqkd import to_native
 
 
 def hits_of(codes: Tensor, book: CosineCodebook) -> Tensor:

@@ -1,0 +1,1 @@
+"""Our checkpoints: the format, strict loading, and those that ship."""

@@ -1,0 +1,44 @@
+"""Checkpoints that come inside the package, and the way from what a user types to a checkpoint folder."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+from foreact.errors import UserError, did_you_mean
+
+ROOT = Path(str(files("foreact.checkpoints"))) / "shipped_weights"
+
+
+def names() -> list[str]:
+    """Names of the shipped checkpoints, sorted."""
+    if not ROOT.is_dir():
+        return []
+    return sorted(p.name for p in ROOT.iterdir() if (p / "config.json").is_file())
+
+
+def shipped(name: str) -> Path:
+    """Folder of a shipped checkpoint.
+
+    Raises:
+        UserError: there is none of that name.
+    """
+    if name not in names():
+        raise UserError(f"No shipped checkpoint is called '{name}'{did_you_mean(name, names())}")
+    return ROOT / name
+
+
+def resolve(ref: str | Path) -> Path:
+    """A checkpoint folder from a path or the name of a shipped checkpoint; a path that exists wins.
+
+    Raises:
+        UserError: it is neither.
+    """
+    path = Path(ref).expanduser()
+    if (path / "config.json").is_file():
+        return path
+    if str(ref) in names():
+        return ROOT / str(ref)
+    if path.exists():
+        raise UserError(f"{path} holds no config.json, so it is no checkpoint; convert foreign files first.")
+    raise UserError(f"'{ref}' is neither a checkpoint folder nor a shipped checkpoint{did_you_mean(str(ref), names())}")

@@ -1,0 +1,81 @@
+"""`foreact eval closed-loop`: scores in the simulator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from foreact.checkpoints.format import family_of
+from foreact.checkpoints.shipped import resolve
+from foreact.plugs import FAMILIES
+from foreact.runs.acting import BASELINES, TEST_SEED, open_policy, report_scores, run_closed_loop, with_variant
+from foreact.runs.parse import option_value, parse_parts
+from foreact.runs.run import say
+from foreact.tasks import find_task
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClosedLoop:
+    """Let a policy act in the simulator, one episode per seed, and write scores, films and a report.
+
+    The last options are those of the policy, and depend on the --weights.
+    """
+
+    weights: str = "uva-pusht"
+    """A checkpoint folder, a shipped name, or "do-nothing" or "random"."""
+    task: str = "pusht"
+    """Where to act."""
+    variant: str | None = None
+    """A variant of the task's environment, such as no-shadows; None: the task's choice."""
+    seeds: int = 50
+    """How many episodes."""
+    first_seed: int = TEST_SEED
+    """Seed of the first."""
+    execute: int | None = None
+    """Actions played before planning again; None: what is usual for the policy."""
+    videos: int = 4
+    """Episodes to film."""
+    workers: int | None = None
+    """Simulator processes; None: one per core."""
+    baselines: tuple[Literal["do-nothing", "random"], ...] = ()
+    """Policies to measure on the same seeds."""
+    out: Path = Path("runs/closed-loop")
+    """Folder of the results."""
+    device: str | None = None
+    """Where the policy computes; None: CUDA if there is one."""
+
+
+def command(args: Sequence[str]) -> None:
+    """`foreact eval closed-loop`."""
+    weights = option_value(args, "--weights") or ClosedLoop.weights
+    parts: list[Any] = [ClosedLoop()]
+    if weights not in BASELINES:
+        family = FAMILIES.find(family_of(resolve(weights)))
+        family.get("policy")
+        if family.policy_options is not None:
+            parts.append(family.get("policy_options")())
+    asked, *options = parse_parts(parts, args, prog="foreact eval closed-loop")
+    closed_loop(asked, *options)
+
+
+def closed_loop(asked: ClosedLoop, options: Any = None) -> None:
+    """Measure and report.
+
+    Args:
+        asked: what to measure, and how.
+        options: the `policy_options` of the weights' family; None: its defaults.
+    """
+    task = with_variant(find_task(asked.task), asked.variant)
+    policies = {asked.weights: open_policy(asked.weights, task, options, execute=asked.execute, device=asked.device)}
+    policies |= {name: open_policy(name, task, execute=asked.execute) for name in asked.baselines}
+    seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
+    say("Closed loop", task=asked.task, weights=asked.weights, seeds=f"{seeds.start}..{seeds.stop - 1}", out=asked.out)
+    results = run_closed_loop(task, policies, seeds, asked.out, asked.videos, asked.workers)
+    for result in results:
+        solved = "" if result.success is None else f"   solved {result.success}"
+        print(f"{result.name:<24}score {result.score}{solved}")
+    facts = {"command": f"foreact eval closed-loop --weights {asked.weights} --task {asked.task} --seeds {asked.seeds}"}
+    report = report_scores(asked.out, task, results, title=f"Closed loop on {asked.task}", facts=facts)
+    print(f"{task.score_note}\nReport: {report}")

@@ -1,0 +1,119 @@
+"""`foreact data collect`: each simulator brings the function, and with it the options, of its own collection."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tyro
+
+from foreact.data.stores.store import open_store
+from foreact.envs import collect as traces_of
+from foreact.envs import collect_dmc
+from foreact.envs.demonstrate import demonstrate
+from foreact.errors import UserError
+from foreact.plugs import SIMULATORS, Simulator, load_object
+from foreact.runs.parse import option_value
+
+
+def command(args: Sequence[str]) -> None:
+    """`foreact data collect`."""
+    env = option_value(args, "--env") or "pusht"
+    simulator = find_simulator(env)
+    if {"-h", "--help"} & set(args):
+        others = ", ".join(name for name in SIMULATORS.names() if name != simulator.name)
+        print(f"These are the options for {simulator.name}; for {others}: foreact data collect --env ENV --help\n")
+    tyro.cli(load_object(simulator.collect, "The collection"), prog="foreact data collect", args=args)
+
+
+def find_simulator(env: str) -> Simulator:
+    """The simulator of a name such as pusht or dmc/cheetah_run, or of an import path."""
+    return SIMULATORS.find(env.partition("/")[0])
+
+
+def pusht(
+    env: str = "pusht",
+    episodes: int = 300,
+    out: Path | None = None,
+    first_seed: int = 0,
+    noise: tuple[float, ...] = (0.0, 15.0),
+    workers: int | None = None,
+) -> None:
+    """Let an expert act in a simulator and keep what it shows in a store.
+
+    A collection that was stopped goes on where it was. Ask for more episodes to extend it. Traces (.npz) lie beside the
+    store.
+
+    Args:
+        env: where to act: pusht or pusht-m, dmc/TASK of DeepMind Control, or the import path of a module with an ENV.
+        episodes: how many, one per seed.
+        out: the store. Default: data/<env>.zarr.
+        first_seed: of the first episode; seeds from 100000 on belong to evaluation.
+        noise: px, disturbance of what is executed (not of what is recorded); several values take turns.
+        workers: processes; default one per core.
+    """
+    store = out or Path("data") / f"{env}.zarr"
+    traces = store.with_suffix(".npz")
+    demonstrated = traces_of.collect(env, episodes, traces, first_seed=first_seed, noise=noise, workers=workers)
+    traces_of.render_traces(traces, store, workers=workers)
+    print(f"{len(demonstrated)} episodes, mean score {demonstrated.score.mean():.3f}: {store} (traces: {traces})")
+
+
+def deepmind_control(
+    env: str,
+    episodes: int = 300,
+    out: Path | None = None,
+    first_seed: int = 0,
+    policy: collect_dmc.PolicyName = "mixed",
+    shadows: bool = True,
+    workers: int | None = None,
+) -> None:
+    """Let policies of three grades act in DeepMind Control and keep what they do in a store.
+
+    A collection that was stopped goes on where it was. Ask for more episodes to extend it.
+
+    Args:
+        env: a task such as dmc/cheetah_run.
+        episodes: how many, one per seed.
+        out: the store. Default: data/<task>.zarr, such as data/cheetah-run.zarr.
+        first_seed: of the first episode; seeds from 100000 on belong to evaluation.
+        policy: who acts; mixed is random, medium and expert in turn.
+        shadows: whether pictures have shadows, which cost most of the time of drawing.
+        workers: processes; default one per core.
+    """
+    if "/" not in env:
+        raise UserError(f"Expected a task of DeepMind Control, such as dmc/cheetah_run, found '{env}'.")
+    store = out or Path("data") / f"{env.removeprefix('dmc/').replace('_', '-')}.zarr"
+    collect_dmc.collect_store(env, policy, episodes, store, first_seed=first_seed, shadows=shadows, workers=workers)
+    found = open_store(store)
+    print(_by_grade(found.info("grade"), found.info("score")))
+    print(f"{len(found)} episodes: {store}")
+
+
+def by_expert(
+    env: str, episodes: int = 100, out: Path | None = None, first_seed: int = 0, workers: int | None = None
+) -> None:
+    """Let the expert of a simulator act in it and keep what it sees and does in a store.
+
+    A collection that was stopped goes on where it was. Ask for more episodes to extend it.
+
+    Args:
+        env: the simulator: a name, or the import path of a module with an ENV.
+        episodes: how many, one per seed.
+        out: the store. Default: data/<name>.zarr.
+        first_seed: of the first episode; seeds from 100000 on belong to evaluation.
+        workers: processes; default one per core.
+    """
+    simulator = find_simulator(env)
+    store = out or Path("data") / f"{simulator.name}.zarr"
+    demonstrate(simulator, episodes, store, first_seed=first_seed, workers=workers)
+    score = open_store(store).info("score")
+    print(f"{len(score)} episodes, mean sum of rewards {score.mean():.3f}: {store}")
+
+
+def _by_grade(grade: np.ndarray, score: np.ndarray) -> str:
+    return "\n".join(
+        f"{name}: {(grade == name).sum()} episodes, mean score {score[grade == name].mean():.1f}"
+        for name in sorted(set(grade.tolist()))
+    )

@@ -1,0 +1,112 @@
+"""`foreact data`: import, check, stats and show episode stores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from foreact.checkpoints.format import load_checkpoint
+from foreact.checkpoints.shipped import resolve
+from foreact.data import inspect
+from foreact.data.formats import replay_buffer as importing
+from foreact.errors import UserError
+from foreact.tasks import find_task
+from foreact.types import StreamSpec
+
+
+def import_(src: Path, out: Path, task: str | None = None, fill_missing: bool = False) -> None:
+    """Copy a replay-buffer zarr (folder or zip, v2 or v3) of another project into a store of ours.
+
+    Args:
+        src: the foreign store, such as pusht_cchi_v7_replay.zarr.
+        out: the new store.
+        task: what the streams mean; needed unless the store says so itself.
+        fill_missing: read chunks that are absent as the store's fill value, instead of refusing.
+    """
+    episodes = importing.import_store(src, out, _spec(task), fill_missing=fill_missing)
+    print(f"{episodes} episodes: {out}")
+
+
+def import_d4rl(
+    root: Path,
+    out: Path,
+    task: str | None = None,
+    fps: float | None = None,
+    codes: str | None = None,
+    grid: tuple[int, int] | None = None,
+    vocab: int | None = None,
+) -> None:
+    """Copy recordings of V-D4RL, or shards with codes of Video Occupancy Models, into a store of ours.
+
+    A copy that was stopped goes on after its last whole episode.
+
+    Args:
+        root: folder of .hdf5 shards, or of .npz files with one episode each.
+        out: the new store.
+        task: what the streams mean; by default what the files say.
+        fps: steps per second, where neither the task nor a folder's name (cheetah, walker, humanoid) tells.
+        codes: array of the codes to take along, such as vae_latents; by default the only one there is.
+        grid: rows and columns of a frame's codes; by default a square.
+        vocab: size of their codebook; codes outside are refused.
+    """
+    episodes = importing.import_d4rl(root, out, _spec(task), fps=fps, codes=codes, grid=grid, vocab=vocab)
+    print(f"{episodes} episodes: {out}")
+
+
+def check(store: Path, task: str | None = None, windows: int = 100) -> None:
+    """Read windows and report spec, lengths, NaN, constant dimensions, missing chunks and windows per second.
+
+    Args:
+        store: the store.
+        task: what the streams mean; needed unless the store says so itself.
+        windows: how many to read.
+    """
+    report = inspect.check_store(store, _spec(task), windows=windows)
+    print(report)
+    if not report.ok:
+        raise UserError(f"{store} has errors, listed above; mend or collect it again before training on it.")
+
+
+def stats(store: Path, task: str | None = None, against: str | None = None) -> None:
+    """Print the range, mean and deviation of every number.
+
+    Args:
+        store: the store.
+        task: what the streams mean; needed unless the store says so itself.
+        against: a checkpoint (folder or shipped name) whose statistics to compare with.
+    """
+    normalizer = None
+    if against is not None:
+        normalizer = load_checkpoint(resolve(against)).stats
+        if normalizer is None:
+            raise UserError(f"The checkpoint {against} has no statistics to compare with; name one that acts.")
+    found = inspect.store_stats(store, _spec(task), normalizer)
+    print(inspect.format_stats(found))
+    if broken := [name for name, s in found.items() if not np.isfinite(s.mean).all()]:
+        raise UserError(f"{', '.join(broken)} of {store} hold NaN or infinite values; `foreact data check` finds them.")
+    outside = [name for name, s in found.items() if s.out_of_range is not None and s.out_of_range.max() > 0.05]
+    if outside:
+        raise UserError(
+            f"More than 5 % of some values of {', '.join(outside)} lie outside the range that {against} learned from; "
+            "check units and action mode before you use them together."
+        )
+
+
+def show(
+    store: Path, out: Path = Path("show"), task: str | None = None, episodes: tuple[int, ...] = (0, 1, 2, 3)
+) -> None:
+    """Write a contact sheet per camera and an mp4 per episode.
+
+    Args:
+        store: the store.
+        out: folder for the pictures.
+        task: what the streams mean; needed unless the store says so itself.
+        episodes: which to show.
+    """
+    for path in inspect.show_store(store, _spec(task), out_dir=out, episodes=episodes):
+        print(path)
+
+
+def _spec(task: str | None) -> StreamSpec | None:
+    return None if task is None else find_task(task).spec

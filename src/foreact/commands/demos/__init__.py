@@ -1,0 +1,1 @@
+"""The three demos: each walks its system's whole road in minutes."""

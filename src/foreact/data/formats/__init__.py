@@ -1,0 +1,9 @@
+"""Episodes of other projects: readers of what opens as it is, and importers of the rest."""
+
+from foreact.plugs import Format
+
+D4RL = Format(
+    name="d4rl",
+    recognise="foreact.data.formats.d4rl:is_d4rl",
+    open="foreact.data.formats.d4rl:open_shards",
+)

@@ -1,0 +1,274 @@
+"""Offline data of V-D4RL and of Video Occupancy Models: HDF5 shards, opened as they are.
+
+A shard holds whole episodes one after another, in arrays of one length N:
+
+    step_type    (N,)                0 first, 1 mid, 2 last step of an episode
+    observation  uint8 (N, 3, H, W)
+    action       float (N, A)        that led to the row's frame; meaningless in a first row
+    reward       float (N,)          that came with it; likewise
+    <codes>      int (N, L)          optional, such as vae_latents (L = 25) or dino_latents (L = 196)
+
+As everywhere in Foreact, a step holds the action that was done after its frame was seen: actions move up by one row,
+the last step of an episode gets zeros, and the reward of the first step is 0.
+
+Actions and rewards are read when a shard is opened; codes are held in memory from their first use on, as uint16; frames
+are read when they are asked for. The 300,600 rows of the VOC release take some 20 MB in memory that way, and 15 MB for
+their codes (118 MB for those of DINO).
+
+A compressed frame comes with the whole row of chunks around it, where h5py chose the chunks over a thousand rows of
+pixels. To learn from such frames in random order, import them first (`foreact.data.formats.replay_buffer`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isqrt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from foreact.data.formats.d4rl_shard import open_shard, require_alike
+from foreact.data.formats.d4rl_spec import CAMERA, grade_of, resolve_spec
+from foreact.data.stores.chunks import BlockCache
+from foreact.data.stores.hdf5 import Rows, open_hdf5, read_whole
+from foreact.errors import UserError
+from foreact.types import StreamSpec
+
+TOKENS = f"tokens_{CAMERA}"
+CACHE_LIMIT = 64 * 2**20
+"""Bytes of decoded blocks of compressed frames that are kept."""
+
+
+def is_d4rl(path: str | Path) -> bool:
+    """Whether the path is an .hdf5 file or a folder that holds some."""
+    path = Path(path)
+    return path.suffix == ".hdf5" or (path.is_dir() and next(path.glob("*.hdf5"), None) is not None)
+
+
+def open_d4rl(
+    path: str | Path,
+    *,
+    spec: StreamSpec | None = None,
+    fps: float | None = None,
+    codes: str | None = None,
+    grid: tuple[int, int] | None = None,
+    vocab: int | None = None,
+) -> D4RLStore:
+    """Open shards lazily: what tells episodes apart, actions and rewards are read and checked, frames and codes not.
+
+    Args:
+        path: a folder, whose *.hdf5 files are taken in the order of their names, or one file.
+        spec: what the streams mean, such as a task's; by default what the files and `fps` say.
+        fps: steps per second; by default the spec's, or those of the domain in the path (cheetah, walker, ...).
+        codes: key of the codes; by default the only such array that the files hold, if there is one.
+        grid: height and width of a frame's codes; by default a square.
+        vocab: size of the codebook; codes outside are refused when they are read.
+
+    Raises:
+        UserError: h5py is not installed; there is no shard; one is cut short, lacks arrays, holds frames or numbers of
+            another kind than the others, NaN, or steps in an impossible order; or the spec says otherwise.
+    """
+    return D4RLStore(Path(path), spec=spec, fps=fps, codes=codes, grid=grid, vocab=vocab)
+
+
+def open_shards(path: Path, spec: StreamSpec | None, *, memory_limit: int) -> D4RLStore:
+    """`open_d4rl` for whoever opens any format; shards hold no pixels in memory, whatever the limit."""
+    return open_d4rl(path, spec=spec)
+
+
+class D4RLStore:
+    """Meets `foreact.data.stores.episodes.RowStore`; see `open_d4rl`.
+
+    Streams: "pixels" uint8 (N, H, W, 3), "action" float32 (N, A), "reward" float32 (N, 1), and with codes
+    "tokens_pixels" uint16 (N, h, w).
+
+    Attributes:
+        path: where the shards lie.
+        spec: what the streams mean.
+        native: whether the spec was read off the shards.
+        codes: key of the codes, or None.
+        lengths, starts: int64 (E,) steps and first row of each episode. An episode ends with its file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        spec: StreamSpec | None,
+        fps: float | None,
+        codes: str | None,
+        grid: tuple[int, int] | None,
+        vocab: int | None,
+    ) -> None:
+        self._options = {"spec": spec, "fps": fps, "codes": codes, "grid": grid, "vocab": vocab}
+        self.path, self._grid, self._vocab = path, grid, vocab
+        cache = BlockCache(CACHE_LIMIT)
+        self._shards = [open_shard(file, cache) for file in _shard_files(path)]
+        require_alike(self._shards)
+        self.codes = self._choose_codes(codes)
+        self.native = spec is None
+        first = self._shards[0]
+        self.spec = resolve_spec(first.file, first.size, first.action.shape[1], given=spec, fps=fps)
+        firsts = [shard.firsts for shard in self._shards]
+        self.lengths = np.concatenate([np.diff(f, append=len(s)) for f, s in zip(firsts, self._shards, strict=True)])
+        self.starts = np.cumsum(self.lengths) - self.lengths
+        self._readers: dict[str, Rows] = {}
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __repr__(self) -> str:
+        return f"D4RLStore({self.path}, {len(self)} episodes, {int(self.lengths.sum())} steps)"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Worker processes that are spawned, not forked, open the shards anew.
+        return {"path": self.path, "options": self._options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["path"], **state["options"])
+
+    @property
+    def files(self) -> list[Path]:
+        return [shard.file for shard in self._shards]
+
+    @property
+    def streams(self) -> list[str]:
+        """Streams that the spec names: camera, action, reward."""
+        return [CAMERA, "action", "reward"]
+
+    @property
+    def attrs(self) -> dict[str, Any]:
+        """Shards carry no notes."""
+        return {}
+
+    @property
+    def info_names(self) -> list[str]:
+        return ["grade", "source"] if any(grade_of(file) for file in self.files) else ["source"]
+
+    def info(self, name: str) -> np.ndarray:
+        """One text per episode, (E,): "source", its file's name; "grade", of the policy, where the path names it."""
+        if name not in self.info_names:
+            raise UserError(f"The shards in {self.path} have no '{name}' per episode; they have {self.info_names}.")
+        texts = [file.name if name == "source" else (grade_of(file) or "unknown") for file in self.files]
+        episodes = [len(shard.firsts) for shard in self._shards]
+        return np.repeat(np.array(texts, object), episodes)
+
+    def read(self, episode: int, start: int, stop: int, streams: Sequence[str]) -> dict[str, np.ndarray]:
+        """Steps start..stop of one episode: {stream: array}."""
+        if not 0 <= episode < len(self):
+            raise UserError(f"The shards in {self.path} have episodes 0..{len(self) - 1}; {episode} was asked for.")
+        if not 0 <= start <= stop <= (length := int(self.lengths[episode])):
+            raise UserError(f"Episode {episode} has steps 0..{length}; steps {start}..{stop} were asked for.")
+        rows = np.arange(start, stop) + self.starts[episode]
+        return {name: self.gather(name, rows) for name in streams}
+
+    def gather(self, stream: str, rows: np.ndarray) -> np.ndarray:
+        """Rows of the whole stream, counted over all episodes: (*rows.shape, *row shape)."""
+        return self.reader(stream).rows(rows)
+
+    def reader(self, stream: str) -> Rows:
+        """The reader of one stream; numbers and codes are held in memory from the first use on."""
+        if stream not in self._readers:
+            self._readers[stream] = self._make_reader(stream)
+        return self._readers[stream]
+
+    def has(self, stream: str) -> bool:
+        """Whether there is such a stream."""
+        return stream in self.streams or (stream == TOKENS and self.codes is not None)
+
+    def tokenizer_hash(self, stream: str) -> None:
+        """Shards do not say which tokenizer made their codes."""
+        return
+
+    def bad_chunks(self, stream: str) -> tuple[list[str], list[str]]:
+        """None: shards that lack parts do not open."""
+        return [], []
+
+    # --- opening -----------------------------------------------------------------------------------------------
+
+    def _make_reader(self, stream: str) -> Rows:
+        if stream == CAMERA:
+            return _Frames([shard.frames for shard in self._shards], self._shard_starts, self._shards[0].size)
+        if stream == "action":
+            return _InMemory(np.concatenate([shard.action for shard in self._shards]))
+        if stream == "reward":
+            return _InMemory(np.concatenate([shard.reward for shard in self._shards]))
+        if stream == TOKENS and self.codes is not None:
+            return _InMemory(self._read_codes(self.codes))
+        found = sorted({key for shard in self._shards for key in shard.codes})
+        raise UserError(
+            f"The shards in {self.path} have no stream '{stream}'; they have {self.streams} and the codes {found}."
+        )
+
+    @property
+    def _shard_starts(self) -> np.ndarray:
+        return np.cumsum([0, *map(len, self._shards[:-1])])
+
+    def _choose_codes(self, wanted: str | None) -> str | None:
+        everywhere = set.intersection(*(set(shard.codes) for shard in self._shards))
+        if wanted is None:
+            return next(iter(everywhere)) if len(everywhere) == 1 else None
+        for shard in self._shards:
+            if wanted not in shard.codes:
+                raise UserError(f"{shard.file} holds no codes '{wanted}'; it holds the codes {sorted(shard.codes)}.")
+        return wanted
+
+    def _read_codes(self, key: str) -> np.ndarray:
+        """All codes: uint16 (N, h, w)."""
+        counts = {shard.codes[key]: shard.file for shard in self._shards}
+        if len(counts) > 1:
+            (a, one), (b, other), *_ = counts.items()
+            raise UserError(f"'{key}' has {a} codes a frame in {one} and {b} in {other}; keep one kind per folder.")
+        count = next(iter(counts))
+        grid = self._grid or (isqrt(count), isqrt(count))
+        if grid[0] * grid[1] != count:
+            raise UserError(
+                f"The {count} codes a frame in '{key}' of {self.path} fill no grid of {grid[0]} x {grid[1]}; give grid."
+            )
+        limit = min(self._vocab or 2**16, 2**16)
+        whole = np.empty((sum(map(len, self._shards)), count), np.uint16)
+        for start, shard in zip(self._shard_starts, self._shards, strict=True):
+            with open_hdf5(shard.file) as file:
+                codes = read_whole(shard.file, file[key])
+            if codes.min() < 0 or codes.max() >= limit:
+                row, place = np.argwhere((codes < 0) | (codes >= limit))[0]
+                raise UserError(
+                    f"'{key}' of {shard.file} should hold codes 0..{limit - 1}, found {codes[row, place]} in row "
+                    f"{row}; use the tokenizer that made them."
+                )
+            whole[start : start + len(shard)] = codes
+        return whole.reshape(-1, *grid)
+
+
+class _InMemory:
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values
+
+    def rows(self, index: np.ndarray) -> np.ndarray:
+        return self.values[index]
+
+
+class _Frames:
+    """Frames of all shards, channels last."""
+
+    def __init__(self, parts: Sequence[Rows], starts: np.ndarray, size: tuple[int, int]) -> None:
+        self.parts, self.starts, self.size = parts, starts, size
+
+    def rows(self, index: np.ndarray) -> np.ndarray:
+        out = np.empty((*index.shape, 3, *self.size), np.uint8)
+        part = np.searchsorted(self.starts, index, side="right") - 1
+        for number in np.unique(part):
+            chosen = part == number
+            out[chosen] = self.parts[number].rows(index[chosen] - self.starts[number])
+        return np.moveaxis(out, -3, -1)  # a view: batches want the channels first again
+
+
+def _shard_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    files = sorted(path.glob("*.hdf5"))
+    if not files:
+        found = "is an empty folder" if path.is_dir() and not any(path.iterdir()) else "holds no .hdf5 file"
+        raise UserError(f"{path} {found if path.is_dir() else 'does not exist'}; name the folder of V-D4RL's shards.")
+    return files

@@ -1,0 +1,95 @@
+"""The zarr layout of a store on disk: its groups and arrays, and the rule by which an episode counts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from numcodecs import Blosc
+
+from foreact.errors import UserError
+from foreact.types import StreamSpec
+
+SPEC_ATTRIBUTE = "foreact_spec"
+CHUNK_BYTES = 2**20
+ARRAY_CONFIG: Any = {"write_empty_chunks": True}  # so that a chunk file that is not there always means damage
+
+
+def committed_ends(ends: np.ndarray) -> np.ndarray:
+    """Episode ends without the zeros of an entry that was made room for and never written."""
+    return ends[: len(ends) - int(np.argmax(ends[::-1] != 0))] if ends.any() else ends[:0]
+
+
+def stream_shapes(spec: StreamSpec) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+    shapes: dict[str, tuple[tuple[int, ...], np.dtype]] = {
+        name: ((*size, 3), np.dtype(np.uint8)) for name, size in spec.cameras.items()
+    }
+    shapes |= {name: ((len(names),), np.dtype(np.float32)) for name, names in spec.state.items()}
+    if spec.action is not None:
+        shapes["action"] = ((spec.action.dim,), np.dtype(np.float32))
+    if spec.has_reward:
+        shapes["reward"] = ((1,), np.dtype(np.float32))
+    return shapes
+
+
+def create_store(path: Path, spec: StreamSpec, attrs: Mapping[str, Any]) -> None:
+    if path.suffix == ".zip":
+        raise UserError(f"Stores are written as folders; give a path such as {path.with_suffix('')}, not {path}.")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        # zarr v2: the layout's existing readers know no other.
+        group = zarr.open_group(str(temporary), mode="w", zarr_format=2)
+        group.attrs.update({**attrs, SPEC_ATTRIBUTE: spec.to_json()})
+        for name, (shape, dtype) in stream_shapes(spec).items():
+            create_stream(group, name, shape, dtype)
+        group.create_array("meta/episode_ends", shape=(0,), chunks=(65536,), dtype="int64", config=ARRAY_CONFIG)
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(f"The store {path} could not be made ({error}).") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def create_stream(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype) -> zarr.Array:
+    # Few frames per chunk, so that a window of pixels decodes little more than itself.
+    most = 32 if len(shape) == 3 and dtype == np.uint8 else 4096
+    rows = int(np.clip(CHUNK_BYTES // max(1, int(np.prod(shape)) * dtype.itemsize), 1, most))
+    return group.create_array(
+        f"data/{name}",
+        shape=(0, *shape),
+        chunks=(rows, *shape),
+        dtype=dtype,
+        compressors=Blosc(cname="zstd", clevel=5, shuffle=Blosc.BITSHUFFLE),
+        config=ARRAY_CONFIG,
+    )
+
+
+def open_for_writing(path: Path, *, foreign_too: bool = False) -> zarr.Group:
+    if not path.is_dir():
+        raise UserError(f"Only a store that is a folder can be written to; {path} is none.")
+    try:
+        group = zarr.open_group(str(path), mode="r+", use_consolidated=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} exists and is not an episode store ({error}); choose another path.") from error
+    if SPEC_ATTRIBUTE not in group.attrs and not foreign_too:
+        raise UserError(f"{path} is a zarr store of another make; `foreact data import` copies it into ours.")
+    return group
+
+
+def get_array(group: zarr.Group, name: str) -> zarr.Array:
+    node = group[name]
+    if not isinstance(node, zarr.Array):
+        raise KeyError(name)
+    return node.with_config(ARRAY_CONFIG)  # zarr does not keep it with the array
+
+
+def extend(array: zarr.Array, start: int, rows: np.ndarray) -> None:
+    array.resize((start + len(rows), *array.shape[1:]))
+    array[start : start + len(rows)] = rows

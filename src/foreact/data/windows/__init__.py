@@ -1,0 +1,1 @@
+"""Windows cut from episodes, and the batches made of them."""

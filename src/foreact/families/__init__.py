@@ -1,0 +1,1 @@
+"""The wings: one folder per system, which know nothing of one another."""

@@ -1,0 +1,135 @@
+"""LlamaGen's image tokenizer in its own checkpoint files (`vq_ds16_c2i.pt`): read strictly, and written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from foreact.errors import UserError
+from foreact.families.codes.released.llamagen_names import USED_CODES, to_native, to_reference
+from foreact.released.layouts import (
+    Converted,
+    Layout,
+    Read,
+    Request,
+    option,
+    require_whole,
+    write_converted,
+)
+from foreact.released.pickles import read_torch_file
+from foreact.tokenizers.vq import VQConfig, VQTokenizer
+
+
+def is_llamagen(payload: Any) -> bool:
+    """Whether the content of a torch file is a LlamaGen tokenizer: an entry `model` with its module names."""
+    state = payload.get("model") if isinstance(payload, Mapping) else None
+    return isinstance(state, Mapping) and any(
+        str(k).startswith("encoder.conv_blocks.") and isinstance(v, Tensor) for k, v in state.items()
+    )
+
+
+def read_llamagen(path: Path, payload: Any = None, *, image_size: tuple[int, int] = (256, 256)) -> Read[VQConfig]:
+    """Read a LlamaGen tokenizer, a torch file whose entry `model` holds it.
+
+    Args:
+        path: the file.
+        payload: its content, where it has been read already.
+        image_size: (height, width) of the pictures it is to be used on; the file does not say.
+
+    Raises:
+        UserError: the file is missing, unreadable, holds something else, or not all of the tokenizer.
+    """
+    payload = read_torch_file(path) if payload is None else payload
+    if not is_llamagen(payload):
+        raise UserError(f"{path} should hold a LlamaGen tokenizer under the key 'model', found none.")
+    theirs = dict(payload["model"])
+    state = to_native(theirs)
+    # What shapes do not tell (norm groups, normalised codes, where attention is) is as published.
+    config = VQConfig(**sizes_of(state, path, "LlamaGen tokenizer"), image_size=image_size)
+    require_whole(VQTokenizer, config, state, f"{path} holds no whole LlamaGen tokenizer")
+    report = f"tokenizer: {len(state)} of {len(theirs)} tensors used"
+    if USED_CODES in theirs:
+        report += f"\nleft out: {USED_CODES}, a log of the codes that training saw last"
+    if unread := [k for k in payload if k != "model"]:
+        report += f"\nnot read: {', '.join(map(str, unread))}"
+    return Read(config=config, state=state, report=report)
+
+
+def sizes_of(state: Mapping[str, Tensor], path: Path, label: str) -> dict[str, Any]:
+    """Those entries of a `VQConfig` that the shapes of its tensors tell.
+
+    Args:
+        state: in our names.
+        path, label: where they come from and what they should be, for messages.
+
+    Raises:
+        UserError: a tensor that tells one is missing.
+    """
+
+    def shape(name: str, dims: int) -> tuple[int, ...]:
+        if name not in state or state[name].ndim != dims:
+            raise UserError(f"{path} holds no whole {label}: it lacks what we call {name}.")
+        return tuple(state[name].shape)
+
+    levels = len({k.split(".")[2] for k in state if k.startswith("encoder.levels.")})
+    channels = shape("encoder.conv_in.weight", 4)[0]
+    widths = [shape(f"encoder.levels.{i}.blocks.0.conv2.weight", 4)[0] for i in range(levels)]
+    codes, code_dim = shape("quantizer.weight", 2)
+    return {
+        "channels": channels,
+        "multipliers": tuple(w // channels for w in widths),
+        "blocks": len({k.split(".")[4] for k in state if k.startswith("encoder.levels.0.blocks.")}),
+        "features": shape("encoder.conv_out.weight", 4)[0],
+        "codes": codes,
+        "code_dim": code_dim,
+    }
+
+
+def write_llamagen(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Write a tokenizer, in our names, as a file that LlamaGen's own programs load.
+
+    Raises:
+        UserError: `path` is a folder, or the disk refuses. Nothing is left half-written.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; give the name of a file.")
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save({"model": to_reference(dict(state))}, temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path} could not be written ({error}); free some space or check the rights.") from None
+    finally:
+        if temporary.exists():  # unlink would not forgive a parent that is a file
+            temporary.unlink()
+
+
+@dataclass(frozen=True, kw_only=True)
+class LlamaGenOptions:
+    grid: tuple[int, int] | None = option("rows and columns of tokens that it will be used with; else those of 256 px")
+
+
+def _convert(request: Request, options: LlamaGenOptions) -> Converted:
+    read = read_llamagen(request.src, request.payload)
+    config, stride = read.config, read.config.stride
+    if options.grid is not None:
+        config = replace(config, image_size=(options.grid[0] * stride, options.grid[1] * stride))
+    return write_converted(request, family="vq", config=config, state=read.state, report=read.report)
+
+
+LAYOUT = Layout(
+    name="llamagen",
+    title="LlamaGen's tokenizer (vq_ds16_c2i.pt)",
+    mark="entry model with encoder.conv_blocks",
+    recognise=is_llamagen,
+    convert=_convert,
+    options=LlamaGenOptions,
+)

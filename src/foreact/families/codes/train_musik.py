@@ -1,0 +1,165 @@
+"""`foreact train musik`: codes that keep what actions change, for any store with actions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foreact.checkpoints.format import save_checkpoint
+from foreact.data.stores.episodes import open_episodes
+from foreact.data.windows.augment import RandomShift
+from foreact.data.windows.future import FutureWindows
+from foreact.data.windows.loader import WindowDataset, spread_batches
+from foreact.data.windows.normalize import Mode, Normalizer
+from foreact.data.windows.window import Window
+from foreact.errors import UserError
+from foreact.runs.run import open_run, parse_run, pick_device, publish, resources, say, train_on
+from foreact.runs.stores import DEFAULT_TASK, open_pictures, split_store
+from foreact.tasks import find_task
+from foreact.tokenizers.images import prepare
+from foreact.tokenizers.musik import Musik, MusikConfig
+from foreact.tokenizers.quantize import codebook_use
+from foreact.train.config import TrainConfig
+from foreact.train.ema import EMAConfig
+from foreact.types import ActionSpec, StreamSpec
+
+# 48x48 pictures to 6x6 tokens of 512, as the small VQ tokenizer makes them; its codebook, too, stays in use by the
+# entropy term.
+SMALL = MusikConfig(
+    actions=2, channels=16, multipliers=(1, 2, 4, 4), blocks=1, features=32, codes=512, code_dim=8, normalized=True,
+    summary=64, norm_groups=4, image_size=(48, 48), entropy_weight=0.01,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class MusikRun:
+    """Train codes that keep what actions change (multi-step inverse kinematics)."""
+
+    task: str | None = None
+    """A built-in task or the import path of a module that exports TASK; None: pusht, or what the store of --data says
+    about itself."""
+    data: Path | None = None
+    """Store to learn from, with actions; None: the task's own, data/<task>.zarr."""
+    camera: str | None = None
+    """Camera to learn from; None: the task's, or the only one of a store without a task."""
+    reach: int = 14
+    """Greatest number of steps between the two states of a sample."""
+    shift: int | None = 4
+    """Augmentation: move the pictures of a training window by up to so many pixels, all alike; None: not at all."""
+    out: Path = Path("runs/musik")
+    """Folder of the run; an interrupted run in it is resumed."""
+    val_ratio: float = 0.05
+    """Share of the episodes kept for validation."""
+    device: str | None = None
+    """Where to train; None: CUDA if there is one."""
+    model: MusikConfig = field(default_factory=lambda: SMALL)
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=2000, batch_size=32, lr=1e-3, warmup=100, eval_every=500, save_every=500, best_k=0,
+            weight_decay=0.01, ema=EMAConfig(max=0.995),
+        )
+    )  # fmt: skip
+
+
+class InverseQuality:
+    """On validation windows: how well the first action is told, and the use of the codebook."""
+
+    name: str = "val"
+    every: int | None = None
+
+    def __init__(self, dataset: FutureWindows, windows: int = 256) -> None:
+        self.batches = spread_batches(dataset, at_most=windows, batch_size=32)
+
+    def __call__(self, model: torch.nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(model, Musik)
+        config, device = model.config, next(model.parameters()).device
+        rng = torch.Generator(device).manual_seed(0)  # the same rivals of the true actions every time
+        sums = dict.fromkeys(("infonce", "accuracy"), 0.0)
+        codes, count = [], 0
+        for batch in (b.to(device) for b in self.batches):
+            logs = model(batch, rng=rng).logs
+            sums = {name: total + len(batch) * logs[name].item() for name, total in sums.items()}
+            count += len(batch)
+            (video,) = batch.video.values()
+            codes.append(model.encode(prepare(video[:, : config.frames], config.image_size)).flatten())
+        usage, perplexity = codebook_use(torch.cat(codes), config.codes)
+        means = {name: total / count for name, total in sums.items()}
+        return {**means, "codebook_usage": usage.item(), "perplexity": perplexity.item()}
+
+
+def train_musik(run: MusikRun) -> Path:
+    """Train the codes; returns the folder of the finished weights."""
+    config = run.model
+    store, cameras = open_pictures(run.task, run.data, run.camera)
+    if len(cameras) > 1:
+        raise UserError(f"{store.path} has the cameras {cameras}, and MUSIK learns from one; choose it with --camera.")
+    if store.spec.action is None:
+        raise UserError(f"{store.path} has no actions, which MUSIK learns from; use a store with actions.")
+    if store.spec.action.dim != config.actions:
+        raise UserError(
+            f"{store.path} has actions of {store.spec.action.dim} numbers, and --model.actions is {config.actions}; "
+            f"give --model.actions {store.spec.action.dim}."
+        )
+    device = pick_device(run.device)
+    episodes = split_store(store, run.val_ratio, run.train.seed)
+    normalizer = Normalizer.fit_store(store, episodes[0], actions_mode(store.spec.action))
+    # The span leaves a step after every anchor, for the later state; before an episode its first frame stands in.
+    window = Window(video={cameras[0]: tuple(range(1 - config.frames, 1))}, actions=(0,), span=(0, 1))
+
+    def windows(chosen: np.ndarray, shift: int | None) -> FutureWindows:
+        augment = None if shift is None else RandomShift(pad=shift)
+        plain = WindowDataset(store, window, chosen, normalizer)
+        return FutureWindows(plain, frames=config.frames, reach=run.reach, augment=augment)
+
+    training, validation = windows(episodes[0], run.shift), windows(episodes[1], None)
+    torch.manual_seed(run.train.seed)
+    model = Musik(config)
+    run = open_run(run, device, free=("train", "device", "out"))
+    say(
+        "Training MUSIK codes",
+        data=f"{store.path} ({cameras[0]}): {len(training)} windows to train on, {len(validation)} to validate",
+        model=f"{sum(p.numel() for p in model.parameters()):,} parameters, {config.grid[0]} x {config.grid[1]} tokens "
+        f"of {config.codes}",
+        actions=f"{config.actions} numbers, the first of up to {run.reach} steps",
+        **resources(run.train, device),
+        seed=run.train.seed,
+        out=run.out,
+    )
+
+    def export(state: dict[str, Tensor], path: Path) -> None:
+        save_checkpoint(path, family="musik", config=config, state=state, spec=store.spec, stats=normalizer)
+
+    evaluator = InverseQuality(validation)
+    result = train_on(training, model, run, verb="train musik", evaluators=[evaluator], export=export, device=device)
+    card = {"recipe": "foreact train musik", "data": store.path.name}
+    return publish(run, result, family="musik", config=config, card=card)
+
+
+def actions_mode(action: ActionSpec) -> Mode:
+    """How actions are brought to [-1, 1], from where their rivals are drawn: not at all where they lie there anyway."""
+    unit = set(action.low or ()) == {-1.0} and set(action.high or ()) == {1.0}
+    return "identity" if unit else "limits"
+
+
+def command(args: Sequence[str]) -> None:
+    """`foreact train musik`."""
+
+    def recipe(chosen: dict[str, str]) -> MusikRun:
+        data = Path(chosen["data"]) if "data" in chosen else None
+        run = MusikRun(task=chosen.get("task"), data=data)
+        action = _spec(run).action
+        return run if action is None else replace(run, model=replace(run.model, actions=action.dim))
+
+    train_musik(parse_run(MusikRun, args, prog="foreact train musik", recipe=recipe, choices=("task", "data")))
+
+
+def _spec(run: MusikRun) -> StreamSpec:
+    """What the streams mean, by the task or, without one, by the store."""
+    if run.task is None and run.data is not None:
+        return open_episodes(run.data).spec
+    return find_task(run.task or DEFAULT_TASK).spec

@@ -1,0 +1,185 @@
+"""`foreact train vq`: a vector-quantised image tokenizer for any store, small enough for a laptop by default."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from foreact.checkpoints.configs import config_from_json
+from foreact.checkpoints.format import save_checkpoint
+from foreact.checkpoints.start import start_from, weights_of
+from foreact.data.windows.augment import RandomShift
+from foreact.data.windows.loader import WindowDataset, spread_batches
+from foreact.data.windows.window import Window
+from foreact.errors import UserError
+from foreact.families.codes.released.taming import read_lpips
+from foreact.runs.run import open_run, parse_run, pick_device, publish, resources, say, train_on
+from foreact.runs.stores import open_pictures, split_store
+from foreact.tokenizers.adversarial import AdversarialConfig, AdversarialTraining
+from foreact.tokenizers.images import prepare
+from foreact.tokenizers.lpips import SMALLEST_SIDE
+from foreact.tokenizers.perceptual import PerceptualDistance
+from foreact.tokenizers.quantize import codebook_use
+from foreact.tokenizers.vq import VQConfig, VQTokenizer
+from foreact.train.config import TrainConfig
+from foreact.train.ema import EMAConfig
+
+# 48x48 pictures to 6x6 tokens of 512: a million parameters, which two cores train in minutes. So small a network keeps
+# its codebook in use only with the entropy term, which the published tokenizer does without.
+SMALL = VQConfig(
+    channels=16, multipliers=(1, 2, 4, 4), blocks=1, features=32, codes=512, code_dim=8, norm_groups=4,
+    image_size=(48, 48), entropy_weight=0.01,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQRun:
+    """Train a vector-quantised tokenizer on the pictures of a task or of any store."""
+
+    task: str | None = None
+    """A built-in task or the import path of a module that exports TASK; None: pusht, or what the store of --data says
+    about itself."""
+    data: Path | None = None
+    """Store to learn from; None: the task's own, data/<task>.zarr."""
+    camera: str | None = None
+    """Camera to learn from; None: the task's, or every camera of a store without a task."""
+    init: str | None = None
+    """Weights to start from, such as LlamaGen's, converted: a checkpoint folder or a shipped name. Its sizes become the
+    defaults."""
+    out: Path = Path("runs/vq")
+    """Folder of the run; an interrupted run in it is resumed."""
+    val_ratio: float = 0.05
+    """Share of the episodes kept for validation."""
+    device: str | None = None
+    """Where to train; None: CUDA if there is one."""
+    model: VQConfig = field(default_factory=lambda: SMALL)
+    adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
+    """The adversarial stage, off by default."""
+    perceptual: str | None = None
+    """Import path "module:function" of a function without arguments that returns a perceptual distance."""
+    lpips: Path | None = None
+    """Checkpoint file of taming or VOC with the LPIPS distance of its training, to take that as the perceptual one."""
+    shift: int | None = None
+    """Augmentation: move each training picture by up to so many pixels, its edges repeated (DrQ: 4)."""
+    train: TrainConfig = field(
+        default_factory=lambda: TrainConfig(
+            steps=2000, batch_size=32, lr=1e-3, warmup=100, eval_every=500, save_every=500, best_k=0,
+            weight_decay=0.0, ema=EMAConfig(max=0.995),
+        )
+    )  # fmt: skip
+
+
+class TokenizerQuality:
+    """Mean absolute error of decoded validation frames, in grey levels (0..255), and the use of the codebook."""
+
+    name: str = "val"
+    every: int | None = None
+
+    def __init__(self, dataset: WindowDataset, frames: int = 256) -> None:
+        self.batches = spread_batches(dataset, at_most=frames, batch_size=32)
+
+    def __call__(self, model: torch.nn.Module, step: int) -> dict[str, float]:
+        tokenizer = model.tokenizer if isinstance(model, AdversarialTraining) else model
+        assert isinstance(tokenizer, VQTokenizer)
+        config, device = tokenizer.config, next(tokenizer.parameters()).device
+        errors, tokens = [], []
+        for batch in self.batches:
+            for frames in batch.video.values():
+                video = prepare(frames.to(device), config.image_size, config.preprocessing)
+                codes = tokenizer.encode(video)
+                errors.append((tokenizer.decode(codes) - video).abs().mean() * 127.5)
+                tokens.append(codes.flatten())
+        usage, perplexity = codebook_use(torch.cat(tokens), config.codes)
+        return {
+            "grey_levels": torch.stack(errors).mean().item(),
+            "codebook_usage": usage.item(),
+            "perplexity": perplexity.item(),
+        }
+
+
+def train_vq(run: VQRun) -> Path:
+    """Train a tokenizer; returns the folder of the finished weights, which know nothing of the adversarial stage."""
+    store, cameras = open_pictures(run.task, run.data, run.camera)
+    device = pick_device(run.device)
+    train_episodes, val_episodes = split_store(store, run.val_ratio, run.train.seed)
+    window = Window(video=dict.fromkeys(cameras, (0,)))
+    augment = None if run.shift is None else RandomShift(pad=run.shift)
+    training = WindowDataset(store, window, train_episodes, None, augment)
+    validation = WindowDataset(store, window, val_episodes, None)
+    torch.manual_seed(run.train.seed)
+    tokenizer = VQTokenizer(run.model, perceptual=_perceptual(run))
+    if run.init is not None:
+        start_from(tokenizer, weights_of(run.init, "vq"))
+    model, with_stage = tokenizer, run.adversarial.weight > 0
+    if with_stage:
+        model = AdversarialTraining(tokenizer, run.adversarial, accumulate=run.train.accumulate)
+    run = open_run(run, device, free=("train", "device", "out"))
+    say(
+        "Training a VQ tokenizer",
+        data=f"{store.path} ({', '.join(cameras)}): {len(training)} frames to train on, {len(validation)} to validate",
+        model=f"{sum(p.numel() for p in tokenizer.parameters()):,} parameters, {run.model.grid[0]} x "
+        f"{run.model.grid[1]} tokens of {run.model.codes}",
+        start=run.init or "random weights",
+        adversarial=f"from step {run.adversarial.start}" if with_stage else "none",
+        **resources(run.train, device),
+        seed=run.train.seed,
+        out=run.out,
+    )
+
+    def export(state: dict[str, Tensor], path: Path) -> None:
+        if with_stage:
+            state = {k.removeprefix("tokenizer."): t for k, t in state.items() if k.startswith("tokenizer.")}
+        save_checkpoint(path, family="vq", config=run.model, state=state, spec=store.spec)
+
+    evaluator = TokenizerQuality(validation)
+    result = train_on(training, model, run, verb="train vq", evaluators=[evaluator], export=export, device=device)
+    card = {"recipe": "foreact train vq", "data": store.path.name, "start": run.init}
+    return publish(run, result, family="vq", config=run.model, card=card)
+
+
+def _perceptual(run: VQRun) -> PerceptualDistance | None:
+    """The distance that the run names; asked for exactly where its weight is above 0."""
+    if run.perceptual is not None and run.lpips is not None:
+        raise UserError(f"--perceptual {run.perceptual} and --lpips {run.lpips} are two distances; give one of them.")
+    distance = run.perceptual or run.lpips
+    if (distance is None) != (run.model.perceptual_weight == 0):
+        raise UserError(
+            f"--perceptual or --lpips (found {distance}) and --model.perceptual-weight (found "
+            f"{run.model.perceptual_weight:g}) belong together; give a distance and a weight above 0, or neither."
+        )
+    if run.lpips is not None:
+        if min(run.model.image_size) < SMALLEST_SIDE:
+            raise UserError(
+                f"LPIPS needs pictures of at least {SMALLEST_SIDE} pixels along either side, found image_size "
+                f"{run.model.image_size}; choose larger pictures or another distance."
+            )
+        return read_lpips(run.lpips)
+    if run.perceptual is None:
+        return None
+    module, _, name = run.perceptual.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)()
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"--perceptual expects 'module:function', and '{run.perceptual}' cannot be imported ({error})."
+        ) from None
+
+
+def command(args: Sequence[str]) -> None:
+    """`foreact train vq`."""
+
+    def recipe(chosen: dict[str, str]) -> VQRun:
+        run = dataclasses.replace(VQRun(), **chosen)
+        if run.init is None:
+            return run
+        checkpoint = weights_of(run.init, "vq")
+        where = f"{checkpoint.path / 'config.json'}: config"
+        return dataclasses.replace(run, model=config_from_json(VQConfig, checkpoint.config, where=where))
+
+    train_vq(parse_run(VQRun, args, prog="foreact train vq", recipe=recipe, choices=("task", "init")))

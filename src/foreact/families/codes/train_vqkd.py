@@ -1,0 +1,227 @@
+"""`foreact train vqkd`: codes that tell what a teacher sees, for any store, small enough for a laptop by default."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from foreact.checkpoints.configs import config_from_json
+from foreact.checkpoints.format import save_checkpoint
+from foreact.checkpoints.start import start_from, weights_of
+from foreact.data.windows.loader import WindowDataset, spread_batches
+from foreact.data.windows.window import Window
+from foreact.errors import UserError
+from foreact.evals.features import open_features
+from foreact.families.codes.tokenize import own_device
+from foreact.runs.run import open_run, parse_run, pick_device, process_count, publish, resources, say, train_on
+from foreact.runs.stores import open_pictures, split_store
+from foreact.tokenizers.quantize import codebook_use
+from foreact.tokenizers.vqkd import VQKD, Teacher, VQKDConfig
+from foreact.train.config import TrainConfig
+from foreact.train.ema import EMAConfig
+
+Size = Literal["small", "base"]
+
+SIZES: dict[Size, VQKDConfig] = {
+    # 48x48 pictures to 6x6 codes of 256, learned from a teacher as wide as DINO's ViT-S: minutes on two cores. In so
+    # short a run latents move fast, and a codebook with the published decay of 0.99 trails behind them.
+    "small": VQKDConfig(
+        patch=8, width=64, depth=2, heads=2, codes=256, code_dim=16, features=384, position_grid=(6, 6),
+        image_size=(48, 48), codebook_decay=0.9,
+    ),
+    "base": VQKDConfig(),
+}  # fmt: skip
+
+PUBLISHED_BATCH = 512
+"""Pictures per optimiser step of the released tokenizer: 8 processes of 64."""
+
+LATENTS_PER_CODE = 4
+"""Latents, per code, from which k-means finds the first codebook."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQKDRun:
+    """Train VQ-KD, a tokenizer of what a teacher sees, on the pictures of a task or of any store."""
+
+    size: Size = "small"
+    """small (two cores), or base, the published ViT-B/16 with 8192 codes. Sets the defaults below."""
+    task: str | None = None
+    """A built-in task or the import path of a module that exports TASK; None: pusht, or what the store of --data says
+    about itself."""
+    data: Path | None = None
+    """Store to learn from; None: the task's own, data/<task>.zarr."""
+    camera: str | None = None
+    """Camera to learn from; None: the task's, or every camera of a store without a task."""
+    teacher: str | None = None
+    """Frozen network to learn from, such as a DINO: a TorchScript file, or the import path "module:function" of a
+    function without arguments that returns an nn.Module. It takes pictures (N, 3, H, W) and gives a feature for each
+    patch, (N, h w, D), on the grid of the codes. It is not saved."""
+    teacher_preprocessing: str = "none"
+    """What happens to pictures in [-1, 1] before the teacher sees them; "imagenet" is what DINO expects."""
+    init: str | None = None
+    """Weights to start from, such as BEiT v2's, converted: a checkpoint folder. Its sizes become the defaults."""
+    out: Path = Path("runs/vqkd")
+    """Folder of the run; an interrupted run in it is resumed."""
+    val_ratio: float = 0.05
+    """Share of the episodes kept for validation."""
+    device: str | None = None
+    """Where to train; None: CUDA if there is one."""
+    model: VQKDConfig = field(default_factory=lambda: SIZES["small"])
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+def recipe(size: Size = "small") -> VQKDRun:
+    """The defaults for a size; base follows the release (100 epochs of ImageNet), but for its random crops."""
+    if size == "small":
+        training = TrainConfig(
+            steps=2000, batch_size=32, lr=1e-3, betas=(0.9, 0.99), warmup=100, weight_decay=1e-4, eval_every=500,
+            save_every=500, best_k=0, ema=EMAConfig(enabled=False),
+        )  # fmt: skip
+        return VQKDRun(train=training)
+    training = TrainConfig(
+        steps=250_000, batch_size=64, accumulate=max(1, PUBLISHED_BATCH // (64 * process_count())), lr=2e-4,
+        betas=(0.9, 0.99), warmup=25_000, weight_decay=1e-4, clip_grad=None, eval_every=5000, save_every=5000, best_k=0,
+        ema=EMAConfig(enabled=False),
+    )  # fmt: skip
+    return VQKDRun(size=size, model=SIZES[size], teacher_preprocessing="imagenet", train=training)
+
+
+class TeacherQuality:
+    """Distance (1 - cosine) to the teacher's features on validation frames, and the use of the codebook."""
+
+    name: str = "val"
+    every: int | None = None
+
+    def __init__(self, dataset: WindowDataset, frames: int = 256) -> None:
+        self.batches = spread_batches(dataset, at_most=frames, batch_size=32)
+
+    def __call__(self, model: torch.nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(model, VQKD)
+        device = next(model.parameters()).device
+        found = [model.compare(batch.to(device)) for batch in self.batches]
+        codes = torch.cat([quantized.codes for _, quantized in found])
+        usage, perplexity = codebook_use(codes, model.config.codes)
+        return {
+            "distance": sum(len(q.codes) * distance.item() for distance, q in found) / len(codes),
+            "codebook_usage": usage.item(),
+            "perplexity": perplexity.item(),
+        }
+
+
+def train_vqkd(run: VQKDRun) -> Path:
+    """Train; returns the folder of the finished weights, which know nothing of the teacher."""
+    store, cameras = open_pictures(run.task, run.data, run.camera)
+    device = own_device(pick_device(run.device))
+    train_episodes, val_episodes = split_store(store, run.val_ratio, run.train.seed)
+    window = Window(video=dict.fromkeys(cameras, (0,)))
+    training, validation = (WindowDataset(store, window, e, None) for e in (train_episodes, val_episodes))
+    teacher = open_teacher(run, device)  # before the seed: making one may draw
+    torch.manual_seed(run.train.seed)
+    model = VQKD(run.model, teacher=teacher)
+    if run.init is not None:
+        start_from(model, weights_of(run.init, "vqkd"))
+    model.to(device)
+    try_teacher(model, device)
+    if not model.quantizer.initialised:
+        start_codebook(model, training, run.train.seed)
+    run = open_run(run, device, free=("train", "device", "out"))
+    say(
+        "Training VQ-KD",
+        data=f"{store.path} ({', '.join(cameras)}): {len(training)} frames to train on, {len(validation)} to validate",
+        model=f"{sum(p.numel() for p in model.parameters()):,} parameters, {run.model.grid[0]} x {run.model.grid[1]} "
+        f"codes of {run.model.codes}",
+        teacher=f"{run.teacher}, preprocessing {run.teacher_preprocessing}",
+        start=run.init or "random weights, codebook by k-means",
+        **resources(run.train, device),
+        seed=run.train.seed,
+        out=run.out,
+    )
+
+    def export(state: dict[str, Tensor], path: Path) -> None:
+        save_checkpoint(path, family="vqkd", config=run.model, state=state, spec=store.spec)
+
+    evaluator = TeacherQuality(validation)
+    result = train_on(training, model, run, verb="train vqkd", evaluators=[evaluator], export=export, device=device)
+    card = {
+        "recipe": "foreact train vqkd", "data": store.path.name, "teacher": run.teacher, "start": run.init,
+    }  # fmt: skip
+    return publish(run, result, family="vqkd", config=run.model, card=card)
+
+
+def open_teacher(run: VQKDRun, device: torch.device) -> Teacher:
+    """The run's teacher behind its preprocessing."""
+    if run.teacher is None:
+        raise UserError(
+            "VQ-KD learns what a teacher sees, and none is named; give a TorchScript file or 'module:function' with "
+            "--teacher."
+        )
+    network = open_features(run.teacher, preprocessing=run.teacher_preprocessing, device=device)
+
+    def teacher(images: Tensor) -> Tensor:
+        return network.forward(network.preprocessing(images))
+
+    return teacher
+
+
+def try_teacher(model: VQKD, device: torch.device) -> None:
+    """Ask the teacher about one picture.
+
+    Raises:
+        UserError: it fails, or does not give features that fit the model's config.
+    """
+    height, width = model.config.image_size
+    try:
+        model.teach(torch.zeros(1, 3, height, width, device=device))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(
+            f"--teacher fails on a picture of {height} x {width} pixels ({reason}); choose --teacher-preprocessing and "
+            "--model.image-size that fit it."
+        ) from None
+
+
+@torch.no_grad()
+def start_codebook(model: VQKD, dataset: WindowDataset, seed: int) -> None:
+    """Set the codebook by k-means over the latents of frames from everywhere in the data.
+
+    Raises:
+        UserError: there are fewer latents than codes.
+    """
+    codes, per_frame = model.config.codes, math.prod(model.grid)
+    device = next(model.parameters()).device
+    frames = spread_batches(dataset, at_most=math.ceil(LATENTS_PER_CODE * codes / per_frame), batch_size=32)
+    z = torch.cat([model.latents(model.frames(batch.to(device))) for batch in frames])
+    latents = len(z) * per_frame
+    if latents < codes:
+        raise UserError(
+            f"A codebook of {codes} starts from as many latents, and {len(z)} frames of {per_frame} give {latents}; "
+            "lower --model.codes or give more data."
+        )
+    order = torch.randperm(latents, generator=torch.Generator().manual_seed(seed))
+    model.quantizer.initialise(z, order.to(device))
+
+
+def command(args: Sequence[str]) -> None:
+    """`foreact train vqkd`."""
+
+    def defaults(chosen: dict[str, str]) -> VQKDRun:
+        size = chosen.get("size", "small")
+        if size not in SIZES:
+            raise UserError(f"--size should be one of {', '.join(SIZES)}, found '{size}'.")
+        run = dataclasses.replace(recipe(size), **chosen)
+        if run.init is None:
+            return run
+        checkpoint = weights_of(run.init, "vqkd")
+        where = f"{checkpoint.path / 'config.json'}: config"
+        return dataclasses.replace(run, model=config_from_json(VQKDConfig, checkpoint.config, where=where))
+
+    train_vqkd(parse_run(VQKDRun, args, prog="foreact train vqkd", recipe=defaults, choices=("size", "task", "init")))

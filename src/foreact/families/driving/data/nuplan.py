@@ -1,0 +1,73 @@
+"""nuPlan as it is downloaded -> trajectory records: one SQLite file per log, camera images beside.
+
+Read are image (filename_jpg, timestamp, ego_pose_token, camera_token), camera (token, channel) and ego_pose (token, x,
+y, z, qw, qx, qy, qz). One record per image of the camera; a whole log is one scene, since a drive goes on across the
+20 s scenes of the data base. Calibrations are pickles in that data base and stay unread.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+from foreact.errors import UserError
+from foreact.families.driving.data.trajectories import Record
+
+RATE_HZ = 10.0
+"""Rate of the cameras."""
+
+QUERY = """
+SELECT image.filename_jpg, image.timestamp, ego_pose.x, ego_pose.y, ego_pose.z,
+       ego_pose.qw, ego_pose.qx, ego_pose.qy, ego_pose.qz
+FROM image
+JOIN camera ON camera.token = image.camera_token
+JOIN ego_pose ON ego_pose.token = image.ego_pose_token
+WHERE camera.channel = ?
+ORDER BY image.timestamp
+"""
+
+
+def nuplan_logs(databases: str | Path, names: Sequence[str] | None = None) -> list[Path]:
+    """The logs' files below a folder, by name; or those with the given names (without .db).
+
+    Raises:
+        UserError: there is none, two have one name, or a name is missing.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(Path(databases).rglob("*.db"), key=lambda p: p.stem):
+        if path.stem in found:
+            raise UserError(f"{databases} holds the log '{path.stem}' twice: {found[path.stem]} and {path}.")
+        found[path.stem] = path
+    if not found:
+        raise UserError(f"There is no .db file below {databases}; give the folder of nuPlan's logs.")
+    if names is None:
+        return list(found.values())
+    if missing := sorted(set(names) - set(found)):
+        raise UserError(f"{databases} has no log '{missing[0]}' ({len(missing)} of {len(names)} are missing).")
+    return [found[name] for name in sorted(set(names))]
+
+
+def nuplan_records(logs: Sequence[Path], *, camera: str = "CAM_F0") -> Iterator[Record]:
+    """One record per image of a camera (see `foreact.families.driving.data.trajectories`), log after log.
+
+    Raises:
+        UserError: a file is no data base of nuPlan, or damaged.
+    """
+    for log in logs:
+        try:
+            with closing(sqlite3.connect(f"{log.resolve().as_uri()}?mode=ro", uri=True)) as base:
+                rows = base.execute(QUERY, (camera,)).fetchall()
+        except sqlite3.Error as error:
+            raise UserError(f"{log} cannot be read as a log of nuPlan ({error}); download it again.") from None
+        for file, timestamp, x, y, z, qw, qx, qy, qz in rows:
+            yield {
+                "scene": {"name": log.stem, "description": ""},
+                camera: {
+                    "file_path": file,
+                    "timestamp": timestamp,
+                    "ego_to_world_tran": [x, y, z],
+                    "ego_to_world_rot": [qw, qx, qy, qz],
+                },
+            }

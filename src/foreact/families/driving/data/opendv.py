@@ -1,0 +1,249 @@
+"""OpenDV-YouTube: videos and the table of what to cut off -> a native store at 10 frames per second.
+
+<root>/metadata.csv                    tab separated: video_id, split, discard_start, discard_end (seconds), ...
+<root>/videos/<channel>/<id>.mp4       or .webm; a leading "-" of an id may be written as "@"
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import av
+import numpy as np
+from av.filter import Graph
+from av.video.stream import VideoStream
+from tqdm import tqdm
+
+from foreact.data.formats.frames import kept_on_disk
+from foreact.data.stores.writer import StoreWriter
+from foreact.errors import UserError
+from foreact.families.driving.data.drives import FRAME_SIZE, FRONT, driving_spec, episodes_done
+
+RATE_HZ = 10.0
+
+Cutting = Literal["exact", "reference"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Video:
+    """One line of the table and its file.
+
+    Attributes:
+        discard_start, discard_end: seconds to cut off.
+    """
+
+    name: str
+    path: Path
+    split: str
+    discard_start: float
+    discard_end: float
+
+
+def opendv_videos(root: str | Path, *, split: str | None = None, names: Sequence[str] | None = None) -> list[Video]:
+    """The videos of a split, or of given ids, in the table's order; those without a file are left out with a warning.
+
+    Raises:
+        UserError: the table is missing or malformed, or there is no such video.
+    """
+    root, wanted = Path(root), None if names is None else set(names)
+    table = root / "metadata.csv"
+    files = {p.stem: p for p in sorted((root / "videos").glob("*/*")) if p.suffix in (".mp4", ".webm")}
+    try:
+        with open(table, newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+        listed = {row["video_id"]: row for row in rows}
+        chosen = {
+            name: row
+            for name, row in listed.items()
+            if (split is None or row["split"].lower() == split.lower()) and (wanted is None or name in wanted)
+        }
+        cuts = {name: (float(row["discard_start"]), float(row["discard_end"])) for name, row in chosen.items()}
+    except FileNotFoundError:
+        raise UserError(f"There is no table {table}; give the folder that holds metadata.csv and videos/.") from None
+    except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
+        raise UserError(
+            f"{table} should be tab separated with video_id, split, discard_start and discard_end "
+            f"({type(error).__name__}: {error})."
+        ) from None
+    if unknown := sorted((wanted or set()) - set(listed)):
+        raise UserError(f"{table} does not list '{unknown[0]}' ({len(unknown)} of the given names are missing).")
+    if bad := [name for name, cut in cuts.items() if not all(0 <= seconds < math.inf for seconds in cut)]:
+        raise UserError(f"{table} should cut off 0 seconds or more; '{bad[0]}' has {cuts[bad[0]]}.")
+    paths = {name: files.get(name) or files.get(f"@{name[1:]}" if name.startswith("-") else name) for name in chosen}
+    found = [
+        Video(name=name, path=path, split=chosen[name]["split"], discard_start=cuts[name][0], discard_end=cuts[name][1])
+        for name, path in paths.items()
+        if path is not None
+    ]
+    if not found:
+        raise UserError(f"{table} lists {len(chosen)} videos for this choice; none of them lies below {root}/videos.")
+    if len(found) < len(chosen):
+        lost = next(name for name, path in paths.items() if path is None)
+        warnings.warn(
+            f"{len(chosen) - len(found)} of {len(chosen)} videos, such as '{lost}', are not below {root}/videos and "
+            "are left out.",
+            stacklevel=2,
+        )
+    return found
+
+
+def import_opendv(
+    root: str | Path,
+    out: str | Path,
+    *,
+    split: str | None = None,
+    names: Sequence[str] | None = None,
+    cutting: Cutting = "exact",
+    damage: Literal["warn", "error"] = "warn",
+    size: tuple[int, int] = FRAME_SIZE,
+    progress: bool = True,
+) -> int:
+    """Cut, sample and shrink videos into a native store, one episode per video; resumable after each.
+
+    Args:
+        root: holds metadata.csv and videos/.
+        out: the store, new or begun before with the same options.
+        split, names: which videos; by default all.
+        cutting: where a video ends. "exact": `discard_end` seconds before its end. "reference": `discard_start`
+            seconds later than that (but not after the end), as the released models' frames were cut.
+        damage: whether a video with damaged parts is taken as far as it decodes, with a warning, or refused.
+        size: height and width of the frames.
+        progress: show a bar.
+
+    Returns:
+        Number of episodes in the store.
+
+    Raises:
+        UserError: nothing can be imported, a video is damaged and `damage` is "error", or the disk refuses.
+    """
+    out = Path(out)
+    videos = opendv_videos(root, split=split, names=names)
+    facts = {"source": "OpenDV", "cutting": cutting}
+    with StoreWriter(out, driving_spec(RATE_HZ, size), attrs=facts) as writer:
+        done = episodes_done(writer, facts, [video.name for video in videos])
+        for video in tqdm(videos, unit="video", desc="import", disable=not progress):
+            if video.name in done:
+                continue
+            clip = Clip(video, cutting=cutting, size=size)
+            with kept_on_disk(clip, out) as frames:
+                if clip.damage and damage == "error":
+                    raise UserError(f"{video.path}: {clip.damage}; download it again, or import with damage 'warn'.")
+                if len(frames) == 0:
+                    reason = clip.damage or "nothing remains after cutting"
+                    warnings.warn(f"{video.path} is left out: {reason}.", stacklevel=2)
+                    continue
+                if clip.damage:
+                    warnings.warn(f"{video.path}: {clip.damage}; {len(frames)} frames are taken.", stacklevel=2)
+                writer.append({FRONT: frames}, name=video.name, split=video.split, complaints=clip.complaints)
+        if writer.episodes == 0:
+            raise UserError(f"None of the {len(videos)} videos below {root} gave a frame.")
+        return writer.episodes
+
+
+class Clip:
+    """Frames of one video: cut, at 10 per second, uint8 (H, W, 3); decoded in this process by FFmpeg's libraries.
+
+    The decoder conceals damaged parts and goes on; a frame that is lost is replaced by the one before it.
+
+    Attributes:
+        complaints: errors that the decoder has reported, from the key frame before the cut on.
+        failure: what made it give up, if anything did.
+        missing: seconds by which the video ended too early.
+    """
+
+    def __init__(self, video: Video, *, cutting: Cutting, size: tuple[int, int]) -> None:
+        self.video, self.cutting, self.size = video, cutting, size
+        self.complaints, self.failure, self.missing = 0, "", 0.0
+
+    @property
+    def damage(self) -> str:
+        """What is wrong with the video, known after its last frame; empty where nothing is."""
+        found = [f"it cannot be decoded further ({self.failure})"] if self.failure else []
+        if self.complaints:
+            found.append(f"the decoder reported {self.complaints} errors")
+        if self.missing > 1.0:
+            found.append(f"it ends {self.missing:.1f} s too early")
+        return " and ".join(found)
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        before = av.logging.get_level(), av.logging.get_skip_repeated()
+        av.logging.set_level(av.logging.ERROR)
+        av.logging.set_skip_repeated(False)
+        try:
+            with av.logging.Capture() as log:
+                try:
+                    yield from self._frames()
+                except av.FFmpegError as error:
+                    self.failure = str(error)
+                self.complaints += len(log)
+        finally:
+            av.logging.set_level(before[0])
+            av.logging.set_skip_repeated(before[1])
+
+    def _frames(self) -> Iterator[np.ndarray]:
+        with av.open(str(self.video.path)) as container:
+            if not container.streams.video or container.duration is None:
+                self.failure = "there is no video stream of known duration"
+                return
+            stream = container.streams.video[0]
+            # One thread: messages from the decoder's own threads, which tell of damage, can lock up the interpreter.
+            stream.thread_type, stream.codec_context.thread_count = "NONE", 1
+            self.missing = length = max(0.0, self._length(container.duration / av.time_base))
+            if length == 0:
+                return
+            origin, start = (container.start_time or 0) / av.time_base, self.video.discard_start
+            if start > 0:
+                container.seek(int((origin + start) * av.time_base))
+            graph = self._graph(stream)
+            assert stream.time_base is not None
+            for packet in container.demux(stream):
+                try:
+                    decoded = packet.decode()
+                except av.FFmpegError:
+                    self.complaints += 1
+                    continue
+                for frame in decoded:
+                    if frame.pts is None or (time := float(frame.pts * stream.time_base) - origin - start) < 0:
+                        continue
+                    frame.pts, frame.time_base = round(time / stream.time_base), stream.time_base
+                    graph.push(frame)
+                    yield from self._pull(graph, length)
+                    if time > length + 1 / RATE_HZ:
+                        return
+            graph.push(None)
+            yield from self._pull(graph, length)
+
+    def _length(self, duration: float) -> float:
+        """Seconds to keep from `discard_start` on."""
+        start, end = self.video.discard_start, self.video.discard_end
+        return duration - start - end if self.cutting == "exact" else min(duration - start, duration - end)
+
+    def _graph(self, stream: VideoStream) -> Graph:
+        graph = Graph()
+        graph.threads = 1
+        height, width = self.size
+        graph.link_nodes(
+            graph.add_buffer(template=stream),
+            graph.add("fps", f"{RATE_HZ:g}"),
+            graph.add("scale", f"{width}:{height}"),
+            graph.add("format", "rgb24"),
+            graph.add("buffersink"),
+        ).configure()
+        return graph
+
+    def _pull(self, graph: Graph, length: float) -> Iterator[np.ndarray]:
+        while True:
+            try:
+                frame = graph.vpull()
+            except (BlockingIOError, EOFError):
+                return
+            if frame.pts * frame.time_base >= length - 1e-6:
+                return
+            self.missing = length - (frame.pts + 1) * frame.time_base
+            yield frame.to_ndarray(format="rgb24")

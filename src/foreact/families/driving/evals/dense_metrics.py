@@ -1,0 +1,86 @@
+"""Scores of dense labels: intersection over union, and errors of depth."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from foreact.errors import UserError
+
+
+class Confusion:
+    """Counts of (true class, predicted class) over pixels.
+
+    Args:
+        classes: how many.
+        ignore: label of pixels that do not count.
+
+    Attributes:
+        counts: int64 (C, C), row = truth.
+    """
+
+    def __init__(self, classes: int, *, ignore: int = 255) -> None:
+        self.classes, self.ignore = classes, ignore
+        self.counts = torch.zeros(classes, classes, dtype=torch.int64)
+
+    def add(self, predicted: Tensor, truth: Tensor) -> None:
+        """Integer tensors of one shape; raises a `UserError` for classes that do not exist."""
+        if predicted.shape != truth.shape:
+            raise UserError(
+                f"Predicted and true classes should have one shape, found {tuple(predicted.shape)} and "
+                f"{tuple(truth.shape)}."
+            )
+        counted = truth != self.ignore
+        p, t = predicted[counted].long(), truth[counted].long()
+        for values in (p, t):
+            if len(values) and not 0 <= int(values.min()) <= int(values.max()) < self.classes:
+                raise UserError(
+                    f"Classes should lie in 0..{self.classes - 1}, found {int(values.min())}..{int(values.max())}."
+                )
+        self.counts += torch.bincount(t * self.classes + p, minlength=self.classes**2).view_as(self.counts)
+
+    def iou(self) -> Tensor:
+        """float64 (C,): pixels where truth and prediction agree over pixels where either is the class; NaN for none."""
+        both = self.counts.diagonal().double()
+        return both / (self.counts.sum(0) + self.counts.sum(1) - both)
+
+    def iou_list(self) -> list[float | None]:
+        """`iou` as JSON knows it."""
+        return [None if value.isnan() else float(value) for value in self.iou()]
+
+    def scores(self) -> dict[str, float]:
+        """mIoU: the mean over the classes that occur."""
+        if not int(self.counts.sum()):
+            raise UserError("No pixel has a label, so there is no IoU; check the labels of the held-out pictures.")
+        return {"mIoU": float(self.iou().nanmean())}
+
+
+class DepthErrors:
+    """Errors of depth maps: means per picture, averaged over pictures; pixels without depth (<= 0) do not count."""
+
+    def __init__(self) -> None:
+        self._images: list[Tensor] = []
+
+    def add(self, predicted: Tensor, truth: Tensor) -> None:
+        """float (B, 1, H, W) each, in one unit."""
+        if predicted.shape != truth.shape:
+            raise UserError(
+                f"Predicted and true depth should have one shape, found {tuple(predicted.shape)} and "
+                f"{tuple(truth.shape)}."
+            )
+        for p, t in zip(predicted.double(), truth.double(), strict=True):
+            p, t = p[t > 0], t[t > 0]
+            if not len(t):
+                continue
+            ratio = torch.maximum(p / t, t / p.clamp_min(1e-12))
+            error = (p - t).abs()
+            within = [(ratio < 1.25**k).double().mean() for k in (1, 2, 3)]
+            self._images.append(torch.stack([*within, (error / t).mean(), (error**2 / t).mean(), (error**2).mean()]))
+
+    def scores(self) -> dict[str, float]:
+        """d1, d2, d3: shares of pixels within 1.25, 1.25^2, 1.25^3; abs_rel, sq_rel; rmse: root of the mean MSE."""
+        if not self._images:
+            raise UserError("No pixel has depth, so there is no error of depth; check the depth files.")
+        mean = torch.stack(self._images).mean(0)
+        mean[-1] = mean[-1].sqrt()
+        return dict(zip(("d1", "d2", "d3", "abs_rel", "sq_rel", "rmse"), mean.tolist(), strict=True))

@@ -1,0 +1,295 @@
+"""Driving models against recorded drives, without acting: loss of the next token, and distance of planned paths."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foreact.errors import UserError
+from foreact.evals.clustered import clustered_estimate
+from foreact.families.driving.data.ego import COMMANDS
+from foreact.types import Batch, Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class NextToken:
+    """Result of `next_token`.
+
+    Attributes:
+        loss: nats per token, every predicted token counting alike; the interval is over independent drives.
+        perplexity: exp of the loss.
+        tokens: how many were predicted.
+        windows: how many windows they came from.
+    """
+
+    loss: Estimate
+    perplexity: float
+    tokens: int
+    windows: int
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@torch.no_grad()
+def next_token(
+    token_losses: Callable[[Tensor], Tensor], batches: Iterable[Batch], camera: str, *, device: torch.device | str
+) -> NextToken:
+    """Cross-entropy of each token given those before it, over all windows.
+
+    Args:
+        token_losses: int64 (B, T, h, w) -> float (B, T h w - 1), nats: the loss of each token but the first.
+        batches: with `tokens[camera]`; frames marked invalid do not count. `index` names the drive of each window.
+        camera: stream to read.
+        device: where `token_losses` computes.
+
+    Raises:
+        UserError: no window, or losses that are not finite.
+    """
+    means, counts, owners = [], [], []
+    for batch in batches:
+        tokens = _tokens(batch, camera)
+        losses = token_losses(tokens.to(device)).double().cpu()
+        valid = batch.valid.get(camera)
+        if valid is None:
+            weight = torch.ones_like(losses)
+        else:
+            weight = valid.repeat_interleave(math.prod(tokens.shape[2:]), dim=1)[:, 1:].double()
+        count = weight.sum(1)
+        kept = count > 0
+        means.append(((losses * weight).sum(1) / count)[kept])
+        counts.append(count[kept])
+        owners.append(_drives(batch, sum(map(len, owners)))[kept])
+    weights = _joined(counts)
+    loss = clustered_estimate(
+        _joined(means), _joined(owners), weights=weights, unit="nats per token", higher_is_better=False
+    )
+    return NextToken(
+        loss=loss, perplexity=math.exp(min(loss.mean, 700.0)), tokens=int(weights.sum()), windows=len(weights)
+    )
+
+
+class Planner(Protocol):
+    """What is measured: a model that draws k plans per context."""
+
+    def act(self, tokens: Tensor, commands: Tensor, *, samples: int, steps: int, rng: torch.Generator) -> Tensor:
+        """int64 (B, T, h, w) and (B,) -> float (B, k, K, 2), metres in the frame of the car."""
+        ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One window: what was planned and what was driven.
+
+    Attributes:
+        predicted: float32 (k, K, 2), metres, x forward and y left of the car.
+        truth: float32 (K, 2).
+        command: the high-level command that the model was given.
+        episode, step: where the window's last frame lies.
+    """
+
+    predicted: np.ndarray
+    truth: np.ndarray
+    command: int
+    episode: int
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenLoop:
+    """Result of `open_loop`.
+
+    Attributes:
+        samples: plans drawn per window, k.
+        steps: of the sampler.
+        seed: of the draws.
+        min_ade: distance of the nearest plan, averaged over windows; the interval is over independent drives.
+        per_command: the same for the windows of each command that occurs.
+        baselines: the distance of plans that need no model, one per window; see `baseline_plans`.
+        windows: per window, in order: its command's name -> count.
+        plans: every window's plans.
+        examples: numbers of the plans to show, one per drive and command.
+    """
+
+    samples: int
+    steps: int
+    seed: int
+    min_ade: Estimate
+    per_command: Mapping[str, Estimate]
+    baselines: Mapping[str, Estimate]
+    windows: Mapping[str, int]
+    plans: Sequence[Plan] = ()
+    examples: Sequence[int] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """All but the plans."""
+        raw = dataclasses.asdict(dataclasses.replace(self, plans=()))
+        return {name: value for name, value in raw.items() if name not in ("plans", "examples")}
+
+    def plans_json(self) -> list[dict[str, Any]]:
+        """Every window's plans, in metres rounded to millimetres."""
+        return [
+            {
+                "episode": plan.episode,
+                "step": plan.step,
+                "command": plan.command,
+                "truth": plan.truth.astype(np.float64).round(3).tolist(),
+                "predicted": plan.predicted.astype(np.float64).round(3).tolist(),
+            }
+            for plan in self.plans
+        ]
+
+
+def open_loop(
+    model: Planner,
+    batches: Iterable[Batch],
+    camera: str,
+    *,
+    samples: int = 10,
+    steps: int = 10,
+    seed: int = 0,
+    examples: int = 8,
+    commands: Sequence[str] = COMMANDS,
+    device: torch.device | str,
+) -> OpenLoop:
+    """minADE_k: plan from each window's last frame and compare with what was driven.
+
+    Args:
+        model: draws the plans.
+        batches: with `tokens[camera]`, `plans` in metres and `commands`.
+        samples: plans per window, k; a score falls as k grows, so it belongs beside the number.
+        steps: of the sampler.
+        seed: decides the draws.
+        examples: windows to choose for pictures.
+        commands: names of commands 0, 1, ...
+        device: where the model computes.
+
+    Raises:
+        UserError: no window, data without plans, or plans of another shape than the model's.
+    """
+    rng = torch.Generator(device).manual_seed(seed)
+    found: list[Plan] = []
+    shown: dict[tuple[int, int], int] = {}
+    errors, owners = [], []
+    simple: dict[str, list[Tensor]] = {}
+    for batch in batches:
+        if batch.plans is None or batch.commands is None:
+            raise UserError("Open-loop evaluation needs plans and commands; open data with trajectories.")
+        truth, given = batch.plans[:, -1].float(), batch.commands[:, -1]
+        predicted = model.act(
+            _tokens(batch, camera).to(device), given.to(device), samples=samples, steps=steps, rng=rng
+        )
+        predicted = predicted.float().cpu()
+        if predicted.shape[2:] != truth.shape[1:]:
+            raise UserError(
+                f"The model plans {tuple(predicted.shape[2:])} (steps, coordinates) and the data holds "
+                f"{tuple(truth.shape[1:])}; read the data with the model's horizon."
+            )
+        errors.append(min_ade(predicted, truth)[0])
+        for name, plan in baseline_plans(batch.plans.float()).items():
+            simple.setdefault(name, []).append(min_ade(plan[:, None], truth)[0])
+        owners.append(_drives(batch, len(found)))
+        for row in range(len(truth)):
+            episode, command = int(owners[-1][row]), int(given[row])
+            if len(shown) < examples:
+                shown.setdefault((episode, command), len(found))
+            found.append(
+                Plan(
+                    predicted=predicted[row].numpy(),
+                    truth=truth[row].numpy(),
+                    command=command,
+                    episode=episode,
+                    step=len(found) if batch.index is None else int(batch.index[row, 1]),
+                )
+            )
+    values, drives = _joined(errors), _joined(owners)
+    given = np.array([plan.command for plan in found])
+    if len(given) and not 0 <= given.min() <= given.max() < len(commands):
+        raise UserError(f"Commands should lie in 0..{len(commands) - 1}, found {given.min()}..{given.max()}.")
+    occurring = {name: given == i for i, name in enumerate(commands) if (given == i).any()}
+
+    def mean(of: np.ndarray, chosen: np.ndarray | slice = slice(None)) -> Estimate:
+        return clustered_estimate(of[chosen], drives[chosen], unit="m", higher_is_better=False)
+
+    return OpenLoop(
+        samples=samples,
+        steps=steps,
+        seed=seed,
+        min_ade=mean(values),
+        per_command={name: mean(values, rows) for name, rows in occurring.items()},
+        baselines={name: mean(_joined(parts)) for name, parts in simple.items()},
+        windows={name: int(rows.sum()) for name, rows in occurring.items()},
+        plans=found,
+        examples=list(shown.values()),
+    )
+
+
+def baseline_plans(plans: Tensor) -> dict[str, Tensor]:
+    """Plans that need no model, to judge a distance by.
+
+    "standing still" stays where it is. "straight on" keeps the heading and the speed, which is told by the way from the
+    frame before; windows of one frame tell none.
+
+    Args:
+        plans: what was driven, metres, (B, T, K, 2); waypoints as far apart in time as frames.
+
+    Returns:
+        name -> (B, K, 2), from the last frame on.
+    """
+    still = torch.zeros_like(plans[:, -1])
+    if plans.shape[1] < 2:
+        return {"standing still": still}
+    step = plans[:, -2, 0]
+    ahead = torch.linalg.vector_norm(step, dim=-1).copysign(step[:, 0])
+    steps = torch.arange(1, plans.shape[2] + 1, dtype=plans.dtype, device=plans.device)
+    straight = torch.stack([ahead[:, None] * steps, still[..., 1]], dim=-1)
+    return {"standing still": still, "straight on": straight}
+
+
+def min_ade(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
+    """Average displacement error of the nearest of k paths.
+
+    Args:
+        predicted: (B, k, K, A).
+        truth: (B, K, A).
+
+    Returns:
+        The error (B,), which is the Euclidean distance averaged over the K steps, least over the k paths; and the path
+        that has it, int64 (B,).
+
+    Raises:
+        UserError: the shapes do not fit.
+    """
+    if predicted.ndim != 4 or predicted.shape[1] < 1 or predicted[:, 0].shape != truth.shape:
+        raise UserError(
+            f"minADE compares (B, k, K, A) with (B, K, A), found {tuple(predicted.shape)} and {tuple(truth.shape)}."
+        )
+    least = torch.linalg.vector_norm(predicted - truth[:, None], dim=-1).mean(-1).min(dim=1)
+    return least.values, least.indices
+
+
+def _tokens(batch: Batch, camera: str) -> Tensor:
+    if camera not in batch.tokens:
+        raise UserError(
+            f"The data has no tokens of camera '{camera}' (it has {sorted(batch.tokens)}); "
+            "run `foreact tokenize` first."
+        )
+    return batch.tokens[camera]
+
+
+def _drives(batch: Batch, before: int) -> Tensor:
+    """The episode of each window, (B,); windows without one stand for themselves."""
+    return torch.arange(before, before + len(batch)) if batch.index is None else batch.index[:, 0].cpu()
+
+
+def _joined(parts: Sequence[Tensor]) -> np.ndarray:
+    if not parts:
+        raise UserError("There is no window to measure; give longer drives or another split.")
+    return torch.cat(list(parts)).numpy()

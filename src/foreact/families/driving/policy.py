@@ -1,0 +1,288 @@
+"""VaVAM as a policy: frames of the front camera and a command in, waypoints out (arXiv 2502.15672).
+
+Deviations from the reference: a frame is tokenized once, when it arrives, not again with every plan; draws depend on
+the episode's seed; several plans may be drawn, from one reading of the video, and one of them chosen.
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from foreact.checkpoints.format import build, load_checkpoint
+from foreact.checkpoints.tokenizers import tokenizer_of
+from foreact.errors import UserError
+from foreact.families.driving.data.drives import FRAME_SIZE, FRONT
+from foreact.families.driving.data.windows import plan_spec
+from foreact.families.driving.vavam import VaVAM
+from foreact.machine import AnyPrecision, Precision, autocast, choose_precision
+from foreact.policies.memory import Episode, Memory, generator_for, pictures_of
+from foreact.types import ActionChunk, Encoder, Observation, StreamSpec, to_model_range
+
+COMMAND = "command"
+"""State stream of the high-level command: 0 right, 1 left, 2 straight."""
+RATE_HZ = 2.0
+"""Rate of frames and waypoints of the released models."""
+CAMERA_SIZE = (900, 1600)
+"""(height, width) of the cameras that the models were trained on."""
+
+Choice = Literal["first", "medoid"]
+NoiseSource = Callable[[int, int], Tensor]
+"""(seed of the episode, step) -> standard normal (samples, K, A), from which the plans of that step grow."""
+
+
+def acting_spec(size: tuple[int, int] = FRAME_SIZE) -> StreamSpec:
+    """What the released models see and plan: the front camera and a command, waypoints in the frame of the car."""
+    return StreamSpec(cameras={FRONT: size}, fps=RATE_HZ, action=plan_spec(RATE_HZ), state={COMMAND: (COMMAND,)})
+
+
+@dataclass
+class Drive(Episode):
+    """One episode: the tokens of its newest frames and its newest command."""
+
+    tokens: deque[Tensor] = field(default_factory=deque)
+    command: int = -1
+
+
+class DrivingPolicy:
+    """VaVAM with its tokenizer and memory; meets `foreact.types.Policy`.
+
+    Observations carry the camera in any size (see `fit_frames`) and the command as `state["command"]`, (B, 1). They
+    come at the rate of the spec, one per step.
+
+    Args:
+        model: the video-action model.
+        tokenizer: the tokenizer whose ids the model was trained on, on `device` already.
+        spec: camera and its size in the tokenizer, rate, and what the waypoints mean.
+        samples: plans to draw, k.
+        choose: which of them to follow: the first, or the medoid, the one closest to all others.
+        steps: Euler steps of the flow; None for the model's.
+        clip: limit on each coordinate in metres; None for the model's, math.inf for none.
+        execute: waypoints to follow before planning again, 1..K.
+        noise: where plans grow from; by default a generator seeded with the episode's seed and the step.
+        precision: of the model; the tokenizer always computes in float32. auto: bf16 where the device is faster in it.
+        device: where to compute.
+        weights: content hash of the weights, told by `describe`.
+
+    Raises:
+        UserError: a setting is impossible, or model, tokenizer and spec do not belong together.
+    """
+
+    def __init__(
+        self,
+        model: VaVAM,
+        tokenizer: Encoder,
+        spec: StreamSpec,
+        *,
+        samples: int = 1,
+        choose: Choice = "first",
+        steps: int | None = None,
+        clip: float | None = None,
+        execute: int = 1,
+        noise: NoiseSource | None = None,
+        precision: AnyPrecision = "fp32",
+        device: torch.device | str = "cpu",
+        weights: str = "",
+    ) -> None:
+        video, expert = model.config.vavim, model.config.expert
+        steps = model.config.steps if steps is None else steps
+        if samples < 1 or steps < 1:
+            raise UserError(f"samples ({samples}) and steps ({steps}) must be at least 1.")
+        if not 1 <= execute <= expert.horizon:
+            raise UserError(f"execute is {execute}; the model plans {expert.horizon} waypoints, choose 1 to that many.")
+        if tokenizer.vocab is None or tokenizer.vocab > video.vocab:
+            has = "continuous latents" if tokenizer.vocab is None else f"{tokenizer.vocab} ids"
+            raise UserError(
+                f"The model reads {video.vocab} token ids, the tokenizer has {has}; give its own tokenizer."
+            )
+        if video.camera not in spec.cameras:
+            raise UserError(f"The model watches camera '{video.camera}'; the spec knows {sorted(spec.cameras)}.")
+        if spec.action is None or spec.action.dim != expert.action_dim:
+            found = "no actions" if spec.action is None else f"{spec.action.dim} action dims"
+            raise UserError(f"The model plans {expert.action_dim} numbers per waypoint, the spec has {found}.")
+        self.spec = spec
+        self.model = model.to(device)
+        self.camera = video.camera
+        self.samples = samples
+        self.choose = choose
+        self.steps = steps
+        self.clip = model.config.clip if clip is None else clip
+        self.context = model.config.context or video.frames
+        self.execute = execute
+        self.precision: Precision = choose_precision(precision, torch.device(device))
+        self.device = torch.device(device)
+        self.weights = weights
+        self._tokenizer = tokenizer
+        self._noise = noise
+        self._memory = self._nothing_seen()
+
+    def fresh(self) -> DrivingPolicy:
+        """A policy with the same settings and the very same network that has seen nothing, for episodes of its own."""
+        other = copy.copy(self)
+        other._memory = other._nothing_seen()
+        return other
+
+    def _nothing_seen(self) -> Memory[Drive]:
+        return Memory(lambda seed: Drive(seed, tokens=deque(maxlen=self.context)))
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        self._memory.reset(seeds)
+
+    def observe(self, obs: Observation, ids: Sequence[int] | None = None) -> None:
+        drives = self._memory.episodes(ids)
+        frames = pictures_of(obs, self.camera, len(drives), None)
+        commands = self._commands(obs, len(drives))
+        # Everything that can fail comes before the first change, so that a refused observation leaves no trace.
+        tokens = self._tokenize(frames)
+        for drive, command, frame in zip(drives, commands, tokens, strict=True):
+            drive.tokens.append(frame)
+            drive.command = command
+            drive.step += 1
+
+    def act(self, ids: Sequence[int] | None = None) -> ActionChunk:
+        began = time.perf_counter()
+        plans = self.plans(ids)
+        chosen = torch.zeros(len(plans), dtype=torch.long) if self.choose == "first" else medoid(plans)
+        actions = plans[torch.arange(len(plans)), chosen].numpy()
+        _, step = self._memory.now(ids)
+        return ActionChunk(actions, self.execute, step, (time.perf_counter() - began) * 1e3)
+
+    def plans(self, ids: Sequence[int] | None = None) -> Tensor:
+        """All plans drawn at this step: float32 (B, samples, K, A) on the CPU, metres in the frame of the car."""
+        drives, _ = self._memory.now(ids)
+        tokens = torch.stack([torch.stack(list(drive.tokens)) for drive in drives])
+        commands = torch.tensor([drive.command for drive in drives], device=self.device)
+        draw = self._drawn_noise if self._noise is None else self._noise
+        noise = torch.stack([draw(drive.seed, drive.step) for drive in drives]).to(self.device)
+        with torch.inference_mode(), autocast(self.device, self.precision):
+            plans = self.model.act(
+                tokens, commands, samples=self.samples, steps=self.steps, clip=self.clip, noise=noise
+            )
+        return plans.float().cpu()
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "policy": "vavam",
+            "weights": self.weights,
+            "camera": self.camera,
+            "context": self.context,
+            "horizon": self.model.config.expert.horizon,
+            "execute": self.execute,
+            "samples": self.samples,
+            "choose": self.choose,
+            "sampling_steps": self.steps,
+            "clip": self.clip,
+            "precision": self.precision,
+            "device": str(self.device),
+        }
+
+    def _commands(self, obs: Observation, rows: int) -> list[int]:
+        values = np.asarray(obs.state.get(COMMAND, np.zeros(0)))
+        known = self.model.config.expert.commands
+        if values.shape != (rows, 1) or not np.isin(values, np.arange(known)).all():
+            raise UserError(
+                f"The policy reads state '{COMMAND}' of shape ({rows}, 1) with whole numbers in 0..{known - 1}, found "
+                f"shape {values.shape} with {np.unique(values)[:4].tolist()}."
+            )
+        return [int(v) for v in values[:, 0]]
+
+    def _tokenize(self, frames: np.ndarray) -> Tensor:
+        """uint8 (B, H, W, 3) -> int64 (B, h, w) on the device."""
+        video = to_model_range(fit_frames(frames, self.spec.cameras[self.camera]).to(self.device))[:, None]
+        with torch.inference_mode():
+            tokens = self._tokenizer.encode(video)[:, 0]
+        grid = self.model.config.vavim.grid
+        if tuple(tokens.shape[1:]) != tuple(grid):
+            raise UserError(
+                f"The model reads {grid[0]} x {grid[1]} tokens per frame, the tokenizer gives "
+                f"{' x '.join(map(str, tokens.shape[1:]))}; use the tokenizer it was trained with."
+            )
+        return tokens
+
+    def _drawn_noise(self, seed: int, step: int) -> Tensor:
+        expert = self.model.config.expert
+        return torch.randn(self.samples, expert.horizon, expert.action_dim, generator=generator_for(seed, step))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrivingOptions:
+    """How a VaVAM drives; the settings are those of `DrivingPolicy`."""
+
+    samples: int = 1
+    """Plans to draw."""
+    choose: Choice = "first"
+    """Which of them to follow: the first, or the medoid, the one closest to all others."""
+    steps: int | None = None
+    """Euler steps of the flow; None: the model's."""
+    clip: float | None = None
+    """Limit on each coordinate, m; None: the model's."""
+    precision: AnyPrecision = "fp32"
+    """Of the model; auto: bf16 where the device is faster in it."""
+    tokenizer: str | None = None
+    """Checkpoint folder or TorchScript encoder of its tokenizer, where it is not embedded. Where the checkpoint names a
+    tokenizer, it must be that one."""
+
+
+def open_policy(
+    path: Path, options: DrivingOptions | None = None, *, execute: int | None = None, device: torch.device | str = "cpu"
+) -> DrivingPolicy:
+    """A policy from a checkpoint folder.
+
+    Args:
+        path: checkpoint of a VaVAM. One without a spec, such as a converted one, acts as the released models do.
+        options: how it drives.
+        execute: waypoints to follow before planning again; None: 1.
+        device: where to compute.
+
+    Raises:
+        UserError: a checkpoint is missing, broken, or does not fit.
+    """
+    options = options or DrivingOptions()
+    checkpoint = load_checkpoint(path, of="vavam")
+    found = tokenizer_of(checkpoint, options.tokenizer, device).tokenizer
+    model = build(checkpoint, device)
+    assert isinstance(model, VaVAM)
+    return DrivingPolicy(
+        model, found, checkpoint.spec or acting_spec(), samples=options.samples, choose=options.choose,
+        steps=options.steps, clip=options.clip, execute=1 if execute is None else execute,
+        precision=options.precision, device=device, weights=checkpoint.hash,
+    )  # fmt: skip
+
+
+def fit_frames(frames: np.ndarray, size: tuple[int, int]) -> Tensor:
+    """Bring pictures to the tokenizer's size the way the training data came to it.
+
+    The models learned from pictures of `CAMERA_SIZE`, shrunk once; others take that size first, so that they are
+    blurred alike. Pictures that have the final size already stay as they are. Resizing is bilinear with antialiasing
+    and rounds to uint8 after each step.
+
+    Args:
+        frames: uint8 (B, H, W, 3).
+        size: (height, width) of the result.
+
+    Returns:
+        uint8 (B, 3, height, width), on the CPU.
+    """
+    x = torch.from_numpy(np.require(frames, requirements=["C", "W"])).permute(0, 3, 1, 2)
+    if tuple(x.shape[-2:]) == tuple(size):
+        return x
+    for target in (CAMERA_SIZE, size):
+        if tuple(x.shape[-2:]) != tuple(target):
+            x = interpolate(x, size=tuple(target), mode="bilinear", align_corners=False, antialias=True)
+    return x
+
+
+def medoid(plans: Tensor) -> Tensor:
+    """The plan with the least mean distance in metres to all others: (B, k, K, A) -> index, int64 (B,)."""
+    distance = (plans[:, :, None] - plans[:, None]).norm(dim=-1).mean(dim=-1)
+    return distance.sum(dim=-1).argmin(dim=1)

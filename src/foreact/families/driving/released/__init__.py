@@ -1,0 +1,1 @@
+"""Checkpoints and trajectories of the VaViM and VaVAM release."""

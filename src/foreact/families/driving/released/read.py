@@ -1,0 +1,200 @@
+"""The reference's VaViM and VaVAM checkpoints (Lightning, fused or DeepSpeed directory) -> our names and configs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from foreact.checkpoints.format import assemble
+from foreact.errors import UserError
+from foreact.families.driving.data.windows import plan_spec
+from foreact.families.driving.released.config import Reading, read_video, read_video_action, same_tensor
+from foreact.families.driving.vavam import VaVAMConfig
+from foreact.families.driving.vavim import VaViMConfig
+from foreact.released.convert import read_content
+from foreact.released.layouts import Converted, Layout, Request, option, write_converted
+from foreact.types import StreamSpec
+
+WRAPPERS = ("_forward_module.", "module.")
+"""Put before every name by Lightning's DeepSpeed strategy and by DistributedDataParallel."""
+PIXELS_PER_TOKEN = 16
+RATE_HZ = 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaVAMReference:
+    """A read VaViM or VaVAM checkpoint.
+
+    Attributes:
+        config: of the model.
+        state: its tensors in our names, standing on a private memory map of the file.
+        facts: how far it was trained, as the file says; JSON values.
+        report: where every entry of the file went, in lines.
+    """
+
+    config: VaViMConfig | VaVAMConfig
+    state: dict[str, Tensor]
+    facts: dict[str, Any]
+    report: str
+
+    @property
+    def family(self) -> Literal["vavim", "vavam"]:
+        return "vavam" if isinstance(self.config, VaVAMConfig) else "vavim"
+
+    @property
+    def video(self) -> VaViMConfig:
+        return self.config.vavim if isinstance(self.config, VaVAMConfig) else self.config
+
+    def build(self, device: torch.device | str = "cpu") -> nn.Module:
+        """The module in evaluation mode, on the tensors of `state` themselves where device and type allow."""
+        return assemble(self.family, self.config, self.state).to(device).eval()
+
+    def spec(self) -> StreamSpec:
+        """What the published models see and plan: the front camera at 2 Hz, waypoints in metres from the car's pose."""
+        rows, columns = self.video.grid
+        return StreamSpec(
+            cameras={self.video.camera: (PIXELS_PER_TOKEN * rows, PIXELS_PER_TOKEN * columns)},
+            fps=RATE_HZ,
+            action=plan_spec(RATE_HZ) if self.family == "vavam" else None,
+        )
+
+
+def vavam_family(payload: Any) -> Literal["vavim", "vavam"] | None:
+    """Which of the two models a checkpoint's content holds, if any."""
+    state = payload.get("state_dict") if isinstance(payload, Mapping) else None
+    names = [unwrapped(str(k)) for k in state] if isinstance(state, Mapping) else []
+    if any(k.startswith("network.transformer.") for k in names):
+        return "vavim"
+    return "vavam" if any(k.startswith(("vam.gpt.", "vam.joint_model.gpt.")) for k in names) else None
+
+
+def read_vavam_checkpoint(
+    path: Path, *, grid: tuple[int, int] | None = None, camera: str = "front", payload: Any = None
+) -> VaVAMReference:
+    """Read a VaViM or VaVAM checkpoint in one of the reference's own formats.
+
+    Args:
+        path: a Lightning .ckpt, a fused .pt or a DeepSpeed directory.
+        grid: rows and columns of tokens in a frame, for a model of another frame than the published 18 x 32.
+        camera: what to call the camera.
+        payload: the content, where it has been read already.
+
+    Raises:
+        UserError: the file is missing, unsafe or damaged; a tensor belongs to nothing we know, or one is missing; its
+            parts contradict each other; the grid is not known.
+    """
+    path = Path(path)
+    payload = read_content(path) if payload is None else payload
+    family = vavam_family(payload)
+    if family is None:
+        raise UserError(f"{path} is no VaViM or VaVAM checkpoint: its state_dict has no tensors of either.")
+    reading = Reading(path, payload)
+    tensors = _collect(payload["state_dict"], "network." if family == "vavim" else "vam.", reading)
+    facts: dict[str, Any] = {k: payload[k] for k in ("epoch", "global_step") if isinstance(payload.get(k), int)}
+    try:
+        if family == "vavim":
+            conf = reading.conf("network")
+            config, state = read_video(reading, conf, tensors, ("mup_base_shapes",), grid, camera)
+        else:
+            config, state = read_video_action(reading, tensors, grid, camera)
+    except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
+        raise UserError(f"{path} is no {family} checkpoint: its entries have an odd form ({error}).") from None
+    used = {"state_dict", "hyper_parameters", "epoch", "global_step", *reading.used}
+    report = [f"{path}: {family}, {len(state)} tensors", *(f"  {note}" for note in reading.notes)]
+    report += [f"  not read: {k}" for k in payload if k not in used]
+    return VaVAMReference(config=config, state=state, facts=facts, report="\n".join(report))
+
+
+def require_spec(reference: VaVAMReference, spec: StreamSpec, path: Path) -> None:
+    """Raise a `UserError` where a spec contradicts the sizes of a checkpoint."""
+    rows, columns = reference.video.grid
+    camera, (height, width) = next(iter(spec.cameras.items()))
+    if height % rows or width % columns or height // rows != width // columns:
+        raise UserError(
+            f"{path} reads {rows} x {columns} tokens, which the pictures of camera '{camera}' ({height} x {width}) do "
+            "not divide into squares; convert it with the spec of its own task."
+        )
+    planned = reference.config.expert.action_dim if isinstance(reference.config, VaVAMConfig) else None
+    dim = None if spec.action is None else spec.action.dim
+    if planned is not None and dim != planned:
+        raise UserError(
+            f"{path} plans {planned} numbers per waypoint, the task has {dim or 'no'} action dims; convert it with the "
+            "spec of its own task."
+        )
+
+
+def unwrapped(name: str) -> str:
+    """A tensor's name without what training engines put at its head."""
+    for wrapper in WRAPPERS:
+        name = name.removeprefix(wrapper)
+    return name
+
+
+def _collect(state: Mapping[Any, Any], prefix: str, reading: Reading) -> dict[str, Tensor]:
+    """Tensors without `prefix`; of the two copies in a VaVAM file (its own and its joint model's) one."""
+    tensors: dict[str, Tensor] = {}
+    unknown: list[str] = []
+    twice = 0
+    for full, tensor in state.items():
+        name = unwrapped(str(full))
+        if not name.startswith(prefix) or not isinstance(tensor, Tensor):
+            unknown.append(str(full))
+            continue
+        key = name.removeprefix(prefix)
+        if prefix == "vam.":
+            if key == "attn_mask":
+                reading.notes.append(f"left out: {full} (the mask follows from the sizes)")
+                continue
+            key = key.removeprefix("joint_model.")
+        if key not in tensors:
+            tensors[key] = tensor
+        elif same_tensor(tensors[key], tensor):
+            twice += 1
+        else:
+            raise reading.error(f"contradicts itself: its two copies of {prefix}{key} differ.")
+    if unknown:
+        raise reading.error(f"holds {len(unknown)} entries of no known part: {', '.join(unknown[:5])}.")
+    if twice:
+        reading.notes.append(f"{twice} tensors stored under two names, equal")
+    return tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrivingFileOptions:
+    grid: tuple[int, int] | None = option("rows and columns of tokens in a frame; default 18 x 32, as published")
+
+
+def _convert(request: Request, options: DrivingFileOptions) -> Converted:
+    camera = "front" if request.spec is None else next(iter(request.spec.cameras))
+    found = read_vavam_checkpoint(request.src, grid=options.grid, camera=camera, payload=request.payload)
+    if request.spec is not None:
+        require_spec(found, request.spec, request.src)
+    return write_converted(
+        request, family=found.family, config=found.config, state=found.state, report=found.report, facts=found.facts,
+        spec=request.spec or found.spec(),
+    )  # fmt: skip
+
+
+def _start_training(src: Path, dst: Path, options: DrivingFileOptions) -> Path:
+    from foreact.families.driving.released.run import write_released_run  # which trains, and this reads
+
+    return write_released_run(src, dst, grid=options.grid)
+
+
+LAYOUTS = (
+    Layout(
+        name="vavam",
+        title="a VaViM or VaVAM (Lightning .ckpt, fused .pt, DeepSpeed directory)",
+        mark="state_dict with network.transformer or vam.gpt",
+        recognise=lambda payload: vavam_family(payload) is not None,
+        convert=_convert,
+        options=DrivingFileOptions,
+        has_spec=True,
+        start_training=_start_training,
+    ),
+)

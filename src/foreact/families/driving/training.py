@@ -1,0 +1,124 @@
+"""What training VaViM and training VaVAM have in common: the published batch, the loop, the finished weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from foreact.checkpoints.format import content_hash, family_of, load_checkpoint, save_checkpoint
+from foreact.errors import UserError
+from foreact.families.driving.sources import DrivingData, DrivingSplit
+from foreact.runs.plan import plan
+from foreact.runs.run import Run, is_main_process, open_run, process_count, resources, say, train_on
+from foreact.runs.validation import ValidationLoss
+
+GLOBAL_BATCH = 384
+"""Windows per optimiser step in all stages of the released models."""
+
+
+class DrivingRun(Run, Protocol):
+    """What the runs of both families have."""
+
+    @property
+    def size(self) -> str: ...
+    @property
+    def data(self) -> DrivingData: ...
+    @property
+    def plan_tflops(self) -> float | None: ...
+    @property
+    def model(self) -> Any: ...
+
+
+def accumulation(batch_size: int) -> int:
+    """Micro-batches per step that make the published global batch with the processes that torchrun started."""
+    per_round = batch_size * process_count()
+    if GLOBAL_BATCH % per_round:
+        raise UserError(
+            f"{process_count()} processes with {batch_size} windows each do not divide the published batch of "
+            f"{GLOBAL_BATCH}; start another number of processes."
+        )
+    return GLOBAL_BATCH // per_round
+
+
+def checked(chosen: dict[str, str], **known: list[str]) -> dict[str, Any]:
+    """The options that decide the defaults, if they have known values."""
+    for name, values in known.items():
+        if name in chosen and chosen[name] not in values:
+            raise UserError(f"--{name} should be one of {', '.join(values)}, found '{chosen[name]}'.")
+    return dict(chosen)
+
+
+def show_plan(run: DrivingRun, model: type[nn.Module], tokens_per_sample: int | Mapping[str, int], vocab: int) -> None:
+    """Print what the run would cost, without data and without starting; see `foreact.runs.plan.plan`."""
+    with torch.device("meta"):
+        hollow = model(run.model)
+    print(
+        plan(
+            hollow,
+            run.train,
+            tokens_per_sample=tokens_per_sample,
+            processes=process_count(),
+            vocab=vocab,
+            tflops=run.plan_tflops,
+        )
+    )
+
+
+def embedded_tokenizer(path: Path | None, split: DrivingSplit) -> Path | None:
+    """The checkpoint of the tokenizer to put into the finished weights, if it is the one that made the tokens."""
+    if path is not None and (family := family_of(path)) != "vq":
+        raise UserError(f"--tokenizer expects the tokenizer that made the tokens, a vq; {path} holds a {family}.")
+    if path is not None and split.tokenizer is not None and (found := content_hash(path)) != split.tokenizer.hash:
+        raise UserError(
+            f"The tokens were made with the tokenizer {split.tokenizer.hash}, {path} has the hash {found}; name the "
+            "one that made them, or tokenize again."
+        )
+    return path
+
+
+def fit(
+    run: DrivingRun,
+    family: str,
+    model: nn.Module,
+    split: DrivingSplit,
+    *,
+    tokenizer: Path | None,
+    device: torch.device,
+    start: str,
+    stage: str,
+) -> Path:
+    """Train; returns the folder of the finished weights, `run.out/weights`, which embeds `tokenizer`."""
+    tokenizer = embedded_tokenizer(tokenizer, split)
+    evaluator = ValidationLoss(split.validation)  # reads its windows, before anything is written
+    run = open_run(run, device, free=("train", "device", "out", "plan", "plan_tflops"))
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    say(
+        f"Training {family}, stage '{stage}'",
+        data=split.about,
+        windows=f"{len(split.training)} to train on, {len(split.validation)} to validate, {run.data.rate_hz:g} Hz",
+        model=f"{run.size}, {trainable:,} of {sum(p.numel() for p in model.parameters()):,} parameters learn",
+        start=start,
+        **resources(run.train, device),
+        seed=run.train.seed,
+        out=run.out,
+    )
+
+    def export(state: Mapping[str, Tensor], path: Path) -> None:
+        save_checkpoint(path, family=family, config=run.model, state=state, spec=split.spec, tokenizer=split.tokenizer)
+
+    result = train_on(
+        split.training, model, run, verb=f"train {family}", evaluators=[evaluator], export=export, device=device
+    )
+    final = run.out / "weights"
+    if is_main_process():
+        chosen = load_checkpoint(result.best or result.weights)  # pyright: ignore[reportArgumentType]
+        card = {"recipe": f"foreact train {family} --size {run.size}", "stage": stage, "start": start,
+                "data": split.about, "steps": result.step, **result.metrics}  # fmt: skip
+        digest = save_checkpoint(final, family=family, config=run.model, state=chosen.state, spec=split.spec,
+                                 tokenizer=tokenizer or split.tokenizer, card=card)  # fmt: skip
+        say("Done", weights=final, hash=digest, **{k: f"{v:.4f}" for k, v in result.metrics.items()})
+    return final

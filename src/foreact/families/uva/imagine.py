@@ -1,0 +1,137 @@
+"""`foreact generate` and `foreact eval video` for UVA: what it foresees, beside what happened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from foreact.checkpoints.shipped import resolve
+from foreact.data.stores.episodes import RowStore
+from foreact.errors import UserError
+from foreact.evals.figures import actions_figure
+from foreact.evals.report import Media, write_report
+from foreact.evals.video import VideoQuality, read_states, save_examples, video_quality
+from foreact.families.uva.policy import UVAPolicy, open_imagining
+from foreact.runs.run import pick_device, say, write_json
+from foreact.runs.stores import open_held_out_store
+from foreact.tasks import find_task
+from foreact.types import Task
+
+
+def generate(
+    weights: str = "uva-pusht",
+    task: str = "pusht",
+    mode: Literal["video", "dynamics", "inverse"] = "video",
+    data: Path | None = None,
+    windows: int = 4,
+    seed: int = 0,
+    out: Path = Path("runs/generate"),
+    device: str | None = None,
+) -> None:
+    """Imagine futures from held-out episodes and write them next to the true ones.
+
+    "video" foresees frames from frames, "dynamics" from frames and the true actions; each window gives a PNG strip and
+    an mp4, with PSNR and SSIM over all windows. "inverse" finds the actions between true frames; each window gives a
+    plot of the true and the found actions, with their mean distance.
+
+    Args:
+        weights: a checkpoint folder or a shipped name.
+        task: whose data to use.
+        mode: the question.
+        data: a store; default: fresh held-out episodes by the task's expert.
+        windows: how many, each from another episode.
+        seed: decides windows and draws.
+        out: folder of the pictures.
+        device: where to compute; default CUDA if there is one.
+    """
+    found = find_task(task)
+    policy = _opened(weights, found, device)
+    store = open_held_out_store(found, data)
+    episodes = range(min(windows, len(store.lengths)))
+    say("Generating", mode=mode, weights=weights, data=store.path, windows=len(episodes), seed=seed, out=out)
+    if mode == "inverse":
+        _inverse(policy, store, episodes, seed, out)
+        return
+    quality = video_quality(policy, store, episodes, mode=mode, windows_per_episode=1, seed=seed, examples=windows)
+    for name, value in quality.estimates.items():
+        print(f"  {name:<12}{value}")
+    for path in save_examples(quality, out, fps=found.spec.fps):
+        print(path)
+
+
+def video(
+    weights: str = "uva-pusht",
+    task: str = "pusht",
+    data: Path | None = None,
+    windows_per_episode: int = 4,
+    episodes: int = 16,
+    seed: int = 0,
+    examples: int = 4,
+    out: Path = Path("runs/video"),
+    device: str | None = None,
+) -> None:
+    """Compare imagined with true futures: PSNR and SSIM, with and without the true actions, beside copying.
+
+    Args:
+        weights: a checkpoint folder or a shipped name.
+        task: whose data to use.
+        data: a store of episodes that training has not seen; default: fresh ones, shown by the task's expert on seeds
+            that no training uses.
+        windows_per_episode: windows drawn from each episode.
+        episodes: at most so many.
+        seed: decides windows and draws.
+        examples: windows to draw side by side.
+        out: folder of the results.
+        device: where to compute; default CUDA if there is one.
+    """
+    found = find_task(task)
+    policy = _opened(weights, found, device)
+    store = open_held_out_store(found, data)
+    held_out = list(range(min(episodes, len(store.lengths))))
+    say("Video quality", task=task, weights=weights, data=store.path, episodes=len(held_out), out=out)
+    qualities: list[VideoQuality] = []
+    futures: list[Media] = []
+    for mode in ("video", "dynamics"):
+        quality = video_quality(
+            policy, store, held_out, mode=mode, windows_per_episode=windows_per_episode, seed=seed, examples=examples
+        )
+        qualities.append(quality)
+        print(f"{mode}: " + ", ".join(f"{name} {value}" for name, value in quality.estimates.items()))
+        for path in save_examples(quality, out / mode, fps=found.spec.fps):
+            futures.append(Media(path, f"{mode}: {path.stem}"))
+        write_json(out / f"{mode}.json", quality.to_json())
+    report = write_report(out / "report.html", title=f"Imagined futures on {task}", quality=qualities, futures=futures)
+    print(f"Report: {report}")
+
+
+def _opened(weights: str, task: Task, device: str | None) -> UVAPolicy:
+    """The model, checked against the task."""
+    policy = open_imagining(resolve(weights), device=pick_device(device))
+    task.spec.require_equal(policy.spec, f"task '{task.name}'", f"weights '{weights}'")
+    return policy
+
+
+def _inverse(policy: UVAPolicy, store: RowStore, episodes: range, seed: int, out: Path) -> None:
+    rng = np.random.default_rng(seed)
+    draws = torch.Generator().manual_seed(seed)
+    ahead = [(i + 1) * policy.context_stride for i in range(policy.frames)]
+    for episode in episodes:
+        last = int(store.lengths[episode]) - 1 - max(ahead[-1], policy.horizon)
+        if last < 0:
+            raise UserError(f"Episode {episode} of {store.path} is shorter than a window; name longer episodes.")
+        now = int(rng.integers(0, last + 1))
+        past = np.maximum(np.array(policy.offsets) + now, 0)
+        steps = np.concatenate([past, now + np.array(ahead)])
+        frames = store.gather(policy.camera, store.starts[episode] + steps)
+        context, future = np.split(frames, [policy.frames])
+        true = store.read(episode, now, now + policy.horizon, ["action"])["action"]
+        state = read_states(store, [(episode, now)], policy.state_offsets)
+        found = policy.predict_inverse(context[None], future[None], rng=draws, state=state)[0]
+        distance = float(np.linalg.norm(found - true, axis=-1).mean())
+        path = out / f"inverse-episode-{episode}-step-{now}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(actions_figure(policy.action, {"true": true, "found": found}))
+        print(f"{path}: mean distance {distance:.1f} {policy.action.units[0]}")

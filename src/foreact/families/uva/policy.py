@@ -1,0 +1,441 @@
+"""UVA as a policy and as a world model: frames in, actions or frames out (arXiv 2503.00200; UVA sec. IV).
+
+Deviations from the reference: latents are the posterior's mean unless the tokenizer says otherwise, so that acting is
+reproducible; inputs are never changed in place; video, dynamics and inverse inference are public calls.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foreact.checkpoints.format import build, load_checkpoint, load_tokenizer
+from foreact.data.windows.normalize import Normalizer
+from foreact.errors import UserError
+from foreact.families.uva.config import UVAConfig, state_offsets
+from foreact.families.uva.model import UVA
+from foreact.families.uva.timing import context_offsets, frame_stride
+from foreact.policies.memory import History, Memory, generator_for, pictures_of
+from foreact.tokenizers.images import prepare, resize_video
+from foreact.tokenizers.kl_vae import KLVAE
+from foreact.types import ActionChunk, ActionSpec, Observation, StreamSpec, to_uint8
+
+ACTION = "action"
+States = Mapping[str, np.ndarray]
+
+
+class UVAPolicy:
+    """UVA with its tokenizer, normaliser and memory; meets `foreact.types.Policy`.
+
+    Every call of the network has exactly `batch_size` rows (short batches are filled up), and every row draws from a
+    generator of its own, seeded by the episode's seed and the step. So what is planned for an episode does not depend
+    on how many others run beside it.
+
+    Args:
+        model: the transformer with its heads.
+        tokenizer: the autoencoder whose latents the model was trained on.
+        normalizer: statistics of the action stream.
+        spec: what the model was trained on; observations must look like it.
+        context_stride: steps between two frames of the context, or None for what the paper does: the horizon spread
+            evenly over the frames, 4 steps for 16 actions and 4 frames.
+        execute: actions played before planning again, 1..K.
+        temperature: scale of the noise that sampling adds.
+        steps: sampling steps of the heads, as in the model's config, or None for the model's own number.
+        batch_size: rows of one network call.
+        device: where to compute.
+        weights: content hash of the weights, told by `describe`.
+
+    Raises:
+        UserError: a setting is impossible, or the model needs inputs that this policy does not gather.
+    """
+
+    def __init__(
+        self,
+        model: UVA,
+        tokenizer: KLVAE,
+        normalizer: Normalizer,
+        spec: StreamSpec,
+        *,
+        context_stride: int | None = None,
+        execute: int = 8,
+        temperature: float = 0.95,
+        steps: int | str | None = None,
+        batch_size: int = 16,
+        device: torch.device | str = "cpu",
+        weights: str = "",
+    ) -> None:
+        config = model.config
+        self.action = _require_fit(config, tokenizer, spec)
+        if not 1 <= execute <= config.horizon:
+            raise UserError(f"execute is {execute}; the model plans {config.horizon} actions, choose 1 to that many.")
+        if context_stride is None:
+            context_stride = frame_stride(config.horizon, config.frames)
+        if context_stride < 1 or batch_size < 1:
+            raise UserError(f"context_stride ({context_stride}) and batch_size ({batch_size}) must be at least 1.")
+        if steps is not None and config.predict_video:
+            config.check_sampling_steps("video", str(steps))
+        if steps is not None and config.predict_action:
+            config.check_sampling_steps("action", str(steps))
+        self.spec = spec
+        self.camera: str = config.camera
+        self.frames: int = config.frames
+        self.horizon: int = config.horizon
+        self.context_stride = context_stride
+        self.execute = execute
+        self.temperature = temperature
+        self.steps = steps
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self.weights = weights
+        self.offsets = context_offsets(self.frames, context_stride)
+        self.state_offsets = state_offsets(config) if config.proprioception else []
+        self.model = model.to(self.device)
+        self._tokenizer = tokenizer.to(self.device)
+        self._normalizer = normalizer
+        self._memory = Memory(History)
+
+    # --- acting ------------------------------------------------------------------------------------------------
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        self._memory.reset(seeds)
+
+    def observe(self, obs: Observation, ids: Sequence[int] | None = None) -> None:
+        episodes = self._memory.episodes(ids)
+        frames = pictures_of(obs, self.camera, len(episodes), self.spec.cameras[self.camera])
+        streams = self.model.config.proprioception
+        if missing := sorted(set(streams) - set(obs.state)):
+            raise UserError(f"The policy reads the state '{missing[0]}'; the observation has {sorted(obs.state)}.")
+        reach = -min([*self.offsets, *self.state_offsets])
+        for i, (episode, frame) in enumerate(zip(episodes, frames, strict=True)):
+            episode.add(frame, {name: obs.state[name][i] for name in streams}, reach=reach)
+
+    def act(self, ids: Sequence[int] | None = None) -> ActionChunk:
+        began = time.perf_counter()
+        episodes, step = self._memory.now(ids)
+        self._encode_missing(episodes)
+        context = torch.stack([torch.stack([e.latents[s] for s in e.steps(self.offsets)]) for e in episodes])
+        rngs = [generator_for(e.seed, step) for e in episodes]
+        state = {
+            name: np.stack([[e.states[s][name] for s in e.steps(self.state_offsets)] for e in episodes])
+            for name in self.model.config.proprioception
+        }
+        actions = self._bounded(self._sample_actions("policy", context, None, self._normalised(state, len(rngs)), rngs))
+        return ActionChunk(actions, self.execute, step, (time.perf_counter() - began) * 1e3)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "policy": "uva",
+            "weights": self.weights,
+            "camera": self.camera,
+            "context": self.frames,
+            "context_stride": self.context_stride,
+            "horizon": self.horizon,
+            "execute": self.execute,
+            "temperature": self.temperature,
+            "sampling_steps": self.steps,
+            "batch_size": self.batch_size,
+            "device": str(self.device),
+        }
+
+    def _encode_missing(self, episodes: Sequence[History]) -> None:
+        """Fill in the latents that the context needs; frames that an earlier plan used are not encoded again."""
+        missing = [(e, s) for e in episodes for s in sorted(set(e.steps(self.offsets))) if s not in e.latents]
+        if not missing:
+            return
+        frames = torch.from_numpy(np.stack([e.frames[s] for e, s in missing]))[:, None]
+        latents = self._encode(frames, [generator_for(e.seed, s, 1) for e, s in missing])
+        for (episode, step), latent in zip(missing, latents[:, 0], strict=True):
+            episode.latents[step] = latent
+
+    # --- the three other questions (SPEC: video, dynamics, inverse) ----------------------------------------------
+
+    def predict_video(
+        self, frames: np.ndarray, *, rng: torch.Generator, state: States | None = None, iterations: int = 1
+    ) -> np.ndarray:
+        """Imagine what comes next.
+
+        Args:
+            frames: uint8 (B, F, H, W, 3), the context, `context_stride` steps apart, the last one being now.
+            rng: row i's draws depend on it and on i, not on the number of rows.
+            state: stream -> (B, P, S) at `state_offsets`, in the environment's units, for a model that reads any.
+            iterations: rounds of unmasking; 1 predicts every token at once.
+
+        Returns:
+            uint8 (B, F, H, W, 3): the frames 1, 2, ... F strides after now.
+        """
+        return self._imagine("video", frames, None, state, rng, iterations)
+
+    def predict_dynamics(
+        self,
+        frames: np.ndarray,
+        actions: np.ndarray,
+        *,
+        rng: torch.Generator,
+        state: States | None = None,
+        iterations: int = 1,
+    ) -> np.ndarray:
+        """Imagine what follows from `actions`, float (B, K, A) in the environment's units; else as `predict_video`."""
+        actions = np.asarray(actions, dtype=np.float32)
+        expected = (len(frames), self.horizon, self.action.dim)
+        if actions.shape != expected or not np.isfinite(actions).all():
+            raise UserError(f"Actions should be finite numbers of shape {expected}, found shape {actions.shape}.")
+        normalised = self._normalizer.encode(torch.from_numpy(actions), ACTION).float()
+        return self._imagine("dynamics", frames, normalised, state, rng, iterations)
+
+    def predict_inverse(
+        self, frames: np.ndarray, future: np.ndarray, *, rng: torch.Generator, state: States | None = None
+    ) -> np.ndarray:
+        """The actions that lead through `future`.
+
+        Args:
+            frames: uint8 (B, F, H, W, 3), the context. The released models hide it from this question.
+            future: uint8 (B, F, H, W, 3), the frames 1, 2, ... F strides after now.
+            rng, state: as in `predict_video`.
+
+        Returns:
+            float32 (B, K, A) in the environment's units.
+        """
+        self._check_frames("frames", frames)
+        self._check_frames("future", future)
+        if len(future) != len(frames):
+            raise UserError(f"There are {len(frames)} contexts and {len(future)} futures; give one future per context.")
+        rngs = _rows_of(rng, len(frames))
+        context, ahead = (self._encode(torch.from_numpy(np.ascontiguousarray(x)), rngs) for x in (frames, future))
+        known = self._normalised(state or {}, len(frames))
+        return self._bounded(self._sample_actions("inverse", context, ahead, known, rngs))
+
+    def _imagine(
+        self,
+        mode: str,
+        frames: np.ndarray,
+        actions: Tensor | None,
+        state: States | None,
+        rng: torch.Generator,
+        iterations: int,
+    ) -> np.ndarray:
+        self._check_frames("frames", frames)
+        states = self._normalised(state or {}, len(frames))
+        rngs = _rows_of(rng, len(frames))
+        context = self._encode(torch.from_numpy(np.ascontiguousarray(frames)), rngs)
+
+        def predict(rows: slice) -> Tensor:
+            known = {} if actions is None else {"actions": _filled(actions[rows], self.batch_size).to(self.device)}
+            sample = self._sample(mode, context[rows], states, rows, rngs[rows], iterations=iterations, **known)
+            video = self._tokenizer.decode(sample.latents[self.camera])
+            return to_uint8(resize_video(video, (frames.shape[2], frames.shape[3])))
+
+        return self._by_batch(len(frames), predict).permute(0, 1, 3, 4, 2).cpu().numpy()
+
+    def _normalised(self, state: States, rows: int) -> dict[str, Tensor]:
+        """stream -> (B, P, dims shown), normalised."""
+        found = {}
+        for name, dim in self.model.config.proprioception.items():
+            expected = (rows, len(self.state_offsets), len(self.spec.state[name]))
+            values = np.asarray(state.get(name, np.zeros(0)), np.float32)
+            if values.shape != expected:
+                raise UserError(f"The model reads state '{name}' of shape {expected}, found {values.shape}.")
+            found[name] = self._normalizer.encode(torch.from_numpy(values), name)[..., :dim]
+        return found
+
+    def _check_frames(self, label: str, frames: np.ndarray) -> None:
+        if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[1] != self.frames or frames.shape[4] != 3:
+            raise UserError(
+                f"'{label}' should be uint8 (B, {self.frames}, H, W, 3), found {frames.dtype} {frames.shape}; "
+                f"give {self.frames} RGB frames, {self.context_stride} steps apart."
+            )
+        if len(frames) == 0:
+            raise UserError(f"'{label}' holds no row; give at least one window.")
+
+    # --- network calls of one size -------------------------------------------------------------------------------
+
+    def _by_batch(self, rows: int, compute: Callable[[slice], Tensor]) -> Tensor:
+        """Concatenate `compute` over slices of at most `batch_size` rows; rows that only fill up are cut off."""
+        parts = []
+        with torch.inference_mode(), _evaluating(self.model, self._tokenizer):
+            for start in range(0, rows, self.batch_size):
+                stop = min(start + self.batch_size, rows)
+                parts.append(compute(slice(start, stop))[: stop - start])
+        return torch.cat(parts)
+
+    def _encode(self, frames: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
+        """uint8 (B, T, H, W, 3) -> latents (B, T, c, h, w) on the device."""
+        size = self._tokenizer.config.image_size
+
+        def encode(rows: slice) -> Tensor:
+            video = prepare(_filled(frames[rows], self.batch_size).to(self.device).movedim(-1, -3), size)
+            if self._tokenizer.config.posterior == "mean":
+                return self._tokenizer.encode(video)
+            # A sampled posterior draws row by row: each from its own generator, whatever the neighbours.
+            return torch.cat(
+                [self._tokenizer.encode(row[None], rng=rng) for row, rng in zip(video, rngs[rows], strict=False)]
+            )
+
+        return self._by_batch(len(frames), encode)
+
+    def _sample(
+        self,
+        mode: str,
+        context: Tensor,
+        states: Mapping[str, Tensor],
+        rows: slice,
+        rngs: Sequence[torch.Generator],
+        **known: Any,
+    ) -> Any:
+        if states:
+            known["proprioception"] = {
+                name: _filled(values[rows], self.batch_size).to(self.device) for name, values in states.items()
+            }
+        idle = [torch.Generator().manual_seed(0) for _ in range(self.batch_size - len(rngs))]
+        return self.model.sample(
+            _filled(context, self.batch_size),
+            mode=mode,
+            rng=[*rngs, *idle],
+            temperature=self.temperature,
+            steps=self.steps,
+            **known,
+        )
+
+    def _sample_actions(
+        self,
+        mode: str,
+        context: Tensor,
+        future: Tensor | None,
+        states: Mapping[str, Tensor],
+        rngs: Sequence[torch.Generator],
+    ) -> Tensor:
+        def plan(rows: slice) -> Tensor:
+            known = {} if future is None else {"future": _filled(future[rows], self.batch_size)}
+            return self._sample(mode, context[rows], states, rows, rngs[rows], **known).actions
+
+        return self._by_batch(len(context), plan)
+
+    def _bounded(self, actions: Tensor) -> np.ndarray:
+        """Normalised (B, K, A) -> float32 in the environment's units, inside the bounds of the spec."""
+        values = np.asarray(self._normalizer.decode(actions.float().cpu(), ACTION), dtype=np.float32)
+        low = -np.inf if self.action.low is None else np.asarray(self.action.low, dtype=np.float32)
+        high = np.inf if self.action.high is None else np.asarray(self.action.high, dtype=np.float32)
+        return np.clip(values, low, high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class UVAOptions:
+    """How a UVA acts; the settings are those of `UVAPolicy`."""
+
+    temperature: float = 0.95
+    """Of sampling; 0 takes the likeliest course."""
+    steps: int | str | None = None
+    """Sampling steps, such as 20 or ddim20; None: the model's own."""
+    context_stride: int | None = None
+    """Steps from one frame of the context to the next; None: as in training."""
+    batch_size: int = 16
+    """Episodes planned for at once."""
+    tokenizer: Path | None = None
+    """Checkpoint of its tokenizer where it is not embedded; its hash must be the one trained on."""
+
+
+def open_policy(
+    path: Path, options: UVAOptions | None = None, *, execute: int | None = None, device: torch.device | str = "cpu"
+) -> UVAPolicy:
+    """A policy from a checkpoint folder.
+
+    Args:
+        path: checkpoint of a UVA with spec and statistics.
+        options: how it acts.
+        execute: actions played before planning again; None: 8.
+        device: where to compute.
+
+    Raises:
+        UserError: the checkpoint is missing, broken, or not one that can act.
+    """
+    policy = open_imagining(path, options, execute=execute, device=device)
+    if not policy.model.config.predict_action:
+        raise UserError(f"{path} was trained to foresee video only and cannot act; name weights of stage 'joint'.")
+    return policy
+
+
+def open_imagining(
+    path: Path, options: UVAOptions | None = None, *, execute: int | None = None, device: torch.device | str = "cpu"
+) -> UVAPolicy:
+    """`open_policy` for a model that is asked for futures, and need not know actions."""
+    options = options or UVAOptions()
+    checkpoint = load_checkpoint(path, of="uva")
+    if checkpoint.spec is None or checkpoint.stats is None:
+        lacks = "spec" if checkpoint.spec is None else "statistics of the actions"
+        raise UserError(f"{path} has no {lacks}, so it cannot act; export it again with the task it was trained on.")
+    model = build(checkpoint, device)
+    vae = load_tokenizer(checkpoint, options.tokenizer, device)
+    if not isinstance(model, UVA) or not isinstance(vae, KLVAE):
+        raise UserError(f"{path} belongs to a {type(vae).__name__}; UVA acts on the latents of a KL-VAE.")
+    return UVAPolicy(
+        model,
+        vae,
+        checkpoint.stats,
+        checkpoint.spec,
+        context_stride=options.context_stride,
+        execute=8 if execute is None else execute,
+        temperature=options.temperature,
+        steps=options.steps,
+        batch_size=options.batch_size,
+        device=device,
+        weights=checkpoint.hash,
+    )
+
+
+def _require_fit(config: UVAConfig, tokenizer: KLVAE, spec: StreamSpec) -> ActionSpec:
+    """The action spec, once model, tokenizer and spec are known to be of one piece."""
+    if spec.action is None or spec.action.dim != config.action_dim:
+        found = "no actions" if spec.action is None else f"{spec.action.dim} action dims"
+        raise UserError(
+            f"The model plans {config.action_dim} action dims, the spec has {found}; they must be of one task."
+        )
+    if config.camera not in spec.cameras:
+        raise UserError(f"The model watches camera '{config.camera}'; the spec knows {sorted(spec.cameras)}.")
+    inputs = {
+        "a wrist camera": config.wrist_camera is not None,
+        "instructions": config.text_dim is not None,
+        "past actions": config.past_actions,
+    }
+    if wanted := [name for name, there in inputs.items() if there]:
+        raise UserError(
+            f"The model was trained with {' and '.join(wanted)}; this policy shows it one camera, so use a model that "
+            "needs no more."
+        )
+    expected = (config.latent_channels, *config.grid)
+    found = (tokenizer.config.latent_channels, *tokenizer.grid)
+    if found != expected:
+        raise UserError(
+            f"The model reads latents of shape {expected}, the tokenizer gives {found}; use the tokenizer it was "
+            "trained with."
+        )
+    return spec.action
+
+
+def _filled(rows: Tensor, size: int) -> Tensor:
+    """Repeat the first row until there are `size` of them."""
+    return rows if len(rows) == size else torch.cat([rows, rows[:1].expand(size - len(rows), *rows.shape[1:])])
+
+
+def _rows_of(rng: torch.Generator, rows: int) -> list[torch.Generator]:
+    seeds = [int(torch.randint(2**62, (), generator=rng, device=rng.device)) for _ in range(rows)]
+    return [generator_for(seed) for seed in seeds]
+
+
+@contextmanager
+def _evaluating(*modules: torch.nn.Module) -> Iterator[None]:
+    """Dropout off inside; afterwards every module is as it was, so that a policy may borrow a model in training."""
+    before = [module.training for module in modules]
+    for module in modules:
+        module.eval()
+    try:
+        yield
+    finally:
+        for module, training in zip(modules, before, strict=True):
+            module.train(training)

@@ -1,0 +1,322 @@
+"""`foreact train uva`: the Unified Video Action model, in the two stages of the paper, at any size."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from foreact.checkpoints.format import Checkpoint, TokenizerRef, build, load_checkpoint, save_checkpoint
+from foreact.checkpoints.partial import load_partial
+from foreact.checkpoints.start import weights_of
+from foreact.data.stores.episodes import RowStore
+from foreact.data.windows.augment import CropAndBlur
+from foreact.data.windows.loader import WindowDataset, spread_batches
+from foreact.data.windows.normalize import Normalizer
+from foreact.data.windows.window import Window
+from foreact.errors import UserError
+from foreact.evals.closed_loop import closed_loop
+from foreact.families.uva.config import SIZES, state_offsets
+from foreact.families.uva.model import UVA, UVAConfig, uva_config
+from foreact.families.uva.policy import UVAPolicy
+from foreact.families.uva.timing import action_offsets, context_offsets, frame_stride, future_offsets
+from foreact.runs.run import is_main_process, open_run, parse_run, pick_device, resources, say, train_on
+from foreact.runs.stores import ensure_latents, open_task_store, split_store
+from foreact.tasks import find_task
+from foreact.tokenizers.images import prepare
+from foreact.tokenizers.kl_vae import KLVAE
+from foreact.train.config import TrainConfig
+from foreact.train.ema import EMAConfig
+from foreact.types import Batch, Task
+
+TOKENIZERS = {"pusht": "kl-vae-pusht", "pusht-m": "kl-vae-pusht"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class UVARun:
+    """Train the Unified Video Action model."""
+
+    task: str = "pusht"
+    """A built-in task or the import path of a module that exports TASK."""
+    size: str = "pocket"
+    """pocket (two cores), or a published size: tiny, small, base, large, huge. Sets the defaults below."""
+    stage: Literal["video", "joint"] = "joint"
+    """The paper trains video alone first, then all questions jointly, starting from the first stage's weights."""
+    data: Path | None = None
+    """Store to learn from; None: the task's own, data/<task>.zarr."""
+    tokenizer: str = ""
+    """KL autoencoder: a checkpoint folder or a shipped name; empty: the one that comes with the task."""
+    init: str | None = None
+    """Weights to start from, such as those of the first stage; tensors that do not fit are listed."""
+    out: Path = Path("runs/uva")
+    """Folder of the run; an interrupted run in it is resumed."""
+    pixels: bool = False
+    """Learn from augmented pictures, encoded in every step, instead of latents that are encoded once."""
+    val_ratio: float = 0.02
+    """Share of the episodes kept for validation."""
+    eval_seeds: int = 0
+    """Closed-loop episodes per evaluation during training; 0: none."""
+    device: str | None = None
+    """Where to train; None: CUDA if there is one."""
+    model: UVAConfig = field(default_factory=UVAConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+
+# Seeds of closed-loop checks during training; the tables in the docs are measured on seeds from 100,000 on.
+CHECK_SEED = 90_000
+
+
+def recipe(task: str = "pusht", size: str = "pocket", stage: Literal["video", "joint"] = "joint") -> UVARun:
+    """The defaults for a task, a size and a stage.
+
+    The published sizes follow the paper (UVA sec. V): AdamW at 1e-4 with betas 0.9 and 0.95, decay 0.02, 1000 steps of
+    warmup, cosine to zero, EMA. `pocket` is ours: it sees two frames of 2 x 2 tokens and the
+    robot's own position, plans eight actions, has flow-matching heads, and learns where things are as a side task.
+    """
+    found = find_task(task)
+    spec = found.spec
+    modes = {"video": 1.0} if stage == "video" else {}
+    common: dict[str, Any] = {"camera": found.camera, "predict_action": stage == "joint"}
+    if spec.action is None and stage == "joint":
+        raise UserError(f"Task '{task}' has no actions; train it with --stage video.")
+    common["action_dim"] = 1 if spec.action is None else spec.action.dim
+    if size != "pocket":
+        model = uva_config(size, **common, **({"modes": modes} if modes else {}))
+        return UVARun(task=task, size=size, stage=stage, model=model, train=TrainConfig(steps=100_000))
+    if not modes:
+        modes = {"policy": 0.6, "joint": 0.15, "video": 0.05, "dynamics": 0.1, "inverse": 0.1}
+    model = UVAConfig(
+        **common, latent_channels=8, grid=(6, 6), patch=3, frames=2, horizon=8, width=256, depth=3, heads=4,
+        decoder_width=256, decoder_depth=2, decoder_heads=4, dropout=0.0, attention_dropout=0.0, head="flow",
+        video_head_depth=2, video_head_width=128, action_head_depth=2, action_head_width=192,
+        video_sampling_steps="20", action_sampling_steps="10", modes=modes,
+        proprioception=found.proprioception, proprioception_steps=2,
+        proprioception_prediction={name: len(dims) for name, dims in spec.state.items()},
+    )  # fmt: skip
+    training = TrainConfig(
+        steps=4000, batch_size=128, lr=1e-3, warmup=200, weight_decay=0.02, ema=EMAConfig(max=0.999),
+        log_every=20, save_every=500, eval_every=1000,
+    )  # fmt: skip
+    return UVARun(task=task, size=size, stage=stage, model=model, train=training)
+
+
+def window_of(config: UVAConfig, *, pixels: bool) -> Window:
+    """The steps of one sample: F frames of context, the last one now, F frames ahead, K actions from now on.
+
+    As in the reference, frames lie K / F steps apart and a window may reach 1 step before an episode and K / 2 - 1
+    beyond it. Unlike there it may also begin with an episode: the context of the first steps is filled with the first
+    frame, as it is when acting.
+    """
+    stride = frame_stride(config.horizon, config.frames)
+    offsets = (*context_offsets(config.frames, stride), *future_offsets(config.frames, stride))
+    ahead = tuple(range(1, config.horizon + 1)) if config.proprioception_prediction else ()
+    behind = tuple(state_offsets(config)) if config.proprioception else ()
+    return Window(
+        video={config.camera: offsets} if pixels else {},
+        latents={} if pixels else {config.camera: offsets},
+        actions=tuple(action_offsets(config.horizon, first_now=True)) if config.predict_action else (),
+        state=dict.fromkeys([*config.proprioception, *config.proprioception_prediction], behind + ahead),
+        pad_before=-offsets[0],
+        pad_after=max(config.horizon // 2 - 1, 0),
+    )
+
+
+class ValidationLoss:
+    """Loss on validation windows, per question, with the same draws at every evaluation."""
+
+    name = "val"
+    every: int | None = None
+
+    def __init__(self, dataset: WindowDataset, prepare: Any, windows: int = 512) -> None:
+        self.batches = spread_batches(dataset, at_most=windows, batch_size=64)
+        self.prepare = prepare
+
+    def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(model, UVA)
+        sums: dict[str, list[float]] = {}
+        for mode, weight in model.config.modes.items():
+            if weight == 0:
+                continue
+            for i, batch in enumerate(self.batches):
+                rng = torch.Generator(device=model.device).manual_seed(i)
+                batch = self.prepare(batch.to(model.device), rng)
+                logs = model.loss(batch, model.draw(batch, rng, mode=mode)).logs
+                for name, value in logs.items():
+                    sums.setdefault(f"{mode}_{name}", []).append(value.item())
+        return {name: float(np.mean(values)) for name, values in sums.items()}
+
+
+@dataclass
+class ClosedLoopCheck:
+    """Mean score of a few episodes, to see progress and to rank checkpoints; seeds apart from the test's."""
+
+    task: Task
+    vae: KLVAE
+    normalizer: Normalizer
+    seeds: int
+    name: str = "closed_loop"
+    every: int | None = None
+
+    def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
+        assert isinstance(model, UVA)
+        assert self.task.env is not None
+        policy = UVAPolicy(model, self.vae, self.normalizer, self.task.spec, device=model.device)
+        seeds = range(CHECK_SEED, CHECK_SEED + self.seeds)
+        result = closed_loop(self.task.env, policy, seeds, progress=False)
+        return {"score": result.score.mean}
+
+
+@dataclass(frozen=True)
+class Data:
+    """What a run learns from."""
+
+    store: RowStore
+    training: WindowDataset
+    validation: WindowDataset
+    normalizer: Normalizer
+
+
+def load_data(run: UVARun, store: RowStore) -> Data:
+    """Split by episode, fit statistics on the training side, and cut windows."""
+    train_episodes, val_episodes = split_store(store, run.val_ratio, run.train.seed)
+    normalizer = Normalizer.fit_store(store, train_episodes, "limits")
+    window = window_of(run.model, pixels=run.pixels)
+    augment = CropAndBlur() if run.pixels else None
+    return Data(
+        store=store,
+        training=WindowDataset(store, window, train_episodes, normalizer, augment),
+        validation=WindowDataset(store, window, val_episodes, normalizer),
+        normalizer=normalizer,
+    )
+
+
+def train_uva(run: UVARun) -> Path:
+    """Train; returns the folder of the finished weights, `run.out/weights`."""
+    task = find_task(run.task)
+    device = pick_device(run.device)
+    reference = weights_of(run.tokenizer or _default_tokenizer(task), "kl_vae", "--tokenizer")
+    vae = build(reference, device)
+    assert isinstance(vae, KLVAE)
+    _require_grid(run.model, vae)
+    store = open_task_store(task, run.data)
+    data = load_data(run, store)
+    torch.manual_seed(run.train.seed)
+    model = UVA(run.model)
+    report = "random weights" if run.init is None else fill_from(model, weights_of(run.init, "uva"), task)
+    if run.eval_seeds < 0:
+        raise UserError(f"eval_seeds should be 0 or more, found {run.eval_seeds}.")
+    if run.eval_seeds and (task.env is None or not run.model.predict_action):
+        raise UserError("Closed-loop checks need a task with a simulator and a model with actions; set --eval-seeds 0.")
+    run = open_run(run, device, free=("train", "device", "out", "eval_seeds"))
+    if not run.pixels:
+        ensure_latents(store, run.model.camera, vae, reference.hash, device=str(device))
+    say(
+        f"Training UVA, stage '{run.stage}'",
+        task=task.name,
+        data=f"{store.path}: {len(data.training)} windows to train on, {len(data.validation)} to validate",
+        model=f"{run.size}, {sum(p.numel() for p in model.parameters()):,} parameters, {run.model.tokens} tokens",
+        start=report,
+        tokenizer=f"{reference.path} {reference.hash[:19]}",
+        **resources(run.train, device),
+        seed=run.train.seed,
+        out=run.out,
+    )
+
+    def prepare(batch: Batch, rng: torch.Generator) -> Batch:
+        return encode_batch(batch, vae, rng) if run.pixels else batch
+
+    def export(state: dict[str, Tensor], path: Path) -> None:
+        save_checkpoint(
+            path, family="uva", config=run.model, state=state, spec=store.spec, stats=data.normalizer,
+            tokenizer=TokenizerRef(family="kl_vae", hash=reference.hash),
+        )  # fmt: skip
+
+    evaluators: list[Any] = [ValidationLoss(data.validation, prepare)]
+    if run.eval_seeds:
+        evaluators.append(ClosedLoopCheck(task, vae, data.normalizer, run.eval_seeds))
+    result = train_on(
+        data.training,
+        model,
+        run,
+        verb="train uva",
+        evaluators=evaluators,
+        export=export,
+        device=device,
+        prepare=prepare,
+    )
+    final = run.out / "weights"
+    if not is_main_process():
+        return final
+    chosen = load_checkpoint(result.best or result.weights)  # pyright: ignore[reportArgumentType]
+    config, state = without_side_task(run.model, chosen.state)
+    card = {"recipe": f"foreact train uva --task {run.task} --size {run.size} --stage {run.stage}",
+            "start": run.init, "steps": result.step, **result.metrics}  # fmt: skip
+    digest = save_checkpoint(
+        final, family="uva", config=config, state=state, spec=store.spec, stats=data.normalizer,
+        tokenizer=reference.path, card=card,
+    )  # fmt: skip
+    say("Done", weights=final, hash=digest, **{k: f"{v:.4f}" for k, v in result.metrics.items()})
+    return final
+
+
+def without_side_task(config: UVAConfig, state: Mapping[str, Tensor]) -> tuple[UVAConfig, dict[str, Tensor]]:
+    """The model without the head that foresees states: it shapes the features in training and is never asked again."""
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith("heads.proprioception.")}
+    return dataclasses.replace(config, proprioception_prediction={}), kept
+
+
+def fill_from(model: UVA, checkpoint: Checkpoint, task: Task) -> str:
+    """Copy the tensors that fit into `model`; returns what was left out, by name."""
+    if checkpoint.spec is not None:
+        task.spec.require_equal(checkpoint.spec, f"task '{task.name}'", str(checkpoint.path))
+    return str(load_partial(model, checkpoint.state, source=str(checkpoint.path)))
+
+
+@torch.no_grad()
+def encode_batch(batch: Batch, vae: KLVAE, rng: torch.Generator) -> Batch:
+    """Add the latents of every camera's video."""
+    for camera, video in batch.video.items():
+        batch.latents[camera] = vae.encode(prepare(video, vae.config.image_size), rng=rng)
+    return batch
+
+
+def _default_tokenizer(task: Task) -> str:
+    if task.name not in TOKENIZERS:
+        raise UserError(
+            f"No autoencoder comes with task '{task.name}'; train one with `foreact train kl-vae --task {task.name}` "
+            "and name it with --tokenizer."
+        )
+    return TOKENIZERS[task.name]
+
+
+def _require_grid(config: UVAConfig, vae: KLVAE) -> None:
+    expected = (config.latent_channels, *config.grid)
+    found = (vae.config.latent_channels, *vae.grid)
+    if expected != found:
+        raise UserError(
+            f"The model is configured for latents {expected}, the autoencoder makes {found}; set "
+            f"--model.latent-channels {found[0]} --model.grid {found[1]} {found[2]}, or choose another --tokenizer."
+        )
+
+
+def command(args: Sequence[str]) -> None:
+    """`foreact train uva`."""
+    train_uva(
+        parse_run(
+            UVARun, args, prog="foreact train uva", recipe=lambda chosen: recipe(**_checked(chosen)),
+            choices=("task", "size", "stage"),
+        )
+    )  # fmt: skip
+
+
+def _checked(chosen: dict[str, str]) -> dict[str, Any]:
+    for name, known in (("size", ["pocket", *SIZES]), ("stage", ["video", "joint"])):
+        if name in chosen and chosen[name] not in known:
+            raise UserError(f"--{name} should be one of {', '.join(known)}, found '{chosen[name]}'.")
+    return chosen

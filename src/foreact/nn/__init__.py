@@ -1,0 +1,1 @@
+"""Blocks and mathematics that several systems share."""

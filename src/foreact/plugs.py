@@ -1,0 +1,286 @@
+"""Plugs: how a system, a task or a simulator comes into the house without an edit of ours.
+
+A plug is one value that a module exports. It is found by its name among ours, by its name among the entry points of the
+installed packages, or by the import path of its module, `my_package.my_module` or a file `my_module.py` in the present
+folder. What a plug needs of heavy modules it names by import paths "module:attribute", so that finding one is fast.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import os
+import sys
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from foreact.errors import UserError, did_you_mean
+
+T = TypeVar("T")
+
+
+def load_object(path: str, what: str) -> Any:
+    """What lies at the import path "module:attribute".
+
+    Args:
+        path: where.
+        what: what is expected there, for the error, such as "The environment".
+
+    Raises:
+        UserError: nothing does.
+    """
+    module, colon, name = path.partition(":")
+    if not colon or not name:
+        raise UserError(f"{what} '{path}' should be an import path 'module:name'.")
+    try:
+        return getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(f"{what} '{path}' cannot be imported ({error}); check the spelling and PYTHONPATH.") from error
+
+
+def import_module(name: str) -> Any:
+    """Import a module, such as one in the present folder, which an installed command does not look into by itself."""
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.append(os.getcwd())  # at the end: nothing that is installed is hidden by a file here
+    return importlib.import_module(name)
+
+
+@dataclass(frozen=True)
+class Plugs(Generic[T]):
+    """All plugs of one kind.
+
+    Attributes:
+        kind: what they are called in sentences, such as "task".
+        cls: type of the value.
+        attribute: name under which a module exports it.
+        group: of the entry points.
+        built_in: name -> import path "module:attribute" of ours.
+        added: name -> value of those that this process was told of.
+    """
+
+    kind: str
+    cls: type[T]
+    attribute: str
+    group: str
+    built_in: dict[str, str]
+    added: dict[str, T] = field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        """Ours, those that installed packages add, and those that were added; no module is imported."""
+        return list(dict.fromkeys([*self.built_in, *(e.name for e in entry_points(group=self.group)), *self.added]))
+
+    def find(self, name: str) -> T:
+        """The plug of that name or import path.
+
+        Raises:
+            UserError: there is none, its module cannot be imported, or holds something else.
+        """
+        if name in self.added:
+            return self.added[name]
+        if name in self.built_in:
+            return load_object(self.built_in[name], f"The {self.kind}")
+        for entry in entry_points(group=self.group):
+            if entry.name == name:
+                return self._checked(load_object(entry.value, f"The {self.kind} '{name}',"), entry.value)
+        module, _, attribute = name.partition(":")
+        if "." not in module and not _is_module(module):
+            raise UserError(f"There is no {self.kind} called '{name}'{did_you_mean(name, self.names())}")
+        try:
+            value = getattr(import_module(module), attribute or self.attribute)
+        except ImportError as error:
+            raise UserError(
+                f"{self.kind.capitalize()} '{name}' cannot be imported ({error}); check the spelling and PYTHONPATH."
+            ) from None
+        except AttributeError:
+            raise UserError(
+                f"Module '{module}' exports no {attribute or self.attribute}; "
+                f"define `{self.attribute} = {self.cls.__name__}(...)` in it."
+            ) from None
+        return self._checked(value, name)
+
+    def _checked(self, value: Any, where: str) -> T:
+        if not isinstance(value, self.cls):
+            raise UserError(
+                f"'{where}' should hold a {self.cls.__module__}.{self.cls.__name__}, found a {type(value).__name__}."
+            )
+        return value
+
+
+def _is_module(name: str) -> bool:
+    try:
+        here = os.path.isfile(os.path.join(os.getcwd(), f"{name}.py"))
+        return here or (name.isidentifier() and importlib.util.find_spec(name) is not None)
+    except (ImportError, ValueError):
+        return False
+
+
+CAPABILITIES = {
+    "train": "be trained by a verb of the command line",
+    "policy": "act",
+    "generate": "imagine",
+    "video": "be measured as a video model",
+    "write": "be written in another layout",
+}
+"""What a family may lack -> how that is said."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """A system, as the shared rooms know it.
+
+    Attributes:
+        name: in checkpoints, and on the command line, where "_" is written "-".
+        title: what training it means, for `foreact --help`.
+        config: import path of the dataclass that holds its sizes.
+        module: of the `torch.nn.Module` that such a config builds.
+        train: of `(args: Sequence[str]) -> object`, the verb `foreact train NAME`.
+        policy: of `(path: Path, options, *, execute: int | None, device: torch.device) -> Policy`, which opens a
+            checkpoint folder to act.
+        policy_options: of the frozen dataclass of what else `policy` takes, all with defaults; they become options of
+            `foreact eval closed-loop`.
+        generate: of the typed function behind `foreact generate --weights WEIGHTS`.
+        video: of the typed function behind `foreact eval video --weights WEIGHTS`.
+        layouts: of a tuple of `foreact.released.layouts.Layout`: checkpoints of other projects that it reads.
+        write: of `(path: Path, out: Path) -> str`, which writes a checkpoint folder as its authors' code reads it, and
+            returns what to tell.
+    """
+
+    name: str
+    title: str
+    config: str
+    module: str
+    train: str | None = None
+    policy: str | None = None
+    policy_options: str | None = None
+    generate: str | None = None
+    video: str | None = None
+    layouts: str | None = None
+    write: str | None = None
+
+    @property
+    def verb(self) -> str:
+        """Its name on the command line."""
+        return self.name.replace("_", "-")
+
+    def get(self, entry: str) -> Any:
+        """What `config`, `module`, `train` and so on name, imported.
+
+        Raises:
+            UserError: the family has no such thing.
+        """
+        path = getattr(self, entry)
+        if path is None:
+            raise UserError(f"Weights of the family '{self.name}' cannot {CAPABILITIES[entry]}; name others.")
+        return load_object(path, f"The {entry} of the family '{self.name}',")
+
+
+FAMILIES = Plugs(
+    kind="family",
+    cls=Family,
+    attribute="FAMILY",
+    group="foreact.families",
+    built_in={
+        "kl_vae": "foreact.families.codes:KL_VAE",
+        "vq": "foreact.families.codes:VQ",
+        "vqkd": "foreact.families.codes:VQKD",
+        "musik": "foreact.families.codes:MUSIK",
+        "uva": "foreact.families.uva:FAMILY",
+        "vavim": "foreact.families.driving:VAVIM",
+        "vavam": "foreact.families.driving:VAVAM",
+        "voc": "foreact.families.voc:FAMILY",
+        "bc": "foreact.families.voc.cloning:FAMILY",
+    },
+)
+
+
+def add_family(path: str) -> Family:
+    """Find a family by import path and know it by its name from now on, as checkpoints call it.
+
+    Raises:
+        UserError: there is none, or another family has its name.
+    """
+    family = FAMILIES.find(path)
+    if family.name in FAMILIES.names() and FAMILIES.find(family.name) != family:
+        raise UserError(f"'{path}' calls its family '{family.name}', as another one is called; give it another name.")
+    FAMILIES.added[family.name] = family
+    return family
+
+
+def known_family(name: Any, who: str) -> Family:
+    """The family that a checkpoint names.
+
+    Args:
+        name: as found there.
+        who: the checkpoint, for the error.
+
+    Raises:
+        UserError: none that is known; nothing is imported that a file names.
+    """
+    if name not in FAMILIES.names():
+        raise UserError(
+            f"{who} is of the unknown family '{name}'{did_you_mean(str(name), FAMILIES.names())} A family that is not "
+            "installed is named by its module: --family my_package.my_model."
+        )
+    return FAMILIES.find(name)
+
+
+def families_with(entry: str) -> list[str]:
+    """Names of the families that have such a thing."""
+    return [name for name in FAMILIES.names() if getattr(FAMILIES.find(name), entry) is not None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Simulator:
+    """A simulated world, as the shared rooms know it.
+
+    Attributes:
+        name: on the command line; "NAME/..." is handed to the simulator of that name.
+        make: import path of a function without arguments that returns a `foreact.types.Env`.
+        expert: of one that returns a `foreact.types.Expert`, or None where nobody can show how it is done.
+        collect: of the typed function behind `foreact data collect --env NAME`; its first parameter is `env`. By
+            default the one that lets the expert act.
+    """
+
+    name: str
+    make: str | None = None
+    expert: str | None = None
+    collect: str = "foreact.commands.collect:by_expert"
+
+
+SIMULATORS = Plugs(
+    kind="environment",
+    cls=Simulator,
+    attribute="ENV",
+    group="foreact.envs",
+    built_in={
+        "pusht": "foreact.envs.simulators:PUSHT",
+        "pusht-m": "foreact.envs.simulators:PUSHT_M",
+        "dmc": "foreact.envs.simulators:DMC",
+    },
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Format:
+    """A way in which episodes lie on disk and are opened as they are.
+
+    Attributes:
+        name: short.
+        recognise: import path of `(path: Path) -> bool`, which looks at names only.
+        open: of `(path: Path, spec: StreamSpec | None, *, memory_limit: int) -> RowStore`; see
+            `foreact.data.stores.episodes`.
+    """
+
+    name: str
+    recognise: str
+    open: str
+
+
+FORMATS = Plugs(
+    kind="format",
+    cls=Format,
+    attribute="FORMAT",
+    group="foreact.formats",
+    built_in={"d4rl": "foreact.data.formats:D4RL"},
+)

@@ -1,0 +1,124 @@
+"""What a policy remembers of the episodes it acts in. Knows no model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from foreact.errors import UserError
+from foreact.types import Observation
+
+
+def generator_for(*key: int) -> torch.Generator:
+    """A generator that depends on the whole key, such as (episode seed, step), and on nothing else."""
+    # SeedSequence mixes, so that neighbouring seeds and steps give unrelated draws, and takes no negative words.
+    words = [k % 2**64 for k in key]
+    return torch.Generator().manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1))
+
+
+@dataclass
+class Episode:
+    """One episode; policies add what they keep of it.
+
+    Attributes:
+        seed: seed of the episode.
+        step: number of the newest observation, -1 before the first.
+    """
+
+    seed: int
+    step: int = -1
+
+
+E = TypeVar("E", bound=Episode)
+
+
+class Memory(Generic[E]):
+    """The episodes of a policy, numbered 0, 1, ... in the order of their seeds; see `foreact.types.Policy`.
+
+    Args:
+        begin: an episode of that seed, of which nothing has been seen.
+    """
+
+    def __init__(self, begin: Callable[[int], E]) -> None:
+        self._begin = begin
+        self._episodes: list[E] = []
+
+    def reset(self, seeds: Sequence[int]) -> None:
+        """Forget all, and begin one episode per seed."""
+        self._episodes = [self._begin(int(seed)) for seed in seeds]
+
+    def episodes(self, ids: Sequence[int] | None) -> list[E]:
+        """Those of the given numbers; None: all."""
+        if not self._episodes:
+            raise ValueError("No episode runs; call reset(seeds) first.")
+        return self._episodes if ids is None else [self._episodes[i] for i in ids]
+
+    def now(self, ids: Sequence[int] | None) -> tuple[list[E], int]:
+        """Those episodes and the step that all of them have reached."""
+        episodes = self.episodes(ids)
+        steps = {episode.step for episode in episodes}
+        if len(steps) != 1 or -1 in steps:
+            raise ValueError(
+                f"act plans for episodes observed up to one and the same step; these are at {sorted(steps)}."
+            )
+        return episodes, steps.pop()
+
+
+def pictures_of(obs: Observation, camera: str, rows: int, size: tuple[int, int] | None) -> np.ndarray:
+    """The pictures that a policy watches, one per running episode.
+
+    Args:
+        obs: what was seen.
+        camera: which camera.
+        rows: running episodes, B.
+        size: (height, width) of training; None takes any.
+
+    Returns:
+        uint8 (B, H, W, 3).
+
+    Raises:
+        UserError: the camera is missing, or shows something else.
+    """
+    frames = obs.cameras.get(camera)
+    if frames is None:
+        raise UserError(f"The policy watches camera '{camera}'; the observation has {sorted(obs.cameras)}.")
+    fits = frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[::3] == (rows, 3) and frames.size > 0
+    if not fits or (size is not None and frames.shape[1:3] != tuple(size)):
+        expected = f"({rows}, {'H, W' if size is None else f'{size[0]}, {size[1]}'}, 3)"
+        raise UserError(
+            f"Camera '{camera}' should be uint8 {expected}, found {frames.dtype} {frames.shape}; give one RGB picture "
+            f"per running episode{'' if size is None else ', as large as in training'}."
+        )
+    return frames
+
+
+@dataclass
+class History(Episode):
+    """An episode whose recent frames and states are kept.
+
+    Attributes:
+        frames: step -> uint8 (H, W, 3), the newest `reach + 1` steps.
+        states: step -> {stream: (S,)}, of the same steps.
+        latents: step -> (c, h, w), for those frames that were asked for.
+    """
+
+    frames: dict[int, np.ndarray] = field(default_factory=dict)
+    states: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
+    latents: dict[int, Tensor] = field(default_factory=dict)
+
+    def add(self, frame: np.ndarray, states: Mapping[str, np.ndarray], reach: int) -> None:
+        self.step += 1
+        # A copy: environments may reuse the array in which they draw.
+        self.frames[self.step] = np.array(frame, dtype=np.uint8)
+        self.states[self.step] = {name: np.array(values, np.float32) for name, values in states.items()}
+        for kept in (self.frames, self.states, self.latents):
+            kept.pop(self.step - reach - 1, None)
+
+    def steps(self, offsets: Sequence[int]) -> list[int]:
+        """Steps at `offsets` (each <= 0) from now; before the start of the episode its first frame stands in."""
+        return [max(self.step + offset, 0) for offset in offsets]

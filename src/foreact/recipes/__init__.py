@@ -1,1 +1,0 @@
-"""Named, typed, complete runs: each verb of the command line is a function here."""

@@ -1,0 +1,356 @@
+"""Release archives, both ways: files <-> one .tar.gz, whole or in parts, streamed in constant memory."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from tqdm import tqdm
+
+from foreact.checkpoints.manifest import BLOCK, MANIFEST, FileFacts, read_manifest, record, sha256_of
+from foreact.errors import UserError
+from foreact.released.parts import PartsReader, PartsWriter, find_parts, suffixes
+
+MAX_PART = 1_900_000_000
+"""Bytes of one part: what the release uses, below the 2 GiB that GitHub takes."""
+
+MAX_MEMBERS = 10_000
+MAX_TOTAL = 200_000_000_000
+MAX_NAME = 2**16
+"""Bytes of an extended header; real ones hold a long name."""
+EXTENDED = {
+    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
+}  # fmt: skip
+DAMAGE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, OverflowError, RecursionError)
+UNITS = {"": 1, "B": 1} | {
+    unit: base**power
+    for power, letter in enumerate("KMGT", start=1)
+    for unit, base in ((f"{letter}B", 1000), (letter, 1024), (f"{letter}IB", 1024))
+}
+
+
+def parse_size(text: str) -> int:
+    """Bytes of a size as `split` reads it: 1900MB is 1900 * 10**6, 1900M and 1900MiB are 1900 * 2**20.
+
+    Raises:
+        UserError: it is no positive size.
+    """
+    found = re.fullmatch(r"\s*(\d+)\s*([A-Za-z]*)\s*", text)
+    if found is None or found[2].upper() not in UNITS or int(found[1]) == 0:
+        raise UserError(f"'{text}' should be a positive size such as 1900MB, 2GiB or 500000.")
+    return int(found[1]) * UNITS[found[2].upper()]
+
+
+# --- packing ---------------------------------------------------------------------------------------------------
+
+
+def pack(
+    sources: Sequence[Path],
+    stem: Path,
+    *,
+    max_size: int = MAX_PART,
+    extension: str | None = None,
+    progress: bool = True,
+) -> list[Path]:
+    """Write files and folders as STEM.tar.gz, or as STEM_chunked.tar.gz.part_aa, ... where that is too large.
+
+    The same content gives the same bytes: names are sorted, owners and times are left out. The hash of every part goes
+    to the manifest beside them.
+
+    Args:
+        sources: files and folders; each is stored under its own name.
+        stem: path of the archive without its suffixes.
+        max_size: bytes of one part.
+        extension: of a folder, take only the files that end in this, such as "pt".
+        progress: show a bar over the bytes read.
+
+    Returns:
+        The parts, in order.
+
+    Raises:
+        UserError: nothing to pack, two sources of one name, an archive of that name exists, or the disk refuses.
+            Nothing is left half-written.
+    """
+    if max_size < 1:
+        raise UserError(f"A part should have at least 1 byte, found {max_size}.")
+    stem = Path(stem)
+    name = stem.name.removesuffix(".tar.gz").removesuffix("_chunked")
+    if name in ("", ".."):
+        raise UserError(f"'{stem}' does not name an archive; give its path, such as {stem / 'weights'}.")
+    stem = stem.with_name(name)
+    lone, whole = f"{name}.tar.gz", f"{name}_chunked.tar.gz"
+    if stem.parent.is_dir():
+        for path in sorted(stem.parent.iterdir()):
+            # A part left over from an older archive would become the end of the new one.
+            if path.name == lone or path.name.startswith(f"{whole}.part_"):
+                raise UserError(f"{path} exists; remove the old archive first or choose another name.")
+    members = _members(sources, extension)
+    total = sum(path.stat().st_size for path in members.values() if path.is_file())
+    try:
+        with (
+            _scratch(stem.parent, ".pack-") as scratch,
+            tqdm(total=total, unit="B", unit_scale=True, desc=f"pack {stem.name}", disable=not progress) as bar,
+        ):
+            with closing(PartsWriter(scratch, max_size)) as writer:
+                _write_tar(members, writer, bar.update)
+            names = [lone]
+            if len(writer.facts) > 1:
+                names = [f"{whole}.part_{suffix}" for suffix, _ in zip(suffixes(), writer.facts, strict=False)]
+            for index, name in enumerate(names):
+                os.replace(writer.path(index), stem.parent / name)
+        record(stem.parent, dict(zip(names, writer.facts, strict=True)))
+    except (OSError, tarfile.TarError) as error:
+        raise UserError(f"{stem} could not be packed ({error}).") from None
+    return [stem.parent / name for name in names]
+
+
+def _members(sources: Sequence[Path], extension: str | None) -> dict[str, Path]:
+    """Name inside the archive -> path, sorted by name."""
+    ending = "" if extension is None else f".{extension.removeprefix('.')}"
+    members: dict[str, Path] = {}
+    for source in map(Path, sources):
+        top = Path(os.path.abspath(source))
+        if not top.exists():
+            raise UserError(f"There is no {source} to pack.")
+        found = {top.name: top}
+        if top.is_dir():
+            inside = {f"{top.name}/{path.relative_to(top).as_posix()}": path for path in top.rglob("*")}
+            kept = {k: p for k, p in inside.items() if not ending or (p.is_file() and p.name.endswith(ending))}
+            found = kept if ending else found | kept
+        if twice := sorted(set(found) & set(members)):
+            raise UserError(f"Two sources are called '{twice[0]}'; rename one of them.")
+        members |= found
+    odd = [p for p in members.values() if not p.is_file() and not (p.is_dir() and not p.is_symlink())]
+    if odd:
+        raise UserError(f"{odd[0]} is neither a file nor a plain folder and cannot be packed.")
+    if unprintable := [name for name in members if not name.isprintable()]:
+        raise UserError(f"The name {unprintable[0]!r} cannot be printed and is not packed; rename it.")
+    if not any(path.is_file() for path in members.values()):
+        of = f" that ends in {ending}" if ending else ""
+        raise UserError(f"There is no file{of} in {', '.join(map(str, sources)) or 'an empty list'} to pack.")
+    return dict(sorted(members.items()))
+
+
+def _write_tar(members: dict[str, Path], writer: PartsWriter, advance: Callable[[int], object]) -> None:
+    # Weights hardly compress: level 1 costs a few per cent of size and saves most of the time.
+    packed: Any = gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=writer, mtime=0)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    with packed, tarfile.open(fileobj=packed, mode="w|", bufsize=BLOCK) as tar:
+        for name, path in members.items():
+            member = tarfile.TarInfo(name)
+            if path.is_dir():
+                member.type, member.mode = tarfile.DIRTYPE, 0o755
+                tar.addfile(member)
+                continue
+            with open(path, "rb") as file:
+                member.size = os.fstat(file.fileno()).st_size
+                tar.addfile(member, _Watched(file, advance))  # pyright: ignore[reportArgumentType]
+
+
+class _Watched:
+    """A readable that tells how much is read of it."""
+
+    def __init__(self, file: Any, advance: Callable[[int], object]) -> None:
+        self._file, self._advance = file, advance
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._file.read(size)
+        self._advance(len(data))
+        return data
+
+
+# --- unpacking -------------------------------------------------------------------------------------------------
+
+
+def unpack(
+    src: Path,
+    out: Path,
+    *,
+    max_members: int = MAX_MEMBERS,
+    max_total: int = MAX_TOTAL,
+    progress: bool = True,
+) -> list[Path]:
+    """Extract an archive, whole or in parts, into a folder.
+
+    Parts that a manifest beside them names are first checked against it. Only plain files and folders are extracted,
+    and only below `out`; they appear there when the last byte of the archive has been checked.
+
+    Args:
+        src: a .tar.gz, any part of a set, or the folder that holds them.
+        out: the folder; made where it is missing. What it holds stays, and nothing in it is replaced.
+        max_members: how many files and folders the archive may hold.
+        max_total: how many bytes it may unpack to.
+        progress: show a bar over the bytes read.
+
+    Returns:
+        What appeared in `out`, sorted.
+
+    Raises:
+        UserError: a part is missing, swapped, cut short or damaged, a member is unsafe or exists already, a limit is
+            passed, or the disk refuses. Nothing is left half-written.
+    """
+    parts, out = find_parts(src), Path(out)
+    total = sum(path.stat().st_size for path in parts)
+    try:
+        _check_parts(parts, total, progress)
+        with (
+            _scratch(out, ".unpack-") as scratch,
+            tqdm(total=total, unit="B", unit_scale=True, desc="unpack", disable=not progress) as bar,
+            closing(PartsReader(parts, bar.update)) as reader,
+        ):
+            try:
+                _extract(reader, scratch, out, max_members, max_total)
+            except DAMAGE as error:
+                raise UserError(_diagnosis(parts, reader.current, error)) from None
+            placed = sorted(out / path.name for path in scratch.iterdir())
+            for path in placed:
+                os.rename(scratch / path.name, path)
+    except OSError as error:
+        raise UserError(f"{parts[0]} could not be unpacked into {out} ({error}).") from None
+    return placed
+
+
+def _extract(reader: PartsReader, scratch: Path, out: Path, max_members: int, max_total: int) -> None:
+    left = max_total
+
+    def spend(size: int) -> None:
+        nonlocal left
+        left -= size
+        if left < 0:
+            raise UserError(
+                f"The archive unpacks to more than {max_total:,} bytes; raise the limit if you trust its source."
+            )
+
+    packed: Any = gzip.GzipFile(fileobj=reader, mode="rb")  # pyright: ignore[reportArgumentType, reportCallIssue]
+    body: Any = _Watched(packed, spend)
+    with packed, tarfile.open(fileobj=body, mode="r|", bufsize=BLOCK, tarinfo=_StrictHeader) as tar:
+        for number, member in enumerate(tar):
+            if number == max_members:
+                raise UserError(
+                    f"The archive holds more than {max_members:,} files; raise the limit if you trust its source."
+                )
+            _place(tar, member, scratch, out)
+        # Reading on to the end is what checks the length and checksum of gzip.
+        while data := tar.fileobj.read(BLOCK):  # pyright: ignore[reportOptionalMemberAccess]
+            if data.strip(b"\0"):
+                raise tarfile.ReadError("there is more after its end")
+
+
+class _StrictHeader(tarfile.TarInfo):
+    """A header that is damaged, which tarfile silently takes for the archive's end, or of absurd length, is an error.
+
+    tarfile reads an extended header (a long name, say) into memory whole, whatever size it claims.
+    """
+
+    @classmethod
+    def frombuf(cls, buf: Any, encoding: str, errors: str) -> tarfile.TarInfo:
+        if buf and not buf.strip(b"\0"):
+            return super().frombuf(buf, encoding, errors)  # the regular end
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(f"a file's header is damaged: {error}") from None
+        if header.type in EXTENDED and header.size > MAX_NAME:
+            raise tarfile.ReadError(f"a file's name claims {header.size:,} bytes")
+        return header
+
+
+def _place(tar: tarfile.TarFile, member: tarfile.TarInfo, scratch: Path, out: Path) -> None:
+    """Write one member below `scratch`."""
+    name = PurePosixPath(member.name)
+    if name == PurePosixPath():
+        return  # "." itself
+    if not member.name.isprintable():
+        raise UserError(f"The archive holds the name {member.name!r}, which cannot be printed; it was not unpacked.")
+    if name.is_absolute() or ".." in name.parts or not (scratch / name).is_relative_to(scratch):
+        raise UserError(f"The archive wants to write to '{member.name}', outside its folder; it was not unpacked.")
+    # The holes of a sparse file cost an attacker nothing and count towards no limit.
+    if not (member.isreg() or member.isdir()) or member.issparse():
+        raise UserError(
+            f"'{member.name}' in the archive is a link, a device or sparse, which weights never are; it was refused."
+        )
+    if os.path.lexists(out / name.parts[0]):
+        raise UserError(f"{out / name.parts[0]} exists; remove it or choose another folder.")
+    try:
+        target = scratch / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if member.isdir():
+            target.mkdir(exist_ok=True)
+            return
+        source = tar.extractfile(member)
+        with open(target, "xb") as file:
+            shutil.copyfileobj(source, file, BLOCK)  # pyright: ignore[reportArgumentType]
+    except (FileExistsError, NotADirectoryError, ValueError):
+        raise UserError(f"The archive holds '{member.name}' twice or in an impossible place.") from None
+    if target.stat().st_size != member.size:
+        raise tarfile.ReadError(f"{member.name} is cut short")
+
+
+@contextmanager
+def _scratch(folder: Path, prefix: str) -> Iterator[Path]:
+    """A temporary folder inside `folder`, which goes again if it was made for nothing."""
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=prefix) as scratch:
+            yield Path(scratch)
+    finally:
+        if made and not any(folder.iterdir()):
+            folder.rmdir()
+
+
+# --- what is wrong with a set of parts -------------------------------------------------------------------------
+
+
+def _check_parts(parts: Sequence[Path], total: int, progress: bool) -> None:
+    """Compare the parts with the manifest beside them; parts that it does not name are left to gzip's checksum."""
+    known = read_manifest(parts[0].parent)
+    if not any(path.name in known for path in parts):
+        return
+    whole = parts[0].name.rpartition(".part_")[0]
+    for name in sorted(known):
+        if whole and name.startswith(f"{whole}.part_") and not (parts[0].parent / name).is_file():
+            raise UserError(f"{name} is missing, which {MANIFEST} names; download it again.")
+    with tqdm(total=total, unit="B", unit_scale=True, desc="check", disable=not progress) as bar:
+        for path in parts:
+            found = FileFacts(sha256=sha256_of(path, bar.update), bytes=path.stat().st_size)
+            wanted = known.get(path.name, found)
+            if found.sha256 == wanted.sha256:
+                continue
+            others = [name for name, facts in known.items() if facts.sha256 == found.sha256]
+            why = f"it holds what {others[0]} should hold" if others else "its SHA-256 differs"
+            if wanted.bytes is not None and found.bytes != wanted.bytes:
+                why += f" and it has {found.bytes:,} bytes instead of {wanted.bytes:,}"
+            raise UserError(f"{path} is not the file that {MANIFEST} describes ({why}); download it again.")
+
+
+def _diagnosis(parts: Sequence[Path], current: Path, error: Exception) -> str:
+    """One sentence on an archive that could not be read to its end: the likeliest cause that the parts show."""
+    if len(parts) == 1:
+        what = "is cut short" if isinstance(error, EOFError) else "is damaged or no .tar.gz"
+        return f"{current} {what} ({error}); download it again."
+    seen: dict[str, Path] = {}
+    for path in parts:
+        if (other := seen.setdefault(sha256_of(path), path)) is not path:
+            return f"{path} holds the same as {other.name}: a part is there twice; download it again."
+    sizes = [path.stat().st_size for path in parts]
+    for path, size in zip(parts[:-1], sizes, strict=False):
+        if size < max(sizes):
+            return (
+                f"{path} has {size:,} bytes where others have {max(sizes):,}: it is cut short or swapped with another."
+            )
+    if isinstance(error, EOFError):
+        return (
+            f"The archive ends too early: {parts[-1]} is cut short or parts after it are missing; download them again."
+        )
+    return (
+        f"The archive is damaged at {current} ({error}): that part is corrupt or parts are swapped; download it again."
+    )

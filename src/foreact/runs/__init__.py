@@ -1,0 +1,1 @@
+"""What every complete run shares."""

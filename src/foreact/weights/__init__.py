@@ -1,1 +1,0 @@
-"""Checkpoints: our format (format.py), foreign files read safely (pickles.py) and converted (convert.py)."""
