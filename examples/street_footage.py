@@ -24,25 +24,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from foreact.data.drives import FRONT, driving_spec
-from foreact.data.driving import DrivingWindows
-from foreact.data.loader import batches, ordered_batches
-from foreact.data.shots import find_shots
-from foreact.data.video import read_video, side_by_side, write_mp4
-from foreact.data.writer import StoreWriter
+from foreact.checkpoints.format import TokenizerRef, build, load_checkpoint, save_checkpoint
+from foreact.data.formats.shots import find_shots
+from foreact.data.formats.video import read_video, side_by_side, write_mp4
+from foreact.data.stores.writer import StoreWriter
+from foreact.data.windows.loader import batches, ordered_batches
+from foreact.errors import UserError
 from foreact.evals.copy_baseline import AgainstCopy, CopyBaseline, against_copy, fit_copy
-from foreact.models.vavim import VaViM, VaViMConfig
-from foreact.recipes.driving import DrivingData, open_drives, windows_of
-from foreact.recipes.runs import say, write_json
-from foreact.recipes.tokenize import tokenize
-from foreact.recipes.vq import VQRun, train_vq
+from foreact.families.codes.tokenize import tokenize
+from foreact.families.codes.train_vq import VQRun, train_vq
+from foreact.families.driving.data.drives import FRONT, driving_spec
+from foreact.families.driving.data.windows import DrivingWindows
+from foreact.families.driving.sources import DrivingData, open_drives, windows_of
+from foreact.families.driving.vavim import VaViM, VaViMConfig
+from foreact.runs.run import say, write_json
 from foreact.tokenizers.vq import VQConfig
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
 from foreact.train.logs import read_log
 from foreact.train.loop import train
-from foreact.types import Batch, Estimate, UserError, to_uint8
-from foreact.weights.format import TokenizerRef, build, load_checkpoint, save_checkpoint
+from foreact.types import Batch, Estimate, to_uint8
 
 CLIPS = ("bikes.mp4", "carphone_pristine.mp4")
 RATE_HZ = 25.0

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from foreact.commands.data import collect
+from foreact.commands.collect import pusht as collect
 from foreact.families.codes.tokenize import tokenize
 from foreact.families.codes.train_kl_vae import KLVAERun, train_kl_vae
 from foreact.families.uva.config import UVAConfig

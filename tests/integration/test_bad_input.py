@@ -235,7 +235,7 @@ def test_stats_against_a_checkpoint_without_any(world: World, refused: Callable[
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        (["--env", "pushh"], "There is an expert for"),
+        (["--env", "pushh"], "There is no environment called 'pushh'; did you mean 'pusht'?"),
         (["--episodes", "0"], "Expected episodes >= 1"),
         (["--first-seed", "99999", "--episodes", "2"], "test seeds"),
         (["--noise", "-1"], "Noise should be"),
@@ -376,13 +376,13 @@ def test_missing_tokenizer(world: World, refused: Callable[..., str]) -> None:
     )
     assert "'nowhere' is neither" in refused("tokenize", "--store", world.store, "--tokenizer", "nowhere")
     sentence = refused("train", "uva", "--from", world.uva.parent, "--out", "new", "--tokenizer", world.uva)
-    assert "needs a kl_vae tokenizer" in sentence
+    assert "--tokenizer takes those of kl_vae" in sentence
 
 
 def test_missing_or_unfit_start(world: World, refused: Callable[..., str]) -> None:
     common = ["train", "uva", "--from", world.uva.parent, "--out", "new", "--init"]
     assert "'nowhere' is neither" in refused(*common, "nowhere")
-    assert "expects weights of UVA" in refused(*common, world.vae)
+    assert "--init takes those of uva" in refused(*common, world.vae)
 
 
 # --- disk and keyboard -------------------------------------------------------------------------------------------

@@ -16,7 +16,9 @@ import torch
 from conftest import settings
 
 from foreact.checkpoints.format import load_checkpoint, save_checkpoint
-from foreact.commands import closed_loop as evaluate
+from foreact.commands.closed_loop import ClosedLoop
+from foreact.commands.closed_loop import closed_loop as scored
+from foreact.commands.closed_loop import command as closed_loop_command
 from foreact.data.stores.writer import StoreWriter
 from foreact.errors import UserError
 from foreact.evals.closed_loop import closed_loop, read_closed_loop
@@ -24,7 +26,7 @@ from foreact.families.voc import control as recipe
 from foreact.families.voc.cloning.train import CloningRun, command, train_bc
 from foreact.families.voc.control import control, entrants
 from foreact.families.voc.model import VOC, VOCConfig
-from foreact.families.voc.policy import PlanningConfig
+from foreact.families.voc.policy import OccupancyOptions, PlanningConfig
 from foreact.policies.baselines import RandomPolicy
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
 from foreact.types import ActionSpec, Observation, StepOut, StreamSpec, Task
@@ -147,6 +149,7 @@ def provide_task(patch: pytest.MonkeyPatch) -> None:
     module = ModuleType(TASK_NAME)
     task = Task(
         name="glow", spec=CONTROL_SPEC, camera="img", env=f"{TASK_NAME}:make_glow", score="sum",
+        variants={"shadows": f"{TASK_NAME}:make_glow", "no-shadows": f"{TASK_NAME}:make_glow_plain"},
         score_note="An episode's score is the sum of its rewards.",
     )  # fmt: skip
     vars(module).update(TASK=task, make_glow=Glow, make_glow_plain=Pale)
@@ -300,17 +303,16 @@ def test_what_was_measured_by_the_same_protocol_is_read(
 
 
 def test_shadows_are_recorded_and_must_be_those_of_the_data(made: Made, tmp_path: Path) -> None:
-    table = compare(tmp_path, "random", shadows=False)
+    table = compare(tmp_path, "random", variant="no-shadows")
     assert table["rows"][0]["protocol"]["env"] == f"{TASK_NAME}:make_glow_plain"
-    with pytest.raises(UserError, match="learned from pictures with shadows; give --shadows True"):
-        compare(tmp_path, f"bc:{made.bc}", shadows=False)
+    with pytest.raises(UserError, match="learned from pictures of the variant 'shadows'; give --variant shadows"):
+        compare(tmp_path, f"bc:{made.bc}", variant="no-shadows")
 
 
 def test_closed_loop_scores_a_planner_too(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    evaluate.closed_loop(
-        str(made.voc), TASK_NAME, seeds=2, prior=str(made.bc), planning=dataclasses.replace(PLANNING, gamma=0.9),
-        videos=1, workers=0, out=tmp_path, device="cpu",
-    )  # fmt: skip
+    asked = ClosedLoop(weights=str(made.voc), task=TASK_NAME, seeds=2, videos=1, workers=0, out=tmp_path, device="cpu")
+    planning = dataclasses.replace(PLANNING, gamma=0.9)
+    scored(asked, OccupancyOptions(prior=str(made.bc), planning=planning))
     result = read_closed_loop(tmp_path / "voc")
     assert result.score.n == 2
     assert result.protocol["gamma"] == 0.9
@@ -321,15 +323,16 @@ def test_closed_loop_scores_a_planner_too(made: Made, tmp_path: Path, capsys: py
 
 def test_closed_loop_refuses_options_of_other_families_and_no_action_at_all(made: Made, tmp_path: Path) -> None:
     for weights, options, words in (
-        ("random", {"prior": str(made.bc)}, "--prior is for weights of the family 'voc'"),
-        (str(made.bc), {"planning": PLANNING}, "--planning is for"),
-        (str(made.voc), {"temperature": 0.5}, "--temperature is for weights of the family 'uva'"),
-        (str(made.bc), {"steps": 3}, "--steps is for"),
-        ("random", {"execute": 0}, "execute is 0"),
-        (str(made.bc), {"execute": 0}, "execute is 0"),
+        ("random", ["--prior", str(made.bc)], "--prior is for weights of the family voc"),
+        (str(made.bc), ["--planning.samples", "2"], "--planning is for"),
+        (str(made.voc), ["--temperature=0.5"], "--temperature is for weights of the family uva"),
+        (str(made.bc), ["--steps", "3"], "--steps is for weights of the family uva or vavam"),
+        ("random", ["--execute", "0"], "execute is 0"),
+        (str(made.bc), ["--execute", "0"], "execute is 0"),
     ):
+        argv = f"--weights {weights} --task {TASK_NAME} --seeds 1 --out {tmp_path / 'out'} --device cpu".split()
         with pytest.raises(UserError, match=words):
-            evaluate.closed_loop(weights, TASK_NAME, seeds=1, workers=0, out=tmp_path / "out", device="cpu", **options)
+            closed_loop_command([*argv, *options])
         assert not (tmp_path / "out").exists()
 
 
@@ -340,13 +343,13 @@ def test_closed_loop_refuses_options_of_other_families_and_no_action_at_all(made
         (("voc:",), {}, "KIND:WEIGHTS"),
         ((), {}, "found none"),
         (("random", "random"), {}, "random twice"),
-        (("bc:{voc}",), {}, "takes weights of the family 'bc'"),
-        (("voc:{bc}",), {}, "takes weights of the family 'voc'"),
+        (("bc:{voc}",), {}, "bc takes those of bc"),
+        (("voc:{bc}",), {}, "voc takes those of voc"),
         (("voc:{voc}",), {"gammas": (0.7,)}, r"No model .* gamma 0\.7"),
         (("one-step:{voc}", "bc:{bc}"), {}, "name it voc:"),
         (("voc:{one_step}", "bc:{bc}"), {}, "name it one-step:"),
         (("one-step:{one_step}",), {}, "name weights of `foreact train bc`"),
-        (("voc:{voc}",), {"prior": "{voc}"}, "family 'bc'"),
+        (("voc:{voc}",), {"prior": "{voc}"}, "takes those of bc"),
         (("voc:{missing}",), {}, "neither a checkpoint folder"),
         (("random",), {"episodes": 0}, "distinct seed"),
         (("random",), {"planning": dataclasses.replace(PLANNING, rollouts=True)}, "one-step:WEIGHTS"),

@@ -123,8 +123,11 @@ def test_token_ids_outside_the_vocabulary_are_named_with_their_place(here: Path,
         ("--data.sources drives.zarr --model.frames 30", "A window spans 146 raw frames"),
         ("--data.sources drives.zarr --tokenizer other-vq", "were made with the tokenizer sha256:"),
         ("--data.sources drives.zarr --tokenizer vavim", "expects the tokenizer that made the tokens, a vq; vavim"),
-        ("--data.sources drives.zarr --init vavam", "--init expects weights of vavim; vavam holds a vavam"),
-        ("--data.sources drives.zarr --init vavim --model.width 32 --train.lr 1", "is a model of another shape: '"),
+        (
+            "--data.sources drives.zarr --init vavam",
+            "vavam holds weights of the family 'vavam'; --init takes those of vavim",
+        ),
+        ("--data.sources drives.zarr --init vavim --model.width 32 --train.lr 1", "has other sizes than this run: "),
         ("--data.sources drives.zarr --size M", "--size should be one of debug, S, B, L, found 'M'"),
         ("--data.sources drives.zarr --stage end", "--stage should be one of pretrain, finetune, found 'end'"),
         ("--data.sources drives.zarr --stage finetune", "name its run with --train.start-from"),
@@ -138,13 +141,16 @@ def test_a_video_model_cannot_learn_so(options: str, part: str, here: Path, refu
     ("options", "part"),
     [
         ("--data.sources drives.zarr", "none is given: name one with --video"),
-        ("--data.sources drives.zarr --video vq", "--video expects weights of vavim; vq holds a vq"),
+        ("--data.sources drives.zarr --video vq", "vq holds weights of the family 'vq'; --video takes those of vavim"),
         ("--data.sources drives.zarr --video nowhere", "'nowhere' is neither"),
-        ("--data.sources drives.zarr --video vavim --model.vavim.layers 2", "is a model of another shape"),
+        ("--data.sources drives.zarr --video vavim --model.vavim.layers 2", "has other sizes than this run"),
         ("--data.sources drives.zarr --video vavim --model.expert.commands 2", "know 3 commands (right, left, strai"),
         ("--data.sources drives.zarr --video vavim --tokenizer other-vq", "were made with the tokenizer sha256:"),
         ("--data.sources tokens@10 --video vavim", "has no ego poses to make plans from"),
-        (f"--data.sources drives.zarr --init vavim {INNER}", "--init expects weights of vavam; vavim holds a vavim"),
+        (
+            f"--data.sources drives.zarr --init vavim {INNER}",
+            "weights of the family 'vavim'; --init takes those of vavam",
+        ),
     ],
 )
 def test_an_action_expert_cannot_learn_so(options: str, part: str, here: Path, refused: Refused) -> None:
@@ -157,8 +163,8 @@ def test_weights_of_another_tokenizer_than_the_datas(here: Path, refused: Refuse
                     tokenizer=here / "other-vq")  # fmt: skip
     for command in (f"{VAVIM} --init vavim", f"{VAVAM} --video vavim"):
         sentence = refused(*words(f"{command} --data.sources drives.zarr"))
-        assert f"reads the tokens of the tokenizer {content_hash(here / 'other-vq')}" in sentence
-        assert sentence.endswith("tokenize again with the one of the weights.")
+        assert f"reads what the tokenizer {content_hash(here / 'other-vq')}" in sentence
+        assert sentence.endswith("give that of the weights.")
     shutil.copytree(here / "drives.zarr", here / "again.zarr")
     tokens = open_store(here / "drives.zarr").gather("tokens_front", np.arange(120))
     write_stream(here / "again.zarr", "tokens_front", tokens, attrs={"tokenizer": "sha256:other"})

@@ -202,7 +202,7 @@ def test_depth_labels_are_made_once_and_probed(streets: Path, tmp_path: Path, ca
 
 def test_what_does_not_fit_is_one_sentence(world: Path, streets: Path, tmp_path: Path) -> None:
     out, store = tmp_path / "out", world / "drives.zarr"
-    with pytest.raises(UserError, match="holds a 'vq'"):
+    with pytest.raises(UserError, match="holds weights of the family 'vq'"):
         open_loop(str(world / "vq"), str(store), out=out, device="cpu")
     with pytest.raises(UserError, match="should end with the frame rate"):
         open_loop(str(world / "vavim"), f"{store}@often", out=out, device="cpu")

@@ -19,17 +19,19 @@ from conftest import MODEL, World
 
 from foreact.checkpoints.format import build, load_checkpoint, load_tokenizer
 from foreact.cli import main
-from foreact.commands.closed_loop import closed_loop, open_policy, video
-from foreact.commands.weights import convert, verify
+from foreact.commands.closed_loop import ClosedLoop, closed_loop
+from foreact.commands.convert import Convert, convert
+from foreact.commands.weights import verify
 from foreact.data.stores.store import open_store
 from foreact.data.windows.normalize import Normalizer
 from foreact.errors import UserError
 from foreact.families.uva import train as recipe_uva
-from foreact.families.uva.imagine import generate
+from foreact.families.uva.imagine import generate, video
 from foreact.families.uva.model import UVA
 from foreact.families.uva.train import train_uva
 from foreact.released.pickles import read_torch_file
 from foreact.runs import run as runs
+from foreact.runs.acting import open_policy
 from foreact.runs.stores import ensure_latents
 from foreact.tasks import find_task
 from foreact.train.logs import read_log
@@ -122,7 +124,7 @@ def test_second_stage_starts_from_the_first(world: World, tmp_path: Path) -> Non
     torch.manual_seed(0)
     model = UVA(MODEL)
     first = load_checkpoint(world.video)
-    report = recipe_uva.start_from(model, first, find_task("pusht"))
+    report = recipe_uva.fill_from(model, first, find_task("pusht"))
     same = [name for name, tensor in model.state_dict().items() if name in first.state]
     assert len(same) > 20
     assert all(torch.equal(model.state_dict()[name], first.state[name].float()) for name in same)
@@ -203,7 +205,11 @@ def test_closed_loop_writes_scores_films_and_a_report(
     world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "eval"
-    closed_loop(str(world.uva), seeds=2, videos=1, workers=0, baselines=("do-nothing",), out=out, device="cpu")
+    closed_loop(
+        ClosedLoop(
+            weights=str(world.uva), seeds=2, videos=1, workers=0, baselines=("do-nothing",), out=out, device="cpu"
+        )
+    )
     for name in ("weights", "do-nothing"):
         raw = json.loads((out / name / "closed_loop.json").read_text())
         assert raw["seeds"] == [100_000, 100_001]
@@ -282,7 +288,7 @@ def test_released_checkpoint_is_converted_verified_and_listed(
     assert "state_dicts" in read_torch_file(GOLDEN / facts["file"])
     size = facts["registered_size"]
     heads = (size["encoder"][2], size["decoder"][2])
-    convert(GOLDEN / facts["file"], tmp_path / "shipped" / "golden", heads=heads)
+    convert(Convert(src=GOLDEN / facts["file"], out=tmp_path / "shipped" / "golden"), heads=heads)
     verify(str(tmp_path / "shipped" / "golden"))
     printed = capsys.readouterr().out
     digest = load_checkpoint(tmp_path / "shipped" / "golden").hash
@@ -297,8 +303,8 @@ def test_released_checkpoint_is_converted_verified_and_listed(
 
 def test_raw_and_half_are_other_tensors(tmp_path: Path) -> None:
     file = GOLDEN / "reference_format.ckpt"
-    for name, options in (("ema", {}), ("raw", {"raw": True}), ("half", {"half": True})):
-        convert(file, tmp_path / name, heads=(2, 2), **options)
+    for name, half, raw in (("ema", False, None), ("raw", False, True), ("half", True, None)):
+        convert(Convert(src=file, out=tmp_path / name, half=half), heads=(2, 2), raw=raw)
     ema, raw, half = (load_checkpoint(tmp_path / name).state for name in ("ema", "raw", "half"))
     assert any(not torch.equal(ema[name], raw[name]) for name in ema)
     assert {t.dtype for t in half.values() if t.is_floating_point()} == {torch.float16}

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 
-from foreact.commands.weights import convert
+from foreact.commands.convert import Convert, convert
 from foreact.errors import UserError
 from foreact.families.driving.released.training_state import read_training_state
 from foreact.train.checkpoint import Checkpoints, find_checkpoint
@@ -20,7 +20,7 @@ GOLDENS = Path(__file__).parents[1] / "parity/goldens/vavam"
 
 def test_weights_and_moments_arrive(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     file = GOLDENS / "lightning_training_checkpoint/step5.ckpt"
-    convert(file, tmp_path / "run", grid=(2, 3), to="training")
+    convert(Convert(src=file, out=tmp_path / "run", to="training"), grid=(2, 3))
     assert "step-00000005" in capsys.readouterr().out
     found = find_checkpoint(tmp_path / "run")
     assert found is not None
@@ -42,12 +42,14 @@ def test_weights_and_moments_arrive(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_weights_alone_are_no_training_state(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds weights but no state of an optimiser"):
-        convert(GOLDENS / "weights_gpt/model.ckpt", tmp_path / "run", grid=(3, 4), to="training")
+        convert(Convert(src=GOLDENS / "weights_gpt/model.ckpt", out=tmp_path / "run", to="training"), grid=(3, 4))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="is not empty"):
-        convert(GOLDENS / "lightning_training_checkpoint/step5.ckpt", tmp_path, grid=(2, 3), to="training")
+        convert(
+            Convert(src=GOLDENS / "lightning_training_checkpoint/step5.ckpt", out=tmp_path, to="training"), grid=(2, 3)
+        )
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]

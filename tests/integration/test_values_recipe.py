@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from foreact.commands.by_family import generate_command
 from PIL import Image
 from unit.square_world import SPEC, write_squares
 
 from foreact.checkpoints.format import load_checkpoint, save_checkpoint
 from foreact.cli import main
+from foreact.commands.imagine import generate_command
 from foreact.data.stores.store import open_store
 from foreact.data.stores.writer import StoreWriter
 from foreact.errors import UserError
@@ -166,7 +166,7 @@ def test_bad_input_is_one_sentence(made: Made, tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=words):
             values(weights, made.store, gammas, out=tmp_path)
-    with pytest.raises(UserError, match="name a checkpoint of `foreact train voc`"):
+    with pytest.raises(UserError, match="takes those of voc"):
         values(str(made.tokenizer), made.store, out=tmp_path)
 
     other = tmp_path / "other.zarr"

@@ -152,7 +152,7 @@ def test_a_run_may_start_from_given_weights(store: Path, tokenizer: Path, tmp_pa
     again = train_voc(run(store, tmp_path / "again", **common, init=str(first)))
     a, b = state_of(first), state_of(again)
     assert all(torch.allclose(a[name], b[name], atol=1e-6) for name in a)
-    with pytest.raises(UserError, match="another shape"):
+    with pytest.raises(UserError, match="other sizes"):
         train_voc(run(store, tmp_path / "bad", **common, init=str(first), model={"layers": 2}))
 
 
@@ -183,7 +183,7 @@ def test_bad_input_is_refused_in_one_sentence(store: Path, tokenizer: Path, tmp_
         ({"tokenizer": str(tokenizer), "model": {"action_steps": 2}}, "add --actions"),
         ({"tokenizer": str(tmp_path / "nowhere")}, "nowhere"),
         ({"init": str(other)}, "without --joint"),
-        ({"tokenizer": str(tokenizer), "init": str(other)}, "expects weights of a VOC"),
+        ({"tokenizer": str(tokenizer), "init": str(other)}, "--init takes those of voc"),
     ):
         with pytest.raises(UserError, match=problem):
             train_voc(run(store, tmp_path / "bad", **changes))

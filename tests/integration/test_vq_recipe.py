@@ -179,6 +179,6 @@ def test_weights_that_do_not_fit_are_told(store: Path, tmp_path: Path) -> None:
     wider = dataclasses.replace(MODEL, codes=17)
     with pytest.raises(UserError, match=r"other sizes.*quantizer.weight"):
         train_vq(run(store, tmp_path / "run", init=str(tmp_path / "vq"), model=wider))
-    with pytest.raises(UserError, match="holds a 'kl_vae'"):
+    with pytest.raises(UserError, match="holds weights of the family 'kl_vae'"):
         train_vq(run(store, tmp_path / "run", init=str(tmp_path / "kl")))
     assert not (tmp_path / "run").exists()

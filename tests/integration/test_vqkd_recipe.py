@@ -238,7 +238,7 @@ def test_weights_that_do_not_fit_are_told(store: Path, tmp_path: Path) -> None:
     wider = dataclasses.replace(MODEL, codes=9)
     with pytest.raises(UserError, match=r"other sizes.*quantizer"):
         train_vqkd(run(store, tmp_path / "run", init=str(tmp_path / "vqkd"), model=wider))
-    with pytest.raises(UserError, match="holds a 'vq'"):
+    with pytest.raises(UserError, match="holds weights of the family 'vq'"):
         train_vqkd(run(store, tmp_path / "run", init=str(tmp_path / "vq")))
     with pytest.raises(UserError, match="should be one of small, base, found 'huge'"):
         command(["--size", "huge"])

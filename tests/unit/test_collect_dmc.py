@@ -122,9 +122,6 @@ def test_processes_and_threads_change_nothing(tmp_path: Path, monkeypatch: pytes
         (["--env", "dmc/cheetah_jump"], "dm_control's suite has no task 'cheetah_jump'; try cheetah_run"),
         (["--env", "dmc/cartpole_balance"], "Only cheetah_run and walker_walk have planners (expert, medium); play "),
         (["--env", "dmc/cheetah_run", "--workers", "0"], "Expected at least one worker"),
-        (["--env", "dmc/cheetah_run", "--noise", "3"], "--noise is for PushT"),
-        (["--env", "pusht", "--policy", "expert"], "--policy and --shadows are for DeepMind Control"),
-        (["--env", "pusht", "--no-shadows"], "--policy and --shadows are for DeepMind Control"),
     ],
 )
 def test_mistakes_are_one_sentence_and_leave_no_store(
@@ -136,6 +133,24 @@ def test_mistakes_are_one_sentence_and_leave_no_store(
     error = capsys.readouterr().err
     assert error.startswith(f"foreact: {sentence}")
     assert error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["--env", "dmc/cheetah_run", "--noise", "3"],
+        ["--env", "pusht", "--policy", "expert"],
+        ["--env", "pusht", "--no-shadows"],
+    ],
+)
+def test_options_of_another_simulator_are_unknown(
+    argv: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["data", "collect", "--out", str(tmp_path / "s.zarr"), *argv])
+    assert exit_.value.code == 2
+    assert f"Unrecognized options: {argv[2]}" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 

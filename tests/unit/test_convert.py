@@ -15,12 +15,13 @@ from torch import Tensor
 
 from foreact.checkpoints import shipped
 from foreact.checkpoints.format import build, load_checkpoint, load_tokenizer, save_checkpoint
+from foreact.checkpoints.verify import verify
 from foreact.errors import UserError
 from foreact.families.uva.model import UVA, UVAConfig
 from foreact.families.uva.released.config import STATES
 from foreact.families.uva.released.names import to_reference
 from foreact.families.uva.released.read import init_from_mar, read_uva_checkpoint
-from foreact.released.convert import convert, verify
+from foreact.released.convert import convert
 from foreact.released.pickles import read_torch_file
 from foreact.tokenizers.kl_vae import KLVAE, KLVAEConfig
 from foreact.types import ActionSpec, StreamSpec
@@ -260,7 +261,7 @@ def test_kl16_to_folder(tmp_path: Path, vae_state: dict[str, Tensor]) -> None:
     assert (vae.config.channels, vae.config.blocks, vae.config.latent_channels) == (32, 1, 4)
     io = load_file(GOLDENS / "vae_encode_decode/io.safetensors")
     torch.testing.assert_close(vae.moments(io["in/image"]), io["out/moments"], rtol=1e-4, atol=1e-5)
-    with pytest.raises(UserError, match="is a tokenizer"):
+    with pytest.raises(UserError, match="belongs to no task"):
         convert(tmp_path / "kl16.ckpt", tmp_path / "again", spec=SPEC)
 
 

@@ -11,10 +11,11 @@ import torch
 
 from foreact.data.stores.derived import write_stream
 from foreact.data.stores.store import StoreWriter, ZarrStore, open_store
+from foreact.data.windows import loader
 from foreact.data.windows.augment import CropAndBlur
 from foreact.data.windows.loader import WindowDataset, batches, order, ordered_batches
 from foreact.data.windows.normalize import Normalizer
-from foreact.data.windows.window import Window, loader
+from foreact.data.windows.window import Window
 from foreact.errors import UserError
 from foreact.types import ActionSpec, Batch, StreamSpec
 

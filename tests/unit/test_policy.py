@@ -129,7 +129,7 @@ def test_memory_stays_bounded() -> None:
     for step in range(50):
         see(policy, step)
         policy.act()
-    (episode,) = policy._episodes
+    (episode,) = policy._memory.episodes(None)
     assert len(episode.frames) == len(episode.latents) == 7
 
 
@@ -464,7 +464,7 @@ def test_a_policy_loads_from_its_checkpoint(tmp_path: Path) -> None:
     assert {k: loaded.describe()[k] for k in ("context", "context_stride", "horizon", "execute")} == {
         "context": 4, "context_stride": 2, "horizon": 8, "execute": 3,
     }  # fmt: skip
-    with pytest.raises(UserError, match="family uva"):
+    with pytest.raises(UserError, match="takes those of uva"):
         open_policy(tmp_path / "vae")
 
 

@@ -207,7 +207,7 @@ def test_the_command_line_converts_both_ways(file: Path, tmp_path: Path, capsys:
 def test_preprocessing_is_chosen_for_this_kind_alone(tmp_path: Path) -> None:
     other = to_llamagen(network(dataclasses.replace(CONFIG, normalized=True)).state_dict())
     torch.save({"model": other}, tmp_path / "vq.pt")
-    with pytest.raises(UserError, match="preprocessing is to be chosen"):
+    with pytest.raises(UserError, match="knows grid; convert it without --preprocessing"):
         convert(tmp_path / "vq.pt", tmp_path / "ours", preprocessing="legacy")
     assert not (tmp_path / "ours").exists()
 

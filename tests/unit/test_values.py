@@ -20,7 +20,7 @@ from foreact.evals.correlation import correlation_estimate, mean_ranks
 from foreact.evals.report import write_report
 from foreact.families.voc.evals.delays import geometric_law, nearest_delays
 from foreact.families.voc.evals.value_estimates import density_value, legacy_density, sampled_value
-from foreact.families.voc.evals.value_figures import BARS, delay_bars, delays_figure, values_figure
+from foreact.families.voc.evals.value_figures import BARS, delay_bars, delays_figure, values_figure, values_section
 from foreact.families.voc.evals.values import Values, accuracy, contexts, mean_value, measure_values, reach
 
 # --- estimators ------------------------------------------------------------------------------------------------
@@ -253,7 +253,9 @@ def test_figures_are_pictures_for_both_kinds_of_pages(measured: Values) -> None:
 
 
 def test_the_report_shows_values_and_json_holds_every_state(measured: Values, tmp_path: Path) -> None:
-    page = Page(write_report(tmp_path / "report.html", title="Values", values=[measured]).read_text())
+    page = Page(
+        write_report(tmp_path / "report.html", title="Values", sections=[values_section([measured])]).read_text()
+    )
     assert page.headings == ["Values of states", "How this was made"]
     for words in ("mean of the training data", "good episodes alone", "6 independent episodes", "at gamma 0.8"):
         assert words in page.text, words

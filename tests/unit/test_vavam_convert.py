@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 from unit.test_zero import write as write_zero
 
 from foreact.checkpoints.format import build, load_checkpoint, save_checkpoint
+from foreact.checkpoints.verify import verify
 from foreact.cli import run
 from foreact.errors import UserError
 from foreact.families.driving.released.read import read_vavam_checkpoint
@@ -30,7 +31,7 @@ from foreact.families.driving.released.training_state import first_epoch, read_t
 from foreact.families.driving.released.write import write_vavam_checkpoint
 from foreact.families.driving.vavam import ExpertConfig, VaVAM, VaVAMConfig
 from foreact.families.driving.vavim import VaViM, VaViMConfig
-from foreact.released.convert import convert, verify
+from foreact.released.convert import convert
 from foreact.released.pickles import read_torch_file
 from foreact.train.optim import build_optimizer
 from foreact.types import ActionSpec, StreamSpec
@@ -297,9 +298,9 @@ def test_own_spec_names_the_camera_and_is_compared(tmp_path: Path, files: dict[s
         convert(files["vavam"], tmp_path / "b", grid=GRID, spec=replace(spec, cameras={"front": (40, 40)}))
     with pytest.raises(UserError, match="plans 2 numbers per waypoint, the task has no action dims"):
         convert(files["vavam"], tmp_path / "b", grid=GRID, spec=replace(spec, action=None))
-    with pytest.raises(UserError, match="tells its attention heads itself"):
+    with pytest.raises(UserError, match="which knows grid; convert it without --heads"):
         convert(files["vavam"], tmp_path / "b", grid=GRID, heads=(2, 2))
-    with pytest.raises(UserError, match="not raw and averaged ones"):
+    with pytest.raises(UserError, match="which knows grid; convert it without --raw"):
         convert(files["vavam"], tmp_path / "b", grid=GRID, raw=True)
     with pytest.raises(UserError, match="a checkpoint of this project already"):
         convert(tmp_path / "a", tmp_path / "b")

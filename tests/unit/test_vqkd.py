@@ -14,11 +14,12 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d, normalize
 
 from foreact.checkpoints.format import build, load_checkpoint
+from foreact.checkpoints.verify import verify
 from foreact.errors import UserError
 from foreact.families.codes.released.vqkd import read_vqkd
 from foreact.families.codes.released.vqkd_names import to_native
 from foreact.families.driving.evals.driving_video import driving_video
-from foreact.released.convert import convert, verify
+from foreact.released.convert import convert
 from foreact.tokenizers.cosine_codebook import CosineCodebook
 from foreact.tokenizers.images import to_legacy_range
 from foreact.tokenizers.vit import ViT

@@ -175,13 +175,13 @@ def save_checkpoint(
     return _hash(family, raw, stored)
 
 
-def load_checkpoint(path: Path, *, of: str | Sequence[str] | None = None, who: str = "This") -> Checkpoint:
+def load_checkpoint(path: Path, *, of: str | Sequence[str] | None = None, who: str = "this") -> Checkpoint:
     """Read a checkpoint folder and check all of it.
 
     Args:
         path: the folder.
         of: the family that it must be of, or several; None: any.
-        who: needs such weights, for the error, such as "--init".
+        who: takes such weights, for the error, such as "--init".
 
     Raises:
         UserError: it is missing, incomplete, truncated, of an unknown or another family or of a newer format, or a JSON
@@ -197,7 +197,7 @@ def load_checkpoint(path: Path, *, of: str | Sequence[str] | None = None, who: s
     family, raw = _read_config(path)
     allowed = (of,) if isinstance(of, str) else of
     if allowed is not None and family not in allowed:
-        raise UserError(f"{who} needs weights of the family {' or '.join(allowed)}; {path} holds those of '{family}'.")
+        raise UserError(f"{path} holds weights of the family '{family}'; {who} takes those of {' or '.join(allowed)}.")
     state = _read_state(path / "model.safetensors")
 
     spec = _read_part(path / "spec.json", StreamSpec.from_json)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +11,8 @@ from typing import Any, Literal
 
 from foreact.checkpoints.format import family_of
 from foreact.checkpoints.shipped import resolve
-from foreact.plugs import FAMILIES
+from foreact.errors import UserError
+from foreact.plugs import FAMILIES, families_with
 from foreact.runs.acting import BASELINES, TEST_SEED, open_policy, report_scores, run_closed_loop, with_variant
 from foreact.runs.parse import option_value, parse_parts
 from foreact.runs.run import say
@@ -56,8 +59,22 @@ def command(args: Sequence[str]) -> None:
         family.get("policy")
         if family.policy_options is not None:
             parts.append(family.get("policy_options")())
+    _require_known(args, parts, weights)
     asked, *options = parse_parts(parts, args, prog="foreact eval closed-loop")
     closed_loop(asked, *options)
+
+
+def _require_known(args: Sequence[str], parts: Sequence[Any], weights: str) -> None:
+    """Refuse the options of another family's policies by name; what nobody knows is left to the parser."""
+    known = {f.name for part in parts for f in dataclasses.fields(part)}
+    given = [re.split(r"[.=]", word[2:])[0].replace("-", "_") for word in args if word.startswith("--")]
+    for name in (name for name in given if name not in known):
+        options = {other: FAMILIES.find(other).get("policy_options") for other in families_with("policy_options")}
+        if owners := [o for o, cls in options.items() if name in [f.name for f in dataclasses.fields(cls)]]:
+            raise UserError(
+                f"--{name.replace('_', '-')} is for weights of the family {' or '.join(owners)}; leave it out with "
+                f"'{weights}'."
+            )
 
 
 def closed_loop(asked: ClosedLoop, options: Any = None) -> None:

@@ -43,7 +43,7 @@ class Convert:
 def command(args: Sequence[str]) -> None:
     """`foreact weights convert`."""
     cls = _with_options()
-    kinds = "".join(f"\n- {layout.title}" for layout in converting.layouts())
+    kinds = "".join(f"\n- {layout.title} ({layout.files})" for layout in converting.layouts())
     asked = tyro.cli(
         cls, prog="foreact weights convert", args=args, description=f"{Convert.__doc__}\n\nRead are:{kinds}"
     )
@@ -60,8 +60,8 @@ def convert(asked: Convert, **options: Any) -> None:
     """
     said = {name: value for name, value in options.items() if value is not None}
     if asked.to == "training":
-        if asked.task is not None or asked.half:
-            raise UserError("Training goes on as it was: --to training takes neither --task nor --half.")
+        if asked.task is not None or asked.half or said.keys() - {"grid"}:
+            raise UserError("Training goes on as it was: --to training takes the checkpoint, --out and --grid alone.")
         print(f"Training can start from {converting.start_training(asked.src, asked.out, **said)}")
         return
     if asked.to == "reference":

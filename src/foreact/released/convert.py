@@ -64,7 +64,7 @@ def convert(
     layout = recognise(payload, src)
     chosen = chosen_options(layout, src, options)
     if spec is not None and not layout.has_spec:
-        raise UserError(f"{src} is {layout.title}, whose numbers have no task; convert it without.")
+        raise UserError(f"{src} is {layout.title}, which belongs to no task; convert it without --task.")
     return layout.convert(Request(src=src, dst=dst, payload=payload, spec=spec, dtype=dtype), chosen)
 
 

@@ -76,6 +76,7 @@ class Layout:
     Attributes:
         name: short, for code.
         title: for sentences, such as "a UVA checkpoint".
+        files: how such files are called, for people.
         mark: by what it is known, for people.
         recognise: whether the content of a file is one.
         convert: `(request, options) -> Converted`; raises a `UserError` before anything is written.
@@ -87,6 +88,7 @@ class Layout:
 
     name: str
     title: str
+    files: str
     mark: str
     recognise: Callable[[Any], bool]
     convert: Callable[[Request, Any], Converted]

@@ -4,10 +4,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import nn
 
 import foreact
-from foreact.data.formats.video import save_image
 from foreact.data.windows.window import Window
 from foreact.plugs import Family
 from foreact.policies.plain import open_plain
@@ -75,7 +75,7 @@ def generate(weights: str, data: Path, out: Path = Path("runs/imagined")):
     with torch.inference_mode():
         imagined = to_uint8(model.answer(seen[:1])[1])
     out.mkdir(parents=True, exist_ok=True)
-    save_image(out / "next.png", torch.cat([*seen, *imagined], dim=2).permute(1, 2, 0).numpy())
+    Image.fromarray(torch.cat([*seen, *imagined], dim=2).permute(1, 2, 0).numpy()).save(out / "next.png")
     print(out / "next.png")
 
 

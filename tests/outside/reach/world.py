@@ -15,8 +15,8 @@ SPEC = StreamSpec(
         frame="world",
         mode="delta",
         rate_hz=10.0,
-        low=(-2.0, -2.0),
-        high=(2.0, 2.0),
+        low=(-1.0, -1.0),
+        high=(1.0, 1.0),
     ),
     state={"dot": ("x", "y")},
 )
@@ -26,7 +26,7 @@ class ReachWorld:
     """An action moves the dot by so many pixels; the reward is 1 at the square."""
 
     spec = SPEC
-    max_steps = 20
+    max_steps = 30
 
     def reset(self, seed):
         draw = np.random.default_rng(seed)
@@ -34,7 +34,7 @@ class ReachWorld:
         return self._seen()
 
     def step(self, action):
-        self.dot = np.clip(self.dot + np.clip(action, -2, 2), 0, SIZE - 1)
+        self.dot = np.clip(self.dot + np.clip(action, -1, 1), 0, SIZE - 1)
         distance = float(np.abs(self.dot - self.goal).max())
         return StepOut(self._seen(), reward=max(0.0, 1 - distance / SIZE), terminated=distance < 1)
 
@@ -59,7 +59,7 @@ class ReachExpert:
         pass
 
     def act(self, env, seen):
-        return np.clip(env.goal - env.dot, -2, 2).astype(np.float32)
+        return np.clip(env.goal - env.dot, -1, 1).astype(np.float32)
 
 
 ENV = Simulator(name="reach", make="reach.world:ReachWorld", expert="reach.world:ReachExpert")

@@ -164,11 +164,7 @@ def _entrants(policy: str) -> list[Entrant]:
             f"A policy should be one of {', '.join(BASELINES)} or KIND:WEIGHTS with one of the kinds "
             f"{', '.join(FAMILY)}, found '{policy}'."
         )
-    checkpoint = load_checkpoint(resolve(weights))
-    if checkpoint.family != FAMILY[kind]:
-        raise UserError(
-            f"{kind} takes weights of the family '{FAMILY[kind]}'; {weights} holds a '{checkpoint.family}'."
-        )
+    checkpoint = load_checkpoint(resolve(weights), of=FAMILY[kind], who=kind)
     if checkpoint.family != "voc":
         return [Entrant(kind, kind, weights)]
     gammas = config_from_json(VOCConfig, checkpoint.config).gammas

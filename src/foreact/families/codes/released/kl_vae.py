@@ -75,7 +75,8 @@ def _convert(request: Request, options: Any) -> Converted:
 LAYOUTS = (
     Layout(
         name="kl_vae",
-        title="a KL autoencoder (kl16.ckpt)",
+        title="a KL autoencoder",
+        files="kl16.ckpt",
         mark="entry model with decoder.up and quant_conv",
         recognise=is_kl_vae,
         convert=_convert,

@@ -127,7 +127,8 @@ def _convert(request: Request, options: LlamaGenOptions) -> Converted:
 
 LAYOUT = Layout(
     name="llamagen",
-    title="LlamaGen's tokenizer (vq_ds16_c2i.pt)",
+    title="LlamaGen's tokenizer",
+    files="vq_ds16_c2i.pt",
     mark="entry model with encoder.conv_blocks",
     recognise=is_llamagen,
     convert=_convert,

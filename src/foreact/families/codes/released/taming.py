@@ -190,7 +190,8 @@ def _convert(request: Request, options: TamingOptions) -> Converted:
 
 LAYOUT = Layout(
     name="taming",
-    title="a VQGAN of taming (last.ckpt; cheetah_vq_vae_model.pth of VOC)",
+    title="a VQGAN of taming",
+    files="last.ckpt; cheetah_vq_vae_model.pth of VOC",
     mark="encoder.down and quantize",
     recognise=is_taming,
     convert=_convert,

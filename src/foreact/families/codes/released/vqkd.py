@@ -141,7 +141,8 @@ def _convert(request: Request, options: VQKDOptions) -> Converted:
 LAYOUTS = (
     Layout(
         name="vqkd",
-        title="BEiT v2's VQ-KD (.pth)",
+        title="BEiT v2's VQ-KD",
+        files=".pth",
         mark="entry model or state_dict of VQ-KD",
         recognise=is_vqkd,
         convert=_convert,

@@ -189,7 +189,8 @@ def _start_training(src: Path, dst: Path, options: DrivingFileOptions) -> Path:
 LAYOUTS = (
     Layout(
         name="vavam",
-        title="a VaViM or VaVAM (Lightning .ckpt, fused .pt, DeepSpeed directory)",
+        title="a VaViM or VaVAM",
+        files="Lightning .ckpt, fused .pt, DeepSpeed directory",
         mark="state_dict with network.transformer or vam.gpt",
         recognise=lambda payload: vavam_family(payload) is not None,
         convert=_convert,

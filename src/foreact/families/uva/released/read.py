@@ -237,7 +237,8 @@ def _is_mar(payload: Any) -> bool:
 LAYOUTS = (
     Layout(
         name="uva",
-        title="a UVA checkpoint (.ckpt)",
+        title="a UVA checkpoint",
+        files=".ckpt",
         mark="entries cfg and state_dicts",
         recognise=lambda payload: isinstance(payload, Mapping) and {"cfg", "state_dicts"} <= set(payload),
         convert=_convert,
@@ -247,6 +248,7 @@ LAYOUTS = (
     Layout(
         name="mar",
         title="an image model (MAR)",
+        files=".pth",
         mark="entry model_ema",
         recognise=_is_mar,
         convert=_refuse_mar,

@@ -66,7 +66,8 @@ def _convert(request: Request, options: GPTOptions) -> Converted:
 LAYOUTS = (
     Layout(
         name="voc",
-        title="a GPT of VOC (.pth)",
+        title="a GPT of VOC",
+        files=".pth",
         mark="a GPT-2 with transformer.h",
         recognise=is_gpt2,
         convert=_convert,
