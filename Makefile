@@ -10,7 +10,7 @@ PROCESSES ?= auto
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .NOTPARALLEL:
-.PHONY: demo test lint install clean
+.PHONY: demo test lint docs install clean
 
 # The simulator draws on two system libraries, through OpenCV; DeepMind Control draws without a display through EGL.
 PUSHT_LIBRARIES := libGL.so.1 libglib-2.0.so.0
@@ -34,6 +34,10 @@ lint: install
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
+# The site, in build/site; a broken link is an error.
+docs: $(VENV)/.docs
+	$(BIN)/zensical build --strict --clean
+
 install: $(VENV)/.all
 
 # torch comes first and alone: with it in place pip keeps it, whichever build the machine offers. Each of the three files
@@ -52,6 +56,9 @@ $(VENV)/.all: pyproject.toml $(VENV)/.torch
 	@$(call system,$(ALL_LIBRARIES),$(ALL_PACKAGES))
 	@begin=$$(date +%s); set -x; \
 	$(PIP) -c constraints.txt -e ".[dev]" && echo $$(($$(date +%s) - begin)) > $@
+
+$(VENV)/.docs: pyproject.toml $(VENV)/.torch
+	$(PIP) -c constraints.txt -e ".[docs]" && touch $@
 
 # $(call system,libraries,packages): install the packages where a library is missing and we may, else name them.
 define system

@@ -1,4 +1,4 @@
-"""Every command of the README runs, in its order, with a few options appended that make it small."""
+"""Every command of the README and of the systems' pages runs, in its order, with options that make it small."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 
 from foreact import cli
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ROOT = Path(__file__).parents[2]
 
 TINY = "--train.steps 2 --train.batch-size 2 --train.warmup 1"
 SMALL = {
@@ -51,44 +51,64 @@ SMALL = {
 }
 
 
-def sections() -> dict[str, list[str]]:
-    """The `foreact` commands under each heading."""
-    found = {}
-    for part in README.split("\n## ")[1:]:
-        blocks = re.findall(r"```bash\n(.*?)```", part, flags=re.DOTALL)
-        lines = [line.split("  #")[0].split(" # ")[0].strip() for block in blocks for line in block.splitlines()]
-        if commands := [line for line in lines if line.startswith("foreact ")]:
-            found[part.splitlines()[0]] = commands
-    return found
-
-
 MADE = {
-    "From demonstrations to a policy": ["runs/vae/weights", "runs/joint/weights", "runs/acting/report.html"],
-    "Driving": ["runs/demo-driving/open-loop/report.html", "runs/drive/weights", "runs/open-loop/report.html"],
-    "Control from pixels": ["runs/demo-voc/report.html", "runs/voc/weights", "runs/control/report.html"],
-    "Imagine": ["runs/video-quality/report.html"],
-    "Weights": [],
-}
+    "README.md": ["runs/acting/report.html"],
+    "docs/uva.md": [
+        "runs/vae/weights", "runs/joint/weights", "runs/acting/report.html", "runs/video-quality/report.html",
+    ],
+    "docs/driving.md": ["runs/demo-driving/open-loop/report.html", "runs/drive/weights", "runs/open-loop/report.html"],
+    "docs/control.md": ["runs/demo-voc/report.html", "runs/voc/weights", "runs/control/report.html"],
+}  # fmt: skip
+"""Page -> what its commands leave behind."""
 
 
-def test_the_readme_names_every_kind_of_verb() -> None:
+def blocks(page: str, language: str) -> list[str]:
+    """The code of a page in one language."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), flags=re.DOTALL)
+
+
+def commands(page: str) -> list[str]:
+    """The `foreact` commands of a page, in its order."""
+    lines = [
+        line.split("  #")[0].split(" # ")[0].strip() for block in blocks(page, "bash") for line in block.splitlines()
+    ]
+    return [line for line in lines if line.startswith("foreact ")]
+
+
+def test_the_pages_name_every_kind_of_verb() -> None:
     verbs = {verb.split()[0] for verb in cli.verbs()}
-    named = {command.split()[1] for commands in sections().values() for command in commands}
+    named = {command.split()[1] for page in MADE for command in commands(page)}
     assert named >= verbs - {"serve"}  # which would not end
-    assert set(sections()) == set(MADE)
-    assert "make demo" in README
-    assert "make test" in README
+    readme = (ROOT / "README.md").read_text()
+    assert "make demo" in readme
+    assert "make test" in readme
+
+
+def test_every_page_is_linked_from_the_index_and_no_link_is_broken() -> None:
+    pages = {path.relative_to(ROOT / "docs") for path in (ROOT / "docs").glob("*.md")} - {Path("index.md")}
+    index = (ROOT / "docs" / "index.md").read_text()
+    assert not [str(page) for page in pages if f"({page})" not in index]
+    for page in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md")]:
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text()):
+            assert target == "api/index.md" or (page.parent / target).exists(), f"{page}: {target}"
+
+
+@pytest.mark.parametrize("page", [page for page in MADE if blocks(page, "python")])
+def test_the_python_of_a_page_runs_as_it_stands(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(page, "python"):
+        exec(compile(block, page, "exec"), {})
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("section", MADE)
-def test_every_command_of_a_section_runs(section: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("page", MADE)
+def test_every_command_of_a_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        # Episodes first: the demo of the section learns from a copy of them, to which it adds codes of its own.
-        for command in sorted(sections()[section], key=lambda command: "data collect" not in command):
+        # Episodes first: the demo of the page learns from a copy of them, to which it adds codes of its own.
+        for command in sorted(commands(page), key=lambda command: "data collect" not in command):
             words = shlex.split(command)[1:]
             verb = " ".join(words[:2]) if " ".join(words[:2]) in cli.verbs() else words[0]
             key = f"{verb} --from" if "--from" in words else verb
@@ -100,5 +120,5 @@ def test_every_command_of_a_section_runs(section: str, tmp_path: Path, monkeypat
             cli.run([*words, *shlex.split(SMALL[key])])
     finally:
         torch.set_num_threads(threads)
-    for made in MADE[section]:
+    for made in MADE[page]:
         assert (tmp_path / made).exists(), made

@@ -1,0 +1,75 @@
+"""Every plug of ours leads somewhere: each import path of a family, a simulator and a format is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+
+import pytest
+from torch import nn
+
+import foreact
+from foreact.checkpoints.shipped import names
+from foreact.errors import UserError
+from foreact.plugs import FAMILIES, FORMATS, SIMULATORS, Family, load_object
+from foreact.released.layouts import Layout
+
+
+@pytest.mark.parametrize("name", FAMILIES.built_in)
+def test_every_path_of_a_family_leads_somewhere(name: str) -> None:
+    family = FAMILIES.find(name)
+    assert family.name == name
+    assert dataclasses.is_dataclass(family.get("config"))
+    assert issubclass(family.get("module"), nn.Module)
+    for entry in ("train", "policy", "generate", "video", "write"):
+        if getattr(family, entry) is not None:
+            assert callable(family.get(entry)), entry
+    if family.policy is not None:
+        options = family.get("policy_options")()
+        assert list(inspect.signature(family.get("policy")).parameters) == ["path", "options", "execute", "device"]
+        assert options == type(options)()
+    if family.layouts is not None:
+        for layout in family.get("layouts"):
+            assert isinstance(layout, Layout)
+            assert all(f.metadata["help"] for f in dataclasses.fields(layout.options))
+
+
+@pytest.mark.parametrize("name", SIMULATORS.built_in)
+def test_every_path_of_a_simulator_leads_somewhere(name: str) -> None:
+    simulator = SIMULATORS.find(name)
+    assert next(iter(inspect.signature(load_object(simulator.collect, "The collection")).parameters)) == "env"
+    for path in (simulator.make, simulator.expert):
+        assert path is None or callable(load_object(path, "It"))
+
+
+@pytest.mark.parametrize("name", FORMATS.built_in)
+def test_every_path_of_a_format_leads_somewhere(name: str) -> None:
+    found = FORMATS.find(name)
+    assert callable(load_object(found.recognise, "It"))
+    assert callable(load_object(found.open, "It"))
+
+
+def test_what_a_family_lacks_is_one_sentence() -> None:
+    with pytest.raises(UserError, match="family 'musik' cannot act; name others"):
+        FAMILIES.find("musik").get("policy")
+
+
+def test_a_path_that_leads_nowhere_is_one_sentence() -> None:
+    family = Family(name="x", title="x", config="foreact.types:NoSuch", module="no_such_module:M")
+    with pytest.raises(UserError, match=r"config of the family 'x', 'foreact.types:NoSuch' cannot be imported"):
+        family.get("config")
+    with pytest.raises(UserError, match="No module named 'no_such_module'"):
+        family.get("module")
+
+
+@pytest.mark.parametrize("name", names())
+def test_shipped_weights_open_by_the_two_calls(name: str) -> None:
+    assert isinstance(foreact.load(name), nn.Module)
+    if name.startswith("uva"):
+        policy = foreact.load_policy(name, device="cpu", execute=3, steps=2)
+        assert policy.describe()["execute"] == 3
+        with pytest.raises(UserError, match="no option 'stepz'; did you mean 'steps'"):
+            foreact.load_policy(name, stepz=3)
+    else:
+        with pytest.raises(UserError, match="cannot act"):
+            foreact.load_policy(name)
