@@ -394,7 +394,11 @@ def full(*args: object, **kwargs: object) -> None:
 
 @pytest.mark.parametrize(
     "target",
-    ["foreact.checkpoints.format.save_file", "foreact.checkpoints.format._sync", "foreact.train.checkpoint.dcp.save"],
+    [
+        "foreact.checkpoints.format.save_file",
+        "foreact.checkpoints.format._sync",
+        "foreact.train.checkpoint.state_dict_saver.save",
+    ],
 )
 def test_full_disk(
     target: str, run_dir: Path, world: World, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch

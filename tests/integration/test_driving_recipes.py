@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint import state_dict_loader
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from unit.driving_worlds import START, drive, write_token_store
 
@@ -62,13 +63,13 @@ def foreact(*words: object) -> object:
 
 def tensors_of(checkpoint: Path) -> dict[str, Tensor]:
     """Every tensor of a training checkpoint: weights and moments."""
-    known = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    known = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     tensors: dict[str, Any] = {
         name: torch.empty(entry.size, dtype=entry.properties.dtype)
         for name, entry in known.items()
         if isinstance(entry, TensorStorageMetadata)
     }
-    dcp.load(tensors, checkpoint_id=checkpoint, no_dist=True)
+    state_dict_loader.load(tensors, checkpoint_id=checkpoint, no_dist=True)
     return tensors
 
 

@@ -12,8 +12,8 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader
 from torch.nn import functional
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -161,7 +161,7 @@ def state_of(checkpoint: Path, model: str = "tied") -> dict[str, Tensor]:
     optimizer = build_optimizer(module, lr=settings.lr, weight_decay=settings.weight_decay, betas=settings.betas)
     base = [group["base_lr"] for group in optimizer.param_groups]
     state = capture(module, optimizer, EMA(module, settings.ema))
-    dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
+    state_dict_loader.load(state, checkpoint_id=checkpoint, no_dist=True)
     assert [group["base_lr"] for group in state["optimizer"]["param_groups"]] == base
     exported = torch.load(checkpoint / "weights" / "weights.pt")
     flat = {f"model.{k}": v for k, v in state["model"].items()} | {f"ema.{k}": v for k, v in state["ema"].items()}

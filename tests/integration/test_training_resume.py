@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader
 
 sys.path.insert(0, str(Path(__file__).parent))
 import training_toy as toy
@@ -41,7 +41,7 @@ def state_of(checkpoint: Path) -> dict[str, Tensor]:
     settings = toy.config()
     optimizer = build_optimizer(model, lr=settings.lr, weight_decay=settings.weight_decay, betas=settings.betas)
     state = capture(model, optimizer, EMA(model, settings.ema))
-    dcp.load(state, checkpoint_id=checkpoint, no_dist=True)
+    state_dict_loader.load(state, checkpoint_id=checkpoint, no_dist=True)
     flat = {f"model.{k}": v for k, v in state["model"].items()} | {f"ema.{k}": v for k, v in state["ema"].items()}
     for name, moments in state["optimizer"]["state"].items():
         flat |= {f"optimizer.{name}.{k}": v for k, v in moments.items()}
@@ -252,7 +252,7 @@ def test_full_disk_leaves_the_earlier_checkpoint_whole(
         raise OSError(28, "No space left on device")
 
     target = {
-        "tensors": "foreact.train.checkpoint.dcp.save",
+        "tensors": "foreact.train.checkpoint.state_dict_saver.save",
         "train.json": "foreact.train.checkpoint.write_record",
         "rename": "foreact.train.checkpoint.sync_tree",
         "export": None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -44,9 +45,8 @@ def command(args: Sequence[str]) -> None:
     """`foreact weights convert`."""
     cls = _with_options()
     kinds = "".join(f"\n- {layout.title} ({layout.files})" for layout in converting.layouts())
-    asked = tyro.cli(
-        cls, prog="foreact weights convert", args=args, description=f"{Convert.__doc__}\n\nRead are:{kinds}"
-    )
+    about = f"{inspect.getdoc(Convert)}\n\nRead are:{kinds}"
+    asked = tyro.cli(cls, prog="foreact weights convert", args=args, description=about)
     names = {f.name for f in dataclasses.fields(cls)} - {f.name for f in dataclasses.fields(Convert)}
     convert(asked, **{name: getattr(asked, name) for name in sorted(names)})
 
@@ -58,7 +58,7 @@ def convert(asked: Convert, **options: Any) -> None:
         asked: what to write from what.
         options: what the file does not tell; see `foreact.released.convert.convert`.
     """
-    said = {name: value for name, value in options.items() if value is not None}
+    said = {name: value for name, value in options.items() if value not in (None, False)}
     if asked.to == "training":
         if asked.task is not None or asked.half or said.keys() - {"grid"}:
             raise UserError("Training goes on as it was: --to training takes the checkpoint, --out and --grid alone.")
@@ -73,6 +73,11 @@ def convert(asked: Convert, **options: Any) -> None:
     print(converting.convert(asked.src, asked.out, spec=spec, dtype=torch.float16 if asked.half else None, **said))
 
 
+def _unsaid(kind: Any) -> Any:
+    """The default of an option that nobody has given: a flag that is not raised, or None."""
+    return dataclasses.field(default=False if kind is bool else None)
+
+
 def _with_options() -> type[Convert]:
     """`Convert` with the options of every layout; one that several layouts have says what it means for each."""
     helps: dict[str, list[str]] = {}
@@ -80,10 +85,10 @@ def _with_options() -> type[Convert]:
     for layout in converting.layouts():
         hints = typing.get_type_hints(layout.options)
         for field in dataclasses.fields(layout.options):
-            types[field.name] = hints[field.name]
+            types[field.name] = bool if hints[field.name] == bool | None else hints[field.name]
             helps.setdefault(field.name, []).append(f"of {layout.title}, {field.metadata['help']}")
     fields: list[Any] = [
-        (name, Annotated[types[name], tyro.conf.arg(help="; ".join(texts))], dataclasses.field(default=None))
+        (name, Annotated[types[name], tyro.conf.arg(help="; ".join(texts))], _unsaid(types[name]))
         for name, texts in helps.items()
     ]
     return dataclasses.make_dataclass("Convert", fields, bases=(Convert,), frozen=True, kw_only=True)

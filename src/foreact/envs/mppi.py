@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -99,9 +99,10 @@ class MPPI:
         from mujoco.rollout import Rollout
 
         self._env, self._config, self._reward = env, config, REWARDS[env.name]
-        self._mujoco, self._model = mujoco, env.physics.model.ptr
+        self._mujoco: Any = mujoco  # most of it is compiled, and no types tell of that part
+        self._model = env.physics.model.ptr
         self._pool = Rollout(nthread=threads if threads > 1 else 0)
-        self._data = [mujoco.MjData(self._model) for _ in range(threads)]
+        self._data = [self._mujoco.MjData(self._model) for _ in range(threads)]
         self._rng, self._plan = rng, np.zeros((config.horizon, self._model.nu))
 
     def act(self) -> np.ndarray:
@@ -123,9 +124,11 @@ class MPPI:
         controls = np.repeat(actions, env.action_repeat * env.substeps, axis=1)
         # Sensors are those of the state before a physics step, so one step more shows the last state's.
         controls = np.concatenate([controls, controls[:, -1:]], axis=1)
-        states, sensors = self._pool.rollout(
+        rolled = self._pool.rollout(
             self._model, self._data, state[None], controls, initial_warmstart=data.qacc_warmstart[None]
         )
+        # It returns the arrays that it made, under the type of the arguments that one may give it instead.
+        states, sensors = cast("tuple[np.ndarray, np.ndarray]", rolled)
         after = slice(env.substeps - 1, -1, env.substeps)
         qpos = states[:, after, 1 : 1 + self._model.nq]  # a state begins with the time
         return self._reward(self._model, qpos, sensors[:, env.substeps :: env.substeps]).sum(axis=1)

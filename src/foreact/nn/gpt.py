@@ -174,8 +174,11 @@ def init_blocks(blocks: nn.ModuleList, std: float, *, residual_std: float) -> No
         residual_std: the same for `attention.out` and `mlp.down`.
     """
     for block in blocks:
-        block.attention.qkv.init_normal(std)
-        nn.init.zeros_(block.attention.qkv.weight[: block.attention.qkv.out_features // 3])
-        block.mlp.up.init_normal(std)
-        block.attention.out.init_normal(residual_std)
-        block.mlp.down.init_normal(residual_std)
+        attention, mlp = block.attention, block.mlp
+        assert isinstance(attention, Attention)
+        assert isinstance(mlp, MLP)
+        attention.qkv.init_normal(std)
+        nn.init.zeros_(attention.qkv.weight[: attention.qkv.out_features // 3])
+        mlp.up.init_normal(std)
+        attention.out.init_normal(residual_std)
+        mlp.down.init_normal(residual_std)

@@ -32,7 +32,8 @@ class Int8Linear(nn.Module):
         # torch's kernel reads int8, 16 inputs at a time and past the end of others; else weights are widened first.
         if x.device.type == "cpu" and x.shape[-1] % 16 == 0:
             rows = x.reshape(-1, x.shape[-1]).contiguous()
-            return torch._weight_int8pack_mm(rows, self.weight, self.scale).view(*x.shape[:-1], -1)
+            product = torch._weight_int8pack_mm  # pyright: ignore[reportPrivateImportUsage]  # torch has no public name
+            return product(rows, self.weight, self.scale).view(*x.shape[:-1], -1)
         return functional.linear(x, self.weight.to(x.dtype)) * self.scale
 
 

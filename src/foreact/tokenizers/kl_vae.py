@@ -126,6 +126,7 @@ class KLVAE(nn.Module):
     """
 
     vocab: int | None = None
+    perceptual: PerceptualDistance | None
 
     def __init__(self, config: KLVAEConfig, *, perceptual: PerceptualDistance | None = None) -> None:
         super().__init__()

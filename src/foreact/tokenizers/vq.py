@@ -128,6 +128,7 @@ class VQTokenizer(nn.Module):
 
     vocab: int | None
     used_parameters: ClassVar[str] = "all"
+    perceptual: PerceptualDistance | None
 
     def __init__(self, config: VQConfig, *, perceptual: PerceptualDistance | None = None) -> None:
         super().__init__()

@@ -23,8 +23,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
@@ -221,13 +223,15 @@ class Checkpoints:
         self._require_same_structure(folder, state)
         try:
             with single_process_is_meant():
-                dcp.load(state, checkpoint_id=folder, process_group=self.world.control, no_dist=self.world.size == 1)
-        except dcp.CheckpointException as error:
+                state_dict_loader.load(
+                    state, checkpoint_id=folder, process_group=self.world.control, no_dist=self.world.size == 1
+                )
+        except CheckpointException as error:
             raise unreadable(folder, _first(error)) from error
 
     def _require_same_structure(self, folder: Path, state: dict[str, Any]) -> None:
         try:
-            metadata = dcp.FileSystemReader(folder).read_metadata().state_dict_metadata
+            metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
         except (OSError, EOFError, ValueError) as error:
             raise unreadable(folder, error) from error
         saved = {name: tuple(m.size) for name, m in metadata.items() if isinstance(m, TensorStorageMetadata)}
@@ -297,7 +301,8 @@ def write_start(
         The checkpoint's folder.
     """
     groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
-    set_optimizer_state_dict(model, optimizer, {"state": moments, "param_groups": groups})
+    trained: dict[str, Any] = {"state": moments, "param_groups": groups}
+    set_optimizer_state_dict(model, optimizer, trained)
     state = capture(model, optimizer, None)
     return Checkpoints(folder, World()).save(step, state, record, weights=dict, export=None)
 
@@ -337,13 +342,13 @@ def single_process_is_meant() -> Iterator[None]:
 def _dcp_save(state: dict[str, Any], folder: Path, world: World) -> None:
     try:
         with single_process_is_meant():
-            dcp.save(state, checkpoint_id=folder, process_group=world.control, no_dist=world.size == 1)
-    except dcp.CheckpointException as error:
+            state_dict_saver.save(state, checkpoint_id=folder, process_group=world.control, no_dist=world.size == 1)
+    except CheckpointException as error:
         # torch wraps whatever happened on any rank; a full disk or Ctrl-C should come out as itself.
         raise _first(error) from error
 
 
-def _first(error: dcp.CheckpointException) -> BaseException:
+def _first(error: CheckpointException) -> BaseException:
     causes = [cause for cause, _ in error.failures.values()]
     for kind in (KeyboardInterrupt, OSError):
         for cause in causes:

@@ -75,7 +75,9 @@ class EMA:
         """Take in the weights after one optimiser step."""
         weight = 1.0 - self.config.decay(self.step)
         parameters = averaged_parameters(model)
-        torch._foreach_lerp_(list(self.shadow.values()), [parameters[n].detach() for n in self.shadow], weight)
+        # torch has no public name for one step over many tensors.
+        lerp_ = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage]
+        lerp_(list(self.shadow.values()), [parameters[n].detach() for n in self.shadow], weight)
         self.step += 1
 
     @contextmanager

@@ -130,7 +130,7 @@ class World:
             UserError: processes may run different parts of the model, so they cannot gather them together; or this
                 torch would compute wrong gradients.
         """
-        if self.device.type == "cpu" and torch.__version__ < (2, 9):
+        if self.device.type == "cpu" and torch.__version__ < "2.9":  # as versions, not as text
             # Its gloo answers a request for the mean with the sum: gradients as many times too large as there are
             # processes. NCCL, on GPUs, does not.
             raise UserError(

@@ -62,7 +62,7 @@ def open_shard(path: Path, cache: BlockCache) -> Shard:
 def _read(path: Path, file: h5py.File, cache: BlockCache) -> Shard:
     if missing := [key for key in KEYS if key not in file]:
         raise UserError(f"{path} lacks {missing}; expected V-D4RL's arrays {list(KEYS)}, found {sorted(file)}.")
-    arrays: dict[str, Any] = {key: file[key] for key in file if getattr(file[key], "shape", ())}
+    arrays: dict[str, Any] = {str(key): file[key] for key in file if getattr(file[key], "shape", ())}
     lengths = {key: array.shape[0] for key, array in arrays.items()}
     if len(set(lengths.values())) != 1 or not all(lengths.values()) or not set(KEYS) <= set(arrays):
         raise UserError(f"The arrays of {path} should have one length of at least 1 row, found {lengths}.")

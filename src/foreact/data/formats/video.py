@@ -10,6 +10,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.error import FFmpegError
 from PIL import Image, ImageDraw, ImageFont
 
 from foreact.errors import UserError
@@ -64,7 +65,7 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
             stream.thread_type = "AUTO"
             frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
             rate = stream.average_rate or stream.base_rate
-    except av.FFmpegError as error:
+    except FFmpegError as error:
         raise UserError(f"{path} cannot be decoded as a video ({error}).") from error
     if not frames or rate is None:
         raise UserError(f"{path} has no frame that can be decoded.")
@@ -131,7 +132,7 @@ def _whole_file(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, path)
-    except (OSError, av.FFmpegError) as error:
+    except (OSError, FFmpegError) as error:
         raise UserError(f"{path} could not be written ({error}).") from error
     finally:
         with contextlib.suppress(OSError):

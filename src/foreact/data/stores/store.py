@@ -11,7 +11,7 @@ import os
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import zarr
@@ -174,7 +174,8 @@ class ZarrStore:
             array = self._array(f"data/{stream}")
         except KeyError:
             return None
-        return array.attrs.get("tokenizer") if array.shape[0] >= int(self.lengths.sum()) else None
+        # A stream's attributes are any JSON; this one is written as text, or null.
+        return cast("str | None", array.attrs.get("tokenizer")) if array.shape[0] >= int(self.lengths.sum()) else None
 
     def bad_chunks(self, stream: str) -> tuple[list[str], list[str]]:
         """Names of the chunk files that the stream's steps need and that are (missing, too short)."""

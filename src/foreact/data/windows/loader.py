@@ -179,7 +179,8 @@ def batches(
         batch_size=None,
         sampler=itertools.count(start + rank, world),
         num_workers=workers,
-        collate_fn=_parcel if workers else None,
+        # torch's type is for a list of samples; without a batch size the function is given one sample.
+        collate_fn=_parcel if workers else None,  # pyright: ignore[reportArgumentType]
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else the loader takes a number from the global generator
     )

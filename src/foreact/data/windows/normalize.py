@@ -176,7 +176,8 @@ class Normalizer:
         stats = self._stats(stream, x.shape[-1])
         if isinstance(x, Tensor):
             dtype = x.dtype if x.is_floating_point() else torch.float32
-            return tuple(torch.tensor(v, dtype=dtype, device=x.device) for v in (stats.scale, stats.offset))
+            scale, offset = (torch.tensor(v, dtype=dtype, device=x.device) for v in (stats.scale, stats.offset))
+            return scale, offset
         dtype = x.dtype if np.issubdtype(x.dtype, np.floating) else np.float32
         return np.asarray(stats.scale, dtype), np.asarray(stats.offset, dtype)
 

@@ -21,6 +21,7 @@ from foreact.errors import UserError
 from foreact.families.driving.evals.scaling_law import ScalingLaw, fit_scaling_law
 from foreact.families.driving.sources import DrivingData, DrivingSplit, load_driving
 from foreact.families.driving.vavim import VaViM, VaViMConfig
+from foreact.nn.gpt import CausalBlock
 from foreact.runs.run import open_run, pick_device, say, write_json
 from foreact.runs.validation import ValidationLoss
 from foreact.train.config import TrainConfig
@@ -137,10 +138,11 @@ def outputs(model: VaViM, batch: Batch) -> dict[str, torch.Tensor]:
         return hook
 
     last = len(model.blocks) - 1
-    parts = {"embedding": model.token_embedding}
+    parts: dict[str, nn.Module] = {"embedding": model.token_embedding}
     for i in sorted({0, last}):
         block = model.blocks[i]
-        parts |= {f"attention {i}": block.attention.out, f"mlp {i}": block.mlp}  # pyright: ignore
+        assert isinstance(block, CausalBlock)
+        parts |= {f"attention {i}": block.attention.out, f"mlp {i}": block.mlp}
     handles = [module.register_forward_hook(keep(name)) for name, module in parts.items()]
     kept["logits"] = model.logits(batch.tokens[model.config.camera])
     for handle in handles:

@@ -277,7 +277,9 @@ class VOC(nn.Module):
     def after_step(self) -> None:
         """Move the target network towards the model."""
         online = [p.detach() for p in self.gpt.parameters()]
-        torch._foreach_lerp_(list(self.target.parameters()), online, 1.0 - self.config.target_decay)
+        # torch has no public name for one step over many tensors.
+        lerp_ = torch._foreach_lerp_  # pyright: ignore[reportPrivateImportUsage]
+        lerp_(list(self.target.parameters()), online, 1.0 - self.config.target_decay)
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """GPT: matrices decay by `weight_decay`. Reward head: a constant rate and a decay of 0.01, as published."""

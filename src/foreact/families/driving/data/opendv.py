@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Literal
 
 import av
+import av.logging
 import numpy as np
+from av.error import FFmpegError
 from av.filter import Graph
 from av.video.stream import VideoStream
 from tqdm import tqdm
@@ -179,7 +181,7 @@ class Clip:
             with av.logging.Capture() as log:
                 try:
                     yield from self._frames()
-                except av.FFmpegError as error:
+                except FFmpegError as error:
                     self.failure = str(error)
                 self.complaints += len(log)
         finally:
@@ -205,7 +207,7 @@ class Clip:
             for packet in container.demux(stream):
                 try:
                     decoded = packet.decode()
-                except av.FFmpegError:
+                except FFmpegError:
                     self.complaints += 1
                     continue
                 for frame in decoded:
@@ -243,6 +245,8 @@ class Clip:
                 frame = graph.vpull()
             except (BlockingIOError, EOFError):
                 return
+            assert frame.pts is not None  # the filter "fps" sets both
+            assert frame.time_base is not None
             if frame.pts * frame.time_base >= length - 1e-6:
                 return
             self.missing = length - (frame.pts + 1) * frame.time_base
