@@ -56,7 +56,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from foreact.families.driving.vavam import SIZES, ExpertConfig, VaVAM, VaVAMConfig
 from foreact.families.driving.vavim import VaViM, VaViMConfig
-from foreact.families.uva.model import UVA, UVAConfig
+from foreact.families.uva.model import UVA, Question, UVAConfig
 from foreact.families.voc.model import VOC, VOCConfig
 from foreact.nn.gpt import KVCache
 from foreact.nn.mup import HiddenLinear
@@ -268,7 +268,7 @@ def uva(model: UVA, run: Run) -> Calls:
     draws = model.draw(batch, run.rng, mode="joint")
 
     def act(rng: torch.Generator) -> Tensor | None:
-        return model.sample(latents[:1, : c.frames], mode="policy", rng=rng).actions
+        return model.sample(Question(mode="policy", context=latents[:1, : c.frames]), rng=rng).actions
 
     return {
         "actions": lambda: act(run.rng),

@@ -245,9 +245,12 @@ class LossOut:
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Pixels -> codes or latents; it need not know the way back. `vocab` is None for continuous latents."""
+    """Pixels -> codes or latents; it need not know the way back."""
 
-    vocab: int | None
+    @property
+    def vocab(self) -> int | None:
+        """Number of codes; None for continuous latents."""
+        ...
 
     def encode(self, video: Tensor, *, rng: torch.Generator | None = None) -> Tensor:
         """(B, T, 3, H, W) float in [-1, 1] -> int64 (B, T, h, w) or float (B, T, c, h, w)."""

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -192,8 +193,8 @@ def test_doctor_says_what_was_measured_and_what_it_means(capsys: pytest.CaptureF
 @pytest.mark.parametrize("task", TASKS.built_in)
 @pytest.mark.parametrize("stage", ["video", "joint"])
 @pytest.mark.parametrize("size", ["pocket", *SIZES])
-def test_every_uva_recipe_is_a_model(task: str, stage: str, size: str) -> None:
-    run = recipe(task, size, stage)  # type: ignore[arg-type]
+def test_every_uva_recipe_is_a_model(task: str, stage: Literal["video", "joint"], size: str) -> None:
+    run = recipe(task, size, stage)
     with torch.device("meta"):
         model = UVA(run.model)
     assert (run.task, run.stage, run.size) == (task, stage, size)

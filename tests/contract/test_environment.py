@@ -1,10 +1,15 @@
-"""The environment is the documented one: the lowest torch, the tested one, and no torchvision that breaks it."""
+"""The environment is the documented one: the lowest torch, the tested one, and no torchvision that breaks it.
+
+It is also the one whose types are checked.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -44,3 +49,13 @@ def test_the_constraints_name_one_torch_and_keep_torchvision_out() -> None:
     assert any(line.startswith("torchvision<0") for line in lines)
     if importlib.util.find_spec("torchvision") is not None:
         importlib.import_module("torchvision")
+
+
+def test_lint_sees_the_types_of_torch(tmp_path: Path) -> None:
+    """Where pyright does not find torch, all that comes from it has an unknown type, and is never wrong."""
+    (line,) = re.findall(r"^\t\$\(BIN\)/(pyright.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    folder = Path(sys.executable).parent
+    command = f"{folder}/{line}".replace("$(BIN)", str(folder)).split()
+    (tmp_path / "made.py").write_text("import torch\n\nreveal_type(torch.zeros(1))\n")
+    done = subprocess.run([*command, "made.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert 'Type of "torch.zeros(1)" is "Tensor"' in done.stdout, done.stdout + done.stderr

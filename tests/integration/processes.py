@@ -18,7 +18,7 @@ from threading import Thread
 from typing import Any
 
 import torch
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # pyright: ignore[reportPrivateImportUsage]  # as torch's manual has it
 
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(

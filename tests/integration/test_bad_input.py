@@ -20,7 +20,7 @@ from foreact.checkpoints.format import load_checkpoint
 from foreact.cli import main
 from foreact.data.stores.store import StoreWriter, open_store
 from foreact.envs.pusht import PUSHT_SPEC
-from foreact.runs import run as runs
+from foreact.runs import training as runs
 from foreact.types import Batch
 
 Capture = pytest.CaptureFixture[str]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,8 +19,10 @@ from foreact.checkpoints.format import save_checkpoint
 from foreact.data.stores.writer import StoreWriter
 from foreact.errors import UserError
 from foreact.families.driving.data.drives import driving_spec
-from foreact.families.driving.evaluate import driving_video, open_loop
-from foreact.families.driving.probe import probe, pseudo_depth
+from foreact.families.driving.evaluate_open_loop import OpenLoop, open_loop
+from foreact.families.driving.evaluate_video import DrivingVideo, driving_video
+from foreact.families.driving.probe import Probe, probe
+from foreact.families.driving.pseudo_depth import pseudo_depth
 from foreact.families.driving.vavam import ExpertConfig, VaVAM, VaVAMConfig
 from foreact.families.driving.vavim import VaViM, VaViMConfig
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
@@ -47,7 +51,7 @@ def tokenizer(levels: int, size: tuple[int, int]) -> VQTokenizer:
     return VQTokenizer(config).eval()
 
 
-def save(path: Path, model: nn.Module, family: str, **beside: object) -> Path:
+def save(path: Path, model: nn.Module, family: str, **beside: Any) -> Path:
     save_checkpoint(path, family=family, config=model.config, state=model.state_dict(), **beside)
     return path
 
@@ -65,6 +69,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     poses[:, 3] = 1.0
     poses[:, 0] = np.arange(sum(lengths))  # straight on, 1 m per frame
     group = zarr.open_group(str(root / "drives.zarr"))["data"]
+    assert isinstance(group, zarr.Group)
     group.create_array("ego_pose", data=poses)
     group.create_array("tokens_front", data=draw.integers(0, CODES, (sum(lengths), *GRID)).astype(np.uint16))
     save(root / "vq", tokenizer(3, SIZE), "vq")
@@ -85,8 +90,9 @@ def test_open_loop_measures_tokens_and_plans(world: Path, tmp_path: Path, capsys
         "intrinsic": [[20, 0, 12], [0, 20, 8], [0, 0, 1]], "sensor_to_ego_rot": [0.5, -0.5, 0.5, -0.5],
         "sensor_to_ego_tran": [1, 0, 1.5], "size": SIZE,
     }))  # fmt: skip
-    open_loop(str(world / "vavam"), str(world / "drives.zarr"), samples=3, steps=2, store_trajectories=True, examples=2,
-              calibration=calibration, out=tmp_path / "out", device="cpu")  # fmt: skip
+    open_loop(OpenLoop(weights=str(world / "vavam"), data=str(world / "drives.zarr"), samples=3, steps=2, examples=2,
+                       store_trajectories=True, calibration=calibration, out=tmp_path / "out",
+                       device="cpu"))  # fmt: skip
     found = metrics(tmp_path / "out")
     # 4 frames, 2 apart, span 6 rows: 18 + 14 + 16 windows; plans need 6 rows more.
     assert found["next_token"]["windows"] == 18 + 14 + 16
@@ -104,9 +110,9 @@ def test_open_loop_measures_tokens_and_plans(world: Path, tmp_path: Path, capsys
 
 
 def test_open_loop_of_a_video_model_has_no_plans(world: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    open_loop(str(world / "vavim"), str(world / "drives.zarr"), max_windows=5, precision="bf16", out=out, device="cpu")
-    found = metrics(out)
+    open_loop(OpenLoop(weights=str(world / "vavim"), data=str(world / "drives.zarr"), max_windows=5, precision="bf16",
+                       out=tmp_path / "out", device="cpu"))  # fmt: skip
+    found = metrics(tmp_path / "out")
     assert found["next_token"]["windows"] == 5
     assert "plans" not in found
 
@@ -114,10 +120,10 @@ def test_open_loop_of_a_video_model_has_no_plans(world: Path, tmp_path: Path) ->
 def test_imagined_drives_with_fid_and_fvd(world: Path, tmp_path: Path) -> None:
     network = tmp_path / "pixels.jit"
     torch.jit.script(PixelFeatures()).save(str(network))
-    arguments = {"data": world / "drives.zarr", "context": 2, "future": 2, "features": str(network),
-                 "clip_features": str(network), "clip_preprocessing": "none", "max_windows": 6, "examples": 1,
-                 "device": "cpu"}  # fmt: skip
-    driving_video(**arguments, weights=str(world / "vavim"), out=tmp_path / "model")
+    model = DrivingVideo(data=world / "drives.zarr", weights=str(world / "vavim"), context=2, future=2,
+                         features=str(network), clip_features=str(network), clip_preprocessing="none", max_windows=6,
+                         examples=1, out=tmp_path / "model", device="cpu")  # fmt: skip
+    driving_video(model)
     found = metrics(tmp_path / "model")
     assert found["clips"] == 6
     assert found["quality"]["steps_ahead"] == [2, 4]
@@ -126,11 +132,11 @@ def test_imagined_drives_with_fid_and_fvd(world: Path, tmp_path: Path) -> None:
     assert set(found["fvd"]) == {"tokenizer", "imagined"}
     assert len(list((tmp_path / "model").glob("*.mp4"))) == 1
 
-    driving_video(**arguments, tokenizer=str(world / "vq"), out=tmp_path / "bound")
+    driving_video(replace(model, weights=None, tokenizer=str(world / "vq"), out=tmp_path / "bound"))
     bound = metrics(tmp_path / "bound")
     assert bound["fid"] == {"tokenizer": pytest.approx(found["fid"]["tokenizer"])}
 
-    driving_video(**arguments, weights=str(world / "vavim"), reference=True, out=tmp_path / "reference")
+    driving_video(replace(model, reference=True, out=tmp_path / "reference"))
     reference = metrics(tmp_path / "reference")
     assert (reference["real"], reference["accumulation"]) == ("context", "reference")
     assert reference["fid"]["tokenizer"] != found["fid"]["tokenizer"]
@@ -163,8 +169,8 @@ def test_probe(streets: Path, tmp_path: Path, search) -> None:
     torch.manual_seed(0)
     save(tmp_path / "vq", tokenizer(5, (288, 512)), "vq")
     save(tmp_path / "vavim", VaViM(config), "vavim", tokenizer=tmp_path / "vq")
-    probe(str(tmp_path / "vavim"), streets, layer=0, per_image=40, neighbours=5, search=search, examples=1,
-          out=tmp_path / "out", device="cpu")  # fmt: skip
+    probe(Probe(weights=str(tmp_path / "vavim"), data=streets, layer=0, per_image=40, neighbours=5, search=search,
+                examples=1, out=tmp_path / "out", device="cpu"))  # fmt: skip
     found = metrics(tmp_path / "out")
     assert (found["memory"], found["images"]) == (80, 2)
     assert 0.0 <= found["scores"]["mIoU"] <= 1.0
@@ -190,8 +196,8 @@ def test_depth_labels_are_made_once_and_probed(streets: Path, tmp_path: Path, ca
     torch.manual_seed(0)
     save(tmp_path / "vq", tokenizer(5, (288, 512)), "vq")
     save(tmp_path / "vavim", VaViM(config), "vavim", tokenizer=tmp_path / "vq")
-    probe(str(tmp_path / "vavim"), streets, task="depth", depth=depth, layer=0, neighbours=5, per_image=0,
-          out=tmp_path / "out", device="cpu")  # fmt: skip
+    probe(Probe(weights=str(tmp_path / "vavim"), data=streets, task="depth", depth=depth, layer=0, neighbours=5,
+                per_image=0, out=tmp_path / "out", device="cpu"))  # fmt: skip
     found = metrics(tmp_path / "out")
     assert found["memory"] == 2 * 18 * 32
     assert set(found["scores"]) == {"d1", "d2", "d3", "abs_rel", "sq_rel", "rmse"}
@@ -202,20 +208,23 @@ def test_depth_labels_are_made_once_and_probed(streets: Path, tmp_path: Path, ca
 
 def test_what_does_not_fit_is_one_sentence(world: Path, streets: Path, tmp_path: Path) -> None:
     out, store = tmp_path / "out", world / "drives.zarr"
+    planned = OpenLoop(weights=str(world / "vavim"), data=str(store), out=out, device="cpu")
     with pytest.raises(UserError, match="holds weights of the family 'vq'"):
-        open_loop(str(world / "vq"), str(store), out=out, device="cpu")
+        open_loop(replace(planned, weights=str(world / "vq")))
     with pytest.raises(UserError, match="should end with the frame rate"):
-        open_loop(str(world / "vavim"), f"{store}@often", out=out, device="cpu")
+        open_loop(replace(planned, data=f"{store}@often"))
     with pytest.raises(UserError, match="at least 1, found 0"):
-        open_loop(str(world / "vavim"), str(store), max_windows=0, out=out, device="cpu")
+        open_loop(replace(planned, max_windows=0))
+    imagined = DrivingVideo(data=store, out=out, device="cpu")
     with pytest.raises(UserError, match="Name a model with --weights, or a tokenizer"):
-        driving_video(store, out=out, device="cpu")
+        driving_video(imagined)
     with pytest.raises(UserError, match="which is neither"):
-        driving_video(store, tokenizer=str(world / "vq"), features="inception.jit", out=out, device="cpu")
+        driving_video(replace(imagined, tokenizer=str(world / "vq"), features="inception.jit"))
+    probed = Probe(weights=str(world / "vavim"), data=streets, out=out, device="cpu")
     with pytest.raises(UserError, match="do not fit a model of 4 x 6 tokens"):
-        probe(str(world / "vavim"), streets, out=out, device="cpu")
+        probe(probed)
     config = VaViMConfig(width=16, heads=2, layers=1, vocab=CODES, frames=1, grid=(18, 32), base_width=16)
     save(tmp_path / "vavim", VaViM(config), "vavim", tokenizer=world / "vq")
     with pytest.raises(UserError, match="name it with --depth"):
-        probe(str(tmp_path / "vavim"), streets, task="depth", out=out, device="cpu")
+        probe(replace(probed, weights=str(tmp_path / "vavim"), task="depth"))
     assert not out.exists()

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from unit.driving_worlds import START, drive, write_token_store
 from foreact.checkpoints.format import load_checkpoint, load_tokenizer
 from foreact.cli import run
 from foreact.data.stores.store import open_store
+from foreact.data.windows.mixing import TurningWindows
 from foreact.errors import UserError
 from foreact.families.driving import train_vavam as vavam
 from foreact.families.driving import train_vavim as vavim
@@ -31,7 +32,7 @@ from foreact.families.driving.data.trajectories import write_trajectories
 from foreact.families.driving.data.windows import plan_spec
 from foreact.families.driving.sources import DrivingData, load_driving
 from foreact.families.driving.vavim import VaViMConfig
-from foreact.runs import run as runs
+from foreact.runs import training as runs
 from foreact.tokenizers.vq import VQTokenizer
 from foreact.train.logs import read_log
 from foreact.types import Batch
@@ -234,7 +235,7 @@ def test_the_demo_goes_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(demo, "VIDEO", small)
     monkeypatch.setattr(demo, "ACTION", dataclasses.replace(demo.ACTION, vavim=small))
     monkeypatch.setattr(demo, "TOKENIZER", dataclasses.replace(demo.TOKENIZER, channels=4, norm_groups=2))
-    few = {"open_loop": {"max_windows": 8, "examples": 1}, "generate": {"future": 2}}
+    few = {"OpenLoop": {"max_windows": 8, "examples": 1}, "Imagining": {"future": 2}}
     for name, options in few.items():
         monkeypatch.setattr(demo, name, partial(getattr(demo, name), **options))
     foreact(f"demo driving --out {tmp_path}/demo --scenes 4 --effort 0.004")
@@ -377,7 +378,10 @@ def test_only_listed_windows_of_the_first_source_are_learned(sources: Path, tmp_
         for only in (None, tmp_path / "only.json")
     )
     rows = np.array([3, 5, 8, 13])
-    assert torch.equal(split.training.batch(np.arange(4)).index, whole.training.batch(rows).index)
+    first, chosen = split.training.batch(np.arange(4)).index, whole.training.batch(rows).index
+    assert first is not None
+    assert chosen is not None
+    assert torch.equal(first, chosen)
 
 
 def test_plans_come_from_stores_and_trajectories_with_hard_turns_and_the_released_commands(
@@ -388,7 +392,7 @@ def test_plans_come_from_stores_and_trajectories_with_hard_turns_and_the_release
     split = load_driving(data, SMALL, horizon=3, seed=0)
     drawn = np.arange(0, len(split.training), 7)
     everything = load_driving(dataclasses.replace(data, hard_turns=0), SMALL, horizon=3, seed=0).training
-    rates = everything.yaw_rates(drawn)  # pyright: ignore[reportAttributeAccessIssue]
+    rates = cast(TurningWindows, everything).yaw_rates(drawn)
     kept = split.training.batch(drawn)
     assert len(kept) == 2
     sharpest = np.sort(np.argsort(-rates, kind="stable")[:2])

@@ -30,7 +30,7 @@ from foreact.families.uva.imagine import generate, video
 from foreact.families.uva.model import UVA
 from foreact.families.uva.train import train_uva
 from foreact.released.pickles import read_torch_file
-from foreact.runs import run as runs
+from foreact.runs import training as runs
 from foreact.runs.acting import open_policy
 from foreact.runs.stores import ensure_latents
 from foreact.tasks import find_task

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -27,12 +28,12 @@ def test_weights_and_moments_arrive(tmp_path: Path, capsys: pytest.CaptureFixtur
     folder, step = found
     assert step == 5
     expected = read_training_state(file, grid=(2, 3))
-    model = type(expected.reference.build())(expected.reference.config)  # pyright: ignore
+    model = type(expected.reference.build())(expected.reference.config)
     optimizer = build_optimizer(model, lr=0.5, weight_decay=0.1, betas=(0.9, 0.95))
     Checkpoints(folder, World()).load_start(step, model, optimizer)
     for name, tensor in expected.reference.build().state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
-    state = get_optimizer_state_dict(model, optimizer)["state"]
+    state: Any = get_optimizer_state_dict(model, optimizer)["state"]
     for name, moment in expected.first.items():
         assert torch.equal(state[name]["exp_avg"], moment), name
         assert torch.equal(state[name]["exp_avg_sq"], expected.second[name]), name

@@ -9,6 +9,7 @@ import signal
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,15 +19,18 @@ from torch import nn
 sys.path.insert(0, str(Path(__file__).parent))
 from processes import Forked
 
+import foreact
 from foreact.checkpoints.format import TokenizerRef, save_checkpoint
 from foreact.checkpoints.torchscript import TorchScriptTokenizer
+from foreact.cli import run
 from foreact.errors import UserError
-from foreact.families.driving.policy import DrivingOptions, acting_spec, open_policy
-from foreact.families.driving.serve_neuroncap import neuroncap
+from foreact.evals.closed_loop import read_closed_loop
+from foreact.families.driving.policy import DrivingOptions, DrivingPolicy, acting_spec, open_policy
+from foreact.families.driving.serve_neuroncap import ServeNeuroNCAP, neuroncap
 from foreact.families.driving.vavam import ExpertConfig, VaVAM, VaVAMConfig
 from foreact.families.driving.vavim import VaViMConfig
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
-from foreact.types import Observation
+from foreact.types import Observation, StepOut, Task
 
 SIZE = (32, 48)
 CONFIG = VaVAMConfig(
@@ -50,7 +54,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     model, vq = VaVAM(CONFIG), VQTokenizer(VQ)
     nn.init.normal_(model.expert.decoder.weight)
-    torch.jit.trace(Encoder(), torch.zeros(1, 3, *SIZE)).save(str(root / "encoder.jit"))  # pyright: ignore
+    traced: Any = torch.jit.trace(Encoder(), torch.zeros(1, 3, *SIZE))
+    traced.save(str(root / "encoder.jit"))
     save_checkpoint(root / "vq", family="vq", config=VQ, state=vq.state_dict())
     script = TokenizerRef(family="torchscript", hash=TorchScriptTokenizer(root / "encoder.jit").hash)
     for name, tokenizer in (("car", root / "vq"), ("bare", None), ("scripted", script)):
@@ -100,8 +105,50 @@ def test_tokenizers_and_weights_that_do_not_fit(folder: Path, path: str, tokeniz
         open_policy(folder / path, DrivingOptions(tokenizer=named(tokenizer and folder / tokenizer)))
 
 
+class Street:
+    """A straight street that gets brighter the further the car is; the reward is how far it went."""
+
+    spec = acting_spec(SIZE)
+    max_steps = 3
+
+    def reset(self, seed: int) -> dict[str, np.ndarray]:
+        self.distance = float(seed % 7)
+        return self._seen()
+
+    def step(self, action: np.ndarray) -> StepOut:
+        self.distance += float(action[0])
+        return StepOut(self._seen(), self.distance, terminated=False)
+
+    def _seen(self) -> dict[str, np.ndarray]:
+        return {"front": self.render(), "command": np.array([2.0], np.float32)}
+
+    def render(self) -> np.ndarray:
+        return np.full((*SIZE, 3), int(np.clip(20 * self.distance, 0, 255)), np.uint8)
+
+    def close(self) -> None:
+        pass
+
+
+TASK = Task(name="street", spec=Street.spec, camera="front", env=f"{__name__}:Street", score="sum")
+
+
+def test_a_driving_model_acts_in_closed_loop_by_the_calls_of_every_family(folder: Path, tmp_path: Path) -> None:
+    policy = foreact.load_policy(folder / "car", device="cpu", samples=2, choose="medoid")
+    assert isinstance(policy, DrivingPolicy)
+    policy.reset([0])
+    policy.observe(Observation({"front": Street().reset(0)["front"][None]}, {"command": np.full((1, 1), 2.0)}))
+    assert policy.act().actions.shape == (1, 4, 2)
+    run(
+        f"eval closed-loop --weights {folder / 'car'} --task {__name__} --seeds 2 --videos 0 --workers 1 --samples 2 "
+        f"--choose medoid --execute 2 --out {tmp_path} --device cpu".split()
+    )
+    result = read_closed_loop(tmp_path / "car")
+    assert result.score.n == 2
+    assert (result.protocol["policy"], result.protocol["samples"], result.protocol["execute"]) == ("vavam", 2, 2)
+
+
 def serve(weights: str) -> None:
-    neuroncap(weights, port=0, device="cpu")
+    neuroncap(ServeNeuroNCAP(weights=weights, port=0, device="cpu"))
 
 
 def test_the_verb_serves_until_interrupted(folder: Path) -> None:

@@ -62,7 +62,7 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
-def start(folder: Path, steps: int, program: Door) -> submitit.LocalJob[None]:
+def start(folder: Path, steps: int, program: Door) -> submitit.Job[None]:
     """The toy's run in two processes, by submitit's executor for one machine."""
     executor = submitit.LocalExecutor(folder / "logs")
     executor.update_parameters(tasks_per_node=2, timeout_min=5, signal_delay_s=1)
@@ -70,7 +70,7 @@ def start(folder: Path, steps: int, program: Door) -> submitit.LocalJob[None]:
     return executor.submit(Launch(program.command(*words), requeue=True))
 
 
-def warn(job: submitit.LocalJob[None], run: Path) -> None:
+def warn(job: submitit.Job[None], run: Path) -> None:
     """Once the run has made a step, send what SLURM sends to every process of the job."""
     while not log_of(run):
         assert not job.done(), job.stderr()
@@ -79,7 +79,7 @@ def warn(job: submitit.LocalJob[None], run: Path) -> None:
         os.kill(task, signal.SIGUSR2)
 
 
-def finish(job: submitit.LocalJob[None]) -> None:
+def finish(job: submitit.Job[None]) -> None:
     limit = time.monotonic() + 250
     while not job.done():
         assert time.monotonic() < limit, job.stderr()

@@ -92,7 +92,7 @@ def test_a_resumed_run_ends_bitwise_where_an_undisturbed_one_does(store: Path, t
 def test_the_published_accumulation_takes_the_first_batch_alone_and_resumes_exactly(
     store: Path, tokenizer: Path, tmp_path: Path
 ) -> None:
-    published = {"accumulation": "voc", "accumulate": 2, "schedule_steps": 8}
+    published = {"accumulation": "sum_first_alone", "accumulate": 2, "schedule_steps": 8}
     assert [list(TrainConfig(steps=3, warmup=0, **published).micro_batches(s)) for s in range(3)] == [
         [0], [1, 2], [3, 4],
     ]  # fmt: skip
@@ -162,7 +162,7 @@ def test_the_sizes_differ_as_the_published_code_and_its_intent_do() -> None:
     assert (ran.model.attention_dropout, meant.model.attention_dropout) == (0.1, 0.2)
     assert (ran.model.target_top_k, ran.model.target_dropout) == (50, True)
     assert (meant.model.target_top_k, meant.model.target_dropout) == (None, False)
-    assert (ran.train.accumulation, meant.train.accumulation) == ("voc", "mean")
+    assert (ran.train.accumulation, meant.train.accumulation) == ("sum_first_alone", "mean")
     assert recipe("reference", "dino").train.accumulation == "mean"
     assert recipe("reference", "dino").model.feature_order == "tokens_first"
 

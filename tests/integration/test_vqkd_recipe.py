@@ -44,9 +44,10 @@ class Patches(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(3, 5, 4, stride=4)
+        assert self.conv.bias is not None
         with torch.no_grad():
             self.conv.weight.copy_(torch.randn(5, 3, 4, 4, generator=torch.Generator().manual_seed(0)))
-            self.conv.bias.fill_(0.5)  # pyright: ignore[reportOptionalMemberAccess]
+            self.conv.bias.fill_(0.5)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.conv(images).flatten(2).transpose(1, 2)

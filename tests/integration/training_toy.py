@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from foreact.errors import UserError
 from foreact.train import TrainConfig, TrainResult, train
@@ -71,7 +71,7 @@ def toy_batches(start: int, rank: int, world: int) -> Iterator[Batch]:
         micro += world
 
 
-class Numbered:
+class Numbered(Dataset[Batch]):
     """Micro-batch number -> batch, for torch's DataLoader."""
 
     def __getitem__(self, micro: int) -> Batch:
@@ -80,7 +80,7 @@ class Numbered:
 
 def loaded_batches(start: int, rank: int, world: int) -> Iterator[Batch]:
     """The same batches from two loader processes."""
-    return iter(DataLoader(Numbered(), batch_size=None, sampler=itertools.count(start + rank, world), num_workers=2))  # pyright: ignore
+    return iter(DataLoader(Numbered(), batch_size=None, sampler=itertools.count(start + rank, world), num_workers=2))
 
 
 def toy_export(weights: dict[str, Tensor], path: Path) -> None:

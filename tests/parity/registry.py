@@ -52,8 +52,9 @@ class Case:
     def weights(self) -> dict[str, Tensor]:
         return load_file(self.folder / "weights.safetensors")
 
-    def check(self, name: str, got: Tensor | np.ndarray | float) -> None:
-        """Compare with the expected tensor `name` under the tolerance of case.json."""
+    def check(self, name: str, got: Tensor | np.ndarray | float | None) -> None:
+        """Compare with the expected tensor `name` under the tolerance of case.json; None is never equal to it."""
+        assert got is not None, f"{name}: there is none"
         self.check_value(got, self.io[name], name)
 
     def check_value(self, got: Any, expected: Any, label: str) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -64,7 +66,13 @@ def test_blur_equals_scipy(sigma: float) -> None:
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(UserError, match=r"does not fit into frames of 16 x 16"):
         CropAndBlur(crop=17)(video(), np.random.default_rng(0))
-    for options in ({"crop_probability": 1.5}, {"kernel": 4}, {"sigma": (0.0, 1.0)}, {"sigma": (2.0, 1.0)}):
+    refused: tuple[dict[str, Any], ...] = (
+        {"crop_probability": 1.5},
+        {"kernel": 4},
+        {"sigma": (0.0, 1.0)},
+        {"sigma": (2.0, 1.0)},
+    )
+    for options in refused:
         with pytest.raises(UserError):
             CropAndBlur(**options)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
@@ -43,8 +44,8 @@ def test_none_are_kept_with_k_zero() -> None:
 
 
 @given(st.integers(1, 5), st.sampled_from(["max", "min"]), st.lists(st.floats(-9, 9), min_size=1, max_size=30))
-def test_table_holds_the_k_best_values(k: int, mode: str, values: list[float]) -> None:
-    table = BestTable(k=k, mode=mode)  # pyright: ignore[reportArgumentType]
+def test_table_holds_the_k_best_values(k: int, mode: Literal["max", "min"], values: list[float]) -> None:
+    table = BestTable(k=k, mode=mode)
     offer_all(table, values)
     assert sorted(v for _, v in table.entries) == sorted(sorted(values, reverse=mode == "max")[:k])
     assert table.best is not None

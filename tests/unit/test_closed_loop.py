@@ -79,7 +79,8 @@ def test_score_is_the_largest_reward_until_done_or_out_of_steps() -> None:
     lengths = {e.steps for e in result.episodes}
     assert len(lengths) > 2
     assert result.score.mean == pytest.approx(np.mean([e.score for e in result.episodes]))
-    assert result.success.mean == np.mean([e.success for e in result.episodes])
+    assert result.success is not None
+    assert result.success.mean == np.mean([bool(e.success) for e in result.episodes])
     assert result.score.low < result.score.mean < result.score.high <= 1.0
 
 
@@ -174,8 +175,9 @@ def test_unusable_seeds_are_refused(seeds: list[int]) -> None:
 
 @pytest.mark.parametrize("setting", [{"at_once": 0}, {"workers": -1}, {"videos": -1}])
 def test_impossible_settings_are_refused(setting: dict[str, int]) -> None:
+    options: dict[str, Any] = {"workers": 0, **setting}
     with pytest.raises(UserError, match="at least"):
-        closed_loop(TOY, DoNothing(SPEC), [1], **{"workers": 0, **setting}, progress=False)
+        closed_loop(TOY, DoNothing(SPEC), [1], **options, progress=False)
 
 
 def test_another_spec_is_refused() -> None:

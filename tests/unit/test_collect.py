@@ -38,7 +38,7 @@ def test_traces_hold_what_was_asked_for(three: Path) -> None:
     traces = load_traces(three)
     np.testing.assert_array_equal(traces.seeds, [20, 21, 22])
     np.testing.assert_array_equal(traces.noise, [0, 10, 0])
-    np.testing.assert_array_equal(traces.goal, np.float32([random_goal(s) for s in (20, 21, 22)]))
+    np.testing.assert_array_equal(traces.goal, np.array([random_goal(s) for s in (20, 21, 22)], np.float32))
     assert (traces.score > 0.95).all()
     assert len(traces.state) == len(traces.action) == traces.episode_ends[-1]
 
@@ -144,7 +144,8 @@ def test_shipped_demonstrations() -> None:
     assert traces.seeds.max() < FIRST_TEST_SEED
     lengths = np.diff(traces.episode_ends, prepend=0)
     assert lengths.max() <= PushTEnv.max_steps
-    low, high = np.array(PUSHT_SPEC.action.low), np.array(PUSHT_SPEC.action.high)  # type: ignore[union-attr]
+    assert PUSHT_SPEC.action is not None
+    low, high = np.array(PUSHT_SPEC.action.low), np.array(PUSHT_SPEC.action.high)
     assert ((traces.action >= low) & (traces.action <= high)).all()
 
 
@@ -188,7 +189,7 @@ def test_impossible_collection_is_refused_before_any_work(
     monkeypatch.chdir(tmp_path)
     arguments = {"env": "pusht", "episodes": 1, "path": "t.npz", **QUIET, **change}
     with pytest.raises(UserError, match=sentence):
-        collect(**arguments)  # type: ignore[arg-type]
+        collect(**arguments)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -197,7 +198,7 @@ def test_file_of_another_collection_is_left_alone(three: Path, change: dict[str,
     before = three.read_bytes()
     arguments = {"env": "pusht-m", "episodes": 4, "path": three, "first_seed": 20, "noise": (0.0, 10.0), **QUIET}
     with pytest.raises(UserError, match="holds another collection"):
-        collect(**{**arguments, **change})  # type: ignore[arg-type]
+        collect(**{**arguments, **change})
     assert three.read_bytes() == before
 
 

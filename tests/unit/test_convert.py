@@ -314,7 +314,7 @@ def test_init_from_mar_accounts_for_every_tensor(tmp_path: Path) -> None:
     assert not [name for name in account.loaded if name.startswith("heads.")]
     assert "diffloss.net.input_proj.weight" in account.skipped
 
-    other = {"width": 32, "decoder_width": 32, "latent_channels": 3, "video_head_width": 32, "depth": 1}
+    other: dict[str, Any] = {"width": 32, "decoder_width": 32, "latent_channels": 3, "video_head_width": 32, "depth": 1}
     with pytest.raises(UserError, match=r"No tensor of .* fits"):
         init_from_mar(UVA(UVAConfig(**(MICRO | other))), file)
 

@@ -483,7 +483,7 @@ def test_a_bad_npz_episode_is_one_sentence(
 ) -> None:
     root = tmp_path / "walker_walk"
     write_npz_episode(root / "a.npz")
-    raw = write_npz_episode(root / "b.npz")
+    raw: dict[str, Any] = write_npz_episode(root / "b.npz")
     spoil(raw)
     np.savez(root / "b.npz", **raw)
     with pytest.raises(UserError, match=sentence) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foreact.errors import UserError
-from foreact.families.uva.heads import Denoiser, VideoHead
+from foreact.families.uva.heads import Denoiser, Objective, VideoHead
 from foreact.nn.diffusion import GaussianDiffusion, spaced_steps
 
 
@@ -144,7 +145,7 @@ def test_guidance_extrapolates_the_noise_and_keeps_the_conditional_variance() ->
     net, spy = Denoiser(2, 4, 5, width=8, depth=1), Spy()
     for p in net.parameters():
         torch.nn.init.normal_(p, std=0.3)
-    head = VideoHead(net, spy)  # pyright: ignore[reportArgumentType]
+    head = VideoHead(net, cast(Objective, spy))
     x, with_text, without = torch.randn(3, 2), torch.randn(3, 5), torch.randn(3, 5)
     t = torch.tensor(3)
     a, b = (net(x, t, net.condition(z)) for z in (with_text, without))

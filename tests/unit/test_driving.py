@@ -6,6 +6,7 @@ import itertools
 import pickle
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +22,18 @@ from foreact.errors import UserError
 from foreact.families.driving.data import ego
 from foreact.families.driving.data.drives import StoreDrives, choose, driving_spec
 from foreact.families.driving.data.windows import DrivingWindows
+from foreact.types import Batch
 
 
-def drives_of(path: Path, *lengths: int, turn: float = 0.0, **options: object) -> StoreDrives:
+def drives_of(path: Path, *lengths: int, turn: float = 0.0, **options: Any) -> StoreDrives:
     poses = [drive(n, seed=i, turn=turn, period=0.1) for i, n in enumerate(lengths)]
-    write_token_store(path, poses, **options)  # type: ignore[arg-type]
+    write_token_store(path, poses, **options)
     return StoreDrives(open_store(path))
+
+
+def rows_of(batch: Batch) -> list[list[int]]:
+    assert batch.index is not None
+    return batch.index.tolist()
 
 
 def test_a_window_holds_frames_plans_and_commands_of_its_rows(tmp_path: Path) -> None:
@@ -89,7 +96,9 @@ def test_windows_are_all_those_that_fit_between_gaps(
 class Recorded:
     """Drives without content; before the frames `gaps` of each drive, one frame is missing."""
 
-    label, rate_hz, poses = "a recording", 10.0, None
+    label, rate_hz = "a recording", 10.0
+    poses: np.ndarray | None = None
+    timestamps: np.ndarray | None
 
     def __init__(self, lengths: list[int], gaps: set[int]) -> None:
         self.lengths = np.array(lengths)
@@ -123,8 +132,8 @@ def test_the_command_horizon_and_threshold_are_what_is_asked_for(tmp_path: Path)
     # 5 m/s with 0.25 rad/s: 5 m to the left after 3 s, 0.2 m after 0.6 s.
     drives = drives_of(tmp_path / "s", 60, turn=0.25)
 
-    def command(**options: object) -> int:
-        batch = DrivingWindows(drives, frames=1, stride=5, horizon=6, **options).batch(np.array([0]))  # type: ignore[arg-type]
+    def command(**options: Any) -> int:
+        batch = DrivingWindows(drives, frames=1, stride=5, horizon=6, **options).batch(np.array([0]))
         assert batch.commands is not None
         return int(batch.commands[0, 0])
 
@@ -137,7 +146,7 @@ def test_the_command_horizon_and_threshold_are_what_is_asked_for(tmp_path: Path)
 def test_training_draws_the_same_batches_with_and_without_workers(tmp_path: Path) -> None:
     windows = DrivingWindows(drives_of(tmp_path / "s", 30, 30), frames=2, stride=2, horizon=2)
     runs = [
-        [batch.index.tolist() for batch in itertools.islice(batches(windows, batch_size=4, seed=1, workers=n), 5)]  # type: ignore[union-attr]
+        [rows_of(batch) for batch in itertools.islice(batches(windows, batch_size=4, seed=1, workers=n), 5)]
         for n in (0, 1)
     ]
     assert runs[0] == runs[1]

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,24 @@ from tiny_vavam import ACTION, VIDEO, tiny_vavam
 from torch.nn.functional import interpolate
 
 from foreact.errors import UserError
-from foreact.families.driving.policy import CAMERA_SIZE, DrivingPolicy, acting_spec, fit_frames, medoid
+from foreact.families.driving.policy import (
+    CAMERA_SIZE,
+    DrivingOptions,
+    DrivingPolicy,
+    acting_spec,
+    fit_frames,
+    medoid,
+)
 from foreact.types import ActionChunk, Observation, StreamSpec, to_model_range
 
 FRAMES, HORIZON = VIDEO.frames, ACTION.expert.horizon
 
 
 def policy(**options: Any) -> DrivingPolicy:
+    """`options` are those of `DrivingOptions`, where they are among them, and else of the policy."""
     tokenizer = options.pop("tokenizer", None) or BrightnessTokenizer()
-    return DrivingPolicy(tiny_vavam(), tokenizer, acting_spec(SIZE), **options)
+    chosen = {f.name: options.pop(f.name) for f in fields(DrivingOptions) if f.name in options}
+    return DrivingPolicy(tiny_vavam(), tokenizer, acting_spec(SIZE), DrivingOptions(**chosen), **options)
 
 
 def look(*pictures: np.ndarray, command: int = 2) -> Observation:

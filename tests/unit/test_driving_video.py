@@ -15,7 +15,7 @@ from foreact.evals.features import FeatureNetwork, Preprocessing
 from foreact.evals.frechet import Moments, frechet_distance
 from foreact.evals.report import write_report
 from foreact.evals.video import ROUNDING_PSNR, film, save_examples
-from foreact.families.driving.evals.driving_video import driving_video
+from foreact.families.driving.evals.driving_video import Distances, Imaginer, driving_video
 from foreact.types import Batch, to_model_range
 
 CONTEXT, FUTURE = 3, 2
@@ -53,9 +53,9 @@ def network(forward=pixels, **preprocessing) -> FeatureNetwork:
     return FeatureNetwork("pixels", "sha256:0", Preprocessing(**preprocessing), forward, torch.device("cpu"))
 
 
-def measure(batches, generate, **changes):
-    settings = {"context": CONTEXT, "device": "cpu"} | changes
-    return driving_video(batches, GreyTokenizer(), "front", generate=generate, **settings)
+def measure(batches, generate, *, context: int = CONTEXT, stride: int = 1, examples: int = 4, **distances):
+    imaginer = Imaginer(tokenizer=GreyTokenizer(), camera="front", context=context, generate=generate, device="cpu")
+    return driving_video(batches, imaginer, distances=Distances(**distances), stride=stride, examples=examples)
 
 
 def rest_of(batches: list[Batch]):
@@ -150,7 +150,9 @@ def test_stored_tokens_are_used_where_there_are_any() -> None:
     data = batch(2, 0)
     data.tokens["front"] = torch.full((2, CONTEXT + FUTURE, 2, 3), 5)
     found = measure([data], repeat_last, examples=1)
-    assert set(found.quality.examples[0].predicted.ravel().tolist()) == {5 * STEP}
+    predicted = found.quality.examples[0].predicted
+    assert predicted is not None
+    assert set(predicted.ravel().tolist()) == {5 * STEP}
 
 
 def test_the_result_is_json_and_names_the_network() -> None:

@@ -27,6 +27,10 @@ def pose(x: float, y: float, yaw: float, z: float = 0.0) -> np.ndarray:
     return np.array([x, y, z, np.cos(yaw / 2), 0.0, 0.0, np.sin(yaw / 2)])
 
 
+def pose_at(place: np.ndarray, yaw: float) -> np.ndarray:
+    return pose(place[0], place[1], yaw)
+
+
 def random_poses(seed: int, *shape: int) -> np.ndarray:
     rng = np.random.default_rng(seed)
     rotation = rng.normal(size=(*shape, 4))
@@ -42,8 +46,8 @@ def scipy_rotation(poses: np.ndarray) -> Rotation:
 def test_waypoints_are_forward_and_left_whichever_way_the_car_looks(yaw: float) -> None:
     forward, left = np.array([np.cos(yaw), np.sin(yaw)]), np.array([-np.sin(yaw), np.cos(yaw)])
     here = np.array([664430.0, 3999650.0])
-    targets = np.stack([pose(*(here + 3 * forward + 1 * left), 0.3), pose(*(here - 2 * left), -1.0)])
-    assert waypoints(pose(*here, yaw), targets) == pytest.approx(np.array([[3, 1], [0, -2]]), abs=1e-6)
+    targets = np.stack([pose_at(here + 3 * forward + 1 * left, 0.3), pose_at(here - 2 * left, -1.0)])
+    assert waypoints(pose_at(here, yaw), targets) == pytest.approx(np.array([[3, 1], [0, -2]]), abs=1e-6)
 
 
 @settings(max_examples=30, deadline=None)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ def flat(values: tuple[int, int, int], shape: tuple[int, ...] = (2, 28, 42)) -> 
 
 
 @pytest.fixture
-def module_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def module_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     (tmp_path / "my_features.py").write_text(
         "import torch\n"
         "def network():\n"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -62,7 +64,7 @@ def test_sampling_is_determined_by_the_noise_and_scaled_by_temperature() -> None
 
 def test_time_distributions() -> None:
     rng = torch.Generator().manual_seed(0)
-    uniform, beta, middle = (FlowMatching(t).draw_time((20000,), rng) for t in ("uniform", "beta", "logit_normal"))  # pyright: ignore
+    uniform, beta, middle = (FlowMatching(t).draw_time((20000,), rng) for t in ("uniform", "beta", "logit_normal"))
     for t in (uniform, beta, middle):
         assert t.min() >= 0
         assert t.max() <= 1
@@ -74,7 +76,8 @@ def test_time_distributions() -> None:
 
 
 def test_impossible_options_are_refused() -> None:
-    for wrong in ({"time": "gamma"}, {"solver": "rk45"}):
+    refused: tuple[dict[str, Any], ...] = ({"time": "gamma"}, {"solver": "rk45"})
+    for wrong in refused:
         with pytest.raises(UserError, match="found"):
             FlowMatching(**wrong)
     for steps in ("0", "ddim4", "-1"):

@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 from scipy.linalg import sqrtm
 
 from foreact.errors import UserError
-from foreact.evals.frechet import Moments, frechet_distance
+from foreact.evals.frechet import Accumulation, Moments, frechet_distance
 
 
-def moments(rows: np.ndarray, accumulation="exact", parts: int = 1) -> Moments:
+def moments(rows: np.ndarray, accumulation: Accumulation = "exact", parts: int = 1) -> Moments:
     found = Moments(accumulation)
     for part in np.array_split(rows, parts):
         found.add(part)
@@ -88,4 +88,4 @@ def test_bad_features_are_refused() -> None:
     with pytest.raises(UserError, match="width 4 and 5"):
         frechet_distance(found, moments(np.zeros((3, 5))))
     with pytest.raises(UserError, match="'fast'"):
-        Moments("fast")  # type: ignore[arg-type]
+        Moments("fast")  # pyright: ignore[reportArgumentType]

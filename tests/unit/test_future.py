@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -34,16 +36,16 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ZarrStore:
     return open_store(path)
 
 
-def plain(store: ZarrStore, **changes: object) -> WindowDataset:
+def plain(store: ZarrStore, **changes: Any) -> WindowDataset:
     settings = {
         "video": {"cam": tuple(range(1 - FRAMES, STEPS + 1))}, "actions": (0,), "rewards": (1,), "pad_before": 2,
     }  # fmt: skip
-    window = Window(**{**settings, **changes})  # pyright: ignore[reportArgumentType]
+    window = Window(**{**settings, **changes})
     return WindowDataset(store, window, range(len(LENGTHS)), Normalizer.fit_store(store, modes="identity"))
 
 
-def windows(store: ZarrStore, **options: object) -> FutureWindows:
-    return FutureWindows(plain(store), frames=FRAMES, **options)  # pyright: ignore[reportArgumentType]
+def windows(store: ZarrStore, **options: Any) -> FutureWindows:
+    return FutureWindows(plain(store), frames=FRAMES, **options)
 
 
 def rows(batch: Batch) -> np.ndarray:
@@ -54,6 +56,12 @@ def rows(batch: Batch) -> np.ndarray:
 def ahead(batch: Batch) -> np.ndarray:
     """k of every window, from its frames."""
     return rows(batch)[:, -1] - rows(batch)[:, FRAMES - 1]
+
+
+def drawn(batch: Batch) -> dict[tuple[int, ...], int]:
+    """Window -> its k."""
+    assert batch.index is not None
+    return {tuple(i): k for i, k in zip(batch.index.tolist(), ahead(batch), strict=True)}
 
 
 def draws(count: int, seed: int = 0) -> list[np.random.Generator]:
@@ -69,7 +77,8 @@ def test_the_window_comes_first_and_the_later_state_behind_it(store: ZarrStore) 
     for name in ("actions", "rewards", "index"):
         assert torch.equal(getattr(batch, name), getattr(before, name))
     later = rows(batch)[:, -FRAMES:]
-    starts = store.starts[batch.index[:, 0]]  # pyright: ignore[reportOptionalSubscript]
+    assert batch.index is not None
+    starts = store.starts[batch.index[:, 0]]
     expected = later[:, -1:] + np.arange(1 - FRAMES, 1)
     np.testing.assert_array_equal(later, np.maximum(expected, starts[:, None]))  # its first frame stands in before it
     np.testing.assert_array_equal(batch.valid["cam"][:, -FRAMES:].numpy(), expected >= starts[:, None])
@@ -106,13 +115,11 @@ def test_validation_is_a_function_of_the_window_alone(store: ZarrStore) -> None:
 def test_training_draws_anew_in_every_epoch_and_again_when_resumed(store: ZarrStore) -> None:
     data = windows(store)
     stream = batches(data, batch_size=len(data), seed=3)
-    first, second = (
-        {tuple(i): k for i, k in zip(b.index.tolist(), ahead(b), strict=True)} for b in (next(stream), next(stream))
-    )
+    first, second = (drawn(b) for b in (next(stream), next(stream)))
     assert first.keys() == second.keys()
     assert first != second
     resumed = next(batches(data, batch_size=len(data), seed=3, start=1))
-    assert {tuple(i): k for i, k in zip(resumed.index.tolist(), ahead(resumed), strict=True)} == second
+    assert drawn(resumed) == second
 
 
 def test_all_frames_of_a_window_change_alike_and_only_in_training(store: ZarrStore) -> None:

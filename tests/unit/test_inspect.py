@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -33,8 +34,8 @@ def make_arrays() -> dict[str, np.ndarray]:
     }
 
 
-def write_foreign(path: Path, zarr_format: int = 2, **change: np.ndarray) -> Path:
-    group = zarr.open_group(str(path), mode="w", zarr_format=zarr_format)  # type: ignore[arg-type]
+def write_foreign(path: Path, zarr_format: Literal[2, 3] = 2, **change: np.ndarray) -> Path:
+    group = zarr.open_group(str(path), mode="w", zarr_format=zarr_format)
     for name, values in (make_arrays() | change).items():
         group.create_array(f"data/{name}", data=values, chunks=(10, *values.shape[1:]))
     group.create_array("data/extra", data=np.zeros(sum(LENGTHS)))
@@ -79,7 +80,7 @@ def test_each_fault_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("zarr_format", "damage"), [(2, "missing"), (3, "missing"), (2, "cut short")])
-def test_truncated_chunks_are_counted(tmp_path: Path, zarr_format: int, damage: str) -> None:
+def test_truncated_chunks_are_counted(tmp_path: Path, zarr_format: Literal[2, 3], damage: str) -> None:
     path = write_foreign(tmp_path / "s.zarr", zarr_format)
     if damage == "cut short":
         with StoreWriter(tmp_path / "ours.zarr", SPEC) as writer:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from foreact.errors import UserError
 from foreact.families.codes.released.kl_vae_names import to_native
+from foreact.tokenizers.autoencoder import AttentionBlock, Decoder, Encoder, ResidualBlock
 from foreact.tokenizers.images import resize_video
 from foreact.tokenizers.kl_vae import KLVAE, KLVAEConfig, Posterior, measure_scale, with_scale
 from foreact.tokenizers.perceptual import FeatureDistance
@@ -41,6 +42,11 @@ def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
+def per_level(side: Encoder | Decoder, kind: type[nn.Module]) -> list[int]:
+    """How many blocks of a kind each level has."""
+    return [sum(isinstance(m, kind) for m in level.modules()) for level in side.levels]
+
+
 # --- sizes ---------------------------------------------------------------------------------------------------------
 
 
@@ -49,9 +55,9 @@ def test_the_default_is_the_published_autoencoder() -> None:
         vae = KLVAE(KLVAEConfig())
     assert count(vae) == 66_456_019
     assert vae.grid == (16, 16)
-    assert [len(level.attentions) for level in vae.encoder.levels] == [0, 0, 0, 0, 2]
-    assert [len(level.attentions) for level in vae.decoder.levels] == [0] * 5
-    assert [len(level.blocks) for level in vae.decoder.levels] == [3] * 5
+    assert per_level(vae.encoder, AttentionBlock) == [0, 0, 0, 0, 2]
+    assert per_level(vae.decoder, AttentionBlock) == [0] * 5
+    assert per_level(vae.decoder, ResidualBlock) == [3] * 5
 
 
 def test_attention_follows_the_nominal_and_not_the_actual_resolution() -> None:

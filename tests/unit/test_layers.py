@@ -60,14 +60,14 @@ def test_spread_shares_tokens_in_order_and_evenly(items: int, extra: int) -> Non
 
 
 def test_init_linear_reaches_every_linear_and_norm() -> None:
-    net = nn.Sequential(nn.Linear(4, 6), nn.Sequential(nn.LayerNorm(6), nn.Linear(6, 2)))
+    linear, norm = nn.Linear(4, 6), nn.LayerNorm(6)
+    net = nn.Sequential(linear, nn.Sequential(norm, nn.Linear(6, 2)))
     for p in net.parameters():
         nn.init.constant_(p, 7.0)
     init_linear(net)
     limit = math.sqrt(6 / (4 + 6))
-    weight = net[0].weight
-    assert weight.abs().max() <= limit
-    assert weight.std() > 0.3 * limit
-    assert net[0].bias.eq(0).all()
-    assert net[1][0].weight.eq(1).all()
-    assert net[1][0].bias.eq(0).all()
+    assert linear.weight.abs().max() <= limit
+    assert linear.weight.std() > 0.3 * limit
+    assert linear.bias.eq(0).all()
+    assert norm.weight.eq(1).all()
+    assert norm.bias.eq(0).all()

@@ -122,5 +122,5 @@ def test_a_file_without_its_loss_is_told(tmp_path: Path) -> None:
 
 def test_widths_follow_from_the_tensors(file: Path) -> None:
     found = read_lpips(file)
-    widths = [len(found.network.get_submodule(str(int(name) - 1)).bias) for name in last_of_stages()]
+    widths = [len(found.network.get_parameter(f"{int(name) - 1}.bias")) for name in last_of_stages()]
     assert tuple(widths) == WIDTHS

@@ -69,7 +69,8 @@ def test_training_and_evaluation_read_mixed_windows() -> None:
     stream = batches(mixed, batch_size=5, seed=1)
     epoch = [i for batch in itertools.islice(stream, 4) for i in ids(batch)]
     assert sorted(epoch) == sorted(i for batch in ordered_batches(mixed, batch_size=7) for i in ids(batch))
-    assert all(part.windows.loaded for part in mixed.parts if isinstance(part, Subset))  # type: ignore[attr-defined]
+    inner = [part.windows for part in mixed.parts if isinstance(part, Subset)]
+    assert all(isinstance(windows, Numbered) and windows.loaded for windows in inner)
     assert not mixed.augments
 
 

@@ -11,7 +11,7 @@ from foreact.errors import UserError
 
 
 def planner(env: DMCEnv, threads: int = 1, **how: float) -> MPPI:
-    config = MPPIConfig(**{"samples": 8, "horizon": 5, **how})  # type: ignore[arg-type]
+    config = MPPIConfig(**{"samples": 8, "horizon": 5, **how})
     return MPPI(env, config, np.random.default_rng(0), threads=threads)
 
 

@@ -96,9 +96,11 @@ def test_only_the_first_action_counts_and_the_generator_draws_its_rivals() -> No
 
 
 def test_candidates_are_the_true_action_and_uniform_ones() -> None:
-    candidates = model(negatives=4000)._candidates(batch(), generator())
+    data = batch()
+    candidates = model(negatives=4000)._candidates(data, generator())
     drawn = candidates[:, 1:]
-    assert torch.equal(candidates[:, 0], batch().actions[:, 0])  # pyright: ignore[reportOptionalSubscript]
+    assert data.actions is not None
+    assert torch.equal(candidates[:, 0], data.actions[:, 0])
     assert drawn.min() > -1.0
     assert drawn.max() < 1.0
     assert drawn.mean().abs() < 0.02

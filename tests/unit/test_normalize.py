@@ -122,7 +122,7 @@ def test_each_stream_needs_a_known_mode() -> None:
     with pytest.raises(UserError, match=r"\['state'\] have no normalisation"):
         Normalizer.fit({"action": DATA, "state": DATA}, {"action": "limits"})
     with pytest.raises(UserError, match="cannot be normalised by 'minmax'"):
-        Normalizer.fit({"action": DATA}, "minmax")  # type: ignore[arg-type]
+        Normalizer.fit({"action": DATA}, "minmax")  # pyright: ignore[reportArgumentType]
 
 
 def test_out_of_range_is_the_share_beyond_the_fitted_data() -> None:

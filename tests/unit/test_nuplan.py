@@ -5,6 +5,7 @@ from __future__ import annotations
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ from foreact.families.driving.data_verbs import import_nuplan
 LOGS = {f"2021.05.12.22.0{i}.38_veh-35_01008_01518": drive(12 + i, seed=i, period=0.1) for i in range(2)}
 
 
-def take(root: Path, **options: object) -> None:
-    import_nuplan(root / "db", root / "images", root / "s.zarr", height=SIZE[0], width=SIZE[1], **options)  # type: ignore[arg-type]
+def take(root: Path, **options: Any) -> None:
+    import_nuplan(root / "db", root / "images", root / "s.zarr", height=SIZE[0], width=SIZE[1], **options)
 
 
 def test_a_log_becomes_an_episode_with_poses_of_full_precision(tmp_path: Path) -> None:

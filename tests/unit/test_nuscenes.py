@@ -6,6 +6,7 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,8 +28,8 @@ from foreact.families.driving.released.trajectories import open_trajectories
 SCENES = {"scene-0103": drive(9, seed=3, turn=0.4), "scene-0061": drive(7, seed=1)}
 
 
-def take(root: Path, out: Path, **options: object) -> None:
-    import_nuscenes(root, out, height=SIZE[0], width=SIZE[1], **options)  # type: ignore[arg-type]
+def take(root: Path, out: Path, **options: Any) -> None:
+    import_nuscenes(root, out, height=SIZE[0], width=SIZE[1], **options)
 
 
 def test_key_frames_poses_and_times_come_over(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +140,9 @@ def test_a_scene_whose_images_have_changed_is_not_mixed_with_its_old_self(tmp_pa
     (tmp_path / "aside.jpg").rename(file)
     with pytest.raises(UserError, match="holds 6 frames of 'scene-0061', of which 7 are there now"):
         take(tmp_path / "raw", tmp_path / "s.zarr")
-    assert len(StoreDrives(open_store(tmp_path / "s.zarr")).poses) == 15  # type: ignore[arg-type]
+    poses = StoreDrives(open_store(tmp_path / "s.zarr")).poses
+    assert poses is not None
+    assert len(poses) == 15
 
 
 @pytest.mark.parametrize(

@@ -270,7 +270,8 @@ def test_models_that_cannot_plan_are_refused() -> None:
         RolloutValue(occupancy_model(), cloning_model())
     with pytest.raises(UserError, match="samples and horizon of at least 1"):
         RolloutValue(occupancy_model(gammas=(0.0,)), cloning_model(), horizon=0)
-    unbounded = dataclasses.replace(SPEC, action=dataclasses.replace(SPEC.action, low=None))  # type: ignore[type-var]
+    assert SPEC.action is not None
+    unbounded = dataclasses.replace(SPEC, action=dataclasses.replace(SPEC.action, low=None))
     with pytest.raises(UserError, match="within the action bounds"):
         PlanningPolicy(OccupancyValue(occupancy_model()), memory(), unbounded)
     with pytest.raises(UserError, match="execute is 2"):
@@ -302,7 +303,7 @@ class Counter(VOC):
     def __init__(self) -> None:
         super().__init__(dataclasses.replace(VOC_CONFIG, gammas=(0.0,)))
 
-    def sample(self, stacks: Tensor, *, samples: int, gamma: float, actions: Tensor, rng: Any) -> Tensor:  # type: ignore[override]
+    def sample(self, stacks: Tensor, *, samples: int, gamma: float, actions: Tensor, rng: Any) -> Tensor:
         grown = stacks[:, -1:, 0, 0] + actions[..., 0, 0].view(len(stacks), -1).long()
         out = grown[..., None].expand(-1, -1, samples)[..., None, None, None].expand(-1, -1, -1, FRAMES, 1, 1)
         return out if actions.ndim == 4 else out[:, 0]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,8 +20,8 @@ from foreact.families.driving.data.remaining import remaining_of_run
 SIZE = (18, 32)
 
 
-def take(root: Path, **options: object) -> ZarrStore:
-    import_opendv(root, root / "s.zarr", size=SIZE, progress=False, **options)  # type: ignore[arg-type]
+def take(root: Path, **options: Any) -> ZarrStore:
+    import_opendv(root, root / "s.zarr", size=SIZE, progress=False, **options)
     return open_store(root / "s.zarr")
 
 

@@ -10,6 +10,7 @@ import torch
 from foreact.errors import UserError
 from foreact.families.driving.vavam import ExpertConfig, VaVAM, VaVAMConfig
 from foreact.families.driving.vavim import VaViM, VaViMConfig
+from foreact.machine import Precision
 from foreact.runs.plan import plan
 from foreact.train import EMAConfig, TrainConfig
 
@@ -79,7 +80,7 @@ def test_frozen_part_costs_a_third_and_keeps_no_activations() -> None:
 
 
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
-def test_activations_are_near_what_autograd_keeps(precision: str) -> None:
+def test_activations_are_near_what_autograd_keeps(precision: Precision) -> None:
     torch.manual_seed(0)
     model = VaViM(dataclasses.replace(VIDEO, layers=6))
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
@@ -97,7 +98,7 @@ def test_activations_are_near_what_autograd_keeps(precision: str) -> None:
         torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"),
     ):
         model.token_losses(tokens).mean()
-    config = TrainConfig(batch_size=4, precision=precision)  # pyright: ignore[reportArgumentType]
+    config = TrainConfig(batch_size=4, precision=precision)
     memory = plan(model, config, tokens_per_sample=TOKENS, processes=1, vocab=50).memory
     expected = memory["activations"] + memory.get("bf16 copies", 0)
     assert sum(s.nbytes() for s in kept.values()) == pytest.approx(expected, rel=0.15)

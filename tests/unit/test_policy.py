@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -17,7 +17,7 @@ from foreact.data.windows.normalize import Normalizer
 from foreact.errors import UserError
 from foreact.evals.closed_loop import closed_loop
 from foreact.families.uva.config import UVAConfig
-from foreact.families.uva.model import UVA
+from foreact.families.uva.model import UVA, Question, Sampling
 from foreact.families.uva.policy import UVAOptions, UVAPolicy, open_policy
 from foreact.policies.baselines import DoNothing, RandomPolicy
 from foreact.policies.memory import generator_for
@@ -32,7 +32,7 @@ class FlatTokenizer(nn.Module):
     """One latent per frame: its mean brightness in [-1, 1]. Counts what it encodes."""
 
     vocab = None
-    grid = (1, 1)
+    grid: tuple[int, int] = (1, 1)
 
     def __init__(self, size: tuple[int, int] = (16, 16)) -> None:
         super().__init__()
@@ -55,27 +55,32 @@ class EchoModel(nn.Module):
         super().__init__()
         self.config = UVAConfig(frames=4, horizon=4, action_dim=1, latent_channels=1, grid=(1, 1))
         self.noise = noise
-        self.calls: list[dict[str, Any]] = []
+        self.calls: list[Question] = []
         self.modes: list[bool] = []
 
-    def sample(self, context: Tensor, *, mode: str, rng: Sequence[torch.Generator], **known: Any) -> SimpleNamespace:
-        assert len(rng) == len(context)
-        self.calls.append({"mode": mode, "context": context, **known})
+    def sample(self, question: Question, sampling: Sampling, *, rng: Sequence[torch.Generator]) -> SimpleNamespace:
+        assert len(rng) == len(question.context)
+        self.calls.append(question)
         self.modes.append(self.training)
         draws = torch.stack([torch.randn(4, generator=g) for g in rng])
-        frames = context[:, :, 0, 0, 0]
-        if mode == "inverse":
-            frames = known["future"][:, :, 0, 0, 0]
-        if mode == "dynamics":
-            frames = known["actions"][:, :, 0]
+        frames = question.context[:, :, 0, 0, 0]
+        if question.future is not None:
+            frames = question.future[:, :, 0, 0, 0]
+        if question.actions is not None:
+            frames = question.actions[:, :, 0]
         frames = frames + self.noise * draws
         return SimpleNamespace(latents={"img": frames[:, :, None, None, None]}, actions=frames[:, :, None])
 
 
+def policy_of(model: EchoModel, tokenizer: FlatTokenizer, *rest: Any, **settings: Any) -> UVAPolicy:
+    return UVAPolicy(cast(UVA, model), cast(KLVAE, tokenizer), STATS, *rest, **settings)
+
+
 def echo(**options: Any) -> tuple[UVAPolicy, EchoModel, FlatTokenizer]:
     model, tokenizer = EchoModel(options.pop("noise", 0.0)), FlatTokenizer(options.pop("size", (16, 16)))
-    settings: dict[str, Any] = {"execute": 3, "batch_size": 4, **options}
-    policy = UVAPolicy(model, tokenizer, STATS, SPEC, **settings)  # type: ignore[arg-type]
+    execute = options.pop("execute", 3)
+    settings = UVAOptions(**{"batch_size": 4, **options})
+    policy = policy_of(model, tokenizer, SPEC, settings, execute=execute)
     return policy, model, tokenizer
 
 
@@ -104,7 +109,7 @@ def test_context_is_a_stride_apart_and_starts_with_the_oldest_frame() -> None:
         if step in expected:
             chunk = policy.act()
             assert chunk.t0 == step
-            found = model.calls[-1]["context"][0, :, 0, 0, 0]
+            found = model.calls[-1].context[0, :, 0, 0, 0]
             np.testing.assert_allclose(found, [brightness(10 * s) for s in expected[step]], atol=1e-5)
 
 
@@ -141,7 +146,7 @@ def test_inputs_are_copied_not_kept_or_changed() -> None:
     policy.observe(Observation(cameras={"img": frames}))
     frames[:] = 0
     policy.act()
-    assert model.calls[-1]["context"][0, -1, 0, 0, 0] == pytest.approx(brightness(100), abs=1e-5)
+    assert model.calls[-1].context[0, -1, 0, 0, 0] == pytest.approx(brightness(100), abs=1e-5)
     assert (before == 100).all()
 
 
@@ -199,7 +204,7 @@ def test_every_network_call_has_the_same_number_of_rows() -> None:
     see(policy, *range(6))
     policy.act()
     policy.act([1])
-    assert [len(c["context"]) for c in model.calls] == [4, 4, 4]
+    assert [len(c.context) for c in model.calls] == [4, 4, 4]
     assert {size[0] for size in tokenizer.sizes} == {4}
 
 
@@ -238,16 +243,16 @@ def test_unfit_parts_are_refused() -> None:
     idle = StreamSpec(cameras=SPEC.cameras, fps=10.0)
     for spec, match in ((blind, "camera 'img'"), (idle, "no actions")):
         with pytest.raises(UserError, match=match):
-            UVAPolicy(model, tokenizer, STATS, spec)  # type: ignore[arg-type]
+            policy_of(model, tokenizer, spec)
     for changed, match in (
         ({"grid": (2, 2)}, "tokenizer it was trained with"),
         ({"action_dim": 2}, "2 action dims"),
         ({"text_dim": 512, "past_actions": True}, "instructions and past actions"),
         ({"wrist_camera": "wrist"}, "a wrist camera"),
     ):
-        model.config = dataclasses.replace(EchoModel().config, **changed)  # type: ignore[arg-type]
+        model.config = dataclasses.replace(EchoModel().config, **changed)
         with pytest.raises(UserError, match=match):
-            UVAPolicy(model, tokenizer, STATS, SPEC, execute=3)  # type: ignore[arg-type]
+            policy_of(model, tokenizer, SPEC, execute=3)
 
 
 def test_the_stride_follows_from_the_horizon() -> None:
@@ -255,7 +260,7 @@ def test_the_stride_follows_from_the_horizon() -> None:
     model.config = dataclasses.replace(model.config, horizon=12, grid=(2, 2))
     tokenizer = FlatTokenizer()
     tokenizer.grid = (2, 2)
-    policy = UVAPolicy(model, tokenizer, STATS, SPEC)  # type: ignore[arg-type]
+    policy = policy_of(model, tokenizer, SPEC)
     assert policy.context_stride == 3
     assert policy.offsets == [-9, -6, -3, 0]
     assert echo(context_stride=5)[0].offsets == [-15, -10, -5, 0]
@@ -293,21 +298,22 @@ def test_imagined_frames_come_back_in_the_size_they_went_in() -> None:
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, frames)
     np.testing.assert_array_equal(frames, before)
-    assert {c["mode"] for c in model.calls} == {"video"}
+    assert {c.mode for c in model.calls} == {"video"}
 
 
 def test_dynamics_is_given_normalised_actions() -> None:
     policy, model, _ = echo()
     actions = np.array([[[-1.0], [0.0], [1.0], [3.0]]], dtype=np.float64)
     found = policy.predict_dynamics(window(90), actions, rng=torch.Generator().manual_seed(0))
-    np.testing.assert_allclose(model.calls[-1]["actions"][0, :, 0], [-1.0, -0.5, 0.0, 1.0], atol=1e-6)
+    assert model.calls[-1].actions is not None
+    np.testing.assert_allclose(model.calls[-1].actions[0, :, 0], [-1.0, -0.5, 0.0, 1.0], atol=1e-6)
     np.testing.assert_array_equal(found[0, :, 0, 0, 0], [0, 64, 128, 255])
 
 
 def test_inverse_reads_the_future_and_answers_in_units() -> None:
     policy, model, _ = echo()
     found = policy.predict_inverse(window(90, 20), window(100, 30), rng=torch.Generator().manual_seed(0))
-    assert model.calls[-1]["mode"] == "inverse"
+    assert model.calls[-1].mode == "inverse"
     expected = [[1 + 2 * brightness(level + step) for step in range(4)] for level in (100, 30)]
     np.testing.assert_allclose(found[..., 0], expected, atol=1e-4)
 
@@ -400,7 +406,8 @@ def real_policy(batch_size: int = 4, vae: KLVAEConfig = VAE) -> UVAPolicy:
     with torch.no_grad():
         for p in model.parameters():
             p.add_(0.05 * torch.randn(p.shape))
-    return UVAPolicy(model, tokenizer, STATS, SPEC, context_stride=2, execute=3, steps=3, batch_size=batch_size)
+    options = UVAOptions(context_stride=2, steps=3, batch_size=batch_size)
+    return UVAPolicy(model, tokenizer, STATS, SPEC, options, execute=3)
 
 
 def tiny_uva() -> UVAConfig:

@@ -12,8 +12,8 @@ from toy_world import SPEC
 
 from foreact.data.windows.normalize import Normalizer
 from foreact.errors import UserError
-from foreact.families.uva.model import UVA, UVAConfig
-from foreact.families.uva.policy import UVAPolicy
+from foreact.families.uva.model import UVA, Question, UVAConfig
+from foreact.families.uva.policy import UVAOptions, UVAPolicy
 from foreact.tokenizers.kl_vae import KLVAE, KLVAEConfig
 from foreact.types import Observation
 
@@ -39,12 +39,12 @@ def reading_policy(monkeypatch: pytest.MonkeyPatch) -> tuple[UVAPolicy, list[tor
     seen: list[torch.Tensor] = []
     sample = model.sample
 
-    def spy(context: torch.Tensor, **known: Any) -> Any:
-        seen.append(known["proprioception"]["body"])
-        return sample(context, **known)
+    def spy(question: Question, *how: Any, rng: Any) -> Any:
+        seen.append(question.proprioception["body"])
+        return sample(question, *how, rng=rng)
 
     monkeypatch.setattr(model, "sample", spy)
-    return UVAPolicy(model, vae, STATS, STATED, batch_size=2), seen
+    return UVAPolicy(model, vae, STATS, STATED, UVAOptions(batch_size=2)), seen
 
 
 def observation(level: float) -> Observation:

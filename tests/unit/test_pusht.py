@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import sys
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -100,8 +101,8 @@ def test_random_goal_is_given_by_the_seed_and_covers_its_range() -> None:
 
 
 @pytest.mark.parametrize("kind", ["fixed", "random"])
-def test_picture_is_a_function_of_state_and_goal(kind: str) -> None:
-    env = PushTEnv(goal=kind)  # type: ignore[arg-type]
+def test_picture_is_a_function_of_state_and_goal(kind: Literal["fixed", "random"]) -> None:
+    env = PushTEnv(goal=kind)
     observation = env.reset(3)
     for _ in range(12):  # into the block, so that contacts, of which a state knows nothing, would show
         observation = env.step(observation["state"][2:4]).obs
@@ -138,16 +139,16 @@ def test_impossible_action_is_refused_and_moves_nothing(action: np.ndarray, sent
 
 def test_unknown_goal_kind_is_refused() -> None:
     with pytest.raises(UserError, match="'fixed' or 'random', found 'moving'"):
-        PushTEnv(goal="moving")  # type: ignore[arg-type]
+        PushTEnv(goal="moving")  # pyright: ignore[reportArgumentType]
 
 
 def test_missing_simulator_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 
-    def without_simulator(name: str, *args: object, **kwargs: object) -> object:
+    def without_simulator(name: str, *args: Any, **kwargs: Any) -> object:
         if name.startswith("gym_pusht"):
             raise ImportError("No module named 'gym_pusht'")
-        return real(name, *args, **kwargs)  # type: ignore[arg-type]
+        return real(name, *args, **kwargs)
 
     for name in [n for n in sys.modules if n.startswith("gym_pusht")]:
         monkeypatch.delitem(sys.modules, name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 
@@ -33,8 +35,8 @@ def play(expert: PushTExpert, env: PushTEnv, seed: int) -> tuple[float, np.ndarr
 
 
 @pytest.mark.parametrize(("kind", "seed"), [("fixed", 0), ("fixed", 261), ("random", 1), ("random", 2)])
-def test_reaches_the_goal_smoothly(expert: PushTExpert, kind: str, seed: int) -> None:
-    score, states, actions = play(expert, PushTEnv(goal=kind, image=False), seed)  # type: ignore[arg-type]
+def test_reaches_the_goal_smoothly(expert: PushTExpert, kind: Literal["fixed", "random"], seed: int) -> None:
+    score, states, actions = play(expert, PushTEnv(goal=kind, image=False), seed)
     assert score >= 0.95
     assert len(actions) <= 250
     assert actions.dtype == np.float32
@@ -107,8 +109,11 @@ def test_ways_avoid_the_walls() -> None:
     walks = Walks(ends)
     centre, corner = np.array([256.0, 200.0, 0.0]), np.array([70.0, 200.0, 0.0])
     agent = np.array([-20.0, -60.0])
-    assert walks.way(agent, 0, centre)[:, 0].min() < -70  # type: ignore[index]
-    assert walks.way(agent, 0, corner)[:, 0].min() >= -20  # type: ignore[index]
+    around, between = walks.way(agent, 0, centre), walks.way(agent, 0, corner)
+    assert around is not None
+    assert around[:, 0].min() < -70
+    assert between is not None
+    assert between[:, 0].min() >= -20
 
 
 def test_frames_are_inverse_and_keypoint_error_is_a_distance() -> None:

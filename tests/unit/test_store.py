@@ -12,6 +12,7 @@ import sys
 import textwrap
 import zipfile
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -47,14 +48,16 @@ def write_store(path: Path) -> Path:
     return path
 
 
-def write_foreign(path: Path, *, zarr_format: int = 2, img_dtype: type = np.float32, **change: np.ndarray) -> Path:
+def write_foreign(
+    path: Path, *, zarr_format: Literal[2, 3] = 2, img_dtype: type = np.float32, **change: np.ndarray
+) -> Path:
     """A store as other projects write it: no spec, floats in 0..255, extra streams."""
     arrays = {f"data/{k}": np.concatenate([e[k] for e in EPISODES]) for k in ("img", "state", "action")}
     arrays["data/img"] = arrays["data/img"].astype(img_dtype)
     arrays["data/n_contacts"] = np.zeros((sum(LENGTHS), 1), np.float32)
     arrays["meta/episode_ends"] = np.cumsum(LENGTHS)
     arrays |= {k.replace("__", "/"): v for k, v in change.items()}
-    group = zarr.open_group(str(path), mode="w", zarr_format=zarr_format)  # type: ignore[arg-type]
+    group = zarr.open_group(str(path), mode="w", zarr_format=zarr_format)
     for name, values in arrays.items():
         options = {"compressors": Blosc("zstd")} if zarr_format == 2 else {}
         chunks = (16, *values.shape[1:])
@@ -115,7 +118,9 @@ def test_memory_limit_holds_what_fits_and_the_cache_stays_bounded(tmp_path: Path
 @pytest.mark.parametrize("zarr_format", [2, 3])
 @pytest.mark.parametrize("container", ["folder", "zip"])
 @pytest.mark.parametrize("memory_limit", [0, 2**30])
-def test_foreign_stores_open_as_they_are(tmp_path: Path, zarr_format: int, container: str, memory_limit: int) -> None:
+def test_foreign_stores_open_as_they_are(
+    tmp_path: Path, zarr_format: Literal[2, 3], container: str, memory_limit: int
+) -> None:
     path = write_foreign(tmp_path / "pusht.zarr", zarr_format=zarr_format)
     if container == "zip":
         path = zipped(path)
@@ -246,6 +251,7 @@ def append_and_die(path: Path, left: int) -> None:
 def test_an_entry_without_its_number_does_not_count(tmp_path: Path) -> None:
     path = write_store(tmp_path / "s.zarr")
     ends = zarr.open_group(str(path), mode="r+")["meta/episode_ends"]
+    assert isinstance(ends, zarr.Array)
     ends.resize((4,))  # what a kill between making room and writing leaves
     assert len(open_store(path)) == 3
     with StoreWriter(path, SPEC) as writer:

@@ -65,11 +65,11 @@ def test_its_first_and_last_layers_are_where_the_names_say(file: Path) -> None:
     def keep(name: str) -> Any:
         return lambda _module, inputs, output: seen.update({name: (inputs[0], output)})
 
-    made.encoder.levels[1].blocks[0].norm2.register_forward_hook(keep("encoder.down.1.block.0.norm2"))
-    made.encoder.downsamples[1].conv.register_forward_hook(keep("encoder.down.1.downsample.conv"))
-    made.encoder.levels[2].attentions[0].value.register_forward_hook(keep("encoder.down.2.attn.0.v"))
-    made.decoder.levels[2].blocks[1].conv1.register_forward_hook(keep("decoder.up.2.block.1.conv1"))
-    made.decoder.upsamples[0].conv.register_forward_hook(keep("decoder.up.1.upsample.conv"))
+    made.get_submodule("encoder.levels.1.blocks.0.norm2").register_forward_hook(keep("encoder.down.1.block.0.norm2"))
+    made.get_submodule("encoder.downsamples.1.conv").register_forward_hook(keep("encoder.down.1.downsample.conv"))
+    made.get_submodule("encoder.levels.2.attentions.0.value").register_forward_hook(keep("encoder.down.2.attn.0.v"))
+    made.get_submodule("decoder.levels.2.blocks.1.conv1").register_forward_hook(keep("decoder.up.2.block.1.conv1"))
+    made.get_submodule("decoder.upsamples.0.conv").register_forward_hook(keep("decoder.up.1.upsample.conv"))
     made.decoder.middle.block2.conv2.register_forward_hook(keep("decoder.mid.block_2.conv2"))
     made.from_code.register_forward_hook(keep("post_quant_conv"))
     made.decode(made.encode(to_model_range(frames(1, 1, 3, 16, 24))))

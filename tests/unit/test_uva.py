@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_uva import FULL, SMALL, build, known, make_batch
+from tiny_uva import FULL, SMALL, ask, build, make_batch
 from torch import Tensor
 
 from foreact.checkpoints.configs import config_from_json, config_to_json
 from foreact.errors import UserError
-from foreact.families.uva.draws import first_places, pick_mode, take, token_mask
-from foreact.families.uva.model import MODES, UVA, UVAConfig, uva_config
+from foreact.families.uva.draws import pick_mode
+from foreact.families.uva.model import MODES, UVA, Question, UVAConfig, uva_config
 from foreact.families.uva.released.names import reference_names, to_native, to_reference
+from foreact.families.uva.tokens import first_places, patchify, take, token_mask, unpatchify
 from foreact.types import Batch
 
 # --- sizes -----------------------------------------------------------------------------------------------------
@@ -58,7 +59,7 @@ def test_every_option_trains_and_samples(options: dict[str, Any]) -> None:
         assert torch.isfinite(out.loss)
         assert {n.removesuffix("_loss") for n in out.logs} == set(model.heads_of(mode))
         torch.testing.assert_close(out.loss.detach(), torch.stack(list(out.logs.values())).sum())
-        got = model.sample(**known(c, batch, mode), rng=torch.Generator().manual_seed(0))
+        got = model.sample(ask(c, batch, mode), rng=torch.Generator().manual_seed(0))
         if MODES[mode].video:
             assert got.latents is not None
             assert set(got.latents) == {c.camera} | ({"wrist"} if c.predicts_wrist else set())
@@ -166,7 +167,9 @@ def test_hidden_past_actions_and_instructions_do_not_matter() -> None:
     assert draws.text_keep is not None
     assert not draws.past_keep.any()
     assert not draws.text_keep.any()
-    other = dataclasses.replace(batch, text=batch.text + 1, past_actions=batch.past_actions + 1)  # pyright: ignore
+    assert batch.text is not None
+    assert batch.past_actions is not None
+    other = dataclasses.replace(batch, text=batch.text + 1, past_actions=batch.past_actions + 1)
     assert torch.equal(model.loss(batch, draws).loss, model.loss(other, draws).loss)
     shown = dataclasses.replace(draws, text_keep=~draws.text_keep)
     assert not torch.equal(model.loss(batch, shown).loss, model.loss(other, shown).loss)
@@ -176,13 +179,13 @@ def test_hidden_past_actions_and_instructions_do_not_matter() -> None:
 
 
 def test_tokens_and_latents_are_each_others_inverse() -> None:
-    model = build(UVAConfig(**(SMALL | {"patch": 2, "grid": (4, 6), "horizon": 6})))
+    c = UVAConfig(**(SMALL | {"patch": 2, "grid": (4, 6), "horizon": 6}))
     latents = torch.arange(2 * 2 * 3 * 4 * 6, dtype=torch.float32).reshape(2, 2, 3, 4, 6)
-    tokens = model.patchify(latents)
+    tokens = patchify(latents, c)
     assert tokens.shape == (2, 2 * 6, 12)
     # Second frame, second row, third column of patches; channels first, then rows and columns inside the patch.
     assert torch.equal(tokens[1, 6 + 3 + 2], latents[1, 1, :, 2:4, 4:6].flatten())
-    assert torch.equal(model.unpatchify(tokens), latents)
+    assert torch.equal(unpatchify(tokens, c), latents)
 
 
 # --- losses ----------------------------------------------------------------------------------------------------
@@ -190,7 +193,7 @@ def test_tokens_and_latents_are_each_others_inverse() -> None:
 
 @pytest.mark.parametrize("mode", ["video", "policy", "joint"])
 def test_padded_steps_give_no_loss(mode: str) -> None:
-    c = UVAConfig(**(FULL | {"modes": {mode: 1.0}}))
+    c = UVAConfig(**FULL, modes={mode: 1.0})
     model, batch = build(c), make_batch(c)
     draws = model.draw(batch, torch.Generator().manual_seed(0))
     plain = model.loss(batch, draws)
@@ -235,7 +238,7 @@ def test_masked_video_losses_leave_out_padded_frames_exactly() -> None:
 
 
 def test_a_batch_of_padding_alone_gives_zero() -> None:
-    c = UVAConfig(**(SMALL | {"modes": {"policy": 1.0}}))
+    c = UVAConfig(**SMALL, modes={"policy": 1.0})
     model, batch = build(c), make_batch(c)
     batch.valid["action"] = torch.zeros(3, c.horizon, dtype=torch.bool)
     assert model(batch, rng=torch.Generator().manual_seed(0)).loss.item() == 0.0
@@ -243,7 +246,7 @@ def test_a_batch_of_padding_alone_gives_zero() -> None:
 
 @pytest.mark.parametrize("mode", MODES)
 def test_only_the_heads_of_the_mode_learn(mode: str) -> None:
-    model = build(UVAConfig(**(SMALL | {"modes": {mode: 1.0}})))
+    model = build(UVAConfig(**SMALL, modes={mode: 1.0}))
     model(make_batch(model.config), rng=torch.Generator().manual_seed(0)).loss.backward()
     for name in ("video", "action"):
         trained = [p.grad is not None for p in model.heads[name].parameters()]
@@ -264,7 +267,7 @@ def test_modes_are_drawn_by_weight() -> None:
 
 
 def test_masks_are_random_places_the_same_in_every_frame() -> None:
-    c = UVAConfig(**(SMALL | {"modes": {"video": 1.0}}))
+    c = UVAConfig(**SMALL, modes={"video": 1.0})
     model, batch, g = build(c), make_batch(c, rows=4), torch.Generator().manual_seed(0)
     masks = []
     for _ in range(50):
@@ -327,7 +330,7 @@ def test_weight_decay_spares_biases_norms_and_embeddings() -> None:
     assert "transformer.join.weight" in decayed
     assert "heads.action.readout.conv.weight" in decayed
     assert not any(n.endswith("bias") or "norm" in n or "position" in n or ".no_" in n for n in decayed)
-    reference = build(UVAConfig(**(FULL | {"decay_embeddings": True}))).param_groups(1e-4, 0.02)
+    reference = build(UVAConfig(**FULL, decay_embeddings=True)).param_groups(1e-4, 0.02)
     assert len(reference[0]["params"]) - len(decayed) == sum(
         1 for n in names.values() if "position" in n or ".no_" in n
     )
@@ -351,8 +354,9 @@ def test_a_policy_is_learned(head: Any) -> None:
         model(batch(32), rng=g).loss.backward()
         optimizer.step()
     test = batch(16)
-    got = model.eval().sample(test.latents["img"][:, : c.frames], mode="policy", rng=g).actions
+    got = model.eval().sample(Question(mode="policy", context=test.latents["img"][:, : c.frames]), rng=g).actions
     assert got is not None
+    assert test.actions is not None
     assert (got - test.actions).abs().mean() < 0.2
 
 
@@ -369,7 +373,7 @@ def test_a_policy_is_learned(head: Any) -> None:
     ],
 )
 def test_batches_that_lack_something_are_refused(change: dict[str, Any], words: str) -> None:
-    c = UVAConfig(**(FULL | {"modes": {"policy": 1.0}}))
+    c = UVAConfig(**FULL, modes={"policy": 1.0})
     batch = dataclasses.replace(make_batch(c), **change)
     with pytest.raises(UserError, match=words):
         build(c)(batch, rng=torch.Generator().manual_seed(0))

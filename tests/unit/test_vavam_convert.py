@@ -463,9 +463,10 @@ def test_training_goes_on_as_if_it_had_not_stopped(tmp_path: Path, config: VaViM
 
     resumed, other = make()
     take_steps(resumed, other, seed=3, steps=1)  # whatever it held is replaced
-    set_model_state_dict(resumed, state.reference.state)
+    set_model_state_dict(resumed, {**state.reference.state})
     held = get_optimizer_state_dict(resumed, other)
-    set_optimizer_state_dict(resumed, other, {**held, "state": state.optimizer_state()})
+    started: dict[str, Any] = {**held, "state": state.optimizer_state()}
+    set_optimizer_state_dict(resumed, other, started)
     take_steps(module, optimizer, seed=4, steps=2)
     take_steps(resumed, other, seed=4, steps=2)
     for name, value in module.state_dict().items():

@@ -122,7 +122,7 @@ def test_residual_projections_can_be_scaled_by_depth() -> None:
     plain, scaled = VaViM(wide), VaViM(dataclasses.replace(wide, scale_residual_init=True))
 
     def deviation(model: VaViM) -> float:
-        return model.get_submodule("blocks.3.mlp.down").weight.std().item()  # pyright: ignore
+        return model.get_parameter("blocks.3.mlp.down.weight").std().item()
 
     assert deviation(plain) / deviation(scaled) == pytest.approx(math.sqrt(16), rel=0.05)
     assert not model_queries(plain).any()

@@ -37,7 +37,8 @@ class Store:
         frames = np.broadcast_to(grey[:, None, None, None], (len(steps), 24, 32, 3)).copy()
         if self.noise:
             for i, step in enumerate(steps):
-                frames[i] += np.random.default_rng([episode, step]).integers(0, 60, frames[i].shape, dtype=np.uint8)
+                draw = np.random.default_rng([episode, int(step)])
+                frames[i] += draw.integers(0, 60, frames[i].shape, dtype=np.uint8)
         found = {"img": frames, "action": steps[:, None].astype(np.float32)}
         return {name: found[name] for name in streams}
 
@@ -169,7 +170,7 @@ def test_windows_fill_short_episodes_and_repeat_with_the_seed() -> None:
 
 def test_an_unknown_mode_is_refused() -> None:
     with pytest.raises(UserError, match="'dreams'"):
-        video_quality(Seer(), Store([40]), [0], mode="dreams")  # type: ignore[arg-type]
+        video_quality(Seer(), Store([40]), [0], mode="dreams")  # pyright: ignore[reportArgumentType]
 
 
 def test_examples_become_a_strip_and_a_film(tmp_path: Path) -> None:

@@ -109,7 +109,7 @@ def test_a_target_is_a_stack_of_the_data_or_a_sample_from_the_last_one() -> None
         seen.update(context=context, condition=condition)
         return sampled
 
-    model.target.sample = sample  # type: ignore[method-assign]
+    model.target.sample = sample
     numbers = torch.zeros(3, dtype=torch.int64)
     found = model.targets(stacks, torch.tensor([0, 2, 1]), numbers, actions, rng=rng())
     assert torch.equal(found, torch.stack([stacks[0, 1], sampled[0, 0], stacks[2, 2]]))

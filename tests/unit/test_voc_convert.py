@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,18 +61,19 @@ def test_a_file_becomes_a_model_with_its_tokenizer_and_goes_back(
 def test_what_does_not_fit_is_refused_in_one_sentence(
     tmp_path: Path, file: Path, tokenizer: Path, state: dict[str, Tensor]
 ) -> None:
-    facts = {"tokenizer": str(tokenizer)}
+    facts: dict[str, Any] = {"tokenizer": str(tokenizer)}
     small = write_tokenizer(tmp_path / "small")
     torch.save({k: t for k, t in state.items() if "ln_f" not in k}, tmp_path / "cut.pth")
-    for source, heads, occupancy, problem in (
+    refused: list[tuple[Path, tuple[int, ...], dict[str, Any], str]] = [
         (file, (4,), {}, "with --tokenizer"),
         (file, (4, 4), facts, "one number of heads"),
         (file, (5,), facts, "heads"),
         (file, (4,), {"tokenizer": str(small)}, "models 32 codes, the tokenizer .* makes 16"),
-        (file, (4,), facts | {"gamma": 1.0}, "gammas"),
-        (file, (4,), facts | {"frames": 9}, "positions"),
+        (file, (4,), {**facts, "gamma": 1.0}, "gammas"),
+        (file, (4,), {**facts, "frames": 9}, "positions"),
         (tmp_path / "cut.pth", (4,), facts, "not whole"),
-    ):
+    ]
+    for source, heads, occupancy, problem in refused:
         with pytest.raises(UserError, match=problem):
             convert(source, tmp_path / "bad", heads=heads, **occupancy)
         assert not (tmp_path / "bad").exists()

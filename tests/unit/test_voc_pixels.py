@@ -74,8 +74,8 @@ def test_both_learn_and_their_losses_are_added(kind: str) -> None:
     assert out.logs["codes_in_use"] == pytest.approx(len(codes.unique()) / 12)
     out.loss.backward()
     own.loss.backward()
-    for name, p in alone.tokenizer.named_parameters():  # pyright: ignore[reportAttributeAccessIssue]
-        torch.testing.assert_close(model.tokenizer.get_parameter(name).grad, p.grad, msg=name)  # pyright: ignore
+    for name, p in alone.tokenizer.named_parameters():
+        torch.testing.assert_close(model.tokenizer.get_parameter(name).grad, p.grad, msg=name)
     unmoved = [n for n, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not unmoved
 

@@ -18,7 +18,7 @@ from foreact.checkpoints.verify import verify
 from foreact.errors import UserError
 from foreact.families.codes.released.vqkd import read_vqkd
 from foreact.families.codes.released.vqkd_names import to_native
-from foreact.families.driving.evals.driving_video import driving_video
+from foreact.families.driving.evals.driving_video import Imaginer
 from foreact.released.convert import convert
 from foreact.tokenizers.cosine_codebook import CosineCodebook
 from foreact.tokenizers.images import to_legacy_range
@@ -305,11 +305,12 @@ def test_a_teacher_that_does_not_fit_is_told() -> None:
     batch = Batch(video={"front": pictures(2)})
     with pytest.raises(UserError, match="learns from a teacher"):
         VQKD(TINY)(batch, rng=RNG)
-    for teacher, found in (
+    wrong: list[tuple[Any, str]] = [
         (lambda images: images.flatten(1), r"\(2, 288\)"),
         (lambda images: mean_colours(images)[:, 1:], r"\(2, 5, 3\)"),
         (lambda images: (images,), "tuple"),
-    ):
+    ]
+    for teacher, found in wrong:
         with pytest.raises(UserError, match=rf"= \(2, 6, 3\) .*found {found};"):
             VQKD(TINY, teacher=teacher)(batch, rng=RNG)
 
@@ -411,4 +412,4 @@ def test_no_released_tensor_is_lost_on_the_way() -> None:
 
 def test_pictures_of_codes_without_a_way_back_are_refused() -> None:
     with pytest.raises(UserError, match="this tokenizer only encodes"):
-        driving_video([], tiny(), "front", generate=None, context=1, device="cpu")
+        Imaginer(tokenizer=tiny(), camera="front", context=1, generate=None, device="cpu")

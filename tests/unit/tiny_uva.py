@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreact.families.uva.model import UVA, UVAConfig
+from foreact.families.uva.model import UVA, Question, UVAConfig
 from foreact.types import Batch
 
 SMALL: dict[str, Any] = {
@@ -68,19 +68,20 @@ def make_batch(c: UVAConfig, rows: int = 3, seed: int = 1) -> Batch:
     )
 
 
-def known(c: UVAConfig, batch: Batch, mode: str) -> dict[str, Any]:
-    """Arguments of `sample` for a batch."""
-    inverse = mode == "inverse"
-    found: dict[str, Any] = {"context": batch.latents[c.camera][:, : c.frames], "mode": mode, "text": batch.text}
-    found["actions"] = batch.actions if mode == "dynamics" else None
-    found["future"] = batch.latents[c.camera][:, c.frames :] if inverse else None
-    found["past_actions"] = batch.past_actions
-    found["proprioception"] = {s: batch.state[s][:, : c.proprioception_steps] for s in c.proprioception}
-    if c.shows_wrist:
-        found["wrist_context"] = batch.latents["wrist"][:, : c.frames]
-    if c.predicts_wrist and inverse:
-        found["wrist_future"] = batch.latents["wrist"][:, c.frames :]
-    return found
+def ask(c: UVAConfig, batch: Batch, mode: str) -> Question:
+    """The question `mode` about a batch, with all that it takes."""
+    latents, inverse = batch.latents, mode == "inverse"
+    return Question(
+        mode=mode,
+        context=latents[c.camera][:, : c.frames],
+        future=latents[c.camera][:, c.frames :] if inverse else None,
+        wrist_context=latents["wrist"][:, : c.frames] if c.shows_wrist else None,
+        wrist_future=latents["wrist"][:, c.frames :] if c.predicts_wrist and inverse else None,
+        actions=batch.actions if mode == "dynamics" else None,
+        past_actions=batch.past_actions,
+        proprioception={s: batch.state[s][:, : c.proprioception_steps] for s in c.proprioception},
+        text=batch.text,
+    )
 
 
 def rngs(*seeds: int) -> list[torch.Generator]:

@@ -8,7 +8,7 @@ import math
 import types
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from foreact.errors import UserError, did_you_mean
 
@@ -65,7 +65,7 @@ def config_from_json(cls: type[T], raw: Any, *, where: str = "config", complete:
     """
     if not isinstance(raw, Mapping):
         raise UserError(f"{where} should be an object with named entries, found {_show(raw)}.")
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}  # pyright: ignore[reportArgumentType]
+    fields = {f.name: f for f in dataclasses.fields(cast(Any, cls)) if f.init}
     for key in raw:
         if key not in fields:
             raise UserError(f"{where} has an unknown entry '{key}'{did_you_mean(str(key), fields)}")
@@ -121,8 +121,8 @@ def _parse(kind: Any, value: Any, where: str, complete: bool) -> Any:
         if not isinstance(value, Mapping):
             return _wrong(where, "an object with named entries", value)
         return {str(k): _parse(get_args(kind)[1], v, f"{where}.{k}", complete) for k, v in value.items()}
-    if dataclasses.is_dataclass(kind):
-        return config_from_json(kind, value, where=where, complete=complete)  # pyright: ignore[reportArgumentType]
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        return config_from_json(kind, value, where=where, complete=complete)
     raise TypeError(f"{where}: the field type {kind} has no JSON form")
 
 

@@ -10,8 +10,9 @@ import shutil
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -384,12 +385,12 @@ def _read_state(file: Path) -> dict[str, Tensor]:
         raise UserError(f"The file {file} is damaged or cut short ({error}); copy it again.") from None
 
 
-def _read_tensor(file: BinaryIO, start: int, entry: Mapping[str, Any]) -> Tensor:
+def _read_tensor(file: BufferedReader, start: int, entry: Mapping[str, Any]) -> Tensor:
     tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
     if tensor.numel():
         file.seek(start + entry["data_offsets"][0])
         target = tensor.reshape(-1).view(torch.uint8).numpy()
-        if file.readinto(target.data) != target.nbytes:  # pyright: ignore[reportAttributeAccessIssue]
+        if file.readinto(target.data) != target.nbytes:
             raise EOFError("the last tensors are missing")
     return tensor
 

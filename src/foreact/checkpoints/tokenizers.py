@@ -96,6 +96,6 @@ def tokenizer_of(
 def _loaded(module: nn.Module, digest: str, label: str) -> LoadedTokenizer:
     if not isinstance(module, Encoder):
         raise UserError(f"{label} is no tokenizer; give a kl_vae, a vq, a vqkd or a musik.")
-    config: Any = module.config  # pyright: ignore[reportAttributeAccessIssue]
+    config: Any = module.config
     # Only some families have been trained on frames prepared in more than one way.
     return LoadedTokenizer(module, digest, config.image_size, getattr(config, "preprocessing", "symmetric"))

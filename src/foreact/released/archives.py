@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 from tqdm import tqdm
 
@@ -142,7 +142,7 @@ def _members(sources: Sequence[Path], extension: str | None) -> dict[str, Path]:
 
 def _write_tar(members: dict[str, Path], writer: PartsWriter, advance: Callable[[int], object]) -> None:
     # Weights hardly compress: level 1 costs a few per cent of size and saves most of the time.
-    packed: Any = gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=writer, mtime=0)  # pyright: ignore[reportArgumentType, reportCallIssue]
+    packed: Any = gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=writer, mtime=0)
     with packed, tarfile.open(fileobj=packed, mode="w|", bufsize=BLOCK) as tar:
         for name, path in members.items():
             member = tarfile.TarInfo(name)
@@ -152,7 +152,7 @@ def _write_tar(members: dict[str, Path], writer: PartsWriter, advance: Callable[
                 continue
             with open(path, "rb") as file:
                 member.size = os.fstat(file.fileno()).st_size
-                tar.addfile(member, _Watched(file, advance))  # pyright: ignore[reportArgumentType]
+                tar.addfile(member, _Watched(file, advance))
 
 
 class _Watched:
@@ -229,7 +229,8 @@ def _extract(reader: PartsReader, scratch: Path, out: Path, max_members: int, ma
                 f"The archive unpacks to more than {max_total:,} bytes; raise the limit if you trust its source."
             )
 
-    packed: Any = gzip.GzipFile(fileobj=reader, mode="rb")  # pyright: ignore[reportArgumentType, reportCallIssue]
+    # A stream is read from front to back, so of a file gzip asks for no more than `read`.
+    packed: Any = gzip.GzipFile(fileobj=cast(Any, reader), mode="rb")
     body: Any = _Watched(packed, spend)
     with packed, tarfile.open(fileobj=body, mode="r|", bufsize=BLOCK, tarinfo=_StrictHeader) as tar:
         for number, member in enumerate(tar):
@@ -239,7 +240,7 @@ def _extract(reader: PartsReader, scratch: Path, out: Path, max_members: int, ma
                 )
             _place(tar, member, scratch, out)
         # Reading on to the end is what checks the length and checksum of gzip.
-        while data := tar.fileobj.read(BLOCK):  # pyright: ignore[reportOptionalMemberAccess]
+        while data := tar.fileobj.read(BLOCK):
             if data.strip(b"\0"):
                 raise tarfile.ReadError("there is more after its end")
 
@@ -286,8 +287,9 @@ def _place(tar: tarfile.TarFile, member: tarfile.TarInfo, scratch: Path, out: Pa
             target.mkdir(exist_ok=True)
             return
         source = tar.extractfile(member)
+        assert source is not None  # the member is a plain file
         with open(target, "xb") as file:
-            shutil.copyfileobj(source, file, BLOCK)  # pyright: ignore[reportArgumentType]
+            shutil.copyfileobj(source, file, BLOCK)
     except (FileExistsError, NotADirectoryError, ValueError):
         raise UserError(f"The archive holds '{member.name}' twice or in an impossible place.") from None
     if target.stat().st_size != member.size:

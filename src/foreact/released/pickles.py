@@ -139,7 +139,7 @@ def _map_entry(path: Path, info: zipfile.ZipInfo, dtype: torch.dtype, count: int
     return torch.from_numpy(np.memmap(path, np.uint8, "c", start, (nbytes,))).view(dtype)
 
 
-def _read_legacy(file: BinaryIO, path: Path) -> Any:
+def _read_legacy(file: io.BufferedReader, path: Path) -> Any:
     """Five pickles (magic, version, system, object, storage keys), then per storage its length and its bytes."""
     storages: dict[str, Tensor] = {}
 
@@ -168,7 +168,7 @@ def _read_legacy(file: BinaryIO, path: Path) -> Any:
     for key in keys:
         target = storages[key].view(torch.uint8).numpy()
         (count,) = struct.unpack("<q", file.read(8))
-        if count != storages[key].numel() or file.readinto(target.data) != target.nbytes:  # pyright: ignore[reportAttributeAccessIssue]
+        if count != storages[key].numel() or file.readinto(target.data) != target.nbytes:
             raise EOFError("the last tensors are missing")
     return content
 

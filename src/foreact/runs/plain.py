@@ -12,14 +12,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from foreact.checkpoints.format import load_checkpoint, save_checkpoint
+from foreact.checkpoints.format import save_checkpoint
 from foreact.checkpoints.start import start_from, weights_of
 from foreact.data.windows.loader import WindowDataset
 from foreact.data.windows.normalize import Normalizer
 from foreact.data.windows.window import Window
 from foreact.plugs import Family
-from foreact.runs.run import is_main_process, open_run, parse_run, pick_device, resources, say, train_on
+from foreact.runs.options import Episodes, TrainingRun
+from foreact.runs.parse import parse_run
+from foreact.runs.run import pick_device
 from foreact.runs.stores import open_task_store, split_store
+from foreact.runs.training import begin, publish, train_on
 from foreact.runs.validation import ValidationLoss
 from foreact.tasks import find_task
 from foreact.train.config import TrainConfig
@@ -27,23 +30,14 @@ from foreact.types import StreamSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlainRun:
+class PlainRun(TrainingRun, Episodes):
     """Train on windows of a task's episodes."""
 
     task: str
-    """A built-in task or the import path of a module that exports TASK."""
-    data: Path | None = None
-    """Store to learn from; None: the task's own, data/<task>.zarr."""
     init: str | None = None
     """Weights of the same sizes to start from."""
     out: Path = Path("runs/plain")
-    """Folder of the run; an interrupted run in it is resumed."""
-    val_ratio: float = 0.1
-    """Share of the episodes kept for validation."""
-    device: str | None = None
-    """Where to train; None: CUDA if there is one."""
     model: Any = None
-    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 def train_plain(
@@ -92,15 +86,13 @@ def train_plain(
     model = module(run.model)
     if run.init is not None:
         start_from(model, weights_of(run.init, family.name))
-    run = open_run(run, device, free=("train", "device", "out"))
-    say(
+    run = begin(
+        run,
+        device,
         f"Training {family.title}",
         data=f"{store.path}: {len(training)} windows to train on, {len(validation)} to validate",
         model=f"{sum(p.numel() for p in model.parameters()):,} parameters",
         start=run.init or "random weights",
-        **resources(run.train, device),
-        seed=run.train.seed,
-        out=run.out,
     )
 
     def export(state: Mapping[str, Tensor], path: Path) -> None:
@@ -110,13 +102,5 @@ def train_plain(
         training, model, run, verb=f"train {family.verb}", evaluators=[ValidationLoss(validation)], export=export,
         device=device,
     )  # fmt: skip
-    final = run.out / "weights"
-    if is_main_process():
-        chosen = load_checkpoint(result.best or result.weights)  # pyright: ignore[reportArgumentType]
-        card = {"recipe": shlex.join(["foreact", "train", family.verb, *args]), "steps": result.step, **result.metrics}
-        digest = save_checkpoint(
-            final, family=family.name, config=run.model, state=chosen.state, spec=store.spec, stats=normalizer,
-            card=card,
-        )  # fmt: skip
-        say("Done", weights=final, hash=digest, **{k: f"{v:.4f}" for k, v in result.metrics.items()})
-    return final
+    card = {"recipe": shlex.join(["foreact", "train", family.verb, *args])}
+    return publish(run, result, config=run.model, card=card, best=True)

@@ -1,30 +1,20 @@
-"""A run: its folder, its fully resolved config (parsed from the command line, written, compared), and its training."""
+"""A run: its folder with its fully resolved config, where it computes, and what it says."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
-import tyro
-from torch import nn
 
-from foreact.checkpoints.configs import config_from_json, config_to_json, read_json
-from foreact.checkpoints.format import load_checkpoint, save_checkpoint
-from foreact.data.windows.loader import Windows, batches
+from foreact.checkpoints.configs import config_to_json, read_json
 from foreact.errors import UserError
 from foreact.machine import choose_precision, cores, explain_precision
-from foreact.train.checkpoint import Export
 from foreact.train.config import TrainConfig
-from foreact.train.evaluation import Evaluator
-from foreact.train.loop import Prepare, TrainResult, train
-from foreact.types import Batch
-
-T = TypeVar("T")
 
 
 class Run(Protocol):
@@ -39,51 +29,6 @@ class Run(Protocol):
 
 
 R = TypeVar("R", bound=Run)
-
-
-def parse_run(
-    cls: type[T], args: Sequence[str], *, prog: str, recipe: Callable[[dict[str, str]], T], choices: Sequence[str]
-) -> T:
-    """The run that the command line asks for.
-
-    Args:
-        cls: dataclass of the run.
-        args: command line after the verb.
-        prog: verb, for --help.
-        recipe: defaults for the values of `choices`, such as the task, which decide all others.
-        choices: options that are read first, because the defaults of all others depend on them.
-    """
-    chosen, rest = _take({*choices, "from"}, args)
-    if "from" in chosen:
-        folder = Path(chosen.pop("from"))
-        if not (folder / "config.json").is_file():
-            raise UserError(f"--from expects the folder of an earlier run; {folder} holds no config.json.")
-        default = config_from_json(cls, read_json(folder / "config.json"), where=str(folder / "config.json"))
-        default = dataclasses.replace(default, out=folder)  # pyright: ignore[reportArgumentType]
-        rest = [*rest, *(word for name, value in chosen.items() for word in (f"--{name}", value))]
-    else:
-        default = recipe(chosen)
-    about = (
-        f"{cls.__doc__}\n\n--from FOLDER goes on with the run in that folder, with its configuration as the defaults."
-    )
-    return tyro.cli(cls, prog=prog, args=rest, default=default, description=about)
-
-
-def _take(names: set[str], args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """Split `--name value` and `--name=value` for the given names from the other arguments."""
-    found: dict[str, str] = {}
-    rest: list[str] = []
-    words = iter(args)
-    for word in words:
-        name, equals, value = word.removeprefix("--").partition("=")
-        if word.startswith("--") and name in names:
-            value = value if equals else next(words, None)
-            if value is None:
-                raise UserError(f"--{name} needs a value.")
-            found[name] = value
-        else:
-            rest.append(word)
-    return found, rest
 
 
 def open_run(run: R, device: torch.device, *, free: Sequence[str] = ()) -> R:
@@ -176,70 +121,3 @@ def say(title: str, **facts: Any) -> None:
         print(title)
         for name, value in facts.items():
             print(f"  {name:<12} {value}")
-
-
-def train_on(
-    windows: Windows,
-    model: nn.Module,
-    run: Run,
-    *,
-    verb: str,
-    evaluators: Sequence[Evaluator],
-    export: Export,
-    device: torch.device,
-    prepare: Prepare | None = None,
-) -> TrainResult:
-    """Train on windows, in the order that the run's seed decides; see `foreact.train.loop.train`.
-
-    An interruption ends the program with the line that says how to go on.
-
-    Args:
-        windows: what to learn from.
-        model: trained in place.
-        run: where and how.
-        verb: of the command line, such as "train vq".
-        evaluators, export, device, prepare: as in `train`.
-    """
-
-    def micro_batches(start: int, rank: int, world: int) -> Iterator[Batch]:
-        return batches(
-            windows, batch_size=run.train.batch_size, seed=run.train.seed, workers=run.train.loader_processes(device),
-            start=start, rank=rank, world=world,
-        )  # fmt: skip
-
-    result = train(
-        model, micro_batches, run.train, run.out, prepare=prepare, evaluators=evaluators, export=export, device=device
-    )
-    conclude(result, f"foreact {verb} --from {run.out}")
-    return result
-
-
-def publish(run: Run, result: TrainResult, *, family: str, config: Any, card: Mapping[str, Any]) -> Path:
-    """Write the newest exported weights, with what was measured, as `run.out/weights`; returns that folder.
-
-    Args:
-        run: where.
-        result: of its training, with exported weights.
-        family: name in `FAMILIES`.
-        config: of the module.
-        card: provenance; the steps and the last metrics are added.
-    """
-    final = run.out / "weights"
-    assert result.weights is not None
-    if is_main_process():
-        trained = load_checkpoint(result.weights)
-        facts = {"steps": result.step, **result.metrics}
-        digest = save_checkpoint(
-            final, family=family, config=config, state=trained.state, spec=trained.spec, stats=trained.stats,
-            card={**card, **facts},
-        )  # fmt: skip
-        say("Done", weights=final, hash=digest, **facts)
-    return final
-
-
-def conclude(result: TrainResult, resume: str) -> None:
-    """After a training: exit as an interrupted program does, with the line that says how to go on."""
-    if result.interrupted:
-        if is_main_process():
-            print(f"Stopped after step {result.step}; everything is saved. Go on with: {resume}")
-        raise SystemExit(130)

@@ -38,9 +38,9 @@ class TrainConfig:
     """Samples per micro-batch and process; the global batch is batch_size * accumulate * processes."""
     accumulate: int = 1
     """Micro-batches per process and optimiser step."""
-    accumulation: Literal["mean", "voc"] = "mean"
-    """How the gradients of a step's micro-batches combine. voc: as in the published VOC runs, their sum, and the first
-    step takes one micro-batch alone."""
+    accumulation: Literal["mean", "sum_first_alone"] = "mean"
+    """How the gradients of a step's micro-batches combine. sum_first_alone: as in the published VOC runs, their sum,
+    and the first step takes one micro-batch alone."""
     lr: float = 1e-4
     """Base learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -122,7 +122,7 @@ class TrainConfig:
             raise UserError(f"betas should be two numbers in [0, 1), found {self.betas}.")
         for name, choices in (
             ("schedule", get_args(Schedule)),
-            ("accumulation", ("mean", "voc")),
+            ("accumulation", ("mean", "sum_first_alone")),
             ("precision", get_args(AnyPrecision)),
             ("parallel", ("ddp", "fsdp")),
             ("best_mode", ("max", "min")),
@@ -168,7 +168,7 @@ class TrainConfig:
     def micro_batches(self, step: int) -> range:
         """Numbers, per process, of the micro-batches of optimiser step `step`, counted from 0."""
         first = step * self.accumulate
-        if self.accumulation == "voc":
+        if self.accumulation == "sum_first_alone":
             first = max(0, first - self.accumulate + 1)
             return range(first, step * self.accumulate + 1)
         return range(first, first + self.accumulate)
@@ -204,10 +204,10 @@ class TrainConfig:
                     f"The run to resume has {name} = {saved[name]}, now it is {now[name]}; "
                     f"give the same {name}, or start a new run folder."
                 )
-        if self.accumulation == "voc" and (self.accumulate, world) != (saved["accumulate"], saved_world):
+        if self.accumulation == "sum_first_alone" and (self.accumulate, world) != (saved["accumulate"], saved_world):
             raise UserError(
-                f"With accumulation voc a run goes on as it began, with accumulate {saved['accumulate']} on "
-                f"{saved_world} processes; found {self.accumulate} on {world}."
+                f"With accumulation {self.accumulation} a run goes on as it began, with accumulate "
+                f"{saved['accumulate']} on {saved_world} processes; found {self.accumulate} on {world}."
             )
         if self.accumulate * world != saved["accumulate"] * saved_world:
             raise UserError(

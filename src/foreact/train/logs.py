@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import math
 import os
@@ -132,7 +133,7 @@ class Logs:
     @staticmethod
     def _open_wandb(run_dir: Path, config: TrainConfig) -> Any:
         try:
-            import wandb
+            wandb: Any = importlib.import_module("wandb")  # by name, for pyright: few have it
         except ImportError as error:
             raise UserError(
                 "wandb logging was asked for, but wandb is not installed; run `pip install foreact[wandb]` "

@@ -363,7 +363,7 @@ class _Run:
         with self.world.accumulating(module, last):
             with autocast(self.world.device, self.precision):
                 out = module(batch, rng=rng)
-            share = 1.0 if self.config.accumulation == "voc" else 1.0 / self.config.accumulate
+            share = 1.0 / self.config.accumulate if self.config.accumulation == "mean" else 1.0
             (out.loss * share).backward()
         logged = {name: value.detach().float().reshape(()) for name, value in out.logs.items()}
         return {**logged, "loss": out.loss.detach().float()}

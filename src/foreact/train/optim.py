@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from foreact.errors import UserError
 from foreact.train.parallel import whole
+from foreact.types import Trainable
 
 
 def build_optimizer(
@@ -30,8 +31,9 @@ def build_optimizer(
     Raises:
         UserError: nothing is trainable.
     """
+    assert isinstance(model, Trainable)
     groups = []
-    for group in model.param_groups(lr, weight_decay):  # pyright: ignore[reportCallIssue]
+    for group in model.param_groups(lr, weight_decay):
         params = [p for p in group["params"] if p.requires_grad]
         if params:
             groups.append({**group, "params": params, "base_lr": group.get("lr", lr)})

@@ -11,7 +11,7 @@ from parity.adapters.uva_model import MODES, Recorded, draws_of
 from parity.registry import Case, adapter
 from torch import Tensor
 
-from foreact.families.uva.model import UVA
+from foreact.families.uva.model import UVA, Question, Sampling
 from foreact.families.uva.released.names import reference_names
 from foreact.families.uva.released.read import UVAReference, read_uva_checkpoint
 from foreact.families.uva.timing import action_offsets, context_offsets, frame_stride, future_offsets
@@ -134,7 +134,8 @@ def prediction(case: Case, reference: UVAReference) -> None:
     (_, noise), *rest = recorded_tensors(case, "predict")
     context = encode(vae, images[:, past], noise)
     source = Recorded(rest, len(images))
-    got = model.eval().sample(context, mode="policy", rng=source, temperature=facts.temperature)
+    question, sampling = Question(mode="policy", context=context), Sampling(temperature=facts.temperature)
+    got = model.eval().sample(question, sampling, rng=source)
     source.require_spent()
     assert got.actions is not None
     assert reference.normalizer is not None

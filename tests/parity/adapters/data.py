@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -57,9 +58,9 @@ def check_statistics(case: Case, prefix: str, fitted: Normalizer, name: str) -> 
         case.check(f"{prefix}input_stats.{key}", torch.tensor(getattr(stats, key)))
 
 
-def window_of(length: int, pad_before: int, pad_after: int, **streams: object) -> Window:
-    offsets = tuple(range(length))
-    return Window(pad_before=pad_before, pad_after=pad_after, **{k: v or offsets for k, v in streams.items()})  # type: ignore[arg-type]
+def window_of(length: int, pad_before: int, pad_after: int, **streams: Any) -> Window:
+    offsets: dict[str, Any] = {k: v or tuple(range(length)) for k, v in streams.items()}
+    return Window(pad_before=pad_before, pad_after=pad_after, **offsets)
 
 
 @adapter("uva", "sequence_sampler")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,10 @@ import torch
 from parity.registry import Case, adapter
 from torch import Tensor
 
-from foreact.families.uva.draws import Draws, HeadDraw, first_places, mask_ratio, masked_places, take, token_mask
+from foreact.families.uva import config as uva
+from foreact.families.uva.draws import Draws, HeadDraw, mask_ratio, masked_places
 from foreact.families.uva.heads import READOUTS, ActionHead, Denoiser, VideoHead
-from foreact.families.uva.model import UVA, UVAConfig
+from foreact.families.uva.model import UVA, Question, Sampling, UVAConfig
 from foreact.families.uva.released.names import to_native, to_reference
 from foreact.families.uva.sampling import draw_sample
 from foreact.families.uva.timing import (
@@ -23,6 +25,7 @@ from foreact.families.uva.timing import (
     future_offsets,
     past_action_offsets,
 )
+from foreact.families.uva.tokens import first_places, patchify, take, token_mask
 from foreact.nn.diffusion import GaussianDiffusion
 from foreact.nn.layers import sinusoid
 from foreact.types import Batch
@@ -303,16 +306,15 @@ def mar_modes(case: Case) -> None:
     tokens = first_places(order, 0, masked, model.config.frames, model.config.frame_tokens)
     hidden = token_mask(tokens, model.config.tokens)
     assert torch.equal(hidden, io["in/mask"].flatten(1).bool())
-    case.check("out/patchify_imgs", model.patchify(io["in/imgs"]).unflatten(1, (model.config.frames, -1)))
-    views = {k: [model.patchify(x) for x in v.split(model.config.frames, dim=1)] for k, v in batch.latents.items()}
+    case.check("out/patchify_imgs", patchify(io["in/imgs"], model.config).unflatten(1, (model.config.frames, -1)))
+    views = {k: v.split(model.config.frames, dim=1) for k, v in batch.latents.items()}
     wrist = views.get("wrist", [None, None])
     for theirs, ours in MODES.items():
-        shown = model._shown(
-            ours,
-            context=views["img"][0], future=views["img"][1], hidden=hidden, actions=batch.actions, text=batch.text,
-            past_actions=batch.past_actions, proprioception=batch.state, wrist_context=wrist[0], wrist_future=wrist[1],
+        question = Question(
+            mode=ours, context=views["img"][0], future=views["img"][1], wrist_context=wrist[0], wrist_future=wrist[1],
+            actions=batch.actions, past_actions=batch.past_actions, proprioception=batch.state, text=batch.text,
         )  # fmt: skip
-        encoded = model.transformer.encode(shown)
+        encoded = model.transformer.encode(question.shown(model.config, hidden=hidden))
         case.check(f"{theirs}/encoder_out_every8", encoded[:, ::8])
         case.check(f"{theirs}/decoder_out_every8", model.transformer.decode(encoded)[:, ::8])
 
@@ -369,6 +371,8 @@ def sample(case: Case) -> None:
         if mode == "inverse":
             known["future"] = views["img"][1]
             known["wrist_future"] = views["wrist"][1] if config.predicts_wrist else None
+        question = Question(mode=mode, context=views["img"][0], **known)
+        sampling = Sampling(iterations=iterations, temperature=meta["temperature"])
         draws = recorded(case, theirs)
 
         def last_actions(number: int, count: int, kind: str) -> bool:
@@ -376,19 +380,15 @@ def sample(case: Case) -> None:
 
         if theirs + "/out/action" in case.io and mode not in ("video", "dynamics"):
             source = Recorded(draws, len(batch), last_actions)
-            got = model.sample(
-                views["img"][0], mode=mode, rng=source, iterations=iterations, temperature=meta["temperature"], **known
-            )
+            got = model.sample(question, sampling, rng=source)
             source.require_spent()
             actions, latents = got.actions, got.latents
         else:  # here the reference samples actions in every mode
             source = Recorded(draws, len(batch), lambda _n, _c, kind: kind != "DiffActLoss.sample")
-            got = model.sample(
-                views["img"][0], mode=mode, rng=source, iterations=iterations, temperature=meta["temperature"], **known
-            )
+            got = model.sample(question, sampling, rng=source)
             source.require_spent()
             latents = got.latents
-            actions = actions_too(model, mode, views["img"][0], known, Recorded(draws, len(batch), last_actions), case)
+            actions = actions_too(model, question, sampling, Recorded(draws, len(batch), last_actions))
         if f"{theirs}/out/action" in case.io:
             case.check(f"{theirs}/out/action", actions)
         if latents is not None:
@@ -398,20 +398,11 @@ def sample(case: Case) -> None:
             case.check(f"{theirs}/out/tokens", latents[camera].flatten(0, 1))
 
 
-def actions_too(model: UVA, mode: str, context: Tensor, known: dict[str, Any], source: Recorded, case: Case) -> Tensor:
+def actions_too(model: UVA, question: Question, sampling: Sampling, source: Recorded) -> Tensor:
     """The actions that the reference also draws in modes that ask for video alone."""
-    shown = model._shown(
-        mode, context=model.patchify(context), future=None, actions=known.get("actions"), text=known["text"],
-        past_actions=known["past_actions"], proprioception=known["proprioception"],
-        wrist_context=None if known["wrist_context"] is None else model.patchify(known["wrist_context"]),
-        wrist_future=None,
-    )  # fmt: skip
+    shown, asked = question.shown(model.config), replace(uva.MODES[question.mode], action=True)
     with torch.no_grad():
-        got = draw_sample(
-            model, shown, source, mode=mode, actions=True, iterations=case.meta["num_iter"],
-            temperature=case.meta["temperature"], guidance=1.0,
-            video_steps=model.config.video_sampling_steps, action_steps=model.config.action_sampling_steps,
-        )  # fmt: skip
+        got = draw_sample(model.transformer, model.heads, shown, asked, sampling, source)
     source.require_spent()
     assert got.actions is not None
     return got.actions

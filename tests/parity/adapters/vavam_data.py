@@ -8,6 +8,7 @@ import json
 import numpy as np
 from parity.registry import Case, adapter
 
+from foreact.data.windows.loader import Windows
 from foreact.data.windows.mixing import Subset, mix
 from foreact.families.driving.data import ego
 from foreact.families.driving.data.remaining import remaining
@@ -111,11 +112,11 @@ class Numbers:
 @adapter("vavam", "data_mixing")
 def data_mixing(case: Case) -> None:
     for entry in case.meta["mixes"]:
-        parts = [Numbers(n) for n in entry["lengths"]]
+        parts: list[Windows] = [Numbers(n) for n in entry["lengths"]]
         mixed = mix(parts, entry["ratios"], entry["total_number_of_samples"], entry["seed"])
         assert len(mixed) == entry["result_len"]
         subsets = [part for part in mixed.parts if isinstance(part, Subset)]
-        items = [[[parts.index(s.windows), row] for row in s.rows.tolist()] for s in subsets]  # pyright: ignore
+        items = [[[parts.index(s.windows), row] for row in s.rows.tolist()] for s in subsets]
         assert [len(part) for part in items] == [n for n in entry["part_lengths"] if n]
         firsts = [first for first in entry["first_items_per_part"] if first]
         assert [part[: len(first)] for part, first in zip(items, firsts, strict=True)] == firsts

@@ -42,7 +42,9 @@ def neuroncap_server(case: Case) -> None:
     weights = case.folder / Path(case.config["weights"]).parent / "case.json"
     model = vavam(case, json.loads(weights.read_text())["config"])
     # "image_tokenizer.jit (TorchScript; input float (T,3,288,512) in [-1,1], output ...)"
-    file, size = re.match(r"(\S+).*\(T,3,(\d+,\d+)\)", case.config["tokenizer"]).groups()  # pyright: ignore
+    found = re.match(r"(\S+).*\(T,3,(\d+,\d+)\)", case.config["tokenizer"])
+    assert found is not None
+    file, size = found.groups()
     tokenizer = RecordingTokenizer(case.folder / file, model.config.vavim.vocab)
     asked = iter([i for i, entry in enumerate(transcript) if f"step{i}.noise" in case.io])
     height, width = map(int, size.split(","))

@@ -56,7 +56,7 @@ def load_reward(head: nn.Module, state: dict[str, Tensor], prefix: str) -> None:
 
 def draws_instead(model: VOC, samples: Tensor, bootstrapped: Tensor) -> None:
     """Let the target network "draw" the recorded samples of the rows that take one."""
-    model.target.sample = lambda *_, **__: samples[bootstrapped.bool()][:, None]  # type: ignore[method-assign]
+    model.target.sample = lambda *_, **__: samples[bootstrapped.bool()][:, None]
 
 
 @adapter("voc", "gamma_target")
@@ -92,7 +92,8 @@ def ema_update(case: Case) -> None:
                         self.register_buffer(key, tensor.clone())
 
     online, target = Network("online"), Network("target")
-    VOC.after_step(_Pair(online, target, beta))  # type: ignore[arg-type]
+    pair: Any = _Pair(online, target, beta)
+    VOC.after_step(pair)
     average = EMA(Network("target"), EMAConfig(min=beta, max=beta))
     average.step = 2  # past the first updates, which copy
     average.update(online)
@@ -125,7 +126,7 @@ def voc_latent_update(case: Case) -> None:
     optimizer = build_optimizer(model, lr=raw["lr"], weight_decay=decay["gpt_decay"], betas=tuple(raw["betas"]))
     calls = sum(name.startswith("in.context") for name in case.io)
     config = TrainConfig(
-        accumulate=2, accumulation="voc", steps=schedule["num_training_steps"], warmup=schedule["warmup"]
+        accumulate=2, accumulation="sum_first_alone", steps=schedule["num_training_steps"], warmup=schedule["warmup"]
     )
     rates, done = [], 0
     for step in range((calls + 1) // 2):

@@ -91,7 +91,7 @@ def vqgan_losses_checkpoint(case: Case) -> None:
 
     def running_mean(discriminator: PatchGAN) -> Tensor:
         """Of the first normalisation."""
-        return next(m for m in discriminator.main if isinstance(m, torch.nn.BatchNorm2d)).running_mean
+        return next(m for m in discriminator.main if isinstance(m, torch.nn.BatchNorm2d)).get_buffer("running_mean")
 
     tokenizer, _ = start()
     with torch.no_grad():

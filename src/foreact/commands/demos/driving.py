@@ -18,8 +18,8 @@ from foreact.families.driving import train_vavam as vavam
 from foreact.families.driving import train_vavim as vavim
 from foreact.families.driving.data import toy_street as toy
 from foreact.families.driving.data_verbs import import_nuscenes
-from foreact.families.driving.evaluate import open_loop
-from foreact.families.driving.imagine import generate
+from foreact.families.driving.evaluate_open_loop import OpenLoop, open_loop
+from foreact.families.driving.imagine import Imagining, generate
 from foreact.families.driving.sources import DrivingData
 from foreact.families.driving.vavam import ExpertConfig, VaVAMConfig
 from foreact.families.driving.vavim import VaViMConfig
@@ -93,6 +93,6 @@ def demo(out: Path = Path("runs/demo-driving"), scenes: int = 60, effort: float 
     expert = dataclasses.replace(driving, video=str(video), model=ACTION, data=data, out=out / "action", train=rhythm)
     weights = vavam.train_vavam(expert)
     stages.begin()
-    open_loop(str(weights), str(held_out), out=out / "open-loop")
-    generate(str(weights), held_out, out=out / "imagined", windows=4)
+    open_loop(OpenLoop(weights=str(weights), data=str(held_out), out=out / "open-loop"))
+    generate(Imagining(weights=str(weights), data=held_out, out=out / "imagined", windows=4))
     stages.conclude()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -229,7 +229,7 @@ class ZarrStore:
                     f"The store {self.path} does not say what its streams mean; give the spec of a task (--task)."
                 )
             return self._given
-        own = StreamSpec.from_json(dict(group.attrs[SPEC_ATTRIBUTE]))  # type: ignore[arg-type]
+        own = StreamSpec.from_json(dict(cast("Mapping[str, Any]", group.attrs[SPEC_ATTRIBUTE])))
         if self._given is not None:
             own.require_equal(self._given, f"The store {self.path}", "the task")
         return own

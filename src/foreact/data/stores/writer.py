@@ -10,7 +10,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import zarr
@@ -49,7 +49,7 @@ class StoreWriter:
         if not self.path.exists():
             create_store(self.path, spec, attrs or {})
         self._group = open_for_writing(self.path)
-        own = StreamSpec.from_json(dict(self._group.attrs[SPEC_ATTRIBUTE]))  # type: ignore[arg-type]
+        own = StreamSpec.from_json(dict(cast("Mapping[str, Any]", self._group.attrs[SPEC_ATTRIBUTE])))
         own.require_equal(spec, f"The store {self.path}", "the new episodes")
         self._arrays = {name: get_array(self._group, f"data/{name}") for name in stream_shapes(spec)}
         self._ends = get_array(self._group, "meta/episode_ends")

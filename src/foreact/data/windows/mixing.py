@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -168,7 +168,7 @@ def _shuffled(n: int, seed: int) -> np.ndarray:
 def _turning(windows: Windows) -> TurningWindows:
     if not hasattr(windows, "yaw_rates"):
         raise UserError(f"{type(windows).__name__} has no plans to tell turns by.")
-    return windows  # pyright: ignore[reportReturnType]
+    return cast(TurningWindows, windows)
 
 
 def _concatenate(batches: Sequence[Batch]) -> Batch:

@@ -67,8 +67,6 @@ class Normalizer:
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Normalizer) and self.streams == other.streams
 
-    __hash__ = None  # type: ignore[assignment]
-
     def __repr__(self) -> str:
         return f"Normalizer({', '.join(f'{name}: {s.dim}' for name, s in self.streams.items())})"
 

@@ -5,22 +5,25 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from foreact.checkpoints.format import load_checkpoint, save_checkpoint
+from foreact.checkpoints.format import build, load_checkpoint, save_checkpoint
 from foreact.data.windows.loader import WindowDataset, spread_batches
 from foreact.data.windows.window import Window
-from foreact.runs.run import is_main_process, open_run, parse_run, pick_device, resources, say, train_on
+from foreact.families.codes.training import SHORT
+from foreact.runs.options import Episodes, TrainingRun
+from foreact.runs.parse import parse_run
+from foreact.runs.run import is_main_process, pick_device
 from foreact.runs.stores import open_task_store, split_store
+from foreact.runs.training import begin, publish, train_on
 from foreact.tasks import find_task
 from foreact.tokenizers.images import prepare
 from foreact.tokenizers.kl_vae import KLVAE, KLVAEConfig, with_scale
 from foreact.train.config import TrainConfig
-from foreact.train.ema import EMAConfig
 from foreact.types import Batch
 
 # 48x48 pictures to latents of 8 x 6 x 6: a million parameters, which two cores train in minutes.
@@ -31,26 +34,14 @@ SMALL = KLVAEConfig(
 
 
 @dataclass(frozen=True, kw_only=True)
-class KLVAERun:
+class KLVAERun(TrainingRun, Episodes):
     """Train a KL autoencoder on a task's pictures."""
 
     task: str = "pusht"
-    """A built-in task or the import path of a module that exports TASK."""
-    data: Path | None = None
-    """Store to learn from; None: the task's own, data/<task>.zarr."""
-    out: Path = Path("runs/kl-vae")
-    """Folder of the run; an interrupted run in it is resumed."""
     val_ratio: float = 0.05
-    """Share of the episodes kept for validation."""
-    device: str | None = None
-    """Where to train; None: CUDA if there is one."""
-    model: KLVAEConfig = field(default_factory=lambda: SMALL)
-    train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(
-            steps=2000, batch_size=32, lr=1e-3, warmup=100, eval_every=500, save_every=500, best_k=0,
-            weight_decay=0.0, ema=EMAConfig(max=0.995),
-        )
-    )  # fmt: skip
+    out: Path = Path("runs/kl-vae")
+    model: KLVAEConfig = SMALL
+    train: TrainConfig = SHORT
 
 
 class ReconstructionError:
@@ -81,21 +72,19 @@ def train_kl_vae(run: KLVAERun) -> Path:
     task = find_task(run.task)
     store = open_task_store(task, run.data)
     device = pick_device(run.device)
-    train_episodes, val_episodes = split_store(store, run.val_ratio, run.train.seed)
+    sides = split_store(store, run.val_ratio, run.train.seed)
     window = Window(video={task.camera: (0,)})
-    training, validation = (WindowDataset(store, window, e, None) for e in (train_episodes, val_episodes))
+    training, validation = (WindowDataset(store, window, side, None) for side in sides)
     torch.manual_seed(run.train.seed)
     model = KLVAE(run.model)
-    run = open_run(run, device, free=("train", "device", "out"))
-    say(
+    run = begin(
+        run,
+        device,
         "Training a KL autoencoder",
         task=task.name,
         data=f"{store.path}: {len(training)} frames to train on, {len(validation)} to validate",
         model=f"{sum(p.numel() for p in model.parameters()):,} parameters, latents {run.model.latent_channels} x "
         f"{run.model.grid[0]} x {run.model.grid[1]}",
-        **resources(run.train, device),
-        seed=run.train.seed,
-        out=run.out,
     )
 
     def export(state: dict[str, Tensor], path: Path) -> None:
@@ -104,30 +93,22 @@ def train_kl_vae(run: KLVAERun) -> Path:
     evaluator = ReconstructionError(validation, task.camera)
     result = train_on(training, model, run, verb="train kl-vae", evaluators=[evaluator], export=export, device=device)
     assert result.weights is not None
-    if not is_main_process():
-        return run.out / "weights"
-    return finish(result.weights, run, evaluator, {"steps": result.step, **result.metrics})
+    config = measured(result.weights, evaluator) if is_main_process() else run.model
+    card = {"recipe": "foreact train kl-vae", "task": run.task}
+    facts = {"scale": f"{config.scale:.4f}", "steps": result.step, **result.metrics}
+    return publish(run, result, config=config, card=card, facts=facts)
 
 
 @torch.no_grad()
-def finish(weights: Path, run: KLVAERun, evaluator: ReconstructionError, facts: dict[str, float]) -> Path:
-    """Write `run.out/weights`, with the scale that gives this autoencoder's latents unit variance."""
-    checkpoint = load_checkpoint(weights)
-    model = KLVAE(run.model)
-    model.load_state_dict(checkpoint.state)
-    model.eval()
+def measured(weights: Path, evaluator: ReconstructionError) -> KLVAEConfig:
+    """The config with the scale that gives this autoencoder's latents unit variance."""
+    model = build(load_checkpoint(weights))
+    assert isinstance(model, KLVAE)
     means = [
         model.moments(evaluator.video(model, batch).flatten(0, 1)).chunk(2, dim=1)[0]
         for batch in itertools.islice(evaluator.batches, 8)
     ]
-    config = with_scale(run.model, torch.cat(means))
-    final = run.out / "weights"
-    digest = save_checkpoint(
-        final, family="kl_vae", config=config, state=checkpoint.state, spec=checkpoint.spec,
-        card={"recipe": "foreact train kl-vae", "task": run.task, **facts},
-    )  # fmt: skip
-    say("Done", weights=final, hash=digest, scale=f"{config.scale:.4f}", **facts)
-    return final
+    return with_scale(model.config, torch.cat(means))
 
 
 def command(args: Sequence[str]) -> None:

@@ -18,14 +18,17 @@ from foreact.data.windows.loader import WindowDataset, spread_batches
 from foreact.data.windows.normalize import Mode, Normalizer
 from foreact.data.windows.window import Window
 from foreact.errors import UserError
-from foreact.runs.run import open_run, parse_run, pick_device, publish, resources, say, train_on
+from foreact.families.codes.training import SHORT, Pictures
+from foreact.runs.options import TrainingRun
+from foreact.runs.parse import parse_run
+from foreact.runs.run import pick_device
 from foreact.runs.stores import DEFAULT_TASK, open_pictures, split_store
+from foreact.runs.training import begin, publish, train_on
 from foreact.tasks import find_task
 from foreact.tokenizers.images import prepare
 from foreact.tokenizers.musik import Musik, MusikConfig
 from foreact.tokenizers.quantize import codebook_use
 from foreact.train.config import TrainConfig
-from foreact.train.ema import EMAConfig
 from foreact.types import ActionSpec, StreamSpec
 
 # 48x48 pictures to 6x6 tokens of 512, as the small VQ tokenizer makes them; its codebook, too, stays in use by the
@@ -37,12 +40,9 @@ SMALL = MusikConfig(
 
 
 @dataclass(frozen=True, kw_only=True)
-class MusikRun:
+class MusikRun(TrainingRun, Pictures):
     """Train codes that keep what actions change (multi-step inverse kinematics)."""
 
-    task: str | None = None
-    """A built-in task or the import path of a module that exports TASK; None: pusht, or what the store of --data says
-    about itself."""
     data: Path | None = None
     """Store to learn from, with actions; None: the task's own, data/<task>.zarr."""
     camera: str | None = None
@@ -52,18 +52,8 @@ class MusikRun:
     shift: int | None = 4
     """Augmentation: move the pictures of a training window by up to so many pixels, all alike; None: not at all."""
     out: Path = Path("runs/musik")
-    """Folder of the run; an interrupted run in it is resumed."""
-    val_ratio: float = 0.05
-    """Share of the episodes kept for validation."""
-    device: str | None = None
-    """Where to train; None: CUDA if there is one."""
-    model: MusikConfig = field(default_factory=lambda: SMALL)
-    train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(
-            steps=2000, batch_size=32, lr=1e-3, warmup=100, eval_every=500, save_every=500, best_k=0,
-            weight_decay=0.01, ema=EMAConfig(max=0.995),
-        )
-    )  # fmt: skip
+    model: MusikConfig = SMALL
+    train: TrainConfig = field(default_factory=lambda: replace(SHORT, weight_decay=0.01))
 
 
 class InverseQuality:
@@ -119,16 +109,14 @@ def train_musik(run: MusikRun) -> Path:
     training, validation = windows(episodes[0], run.shift), windows(episodes[1], None)
     torch.manual_seed(run.train.seed)
     model = Musik(config)
-    run = open_run(run, device, free=("train", "device", "out"))
-    say(
+    run = begin(
+        run,
+        device,
         "Training MUSIK codes",
         data=f"{store.path} ({cameras[0]}): {len(training)} windows to train on, {len(validation)} to validate",
         model=f"{sum(p.numel() for p in model.parameters()):,} parameters, {config.grid[0]} x {config.grid[1]} tokens "
         f"of {config.codes}",
         actions=f"{config.actions} numbers, the first of up to {run.reach} steps",
-        **resources(run.train, device),
-        seed=run.train.seed,
-        out=run.out,
     )
 
     def export(state: dict[str, Tensor], path: Path) -> None:
@@ -137,7 +125,7 @@ def train_musik(run: MusikRun) -> Path:
     evaluator = InverseQuality(validation)
     result = train_on(training, model, run, verb="train musik", evaluators=[evaluator], export=export, device=device)
     card = {"recipe": "foreact train musik", "data": store.path.name}
-    return publish(run, result, family="musik", config=config, card=card)
+    return publish(run, result, config=config, card=card, facts={"steps": result.step, **result.metrics})
 
 
 def actions_mode(action: ActionSpec) -> Mode:

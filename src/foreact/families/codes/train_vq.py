@@ -19,8 +19,12 @@ from foreact.data.windows.loader import WindowDataset, spread_batches
 from foreact.data.windows.window import Window
 from foreact.errors import UserError
 from foreact.families.codes.released.taming import read_lpips
-from foreact.runs.run import open_run, parse_run, pick_device, publish, resources, say, train_on
+from foreact.families.codes.training import SHORT, Pictures
+from foreact.runs.options import TrainingRun
+from foreact.runs.parse import parse_run
+from foreact.runs.run import pick_device
 from foreact.runs.stores import open_pictures, split_store
+from foreact.runs.training import begin, publish, train_on
 from foreact.tokenizers.adversarial import AdversarialConfig, AdversarialTraining
 from foreact.tokenizers.images import prepare
 from foreact.tokenizers.lpips import SMALLEST_SIDE
@@ -28,7 +32,6 @@ from foreact.tokenizers.perceptual import PerceptualDistance
 from foreact.tokenizers.quantize import codebook_use
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
 from foreact.train.config import TrainConfig
-from foreact.train.ema import EMAConfig
 
 # 48x48 pictures to 6x6 tokens of 512: a million parameters, which two cores train in minutes. So small a network keeps
 # its codebook in use only with the entropy term, which the published tokenizer does without.
@@ -39,26 +42,14 @@ SMALL = VQConfig(
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQRun:
+class VQRun(TrainingRun, Pictures):
     """Train a vector-quantised tokenizer on the pictures of a task or of any store."""
 
-    task: str | None = None
-    """A built-in task or the import path of a module that exports TASK; None: pusht, or what the store of --data says
-    about itself."""
-    data: Path | None = None
-    """Store to learn from; None: the task's own, data/<task>.zarr."""
-    camera: str | None = None
-    """Camera to learn from; None: the task's, or every camera of a store without a task."""
     init: str | None = None
     """Weights to start from, such as LlamaGen's, converted: a checkpoint folder or a shipped name. Its sizes become the
     defaults."""
     out: Path = Path("runs/vq")
-    """Folder of the run; an interrupted run in it is resumed."""
-    val_ratio: float = 0.05
-    """Share of the episodes kept for validation."""
-    device: str | None = None
-    """Where to train; None: CUDA if there is one."""
-    model: VQConfig = field(default_factory=lambda: SMALL)
+    model: VQConfig = SMALL
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     """The adversarial stage, off by default."""
     perceptual: str | None = None
@@ -67,12 +58,7 @@ class VQRun:
     """Checkpoint file of taming or VOC with the LPIPS distance of its training, to take that as the perceptual one."""
     shift: int | None = None
     """Augmentation: move each training picture by up to so many pixels, its edges repeated (DrQ: 4)."""
-    train: TrainConfig = field(
-        default_factory=lambda: TrainConfig(
-            steps=2000, batch_size=32, lr=1e-3, warmup=100, eval_every=500, save_every=500, best_k=0,
-            weight_decay=0.0, ema=EMAConfig(max=0.995),
-        )
-    )  # fmt: skip
+    train: TrainConfig = SHORT
 
 
 class TokenizerQuality:
@@ -119,17 +105,15 @@ def train_vq(run: VQRun) -> Path:
     model, with_stage = tokenizer, run.adversarial.weight > 0
     if with_stage:
         model = AdversarialTraining(tokenizer, run.adversarial, accumulate=run.train.accumulate)
-    run = open_run(run, device, free=("train", "device", "out"))
-    say(
+    run = begin(
+        run,
+        device,
         "Training a VQ tokenizer",
         data=f"{store.path} ({', '.join(cameras)}): {len(training)} frames to train on, {len(validation)} to validate",
         model=f"{sum(p.numel() for p in tokenizer.parameters()):,} parameters, {run.model.grid[0]} x "
         f"{run.model.grid[1]} tokens of {run.model.codes}",
         start=run.init or "random weights",
         adversarial=f"from step {run.adversarial.start}" if with_stage else "none",
-        **resources(run.train, device),
-        seed=run.train.seed,
-        out=run.out,
     )
 
     def export(state: dict[str, Tensor], path: Path) -> None:
@@ -140,7 +124,7 @@ def train_vq(run: VQRun) -> Path:
     evaluator = TokenizerQuality(validation)
     result = train_on(training, model, run, verb="train vq", evaluators=[evaluator], export=export, device=device)
     card = {"recipe": "foreact train vq", "data": store.path.name, "start": run.init}
-    return publish(run, result, family="vq", config=run.model, card=card)
+    return publish(run, result, config=run.model, card=card, facts={"steps": result.step, **result.metrics})
 
 
 def _perceptual(run: VQRun) -> PerceptualDistance | None:
@@ -178,8 +162,6 @@ def command(args: Sequence[str]) -> None:
         run = dataclasses.replace(VQRun(), **chosen)
         if run.init is None:
             return run
-        checkpoint = weights_of(run.init, "vq")
-        where = f"{checkpoint.path / 'config.json'}: config"
-        return dataclasses.replace(run, model=config_from_json(VQConfig, checkpoint.config, where=where))
+        return dataclasses.replace(run, model=config_from_json(VQConfig, weights_of(run.init, "vq").config))
 
     train_vq(parse_run(VQRun, args, prog="foreact train vq", recipe=recipe, choices=("task", "init")))

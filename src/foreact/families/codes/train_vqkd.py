@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -20,8 +20,12 @@ from foreact.data.windows.window import Window
 from foreact.errors import UserError
 from foreact.evals.features import open_features
 from foreact.families.codes.tokenize import own_device
-from foreact.runs.run import open_run, parse_run, pick_device, process_count, publish, resources, say, train_on
+from foreact.families.codes.training import SHORT, Pictures
+from foreact.runs.options import TrainingRun
+from foreact.runs.parse import checked, parse_run
+from foreact.runs.run import pick_device, process_count
 from foreact.runs.stores import open_pictures, split_store
+from foreact.runs.training import begin, publish, train_on
 from foreact.tokenizers.quantize import codebook_use
 from foreact.tokenizers.vqkd import VQKD, Teacher, VQKDConfig
 from foreact.train.config import TrainConfig
@@ -47,18 +51,11 @@ LATENTS_PER_CODE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
-class VQKDRun:
+class VQKDRun(TrainingRun, Pictures):
     """Train VQ-KD, a tokenizer of what a teacher sees, on the pictures of a task or of any store."""
 
     size: Size = "small"
     """small (two cores), or base, the published ViT-B/16 with 8192 codes. Sets the defaults below."""
-    task: str | None = None
-    """A built-in task or the import path of a module that exports TASK; None: pusht, or what the store of --data says
-    about itself."""
-    data: Path | None = None
-    """Store to learn from; None: the task's own, data/<task>.zarr."""
-    camera: str | None = None
-    """Camera to learn from; None: the task's, or every camera of a store without a task."""
     teacher: str | None = None
     """Frozen network to learn from, such as a DINO: a TorchScript file, or the import path "module:function" of a
     function without arguments that returns an nn.Module. It takes pictures (N, 3, H, W) and gives a feature for each
@@ -68,22 +65,13 @@ class VQKDRun:
     init: str | None = None
     """Weights to start from, such as BEiT v2's, converted: a checkpoint folder. Its sizes become the defaults."""
     out: Path = Path("runs/vqkd")
-    """Folder of the run; an interrupted run in it is resumed."""
-    val_ratio: float = 0.05
-    """Share of the episodes kept for validation."""
-    device: str | None = None
-    """Where to train; None: CUDA if there is one."""
-    model: VQKDConfig = field(default_factory=lambda: SIZES["small"])
-    train: TrainConfig = field(default_factory=TrainConfig)
+    model: VQKDConfig = SIZES["small"]
 
 
 def recipe(size: Size = "small") -> VQKDRun:
     """The defaults for a size; base follows the release (100 epochs of ImageNet), but for its random crops."""
     if size == "small":
-        training = TrainConfig(
-            steps=2000, batch_size=32, lr=1e-3, betas=(0.9, 0.99), warmup=100, weight_decay=1e-4, eval_every=500,
-            save_every=500, best_k=0, ema=EMAConfig(enabled=False),
-        )  # fmt: skip
+        training = dataclasses.replace(SHORT, betas=(0.9, 0.99), weight_decay=1e-4, ema=EMAConfig(enabled=False))
         return VQKDRun(train=training)
     training = TrainConfig(
         steps=250_000, batch_size=64, accumulate=max(1, PUBLISHED_BATCH // (64 * process_count())), lr=2e-4,
@@ -119,9 +107,9 @@ def train_vqkd(run: VQKDRun) -> Path:
     """Train; returns the folder of the finished weights, which know nothing of the teacher."""
     store, cameras = open_pictures(run.task, run.data, run.camera)
     device = own_device(pick_device(run.device))
-    train_episodes, val_episodes = split_store(store, run.val_ratio, run.train.seed)
+    sides = split_store(store, run.val_ratio, run.train.seed)
     window = Window(video=dict.fromkeys(cameras, (0,)))
-    training, validation = (WindowDataset(store, window, e, None) for e in (train_episodes, val_episodes))
+    training, validation = (WindowDataset(store, window, side, None) for side in sides)
     teacher = open_teacher(run, device)  # before the seed: making one may draw
     torch.manual_seed(run.train.seed)
     model = VQKD(run.model, teacher=teacher)
@@ -131,17 +119,15 @@ def train_vqkd(run: VQKDRun) -> Path:
     try_teacher(model, device)
     if not model.quantizer.initialised:
         start_codebook(model, training, run.train.seed)
-    run = open_run(run, device, free=("train", "device", "out"))
-    say(
+    run = begin(
+        run,
+        device,
         "Training VQ-KD",
         data=f"{store.path} ({', '.join(cameras)}): {len(training)} frames to train on, {len(validation)} to validate",
         model=f"{sum(p.numel() for p in model.parameters()):,} parameters, {run.model.grid[0]} x {run.model.grid[1]} "
         f"codes of {run.model.codes}",
         teacher=f"{run.teacher}, preprocessing {run.teacher_preprocessing}",
         start=run.init or "random weights, codebook by k-means",
-        **resources(run.train, device),
-        seed=run.train.seed,
-        out=run.out,
     )
 
     def export(state: dict[str, Tensor], path: Path) -> None:
@@ -149,10 +135,8 @@ def train_vqkd(run: VQKDRun) -> Path:
 
     evaluator = TeacherQuality(validation)
     result = train_on(training, model, run, verb="train vqkd", evaluators=[evaluator], export=export, device=device)
-    card = {
-        "recipe": "foreact train vqkd", "data": store.path.name, "teacher": run.teacher, "start": run.init,
-    }  # fmt: skip
-    return publish(run, result, family="vqkd", config=run.model, card=card)
+    card = {"recipe": "foreact train vqkd", "data": store.path.name, "teacher": run.teacher, "start": run.init}
+    return publish(run, result, config=run.model, card=card, facts={"steps": result.step, **result.metrics})
 
 
 def open_teacher(run: VQKDRun, device: torch.device) -> Teacher:
@@ -214,14 +198,10 @@ def command(args: Sequence[str]) -> None:
     """`foreact train vqkd`."""
 
     def defaults(chosen: dict[str, str]) -> VQKDRun:
-        size = chosen.get("size", "small")
-        if size not in SIZES:
-            raise UserError(f"--size should be one of {', '.join(SIZES)}, found '{size}'.")
-        run = dataclasses.replace(recipe(size), **chosen)
+        known = checked(chosen, size=[*SIZES])
+        run = dataclasses.replace(recipe(known.get("size", "small")), **known)
         if run.init is None:
             return run
-        checkpoint = weights_of(run.init, "vqkd")
-        where = f"{checkpoint.path / 'config.json'}: config"
-        return dataclasses.replace(run, model=config_from_json(VQKDConfig, checkpoint.config, where=where))
+        return dataclasses.replace(run, model=config_from_json(VQKDConfig, weights_of(run.init, "vqkd").config))
 
     train_vqkd(parse_run(VQKDRun, args, prog="foreact train vqkd", recipe=defaults, choices=("size", "task", "init")))

@@ -9,7 +9,7 @@ VAVIM = Family(
     module="foreact.families.driving.vavim:VaViM",
     train="foreact.families.driving.train_vavim:command",
     generate="foreact.families.driving.imagine:generate",
-    video="foreact.families.driving.evaluate:driving_video",
+    video="foreact.families.driving.evaluate_video:driving_video",
     layouts="foreact.families.driving.released.read:LAYOUTS",
     write="foreact.families.driving.released.write:write_vavam_checkpoint",
 )
@@ -22,6 +22,6 @@ VAVAM = Family(
     policy="foreact.families.driving.policy:open_policy",
     policy_options="foreact.families.driving.policy:DrivingOptions",
     generate="foreact.families.driving.imagine:generate",
-    video="foreact.families.driving.evaluate:driving_video",
+    video="foreact.families.driving.evaluate_video:driving_video",
     write="foreact.families.driving.released.write:write_vavam_checkpoint",
 )

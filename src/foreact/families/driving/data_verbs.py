@@ -104,7 +104,7 @@ def import_nuplan(
         width: of the frames.
     """
     files = nuplan.nuplan_logs(databases, None if logs is None else read_names(logs))
-    records = nuplan.nuplan_records(tqdm(files, unit="log", desc="read"), camera=camera)  # type: ignore[arg-type]
+    records = nuplan.nuplan_records(tqdm(files, unit="log", desc="read"), camera=camera)
     _import("nuPlan", records, camera, images, out, nuplan.RATE_HZ, (height, width))
 
 

@@ -2,103 +2,100 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
+from tyro.conf import arg
 
-from foreact.data.stores.store import open_store
-from foreact.evals.video import save_examples
-from foreact.families.driving.data.drives import FRONT, StoreDrives
-from foreact.families.driving.data.windows import DrivingWindows
+from foreact.evals.video import VideoQuality, save_examples
+from foreact.families.driving import measuring
 from foreact.families.driving.evals.driving_video import driving_video
-from foreact.families.driving.evaluate import NEAREST, choose, code_tokenizer, open_models, picture_batches
-from foreact.families.driving.sources import even_stride
+from foreact.families.driving.vavim import VaViM
 from foreact.machine import choose_precision
 from foreact.nn.weight_only import WeightPrecision, reduce_weights
 from foreact.runs.run import pick_device, say
 
 
-def generate(
-    weights: str,
-    data: Path,
-    tokenizer: str | None = None,
-    decoder: Path | None = None,
-    context: int = 4,
-    future: int = 4,
-    windows: int = 4,
-    stride: int | None = None,
-    temperature: float = 1.0,
-    top_k: int = 1,
-    precision: Literal["auto"] | WeightPrecision = "auto",
-    seed: int = 0,
-    out: Path = Path("runs/generate"),
-    device: str | None = None,
-) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Imagining:
+    """Which model imagines, from which drives, and how."""
+
+    weights: str
+    """a checkpoint of VaViM or VaVAM."""
+    data: Path
+    """a store with the camera's pictures."""
+    tokenizer: str | None = None
+    """checkpoint folder, shipped name or TorchScript encoder, where the model does not embed it."""
+    decoder: Path | None = None
+    """TorchScript decoder that belongs to a TorchScript encoder."""
+    context: int = 4
+    """frames that the model sees."""
+    future: int = 4
+    """frames that it imagines; beyond its window it goes on from the last frames."""
+    windows: int = 4
+    """how many, spread evenly over the store."""
+    stride: int | None = None
+    """frames of the store from one frame of the model to the next; default: as makes the model's rate."""
+    temperature: float = 1.0
+    """of the draws."""
+    top_k: int = 1
+    """draw among the k likeliest tokens; 1 takes the likeliest."""
+    precision: Literal["auto"] | WeightPrecision = "auto"
+    """of the weights: bf16 and int8 read less memory per token. auto: bf16 where it decodes faster than
+    fp32."""
+    seed: int = 0
+    """of the draws."""
+    out: Path = Path("runs/generate")
+    """folder of the pictures."""
+    device: str | None = None
+    """where to compute; default CUDA if there is one."""
+
+
+def generate(asked: Annotated[Imagining, arg(name="")]) -> None:  # --weights, not --asked.weights
     """Imagine how drives go on; each window gives a PNG strip and an mp4 in which every frame is marked.
 
     Shown are the true frames, what the tokenizer makes of them, and the imagined ones, with PSNR and SSIM over all
     windows.
-
-    Args:
-        weights: a checkpoint of VaViM or VaVAM.
-        data: a store with the camera's pictures.
-        tokenizer: checkpoint folder, shipped name or TorchScript encoder, where the model does not embed it.
-        decoder: TorchScript decoder that belongs to a TorchScript encoder.
-        context: frames that the model sees.
-        future: frames that it imagines; beyond its window it goes on from the last frames.
-        windows: how many, spread evenly over the store.
-        stride: frames of the store from one frame of the model to the next; default: as makes the model's rate.
-        temperature: of the draws.
-        top_k: draw among the k likeliest tokens; 1 takes the likeliest.
-        precision: of the weights: bf16 and int8 read less memory per token. auto: bf16 where it decodes faster than
-            fp32.
-        seed: of the draws.
-        out: folder of the pictures.
-        device: where to compute; default CUDA if there is one.
     """
-    where = pick_device(device)
-    models = open_models(weights, where)
-    vavim = models.vavim
-    found = code_tokenizer(models, tokenizer, where, decoder=decoder)
-    reduced = precision if precision == "int8" else choose_precision(precision, where, "rows")
-    reduce_weights(vavim, reduced)
-    store = open_store(data)
-    stride = stride or even_stride(str(data), store.spec.fps, models.rate_hz, NEAREST)
-    cut = DrivingWindows(StoreDrives(store), frames=context + future, stride=stride, horizon=None)
-    chosen = choose(cut, windows)
-    rng = torch.Generator(where).manual_seed(seed)
+    device = pick_device(asked.device)
+    models = measuring.open_models(asked.weights, device)
+    tokenizer = measuring.code_tokenizer(models, asked.tokenizer, device, decoder=asked.decoder)
+    precision = "int8" if asked.precision == "int8" else choose_precision(asked.precision, device, "rows")
+    reduce_weights(models.vavim, precision)
+    pictures = measuring.open_pictures(
+        asked.data, tokenizer, frames=asked.context + asked.future, stride=asked.stride, most=asked.windows,
+        rate_hz=models.rate_hz,
+    )  # fmt: skip
     say(
         "Imagining drives",
-        weights=f"{weights} {models.checkpoint.hash[:19]}",
-        data=data,
-        windows=f"{len(chosen)} of {context} + {future} frames, {stride} apart",
-        sampling=f"temperature {temperature}, top_k {top_k}, seed {seed}, weights {reduced}",
-        device=where,
-        out=out,
+        weights=f"{asked.weights} {models.checkpoint.hash[:19]}",
+        data=asked.data,
+        windows=f"{len(pictures.chosen)} of {asked.context} + {asked.future} frames, {pictures.windows.stride} apart",
+        sampling=f"temperature {asked.temperature}, top_k {asked.top_k}, seed {asked.seed}, weights {precision}",
+        device=device,
+        out=asked.out,
     )
+    quality = imagine(asked, models.vavim, pictures, device)
+    for name, value in quality.estimates.items():
+        print(f"  {name:<16}{value}")
+    for path in save_examples(quality, asked.out, fps=pictures.store.spec.fps):
+        print(path)
 
-    with tqdm(total=len(chosen) * future * vavim.config.tokens_per_frame, unit="token", desc="imagine") as bar:
 
-        def imagine(tokens: Tensor, frames: int) -> Tensor:
+def imagine(asked: Imagining, vavim: VaViM, pictures: measuring.PictureWindows, device: torch.device) -> VideoQuality:
+    """What the model makes of every window, with a bar over its tokens."""
+    windows = len(pictures.chosen)
+    rng = torch.Generator(device).manual_seed(asked.seed)
+    with tqdm(total=windows * asked.future * vavim.config.tokens_per_frame, unit="token", desc="imagine") as bar:
+
+        def draw(tokens: Tensor, frames: int) -> Tensor:
             return vavim.generate(
-                tokens, frames=frames, temperature=temperature, top_k=top_k, rng=rng, on_token=bar.update
+                tokens, frames=frames, temperature=asked.temperature, top_k=asked.top_k, rng=rng, on_token=bar.update
             )
 
-        result = driving_video(
-            picture_batches(cut, store, chosen, 1, found),
-            found.tokenizer,
-            FRONT,
-            generate=imagine,
-            context=context,
-            stride=stride,
-            seed=seed,
-            examples=len(chosen),
-            device=where,
-        )
-    for name, value in result.quality.estimates.items():
-        print(f"  {name:<16}{value}")
-    for path in save_examples(result.quality, out, fps=store.spec.fps):
-        print(path)
+        imaginer, stride = pictures.imaginer(asked.context, draw, device), pictures.windows.stride
+        return driving_video(pictures.batches(1), imaginer, stride=stride, seed=asked.seed, examples=windows).quality

@@ -54,6 +54,25 @@ class Drive(Episode):
     command: int = -1
 
 
+@dataclass(frozen=True, kw_only=True)
+class DrivingOptions:
+    """How a VaVAM drives."""
+
+    samples: int = 1
+    """Plans to draw."""
+    choose: Choice = "first"
+    """Which of them to follow: the first, or the medoid, the one closest to all others."""
+    steps: int | None = None
+    """Euler steps of the flow; None: the model's."""
+    clip: float | None = None
+    """Limit on each coordinate, m; None: the model's."""
+    precision: AnyPrecision = "fp32"
+    """Of the model; auto: bf16 where the device is faster in it."""
+    tokenizer: str | None = None
+    """Checkpoint folder or TorchScript encoder of its tokenizer, where it is not embedded. Where the checkpoint names a
+    tokenizer, it must be that one."""
+
+
 class DrivingPolicy:
     """VaVAM with its tokenizer and memory; meets `foreact.types.Policy`.
 
@@ -64,13 +83,10 @@ class DrivingPolicy:
         model: the video-action model.
         tokenizer: the tokenizer whose ids the model was trained on, on `device` already.
         spec: camera and its size in the tokenizer, rate, and what the waypoints mean.
-        samples: plans to draw, k.
-        choose: which of them to follow: the first, or the medoid, the one closest to all others.
-        steps: Euler steps of the flow; None for the model's.
-        clip: limit on each coordinate in metres; None for the model's, math.inf for none.
+        options: how to drive; a `clip` of math.inf limits nothing, `precision` is the model's alone (the tokenizer
+            always computes in float32), and `tokenizer` is for those who open a checkpoint.
         execute: waypoints to follow before planning again, 1..K.
         noise: where plans grow from; by default a generator seeded with the episode's seed and the step.
-        precision: of the model; the tokenizer always computes in float32. auto: bf16 where the device is faster in it.
         device: where to compute.
         weights: content hash of the weights, told by `describe`.
 
@@ -83,21 +99,17 @@ class DrivingPolicy:
         model: VaVAM,
         tokenizer: Encoder,
         spec: StreamSpec,
+        options: DrivingOptions = DrivingOptions(),
         *,
-        samples: int = 1,
-        choose: Choice = "first",
-        steps: int | None = None,
-        clip: float | None = None,
         execute: int = 1,
         noise: NoiseSource | None = None,
-        precision: AnyPrecision = "fp32",
         device: torch.device | str = "cpu",
         weights: str = "",
     ) -> None:
         video, expert = model.config.vavim, model.config.expert
-        steps = model.config.steps if steps is None else steps
-        if samples < 1 or steps < 1:
-            raise UserError(f"samples ({samples}) and steps ({steps}) must be at least 1.")
+        steps = model.config.steps if options.steps is None else options.steps
+        if options.samples < 1 or steps < 1:
+            raise UserError(f"samples ({options.samples}) and steps ({steps}) must be at least 1.")
         if not 1 <= execute <= expert.horizon:
             raise UserError(f"execute is {execute}; the model plans {expert.horizon} waypoints, choose 1 to that many.")
         if tokenizer.vocab is None or tokenizer.vocab > video.vocab:
@@ -113,13 +125,13 @@ class DrivingPolicy:
         self.spec = spec
         self.model = model.to(device)
         self.camera = video.camera
-        self.samples = samples
-        self.choose = choose
+        self.samples = options.samples
+        self.choose = options.choose
         self.steps = steps
-        self.clip = model.config.clip if clip is None else clip
+        self.clip = model.config.clip if options.clip is None else options.clip
         self.context = model.config.context or video.frames
         self.execute = execute
-        self.precision: Precision = choose_precision(precision, torch.device(device))
+        self.precision: Precision = choose_precision(options.precision, torch.device(device))
         self.device = torch.device(device)
         self.weights = weights
         self._tokenizer = tokenizer
@@ -214,25 +226,6 @@ class DrivingPolicy:
         return torch.randn(self.samples, expert.horizon, expert.action_dim, generator=generator_for(seed, step))
 
 
-@dataclass(frozen=True, kw_only=True)
-class DrivingOptions:
-    """How a VaVAM drives; the settings are those of `DrivingPolicy`."""
-
-    samples: int = 1
-    """Plans to draw."""
-    choose: Choice = "first"
-    """Which of them to follow: the first, or the medoid, the one closest to all others."""
-    steps: int | None = None
-    """Euler steps of the flow; None: the model's."""
-    clip: float | None = None
-    """Limit on each coordinate, m; None: the model's."""
-    precision: AnyPrecision = "fp32"
-    """Of the model; auto: bf16 where the device is faster in it."""
-    tokenizer: str | None = None
-    """Checkpoint folder or TorchScript encoder of its tokenizer, where it is not embedded. Where the checkpoint names a
-    tokenizer, it must be that one."""
-
-
 def open_policy(
     path: Path, options: DrivingOptions | None = None, *, execute: int | None = None, device: torch.device | str = "cpu"
 ) -> DrivingPolicy:
@@ -253,9 +246,8 @@ def open_policy(
     model = build(checkpoint, device)
     assert isinstance(model, VaVAM)
     return DrivingPolicy(
-        model, found, checkpoint.spec or acting_spec(), samples=options.samples, choose=options.choose,
-        steps=options.steps, clip=options.clip, execute=1 if execute is None else execute,
-        precision=options.precision, device=device, weights=checkpoint.hash,
+        model, found, checkpoint.spec or acting_spec(), options, execute=1 if execute is None else execute,
+        device=device, weights=checkpoint.hash,
     )  # fmt: skip
 
 

@@ -1,9 +1,13 @@
-"""`foreact serve`: a policy behind a network."""
+"""`foreact serve neuroncap`: VaVAM behind the network, asked by a NeuroNCAP simulator."""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import arg
 
 from foreact.checkpoints.shipped import resolve
 from foreact.errors import UserError
@@ -16,50 +20,52 @@ from foreact.serving.neuroncap import Gaps, NeuroNCAP
 LOOPBACK = ("127.0.0.1", "localhost")
 
 
-def neuroncap(
-    weights: str,
-    tokenizer: Path | None = None,
-    host: str = "127.0.0.1",
-    port: int = 9000,
-    samples: int = 1,
-    choose: Choice = "first",
-    steps: int | None = None,
-    seed: int = 0,
-    gaps: Gaps = "keep",
-    sessions: int = 16,
-    precision: AnyPrecision = "auto",
-    device: str | None = None,
-) -> None:
-    """Let a NeuroNCAP simulator ask VaVAM for trajectories over HTTP, until interrupted.
+@dataclass(frozen=True, kw_only=True)
+class ServeNeuroNCAP:
+    """Which model to serve, where, and how it drives."""
 
-    Args:
-        weights: a checkpoint folder of VaVAM.
-        tokenizer: checkpoint folder or TorchScript encoder of its tokenizer, where it is not embedded.
-        host: address to listen on. There is no authentication: open it to networks you trust only.
-        port: port to listen on; 0 takes a free one.
-        samples: plans to draw per request.
-        choose: which of them to answer with: the first, or the one closest to all others.
-        steps: Euler steps; default: the model's.
-        seed: of the draws of every episode; /reset?seed=N sets another.
-        gaps: when frames are not half a second apart: keep what was seen, or restart without it. Both warn.
-        sessions: episodes at a time; a further one replaces the one idle for longest.
-        precision: of the model; auto: bf16 where the device computes it faster than fp32.
-        device: where to compute; default CUDA if there is one.
-    """
-    if sessions < 1:
-        raise UserError(f"sessions is {sessions}; at least one is needed to drive.")
-    chosen = pick_device(device)
-    options = DrivingOptions(
-        samples=samples, choose=choose, steps=steps, precision=precision,
-        tokenizer=None if tokenizer is None else str(tokenizer),
-    )  # fmt: skip
-    policy = open_policy(resolve(weights), options, device=chosen)
-    server = NeuroNCAP(policy.fresh, camera=policy.camera, seed=seed, gaps=gaps, max_sessions=sessions)
-    say("NeuroNCAP server", **policy.describe(), seed=seed, gaps=gaps, sessions=sessions)
+    weights: str
+    """a checkpoint folder of VaVAM."""
+    tokenizer: Path | None = None
+    """checkpoint folder or TorchScript encoder of its tokenizer, where it is not embedded."""
+    host: str = "127.0.0.1"
+    """address to listen on. There is no authentication: open it to networks you trust only."""
+    port: int = 9000
+    """port to listen on; 0 takes a free one."""
+    samples: int = 1
+    """plans to draw per request."""
+    choose: Choice = "first"
+    """which of them to answer with: the first, or the one closest to all others."""
+    steps: int | None = None
+    """Euler steps; default: the model's."""
+    seed: int = 0
+    """of the draws of every episode; /reset?seed=N sets another."""
+    gaps: Gaps = "keep"
+    """when frames are not half a second apart: keep what was seen, or restart without it. Both warn."""
+    sessions: int = 16
+    """episodes at a time; a further one replaces the one idle for longest."""
+    precision: AnyPrecision = "auto"
+    """of the model; auto: bf16 where the device computes it faster than fp32."""
+    device: str | None = None
+    """where to compute; default CUDA if there is one."""
+
+
+def neuroncap(asked: Annotated[ServeNeuroNCAP, arg(name="")]) -> None:  # --weights, not --asked.weights
+    """Let a NeuroNCAP simulator ask VaVAM for trajectories over HTTP, until interrupted."""
+    if asked.sessions < 1:
+        raise UserError(f"sessions is {asked.sessions}; at least one is needed to drive.")
+    tokenizer = None if asked.tokenizer is None else str(asked.tokenizer)
+    options = DrivingOptions(samples=asked.samples, choose=asked.choose, steps=asked.steps, precision=asked.precision,
+                             tokenizer=tokenizer)  # fmt: skip
+    policy = open_policy(resolve(asked.weights), options, device=pick_device(asked.device))
+    server = NeuroNCAP(
+        policy.fresh, camera=policy.camera, seed=asked.seed, gaps=asked.gaps, max_sessions=asked.sessions
+    )
+    say("NeuroNCAP server", **policy.describe(), seed=asked.seed, gaps=asked.gaps, sessions=asked.sessions)
     horizon, rate = policy.model.config.expert.horizon, policy.spec.fps
     if (horizon, rate) != (6, 2.0):
         print(f"NeuroNCAP expects 6 waypoints at 2 Hz; this model plans {horizon} at {rate:g} Hz.")
-    _serve(server.handle, host, port)
+    _serve(server.handle, asked.host, asked.port)
 
 
 def _serve(handle: Handle, host: str, port: int) -> None:

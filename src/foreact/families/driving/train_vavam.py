@@ -15,11 +15,12 @@ from foreact.checkpoints.shipped import resolve
 from foreact.checkpoints.start import start_from, weights_of
 from foreact.errors import UserError
 from foreact.families.driving.data.ego import COMMANDS
-from foreact.families.driving.sources import DrivingData, load_driving
-from foreact.families.driving.training import accumulation, checked, fit, show_plan
+from foreact.families.driving.sources import load_driving
+from foreact.families.driving.training import DrivingRun, accumulation, fit, show_plan
 from foreact.families.driving.vavam import SIZES, VaVAM, VaVAMConfig
 from foreact.families.driving.vavim import VaViMConfig
-from foreact.runs.run import parse_run, pick_device
+from foreact.runs.parse import checked, parse_run
+from foreact.runs.run import pick_device
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
 
@@ -28,28 +29,17 @@ PER_PROCESS = {"debug": 8, "S": 16, "B": 16, "L": 8}
 
 
 @dataclass(frozen=True, kw_only=True)
-class VaVAMRun:
+class VaVAMRun(DrivingRun):
     """Train VaVAM: plans of waypoints from a video model that stays as it is, or learns too."""
 
-    size: str = "debug"
-    """debug (two cores), or a published size: S, B, L. Sets the defaults below."""
     video: str | None = None
     """Weights of the VaViM to drive from; its shape replaces --model.vavim."""
-    data: DrivingData = field(default_factory=DrivingData)
     tokenizer: str | None = None
     """Checkpoint of the tokenizer that made the tokens, to embed in the finished weights; None: that of --video."""
     init: str | None = None
     """Weights of a VaVAM to start from, instead of --video."""
     out: Path = Path("runs/vavam")
-    """Folder of the run; an interrupted run in it is resumed."""
-    device: str | None = None
-    """Where to train; None: CUDA if there is one."""
-    plan: bool = False
-    """Print what the run would cost (parameters, memory, steps, tokens) and stop."""
-    plan_tflops: float | None = None
-    """With --plan: sustained TFLOP/s per process that you have measured, for an estimate of the time."""
     model: VaVAMConfig = field(default_factory=VaVAMConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 def recipe(size: str = "debug", video: str | None = None) -> VaVAMRun:

@@ -12,10 +12,11 @@ import torch
 from foreact.checkpoints.shipped import resolve
 from foreact.checkpoints.start import start_from, weights_of
 from foreact.errors import UserError
-from foreact.families.driving.sources import DrivingData, load_driving
-from foreact.families.driving.training import accumulation, checked, fit, show_plan
+from foreact.families.driving.sources import load_driving
+from foreact.families.driving.training import DrivingRun, accumulation, fit, show_plan
 from foreact.families.driving.vavim import SIZES, VaViM, VaViMConfig
-from foreact.runs.run import parse_run, pick_device
+from foreact.runs.parse import checked, parse_run
+from foreact.runs.run import pick_device
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
 
@@ -26,28 +27,15 @@ PER_PROCESS = {"debug": 4, "S": 6, "B": 3, "L": 2}
 
 
 @dataclass(frozen=True, kw_only=True)
-class VaViMRun:
+class VaViMRun(DrivingRun):
     """Train VaViM, the next-token model of driving video."""
 
-    size: str = "debug"
-    """debug (two cores), or a published size: S, B, L. Sets the defaults below."""
     stage: Stage = "pretrain"
     """pretrain: warmup, then a constant rate. finetune: from such a run (--train.start-from), falling to a tenth."""
-    data: DrivingData = field(default_factory=DrivingData)
-    tokenizer: str | None = None
-    """Checkpoint of the tokenizer that made the tokens, to embed in the finished weights."""
     init: str | None = None
     """Weights to start from, without optimiser state."""
     out: Path = Path("runs/vavim")
-    """Folder of the run; an interrupted run in it is resumed."""
-    device: str | None = None
-    """Where to train; None: CUDA if there is one."""
-    plan: bool = False
-    """Print what the run would cost (parameters, memory, steps, tokens) and stop."""
-    plan_tflops: float | None = None
-    """With --plan: sustained TFLOP/s per process that you have measured, for an estimate of the time."""
     model: VaViMConfig = field(default_factory=VaViMConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 def recipe(size: str = "debug", stage: Stage = "pretrain") -> VaViMRun:

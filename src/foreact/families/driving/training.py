@@ -3,34 +3,44 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from foreact.checkpoints.format import content_hash, family_of, load_checkpoint, save_checkpoint
+from foreact.checkpoints.format import content_hash, family_of, save_checkpoint
 from foreact.errors import UserError
 from foreact.families.driving.sources import DrivingData, DrivingSplit
+from foreact.runs.options import TrainingRun
 from foreact.runs.plan import plan
-from foreact.runs.run import Run, is_main_process, open_run, process_count, resources, say, train_on
+from foreact.runs.run import process_count
+from foreact.runs.training import begin, publish, train_on
 from foreact.runs.validation import ValidationLoss
 
 GLOBAL_BATCH = 384
 """Windows per optimiser step in all stages of the released models."""
 
 
-class DrivingRun(Run, Protocol):
+@dataclass(frozen=True, kw_only=True)
+class Drives:
+    """What to learn from, and at which size."""
+
+    size: str = "debug"
+    """debug (two cores), or a published size: S, B, L. Sets the defaults below."""
+    data: DrivingData = field(default_factory=DrivingData)
+    tokenizer: str | None = None
+    """Checkpoint of the tokenizer that made the tokens, to embed in the finished weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DrivingRun(TrainingRun, Drives):
     """What the runs of both families have."""
 
-    @property
-    def size(self) -> str: ...
-    @property
-    def data(self) -> DrivingData: ...
-    @property
-    def plan_tflops(self) -> float | None: ...
-    @property
-    def model(self) -> Any: ...
+    plan: bool = False
+    """Print what the run would cost (parameters, memory, steps, tokens) and stop."""
+    plan_tflops: float | None = None
+    """With --plan: sustained TFLOP/s per process that you have measured, for an estimate of the time."""
 
 
 def accumulation(batch_size: int) -> int:
@@ -42,14 +52,6 @@ def accumulation(batch_size: int) -> int:
             f"{GLOBAL_BATCH}; start another number of processes."
         )
     return GLOBAL_BATCH // per_round
-
-
-def checked(chosen: dict[str, str], **known: list[str]) -> dict[str, Any]:
-    """The options that decide the defaults, if they have known values."""
-    for name, values in known.items():
-        if name in chosen and chosen[name] not in values:
-            raise UserError(f"--{name} should be one of {', '.join(values)}, found '{chosen[name]}'.")
-    return dict(chosen)
 
 
 def show_plan(run: DrivingRun, model: type[nn.Module], tokens_per_sample: int | Mapping[str, int], vocab: int) -> None:
@@ -94,17 +96,16 @@ def fit(
     """Train; returns the folder of the finished weights, `run.out/weights`, which embeds `tokenizer`."""
     tokenizer = embedded_tokenizer(tokenizer, split)
     evaluator = ValidationLoss(split.validation)  # reads its windows, before anything is written
-    run = open_run(run, device, free=("train", "device", "out", "plan", "plan_tflops"))
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    say(
+    run = begin(
+        run,
+        device,
         f"Training {family}, stage '{stage}'",
+        free=("plan", "plan_tflops"),
         data=split.about,
         windows=f"{len(split.training)} to train on, {len(split.validation)} to validate, {run.data.rate_hz:g} Hz",
         model=f"{run.size}, {trainable:,} of {sum(p.numel() for p in model.parameters()):,} parameters learn",
         start=start,
-        **resources(run.train, device),
-        seed=run.train.seed,
-        out=run.out,
     )
 
     def export(state: Mapping[str, Tensor], path: Path) -> None:
@@ -113,12 +114,5 @@ def fit(
     result = train_on(
         split.training, model, run, verb=f"train {family}", evaluators=[evaluator], export=export, device=device
     )
-    final = run.out / "weights"
-    if is_main_process():
-        chosen = load_checkpoint(result.best or result.weights)  # pyright: ignore[reportArgumentType]
-        card = {"recipe": f"foreact train {family} --size {run.size}", "stage": stage, "start": start,
-                "data": split.about, "steps": result.step, **result.metrics}  # fmt: skip
-        digest = save_checkpoint(final, family=family, config=run.model, state=chosen.state, spec=split.spec,
-                                 tokenizer=tokenizer or split.tokenizer, card=card)  # fmt: skip
-        say("Done", weights=final, hash=digest, **{k: f"{v:.4f}" for k, v in result.metrics.items()})
-    return final
+    card = {"recipe": f"foreact train {family} --size {run.size}", "stage": stage, "start": start, "data": split.about}
+    return publish(run, result, config=run.model, card=card, best=True, tokenizer=tokenizer)

@@ -158,6 +158,11 @@ class UVAConfig:
         return self.latent_channels * self.patch**2
 
     @property
+    def views(self) -> dict[str, str]:
+        """Video head -> its camera; a wrist camera is here even if it is shown only."""
+        return {"video": self.camera} | ({} if self.wrist_camera is None else {"wrist": self.wrist_camera})
+
+    @property
     def shows_wrist(self) -> bool:
         return self.wrist_camera is not None and self.wrist_context
 

@@ -78,22 +78,3 @@ def pick_mode(u: float, modes: Mapping[str, float]) -> str:
         if left < 0:
             return name
     return names[-1]
-
-
-def first_places(order: Tensor, start: int, stop: int, frames: int, places: int) -> Tensor:
-    """Tokens at the places order[:, start:stop] of every frame: int64 (B, F (stop - start)), increasing in each row."""
-    chosen = order[:, start:stop].sort(dim=1).values
-    offsets = torch.arange(frames, device=order.device) * places
-    return (offsets[:, None] + chosen[:, None, :]).flatten(1)
-
-
-def token_mask(tokens: Tensor, count: int) -> Tensor:
-    """bool (B, count), True at the `tokens` (B, n)."""
-    mask = torch.zeros(tokens.shape[0], count, dtype=torch.bool, device=tokens.device)
-    return mask.scatter_(1, tokens, True)
-
-
-def take(values: Tensor, tokens: Tensor) -> Tensor:
-    """Rows of (B, N, C) at `tokens` (B, n): (B, n, C)."""
-    rows = tokens + torch.arange(values.shape[0], device=tokens.device)[:, None] * values.shape[1]
-    return values.flatten(0, 1).index_select(0, rows.flatten()).unflatten(0, tokens.shape)

@@ -82,13 +82,13 @@ class Denoiser(nn.Module):
         self.condition = Linear(condition, width)
         self.time1 = Linear(TIME_CHANNELS, width)
         self.time2 = Linear(width, width)
-        self.blocks = nn.ModuleList(DenoiserBlock(width) for _ in range(depth))
+        blocks = [DenoiserBlock(width) for _ in range(depth)]
+        self.blocks = nn.ModuleList(blocks)
         self.out_modulation = Linear(width, 2 * width)
         self.out = Linear(width, outputs)
         init_linear(self)
         for time in (self.time1, self.time2):
             nn.init.normal_(time.weight, std=0.02)
-        blocks: list[DenoiserBlock] = list(self.blocks)  # pyright: ignore[reportAssignmentType]
         for zeroed in (*(b.modulation for b in blocks), self.out_modulation, self.out):
             nn.init.zeros_(zeroed.weight)
 

@@ -8,31 +8,23 @@ returned; in training the video heads compute the masked tokens only.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from foreact.errors import UserError
 from foreact.families.uva.config import MODES, UVAConfig, uva_config
-from foreact.families.uva.draws import (
-    Draws,
-    HeadDraw,
-    first_places,
-    mask_ratio,
-    masked_places,
-    pick_mode,
-    take,
-    token_mask,
-)
+from foreact.families.uva.draws import Draws, HeadDraw, mask_ratio, masked_places, pick_mode
 from foreact.families.uva.heads import READOUTS, ActionHead, Denoiser, Objective, VideoHead
-from foreact.families.uva.sampling import GeneratorNoise, Noise, Sample, draw_sample
-from foreact.families.uva.transformer import Shown, UVATransformer
+from foreact.families.uva.question import Question, entry, required
+from foreact.families.uva.sampling import GeneratorNoise, Noise, Sample, Sampling, draw_sample
+from foreact.families.uva.tokens import first_places, patchify, take, token_mask
+from foreact.families.uva.transformer import UVATransformer
 from foreact.nn.diffusion import GaussianDiffusion
 from foreact.nn.flow import FlowMatching
 from foreact.types import Batch, LossOut
 
-__all__ = ["MODES", "UVA", "Draws", "Sample", "UVAConfig", "uva_config"]
+__all__ = ["MODES", "UVA", "Draws", "Question", "Sample", "Sampling", "UVAConfig", "uva_config"]
 
 
 class UVA(nn.Module):
@@ -46,7 +38,8 @@ class UVA(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = UVATransformer(config)
-        self.heads: Mapping[str, Any] = nn.ModuleDict(self._heads())  # pyright: ignore[reportAttributeAccessIssue]
+        # torch does not say that its dictionary is one; what it holds is called in many ways.
+        self.heads = cast("Mapping[str, Any]", nn.ModuleDict(self._heads()))
 
     def _heads(self) -> dict[str, nn.Module]:
         c = self.config
@@ -145,50 +138,62 @@ class UVA(nn.Module):
         Raises:
             UserError: the batch lacks something or has another shape.
         """
-        c, mode = self.config, MODES[draws.mode]
-        views = {"video": c.camera}
-        if c.wrist_camera is not None:
-            views["wrist"] = c.wrist_camera
-        past, future = {}, {}
-        for view, camera in views.items():
-            latents = _entry(batch.latents, camera, "latents")
-            self._require(latents, (len(batch), 2 * c.frames, c.latent_channels, *c.grid), f"latents of '{camera}'")
-            past[view], future[view] = (self.patchify(x) for x in latents.split(c.frames, dim=1))
-        if mode.actions or mode.action:
-            self._require(batch.actions, (len(batch), c.horizon, c.action_dim), "actions")
-        targets: dict[str, tuple[Tensor, Tensor | None]] = {}  # (values, whether each row counts)
-        tokens = first_places(draws.order, 0, draws.masked, c.frames, c.frame_tokens)
-        for name in self.heads_of(draws.mode):
-            if name == "action":
-                assert batch.actions is not None
-                targets[name] = batch.actions, batch.valid.get("action")
-            elif name == "proprioception":
-                targets[name] = self._future_state(batch)
-            else:
-                targets[name] = take(future[name], tokens), self._valid_tokens(batch.valid.get(views[name]), tokens)
-
-        shown = self._shown(
-            draws.mode,
-            context=past["video"],
-            future=future["video"],
-            actions=batch.actions,
-            text=batch.text,
-            past_actions=batch.past_actions,
-            proprioception=batch.state,
-            wrist_context=past.get("wrist"),
-            wrist_future=future.get("wrist"),
-            hidden=token_mask(tokens, c.tokens),
-            past_keep=draws.past_keep,
-            text_keep=draws.text_keep,
-        )
-        features = self.transformer(shown)
+        c, views = self.config, {}
+        shape = (len(batch), 2 * c.frames, c.latent_channels, *c.grid)
+        for view, camera in c.views.items():
+            latents = required(entry(batch.latents, camera, "latents"), shape, f"latents of '{camera}'")
+            views[view] = latents.split(c.frames, dim=1)
+        (context, future), (wrist_context, wrist_future) = views["video"], views.get("wrist", (None, None))
+        question = Question(
+            mode=draws.mode, context=context, future=future, wrist_context=wrist_context, wrist_future=wrist_future,
+            actions=batch.actions, past_actions=batch.past_actions, proprioception=batch.state, text=batch.text,
+        )  # fmt: skip
+        question.check_shapes(c)
+        tokens = first_places(draws.order, 0, draws.masked, c.frames, c.frame_tokens)  # (B, n), the masked ones
+        targets = {name: self._target(name, batch, tokens) for name in self.heads_of(draws.mode)}
+        hidden = token_mask(tokens, c.tokens)
+        shown = question.shown(c, hidden=hidden, past_keep=draws.past_keep, text_keep=draws.text_keep)
+        features = self.transformer(shown)  # (B, N, D)
         losses = {}
         for name, (target, valid) in targets.items():
-            rows = take(features, tokens) if name in ("video", "wrist") else features
+            rows = take(features, tokens) if name in c.views else features
             head_draw = draws.heads[name]
             losses[name] = _mean(self.heads[name].loss(rows, target, head_draw.t, head_draw.noise), valid)
         total = torch.stack(list(losses.values())).sum()
         return LossOut(total, {f"{name}_loss": value.detach() for name, value in losses.items()})
+
+    def _target(self, head: str, batch: Batch, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What a head learns, float (B, n, C), and which of its rows count, bool (B, n); None for all.
+
+        Args:
+            head: name.
+            batch: as in `loss`.
+            tokens: int64 (B, n), the masked tokens.
+        """
+        c = self.config
+        if head == "proprioception":
+            return self._future_state(batch)
+        if head == "action":
+            actions = required(batch.actions, (len(batch), c.horizon, c.action_dim), "actions")
+            return actions, batch.valid.get("action")
+        camera = c.views[head]
+        target = take(patchify(batch.latents[camera][:, c.frames :], c), tokens)
+        if camera not in batch.valid:
+            return target, None
+        return target, batch.valid[camera][:, c.frames :].gather(1, tokens // c.frame_tokens)  # token -> its frame
+
+    def _future_state(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        c = self.config
+        values, valid = [], None
+        for stream, dim in c.proprioception_prediction.items():
+            state = entry(batch.state, stream, "state")[..., :dim]
+            past = c.proprioception_steps if c.proprioception else 0
+            required(state, (len(batch), past + c.horizon, dim), f"state '{stream}'")
+            values.append(state[:, -c.horizon :])
+            if stream in batch.valid:
+                there = batch.valid[stream][:, -c.horizon :]
+                valid = there if valid is None else valid & there
+        return torch.cat(values, dim=-1), valid
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Weight decay on matrices and kernels; none on biases, norms and (unless configured) embeddings."""
@@ -207,38 +212,17 @@ class UVA(nn.Module):
     @torch.no_grad()
     def sample(
         self,
-        context: Tensor,
+        question: Question,
+        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
         *,
-        mode: str,
         rng: torch.Generator | Sequence[torch.Generator] | Noise,
-        actions: Tensor | None = None,
-        future: Tensor | None = None,
-        text: Tensor | None = None,
-        past_actions: Tensor | None = None,
-        proprioception: Mapping[str, Tensor] | None = None,
-        wrist_context: Tensor | None = None,
-        wrist_future: Tensor | None = None,
-        iterations: int = 1,
-        temperature: float = 0.95,
-        guidance: float = 1.0,
-        steps: int | str | None = None,
     ) -> Sample:
         """Answer one of the five questions. Put the module in eval mode first, or dropout stays active.
 
         Args:
-            context: float (B, F, c, h, w), latents of the past frames ("inverse" hides them).
-            mode: a key of `MODES`.
+            question: what is asked, and what is known.
+            sampling: how the answer is drawn.
             rng: one generator; or one per row, so that no row's draws depend on the others; or recorded draws.
-            actions: (B, K, A), normalised; for "dynamics".
-            future: (B, F, c, h, w), latents of the future frames; for "inverse".
-            text: (B, L), features of the instruction, if the model takes one.
-            past_actions: (B, K, A), normalised, if the model takes them; None before the first action.
-            proprioception: stream -> (B, P, S), normalised, if the model takes any.
-            wrist_context, wrist_future: as `context` and `future`, for the second camera, if the model has one.
-            iterations: rounds of unmasking of a foreseen video, 1..h w; more rounds make its tokens fit each other.
-            temperature: scale of the heads' sampling noise, at least 0.
-            guidance: 1 for none; above 1, video follows the instruction more strongly (two passes per round).
-            steps: sampling steps of the heads; None for the config's.
 
         Returns:
             Foreseen latents and actions, as the mode has them.
@@ -246,173 +230,13 @@ class UVA(nn.Module):
         Raises:
             UserError: an input is missing, has a wrong shape, or has no meaning in this mode or model.
         """
-        c = self.config
-        if mode not in MODES:
-            raise UserError(f"UVA has no mode {mode!r}; the modes are {', '.join(MODES)}.")
-        asked = MODES[mode]
-        if (asked.video and not c.predict_video) or (asked.action and not c.predict_action):
-            raise UserError(f"This UVA was built without the head that mode '{mode}' needs; choose another mode.")
-        inverse = asked.future == "visible"
-        for name, given, wanted in (
-            ("actions", actions, asked.actions),
-            ("future", future, inverse),
-            ("wrist_future", wrist_future, inverse and c.predicts_wrist),
-            ("wrist_context", wrist_context, c.shows_wrist),
-            ("text", text, c.text_dim is not None),
-            ("proprioception", proprioception or None, bool(c.proprioception)),
-        ):
-            if wanted != (given is not None):
-                takes, do = ("", "give it") if wanted else ("no ", "leave it out")
-                raise UserError(f"Mode '{mode}' of this UVA takes {takes}`{name}`; {do}.")
-        if past_actions is not None and not c.past_actions:
-            raise UserError(f"Mode '{mode}' of this UVA takes no `past_actions`; leave it out.")
-        if not asked.video and (iterations != 1 or guidance != 1.0):
-            raise UserError(f"Mode '{mode}' foresees no video, so iterations and guidance should be 1.")
-        if not 1 <= iterations <= c.frame_tokens:
-            raise UserError(f"iterations should lie in 1..{c.frame_tokens}, found {iterations}.")
-        if guidance != 1.0 and c.text_dim is None:
-            raise UserError("This UVA takes no instruction that guidance could strengthen; set guidance to 1.")
-        if not temperature >= 0.0:
-            raise UserError(f"temperature should be at least 0, found {temperature}.")
-        if steps is not None:
-            for head in ("video", "action"):
-                if getattr(asked, head):
-                    c.check_sampling_steps(head, str(steps))
-        rows, images = context.shape[0], (c.frames, c.latent_channels, *c.grid)
-        for name, given in (
-            ("context", context),
-            ("future", future),
-            ("wrist_context", wrist_context),
-            ("wrist_future", wrist_future),
-        ):
-            if given is not None:
-                self._require(given, (rows, *images), name)
-        if actions is not None:
-            self._require(actions, (rows, c.horizon, c.action_dim), "actions")
-
-        def tokens(latents: Tensor | None) -> Tensor | None:
-            return None if latents is None else self.patchify(latents)
-
-        shown = self._shown(
-            mode,
-            context=self.patchify(context),
-            future=tokens(future),
-            actions=actions,
-            text=text,
-            past_actions=past_actions,
-            proprioception=proprioception or {},
-            wrist_context=tokens(wrist_context),
-            wrist_future=tokens(wrist_future),
-        )
-        noise: Any = rng
-        if isinstance(rng, torch.Generator | list | tuple):
-            noise = GeneratorNoise(rng, rows, self.device)
-        return draw_sample(
-            self,
-            shown,
-            noise,
-            mode=mode,
-            actions=asked.action,
-            iterations=iterations,
-            temperature=temperature,
-            guidance=guidance,
-            video_steps=c.video_sampling_steps if steps is None else str(steps),
-            action_steps=c.action_sampling_steps if steps is None else str(steps),
-        )
-
-    # --- tokens --------------------------------------------------------------------------------------------------
-
-    def patchify(self, latents: Tensor) -> Tensor:
-        """(B, F, c, h, w) -> (B, N, d): frames, then rows, then columns; channels before places inside a patch."""
-        p = self.config.patch
-        x = latents.unflatten(4, (-1, p)).unflatten(3, (-1, p))  # B F c h p w q
-        return x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(1, 3)
-
-    def unpatchify(self, tokens: Tensor) -> Tensor:
-        """Inverse of `patchify`."""
-        c, (h, w), p = self.config, self.config.token_grid, self.config.patch
-        x = tokens.unflatten(2, (c.latent_channels, p, p)).unflatten(1, (c.frames, h, w))  # B F h w c p q
-        return x.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)
-
-    def _shown(
-        self,
-        mode: str,
-        *,
-        context: Tensor,
-        future: Tensor | None,
-        actions: Tensor | None,
-        text: Tensor | None,
-        past_actions: Tensor | None,
-        proprioception: Mapping[str, Tensor],
-        wrist_context: Tensor | None,
-        wrist_future: Tensor | None,
-        hidden: Tensor | None = None,
-        past_keep: Tensor | None = None,
-        text_keep: Tensor | None = None,
-    ) -> Shown:
-        """What the mode lets the transformer see of all that is known."""
-        c, asked, rows = self.config, MODES[mode], context.shape[0]
-        if c.text_dim is not None:
-            self._require(text, (rows, c.text_dim), "text features")
-        if past_actions is not None and c.past_actions:
-            self._require(past_actions, (rows, c.horizon, c.action_dim), "past actions")
-        states = []
-        for stream, dim in c.proprioception.items():
-            state = _entry(proprioception, stream, "state")[:, : c.proprioception_steps, :dim]
-            self._require(state, (rows, c.proprioception_steps, dim), f"state '{stream}'")
-            states.append(state)
-        visible = asked.future != "hidden"
-        return Shown(
-            context=context if asked.context else None,
-            future=future if visible else None,
-            hidden=hidden if asked.future == "masked" else None,
-            actions=actions if asked.actions else None,
-            past_actions=past_actions if c.past_actions else None,
-            past_keep=past_keep,
-            text=text if c.text_dim is not None else None,
-            text_keep=text_keep,
-            wrist_context=wrist_context if c.shows_wrist else None,
-            wrist_future=wrist_future if visible and c.predicts_wrist else None,
-            proprioception=torch.cat(states, dim=-1) if states else None,
-        )
-
-    def _future_state(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        c = self.config
-        values, valid = [], None
-        for stream, dim in c.proprioception_prediction.items():
-            state = _entry(batch.state, stream, "state")[..., :dim]
-            past = c.proprioception_steps if c.proprioception else 0
-            self._require(state, (len(batch), past + c.horizon, dim), f"state '{stream}'")
-            values.append(state[:, -c.horizon :])
-            if stream in batch.valid:
-                there = batch.valid[stream][:, -c.horizon :]
-                valid = there if valid is None else valid & there
-        return torch.cat(values, dim=-1), valid
-
-    def _valid_tokens(self, valid: Tensor | None, tokens: Tensor) -> Tensor | None:
-        """Whether each of the `tokens` (B, n) lies in a frame inside the episode; valid: bool (B, 2F)."""
-        if valid is None:
-            return None
-        return valid[:, self.config.frames :].gather(1, tokens // self.config.frame_tokens)
-
-    def _require(self, value: Tensor | None, shape: tuple[int, ...], label: str) -> None:
-        if value is None:
-            raise UserError(
-                f"UVA needs {label} of shape {shape}, and there are none; add them to the data or the call."
-            )
-        if tuple(value.shape) != shape:
-            raise UserError(
-                f"UVA needs {label} of shape {shape}, found {tuple(value.shape)}; "
-                "make the data and the model's config agree."
-            )
-
-
-def _entry(entries: Mapping[str, Tensor], name: str, label: str) -> Tensor:
-    if name not in entries:
-        raise UserError(
-            f"UVA needs the {label} of '{name}', the batch has {sorted(entries)}; add it or change the config."
-        )
-    return entries[name]
+        question.check(self.config)
+        sampling.check(question.mode, self.config)
+        noise = rng
+        if isinstance(noise, torch.Generator | Sequence):
+            noise = GeneratorNoise(noise, len(question.context), self.device)
+        shown, asked = question.shown(self.config), MODES[question.mode]
+        return draw_sample(self.transformer, self.heads, shown, asked, sampling, noise)
 
 
 def _mean(loss: Tensor, valid: Tensor | None) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from foreact.data.windows.normalize import Normalizer
 from foreact.errors import UserError
 from foreact.families.uva.config import UVAConfig, state_offsets
 from foreact.families.uva.model import UVA
+from foreact.families.uva.question import Question
+from foreact.families.uva.sampling import Sample, Sampling
 from foreact.families.uva.timing import context_offsets, frame_stride
 from foreact.policies.memory import History, Memory, generator_for, pictures_of
 from foreact.tokenizers.images import prepare, resize_video
@@ -30,6 +32,22 @@ from foreact.types import ActionChunk, ActionSpec, Observation, StreamSpec, to_u
 
 ACTION = "action"
 States = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UVAOptions:
+    """How a UVA acts."""
+
+    temperature: float = 0.95
+    """Of sampling; 0 takes the likeliest course."""
+    steps: int | str | None = None
+    """Sampling steps, such as 20 or ddim20; None: the model's own."""
+    context_stride: int | None = None
+    """Steps from one frame of the context to the next; None: as in training."""
+    batch_size: int = 16
+    """Episodes planned for at once."""
+    tokenizer: Path | None = None
+    """Checkpoint of its tokenizer where it is not embedded; its hash must be the one trained on."""
 
 
 class UVAPolicy:
@@ -44,12 +62,8 @@ class UVAPolicy:
         tokenizer: the autoencoder whose latents the model was trained on.
         normalizer: statistics of the action stream.
         spec: what the model was trained on; observations must look like it.
-        context_stride: steps between two frames of the context, or None for what the paper does: the horizon spread
-            evenly over the frames, 4 steps for 16 actions and 4 frames.
+        options: how to act; its `tokenizer` is for those who open a checkpoint.
         execute: actions played before planning again, 1..K.
-        temperature: scale of the noise that sampling adds.
-        steps: sampling steps of the heads, as in the model's config, or None for the model's own number.
-        batch_size: rows of one network call.
         device: where to compute.
         weights: content hash of the weights, told by `describe`.
 
@@ -63,12 +77,9 @@ class UVAPolicy:
         tokenizer: KLVAE,
         normalizer: Normalizer,
         spec: StreamSpec,
+        options: UVAOptions = UVAOptions(),
         *,
-        context_stride: int | None = None,
         execute: int = 8,
-        temperature: float = 0.95,
-        steps: int | str | None = None,
-        batch_size: int = 16,
         device: torch.device | str = "cpu",
         weights: str = "",
     ) -> None:
@@ -76,10 +87,11 @@ class UVAPolicy:
         self.action = _require_fit(config, tokenizer, spec)
         if not 1 <= execute <= config.horizon:
             raise UserError(f"execute is {execute}; the model plans {config.horizon} actions, choose 1 to that many.")
-        if context_stride is None:
-            context_stride = frame_stride(config.horizon, config.frames)
-        if context_stride < 1 or batch_size < 1:
-            raise UserError(f"context_stride ({context_stride}) and batch_size ({batch_size}) must be at least 1.")
+        stride, batch_size, steps = options.context_stride, options.batch_size, options.steps
+        if stride is None:  # as in the paper: the horizon spread evenly over the frames
+            stride = frame_stride(config.horizon, config.frames)
+        if stride < 1 or batch_size < 1:
+            raise UserError(f"context_stride ({stride}) and batch_size ({batch_size}) must be at least 1.")
         if steps is not None and config.predict_video:
             config.check_sampling_steps("video", str(steps))
         if steps is not None and config.predict_action:
@@ -88,14 +100,13 @@ class UVAPolicy:
         self.camera: str = config.camera
         self.frames: int = config.frames
         self.horizon: int = config.horizon
-        self.context_stride = context_stride
+        self.context_stride = stride
         self.execute = execute
-        self.temperature = temperature
-        self.steps = steps
+        self.sampling = Sampling(temperature=options.temperature, steps=steps)
         self.batch_size = batch_size
         self.device = torch.device(device)
         self.weights = weights
-        self.offsets = context_offsets(self.frames, context_stride)
+        self.offsets = context_offsets(self.frames, stride)
         self.state_offsets = state_offsets(config) if config.proprioception else []
         self.model = model.to(self.device)
         self._tokenizer = tokenizer.to(self.device)
@@ -127,7 +138,8 @@ class UVAPolicy:
             name: np.stack([[e.states[s][name] for s in e.steps(self.state_offsets)] for e in episodes])
             for name in self.model.config.proprioception
         }
-        actions = self._bounded(self._sample_actions("policy", context, None, self._normalised(state, len(rngs)), rngs))
+        question = Question(mode="policy", context=context, proprioception=self._normalised(state, len(rngs)))
+        actions = self._actions(question, rngs)
         return ActionChunk(actions, self.execute, step, (time.perf_counter() - began) * 1e3)
 
     def describe(self) -> dict[str, Any]:
@@ -139,8 +151,8 @@ class UVAPolicy:
             "context_stride": self.context_stride,
             "horizon": self.horizon,
             "execute": self.execute,
-            "temperature": self.temperature,
-            "sampling_steps": self.steps,
+            "temperature": self.sampling.temperature,
+            "sampling_steps": self.sampling.steps,
             "batch_size": self.batch_size,
             "device": str(self.device),
         }
@@ -210,7 +222,8 @@ class UVAPolicy:
         rngs = _rows_of(rng, len(frames))
         context, ahead = (self._encode(torch.from_numpy(np.ascontiguousarray(x)), rngs) for x in (frames, future))
         known = self._normalised(state or {}, len(frames))
-        return self._bounded(self._sample_actions("inverse", context, ahead, known, rngs))
+        question = Question(mode="inverse", context=context, future=ahead, proprioception=known)
+        return self._actions(question, rngs)
 
     def _imagine(
         self,
@@ -225,14 +238,15 @@ class UVAPolicy:
         states = self._normalised(state or {}, len(frames))
         rngs = _rows_of(rng, len(frames))
         context = self._encode(torch.from_numpy(np.ascontiguousarray(frames)), rngs)
+        question = Question(mode=mode, context=context, actions=actions, proprioception=states)
 
-        def predict(rows: slice) -> Tensor:
-            known = {} if actions is None else {"actions": _filled(actions[rows], self.batch_size).to(self.device)}
-            sample = self._sample(mode, context[rows], states, rows, rngs[rows], iterations=iterations, **known)
+        def pictures(sample: Sample) -> Tensor:
+            assert sample.latents is not None
             video = self._tokenizer.decode(sample.latents[self.camera])
             return to_uint8(resize_video(video, (frames.shape[2], frames.shape[3])))
 
-        return self._by_batch(len(frames), predict).permute(0, 1, 3, 4, 2).cpu().numpy()
+        found = self._answers(question, replace(self.sampling, iterations=iterations), rngs, pictures)
+        return found.permute(0, 1, 3, 4, 2).cpu().numpy()
 
     def _normalised(self, state: States, rows: int) -> dict[str, Tensor]:
         """stream -> (B, P, dims shown), normalised."""
@@ -280,65 +294,34 @@ class UVAPolicy:
 
         return self._by_batch(len(frames), encode)
 
-    def _sample(
+    def _answers(
         self,
-        mode: str,
-        context: Tensor,
-        states: Mapping[str, Tensor],
-        rows: slice,
+        question: Question,
+        sampling: Sampling,
         rngs: Sequence[torch.Generator],
-        **known: Any,
-    ) -> Any:
-        if states:
-            known["proprioception"] = {
-                name: _filled(values[rows], self.batch_size).to(self.device) for name, values in states.items()
-            }
-        idle = [torch.Generator().manual_seed(0) for _ in range(self.batch_size - len(rngs))]
-        return self.model.sample(
-            _filled(context, self.batch_size),
-            mode=mode,
-            rng=[*rngs, *idle],
-            temperature=self.temperature,
-            steps=self.steps,
-            **known,
-        )
-
-    def _sample_actions(
-        self,
-        mode: str,
-        context: Tensor,
-        future: Tensor | None,
-        states: Mapping[str, Tensor],
-        rngs: Sequence[torch.Generator],
+        result: Callable[[Sample], Tensor],
     ) -> Tensor:
-        def plan(rows: slice) -> Tensor:
-            known = {} if future is None else {"future": _filled(future[rows], self.batch_size)}
-            return self._sample(mode, context[rows], states, rows, rngs[rows], **known).actions
+        """`result` of the answer to every row of the question, each drawn from its own generator."""
 
-        return self._by_batch(len(context), plan)
+        def answer(rows: slice) -> Tensor:
+            part = question.map(lambda known: _filled(known[rows], self.batch_size).to(self.device))
+            idle = [torch.Generator().manual_seed(0) for _ in range(self.batch_size - len(rngs[rows]))]
+            return result(self.model.sample(part, sampling, rng=[*rngs[rows], *idle]))
 
-    def _bounded(self, actions: Tensor) -> np.ndarray:
-        """Normalised (B, K, A) -> float32 in the environment's units, inside the bounds of the spec."""
+        return self._by_batch(len(question.context), answer)
+
+    def _actions(self, question: Question, rngs: Sequence[torch.Generator]) -> np.ndarray:
+        """The answer's actions: float32 (B, K, A) in the environment's units, inside the bounds of the spec."""
+
+        def normalised(sample: Sample) -> Tensor:
+            assert sample.actions is not None
+            return sample.actions
+
+        actions = self._answers(question, self.sampling, rngs, normalised)
         values = np.asarray(self._normalizer.decode(actions.float().cpu(), ACTION), dtype=np.float32)
         low = -np.inf if self.action.low is None else np.asarray(self.action.low, dtype=np.float32)
         high = np.inf if self.action.high is None else np.asarray(self.action.high, dtype=np.float32)
         return np.clip(values, low, high)
-
-
-@dataclass(frozen=True, kw_only=True)
-class UVAOptions:
-    """How a UVA acts; the settings are those of `UVAPolicy`."""
-
-    temperature: float = 0.95
-    """Of sampling; 0 takes the likeliest course."""
-    steps: int | str | None = None
-    """Sampling steps, such as 20 or ddim20; None: the model's own."""
-    context_stride: int | None = None
-    """Steps from one frame of the context to the next; None: as in training."""
-    batch_size: int = 16
-    """Episodes planned for at once."""
-    tokenizer: Path | None = None
-    """Checkpoint of its tokenizer where it is not embedded; its hash must be the one trained on."""
 
 
 def open_policy(
@@ -374,18 +357,9 @@ def open_imagining(
     vae = load_tokenizer(checkpoint, options.tokenizer, device)
     if not isinstance(model, UVA) or not isinstance(vae, KLVAE):
         raise UserError(f"{path} belongs to a {type(vae).__name__}; UVA acts on the latents of a KL-VAE.")
+    execute = 8 if execute is None else execute
     return UVAPolicy(
-        model,
-        vae,
-        checkpoint.stats,
-        checkpoint.spec,
-        context_stride=options.context_stride,
-        execute=8 if execute is None else execute,
-        temperature=options.temperature,
-        steps=options.steps,
-        batch_size=options.batch_size,
-        device=device,
-        weights=checkpoint.hash,
+        model, vae, checkpoint.stats, checkpoint.spec, options, execute=execute, device=device, weights=checkpoint.hash
     )
 
 

@@ -3,19 +3,55 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from foreact.families.uva.config import MODES
-from foreact.families.uva.draws import first_places, take, token_mask
-from foreact.families.uva.transformer import Shown
+from foreact.errors import UserError
+from foreact.families.uva.config import MODES, Mode, UVAConfig
+from foreact.families.uva.heads import VideoHead
+from foreact.families.uva.tokens import first_places, take, token_mask, unpatchify
+from foreact.families.uva.transformer import Shown, UVATransformer
 
-if TYPE_CHECKING:
-    from foreact.families.uva.model import UVA
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How an answer is drawn.
+
+    Attributes:
+        iterations: rounds of unmasking of a foreseen video, 1..h w; more rounds make its tokens fit each other.
+        temperature: scale of the heads' sampling noise, at least 0.
+        guidance: 1 for none; above 1, video follows the instruction more strongly (two passes per round).
+        steps: sampling steps of the heads; None for the config's.
+    """
+
+    iterations: int = 1
+    temperature: float = 0.95
+    guidance: float = 1.0
+    steps: int | str | None = None
+
+    def check(self, mode: str, config: UVAConfig) -> None:
+        """Raise a `UserError` unless a model can answer `mode` so."""
+        asked = MODES[mode]
+        if not asked.video and (self.iterations != 1 or self.guidance != 1.0):
+            raise UserError(f"Mode '{mode}' foresees no video, so iterations and guidance should be 1.")
+        if not 1 <= self.iterations <= config.frame_tokens:
+            raise UserError(f"iterations should lie in 1..{config.frame_tokens}, found {self.iterations}.")
+        if self.guidance != 1.0 and config.text_dim is None:
+            raise UserError("This UVA takes no instruction that guidance could strengthen; set guidance to 1.")
+        if not self.temperature >= 0.0:
+            raise UserError(f"temperature should be at least 0, found {self.temperature}.")
+        if self.steps is not None:
+            for head in ("video", "action"):
+                if getattr(asked, head):
+                    config.check_sampling_steps(head, str(self.steps))
+
+    def steps_of(self, head: str, config: UVAConfig) -> str:
+        own = config.action_sampling_steps if head == "action" else config.video_sampling_steps
+        return own if self.steps is None else str(self.steps)
 
 
 @dataclass(frozen=True)
@@ -88,73 +124,56 @@ def masked_after(iteration: int, iterations: int, masked: int, places: int) -> i
 
 
 def draw_sample(
-    model: UVA,
+    transformer: UVATransformer,
+    heads: Mapping[str, VideoHead],
     shown: Shown,
+    asked: Mode,
+    sampling: Sampling,
     noise: Noise,
-    *,
-    mode: str,
-    actions: bool,
-    iterations: int,
-    temperature: float,
-    guidance: float,
-    video_steps: str,
-    action_steps: str,
 ) -> Sample:
-    """Draw from the model.
+    """Draw what is asked, from UVA's networks.
 
     Args:
-        model: UVA.
+        transformer, heads: the networks.
         shown: what is known, with everything that the mode hides set to None.
+        asked: what is predicted.
+        sampling: how; guidance grows linearly to its strength over the rounds.
         noise: where random numbers come from, in this order: a permutation (if video is foreseen), then per round the
             actions (in the last one), video and wrist video.
-        mode: the question.
-        actions: also draw actions.
-        iterations: rounds of unmasking.
-        temperature: of the heads' noise.
-        guidance: weight of the instruction; grows linearly to this over the rounds.
-        video_steps, action_steps: sampling steps of the heads.
     """
-    config = model.config
-    places, frames, channels = config.frame_tokens, config.frames, config.token_channels
+    c = transformer.config
 
-    def draw_actions(features: Tensor) -> Tensor:
-        return model.heads["action"].sample(
-            features,
-            lambda: noise.normal(config.horizon, config.action_dim),
-            temperature=temperature,
-            steps=action_steps,
-        )
+    def draw(head: str, features: Tensor, rows: int, channels: int, **guided: Any) -> Tensor:
+        """From features (B, n, D): float32 (B, rows, channels)."""
+        return heads[head].sample(
+            features, lambda: noise.normal(rows, channels),
+            temperature=sampling.temperature, steps=sampling.steps_of(head, c), **guided,
+        )  # fmt: skip
 
-    if not MODES[mode].video:
-        return Sample(None, draw_actions(model.transformer(shown)))
+    if not asked.video:
+        return Sample(None, draw("action", transformer(shown), c.horizon, c.action_dim))
 
-    order = noise.permutation(places)
-    views = {"video": config.camera} | ({"wrist": str(config.wrist_camera)} if config.predicts_wrist else {})
-    tokens = {view: torch.zeros(order.shape[0], config.tokens, channels, device=order.device) for view in views}
-    drawn_actions = None
+    places, frames, iterations = c.frame_tokens, c.frames, sampling.iterations
+    order = noise.permutation(places)  # (B, h w), the same in every frame; the first `masked` ones are still hidden
+    views = {view: camera for view, camera in c.views.items() if view in heads}
+    tokens = {view: torch.zeros(order.shape[0], c.tokens, c.token_channels, device=order.device) for view in views}
+    actions = None
     masked = places
     for iteration in range(iterations):
         left = masked_after(iteration, iterations, masked, places)
-        hidden = token_mask(first_places(order, 0, masked, frames, places), config.tokens)
+        hidden = token_mask(first_places(order, 0, masked, frames, places), c.tokens)
         now = replace(shown, future=tokens["video"], wrist_future=tokens.get("wrist"), hidden=hidden)
-        features = model.transformer(now)
-        if actions and iteration == iterations - 1:
-            drawn_actions = draw_actions(features)
-        chosen = first_places(order, left, masked, frames, places)
-        strength = 1.0 + (guidance - 1.0) * (places - left) / places
-        unguided = None
-        if guidance != 1.0:
+        features = transformer(now)  # (B, N, D)
+        if asked.action and iteration == iterations - 1:
+            actions = draw("action", features, c.horizon, c.action_dim)
+        chosen = first_places(order, left, masked, frames, places)  # (B, n), the tokens of this round
+        guided: dict[str, Any] = {}
+        if sampling.guidance != 1.0:
             nothing = torch.zeros(order.shape[0], dtype=torch.bool, device=order.device)
-            unguided = take(model.transformer(replace(now, text_keep=nothing)), chosen)
+            guided["unconditional"] = take(transformer(replace(now, text_keep=nothing)), chosen)
+            guided["guidance"] = 1.0 + (sampling.guidance - 1.0) * (places - left) / places
         for view in views:
-            values = model.heads[view].sample(
-                take(features, chosen),
-                lambda: noise.normal(chosen.shape[1], channels),  # noqa: B023 - called before the next round
-                temperature=temperature,
-                steps=video_steps,
-                unconditional=unguided,
-                guidance=strength,
-            )
+            values = draw(view, take(features, chosen), chosen.shape[1], c.token_channels, **guided)
             tokens[view] = tokens[view].scatter(1, chosen[..., None].expand_as(values), values)
         masked = left
-    return Sample({camera: model.unpatchify(tokens[view]) for view, camera in views.items()}, drawn_actions)
+    return Sample({camera: unpatchify(tokens[view], c) for view, camera in views.items()}, actions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from foreact.checkpoints.format import Checkpoint, TokenizerRef, build, load_checkpoint, save_checkpoint
+from foreact.checkpoints.format import Checkpoint, TokenizerRef, build, save_checkpoint
 from foreact.checkpoints.partial import load_partial
 from foreact.checkpoints.start import weights_of
 from foreact.data.stores.episodes import RowStore
@@ -26,8 +26,11 @@ from foreact.families.uva.config import SIZES, state_offsets
 from foreact.families.uva.model import UVA, UVAConfig, uva_config
 from foreact.families.uva.policy import UVAPolicy
 from foreact.families.uva.timing import action_offsets, context_offsets, frame_stride, future_offsets
-from foreact.runs.run import is_main_process, open_run, parse_run, pick_device, resources, say, train_on
+from foreact.runs.options import Episodes, TrainingRun
+from foreact.runs.parse import checked, parse_run
+from foreact.runs.run import pick_device
 from foreact.runs.stores import ensure_latents, open_task_store, split_store
+from foreact.runs.training import begin, publish, train_on
 from foreact.tasks import find_task
 from foreact.tokenizers.images import prepare
 from foreact.tokenizers.kl_vae import KLVAE
@@ -39,33 +42,25 @@ TOKENIZERS = {"pusht": "kl-vae-pusht", "pusht-m": "kl-vae-pusht"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class UVARun:
+class UVARun(TrainingRun, Episodes):
     """Train the Unified Video Action model."""
 
     task: str = "pusht"
-    """A built-in task or the import path of a module that exports TASK."""
     size: str = "pocket"
     """pocket (two cores), or a published size: tiny, small, base, large, huge. Sets the defaults below."""
     stage: Literal["video", "joint"] = "joint"
     """The paper trains video alone first, then all questions jointly, starting from the first stage's weights."""
-    data: Path | None = None
-    """Store to learn from; None: the task's own, data/<task>.zarr."""
     tokenizer: str = ""
     """KL autoencoder: a checkpoint folder or a shipped name; empty: the one that comes with the task."""
     init: str | None = None
     """Weights to start from, such as those of the first stage; tensors that do not fit are listed."""
     out: Path = Path("runs/uva")
-    """Folder of the run; an interrupted run in it is resumed."""
     pixels: bool = False
     """Learn from augmented pictures, encoded in every step, instead of latents that are encoded once."""
     val_ratio: float = 0.02
-    """Share of the episodes kept for validation."""
     eval_seeds: int = 0
     """Closed-loop episodes per evaluation during training; 0: none."""
-    device: str | None = None
-    """Where to train; None: CUDA if there is one."""
     model: UVAConfig = field(default_factory=UVAConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 # Seeds of closed-loop checks during training; the tables in the docs are measured on seeds from 100,000 on.
@@ -213,20 +208,19 @@ def train_uva(run: UVARun) -> Path:
         raise UserError(f"eval_seeds should be 0 or more, found {run.eval_seeds}.")
     if run.eval_seeds and (task.env is None or not run.model.predict_action):
         raise UserError("Closed-loop checks need a task with a simulator and a model with actions; set --eval-seeds 0.")
-    run = open_run(run, device, free=("train", "device", "out", "eval_seeds"))
-    if not run.pixels:
-        ensure_latents(store, run.model.camera, vae, reference.hash, device=str(device))
-    say(
+    run = begin(
+        run,
+        device,
         f"Training UVA, stage '{run.stage}'",
+        free=("eval_seeds",),
         task=task.name,
         data=f"{store.path}: {len(data.training)} windows to train on, {len(data.validation)} to validate",
         model=f"{run.size}, {sum(p.numel() for p in model.parameters()):,} parameters, {run.model.tokens} tokens",
         start=report,
         tokenizer=f"{reference.path} {reference.hash[:19]}",
-        **resources(run.train, device),
-        seed=run.train.seed,
-        out=run.out,
     )
+    if not run.pixels:
+        ensure_latents(store, run.model.camera, vae, reference.hash, device=str(device))
 
     def prepare(batch: Batch, rng: torch.Generator) -> Batch:
         return encode_batch(batch, vae, rng) if run.pixels else batch
@@ -241,34 +235,16 @@ def train_uva(run: UVARun) -> Path:
     if run.eval_seeds:
         evaluators.append(ClosedLoopCheck(task, vae, data.normalizer, run.eval_seeds))
     result = train_on(
-        data.training,
-        model,
-        run,
-        verb="train uva",
-        evaluators=evaluators,
-        export=export,
-        device=device,
+        data.training, model, run, verb="train uva", evaluators=evaluators, export=export, device=device,
         prepare=prepare,
-    )
-    final = run.out / "weights"
-    if not is_main_process():
-        return final
-    chosen = load_checkpoint(result.best or result.weights)  # pyright: ignore[reportArgumentType]
-    config, state = without_side_task(run.model, chosen.state)
-    card = {"recipe": f"foreact train uva --task {run.task} --size {run.size} --stage {run.stage}",
-            "start": run.init, "steps": result.step, **result.metrics}  # fmt: skip
-    digest = save_checkpoint(
-        final, family="uva", config=config, state=state, spec=store.spec, stats=data.normalizer,
-        tokenizer=reference.path, card=card,
     )  # fmt: skip
-    say("Done", weights=final, hash=digest, **{k: f"{v:.4f}" for k, v in result.metrics.items()})
-    return final
-
-
-def without_side_task(config: UVAConfig, state: Mapping[str, Tensor]) -> tuple[UVAConfig, dict[str, Tensor]]:
-    """The model without the head that foresees states: it shapes the features in training and is never asked again."""
-    kept = {name: tensor for name, tensor in state.items() if not name.startswith("heads.proprioception.")}
-    return dataclasses.replace(config, proprioception_prediction={}), kept
+    card = {"recipe": f"foreact train uva --task {run.task} --size {run.size} --stage {run.stage}", "start": run.init}
+    # The head that foresees states shapes the features in training and is never asked again.
+    config = dataclasses.replace(run.model, proprioception_prediction={})
+    return publish(
+        run, result, config=config, card=card, best=True, tokenizer=reference.path,
+        leave_out=("heads.proprioception.",),
+    )  # fmt: skip
 
 
 def fill_from(model: UVA, checkpoint: Checkpoint, task: Task) -> str:
@@ -307,16 +283,8 @@ def _require_grid(config: UVAConfig, vae: KLVAE) -> None:
 
 def command(args: Sequence[str]) -> None:
     """`foreact train uva`."""
-    train_uva(
-        parse_run(
-            UVARun, args, prog="foreact train uva", recipe=lambda chosen: recipe(**_checked(chosen)),
-            choices=("task", "size", "stage"),
-        )
-    )  # fmt: skip
 
+    def defaults(chosen: dict[str, str]) -> UVARun:
+        return recipe(**checked(chosen, size=["pocket", *SIZES], stage=["video", "joint"]))
 
-def _checked(chosen: dict[str, str]) -> dict[str, Any]:
-    for name, known in (("size", ["pocket", *SIZES]), ("stage", ["video", "joint"])):
-        if name in chosen and chosen[name] not in known:
-            raise UserError(f"--{name} should be one of {', '.join(known)}, found '{chosen[name]}'.")
-    return chosen
+    train_uva(parse_run(UVARun, args, prog="foreact train uva", recipe=defaults, choices=("task", "size", "stage")))

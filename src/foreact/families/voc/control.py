@@ -224,4 +224,5 @@ def _require_same_pictures(weights: str, task: Task) -> None:
 
 def shadows_variant(attributes: Mapping[str, Any]) -> str | None:
     """The variant of the environment that a store or a card with the attribute "shadows" tells of."""
-    return {True: "shadows", False: "no-shadows"}.get(attributes.get("shadows"))  # pyright: ignore[reportArgumentType]
+    variants: dict[Any, str] = {True: "shadows", False: "no-shadows"}
+    return variants.get(attributes.get("shadows"))

@@ -125,6 +125,6 @@ class JointVOC(nn.Module):
             for prefix in ("voc.", "tokenizer.")
         )
         with torch.device("meta"):
-            made: Any = type(self.tokenizer)(self.tokenizer.config)  # pyright: ignore[reportCallIssue]
+            made: Any = type(self.tokenizer)(self.tokenizer.config)
         made.load_state_dict(tokenizer, assign=True)
         return {**voc, "codebook": made.codebook.detach().clone()}, tokenizer

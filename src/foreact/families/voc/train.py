@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,11 @@ from foreact.families.codes import train_musik as musik
 from foreact.families.codes import train_vq as vq
 from foreact.families.voc.from_pixels import JointVOC
 from foreact.families.voc.model import VOC, VOCConfig
-from foreact.runs.run import is_main_process, open_run, parse_run, pick_device, resources, say, train_on
+from foreact.runs.options import Episodes, TrainingRun
+from foreact.runs.parse import checked, parse_run
+from foreact.runs.run import pick_device
 from foreact.runs.stores import ensure_codes, open_task_store, split_store
+from foreact.runs.training import begin, publish, train_on
 from foreact.runs.validation import ValidationLoss
 from foreact.tasks import find_task
 from foreact.tokenizers.images import prepare
@@ -47,7 +50,7 @@ Size = Literal["pocket", "small", "reference"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class VOCRun:
+class VOCRun(TrainingRun, Episodes):
     """Train a video occupancy model on codes that a tokenizer made, or together with the tokenizer from pixels."""
 
     size: Size = "pocket"
@@ -56,7 +59,6 @@ class VOCRun:
     codes: Kind = "vae"
     """vae (vq), dino (vqkd) or musik: which kind of tokenizer."""
     task: str = "cheetah-run"
-    """A built-in task or the import path of a module that exports TASK."""
     data: Path | None = None
     """Store or folder of HDF5 shards to learn from; None: the task's own, data/<task>.zarr."""
     tokenizer: str | None = None
@@ -70,18 +72,12 @@ class VOCRun:
     actions: bool = False
     """Condition the model on the first actions (model.action_steps of them), to plan with it."""
     out: Path = Path("runs/voc")
-    """Folder of the run; an interrupted run in it is resumed."""
-    val_ratio: float = 0.1
-    """Share of the episodes kept for validation."""
-    device: str | None = None
-    """Where to train; None: CUDA if there is one."""
-    vq: VQConfig = field(default_factory=lambda: vq.SMALL)
+    vq: VQConfig = vq.SMALL
     """The tokenizer that is trained along with --codes vae."""
-    musik: MusikConfig = field(default_factory=lambda: musik.SMALL)
+    musik: MusikConfig = musik.SMALL
     """The same with --codes musik."""
     model: VOCConfig = field(default_factory=VOCConfig)
     """What belongs to the tokenizer and the data (vocab, code_dim, grid, actions, camera) is taken from them."""
-    train: TrainConfig = field(default_factory=TrainConfig)
 
 
 def recipe(size: Size = "pocket", codes: Kind = "vae") -> VOCRun:
@@ -110,7 +106,7 @@ def recipe(size: Size = "pocket", codes: Kind = "vae") -> VOCRun:
         settings = dataclasses.replace(settings, clip_grad=None, precision="fp32")
         if not dino:
             settings = dataclasses.replace(
-                settings, steps=50_000, schedule_steps=100_000, accumulate=2, accumulation="voc"
+                settings, steps=50_000, schedule_steps=100_000, accumulate=2, accumulation="sum_first_alone"
             )
     return VOCRun(size=size, codes=codes, model=model, train=settings)
 
@@ -138,10 +134,11 @@ def train_voc(run: VOCRun) -> Path:
         _from_pixels(run, store, task.camera, loaded) if joint else _stored(run, store, task.camera, loaded, device)
     )
     evaluator = ValidationLoss(learning.validation, at_most=512, batch_size=min(64, run.train.batch_size))
-    run = open_run(run, device, free=("train", "device", "out"))
     voc = learning.model.voc if isinstance(learning.model, JointVOC) else learning.model
     config = voc.config
-    say(
+    run = begin(
+        run,
+        device,
         f"Training VOC, size '{run.size}'",
         data=f"{store.path}: {len(learning.training)} windows to train on, {len(learning.validation)} to validate",
         codes=f"{learning.codes}; {config.frames} frames of {config.grid[0]} x {config.grid[1]}, {config.vocab} codes",
@@ -149,9 +146,6 @@ def train_voc(run: VOCRun) -> Path:
         gammas=", ".join(f"{g:g}" for g in config.gammas) + f"; {config.bootstrap_steps}-step targets",
         condition=f"{config.action_steps} actions" if config.actions else "none",
         start=run.init or "random weights",
-        **resources(run.train, device),
-        seed=run.train.seed,
-        out=run.out,
     )
 
     def export(state: Mapping[str, Tensor], path: Path) -> None:
@@ -160,21 +154,12 @@ def train_voc(run: VOCRun) -> Path:
     result = train_on(
         learning.training, learning.model, run, verb="train voc", evaluators=[evaluator], export=export, device=device
     )
-    final = run.out / "weights"
-    if is_main_process():
-        card = {
-            "recipe": f"foreact train voc --size {run.size} --codes {run.codes}", "data": store.path.name,
-            "shadows": store.attrs.get("shadows"),
-            "val_ratio": run.val_ratio, "seed": run.train.seed, "steps": result.step, **result.metrics,
-        }  # fmt: skip
-        assert result.weights is not None
-        trained = load_checkpoint(result.weights)
-        embedded = result.weights / "tokenizer" if joint else resolve(str(run.tokenizer))
-        digest = save_checkpoint(
-            final, family="voc", config=config, state=trained.state, spec=store.spec, tokenizer=embedded, card=card
-        )
-        say("Done", weights=final, hash=digest, **{k: f"{v:.4f}" for k, v in result.metrics.items()})
-    return final
+    card = {
+        "recipe": f"foreact train voc --size {run.size} --codes {run.codes}", "data": store.path.name,
+        "shadows": store.attrs.get("shadows"), "val_ratio": run.val_ratio, "seed": run.train.seed,
+    }  # fmt: skip
+    embedded = None if joint else resolve(str(run.tokenizer))  # one trained along lies in the exported weights
+    return publish(run, result, config=config, card=card, tokenizer=embedded)
 
 
 def _check(run: VOCRun) -> None:
@@ -224,11 +209,16 @@ def fitted(run: VOCRun, camera: str, codes: Codes, spec: StreamSpec) -> VOCConfi
         "vocab": codes.vocab, "code_dim": codes.codebook.shape[1], "grid": tuple(codes.grid), "camera": camera,
         "actions": spec.action.dim if run.actions and spec.action is not None else 0,
     }  # fmt: skip
+    return decided(run.model, found)
+
+
+def decided(config: Any, found: Mapping[str, Any]) -> Any:
+    """The config with what was found; the command line may have said the same, or nothing."""
     for name, value in found.items():
-        said = getattr(run.model, name)
-        if said not in (value, getattr(VOCConfig(), name)):
+        said = getattr(config, name)
+        if said not in (value, getattr(type(config)(), name)):
             raise UserError(f"--model.{name} says {said}, tokenizer and data have {value}; leave it out.")
-    return dataclasses.replace(run.model, **found)
+    return dataclasses.replace(config, **found)
 
 
 def window(config: VOCConfig, kind: Literal["tokens", "video"], *, inverse: bool = False) -> Window:
@@ -281,7 +271,7 @@ def _from_pixels(run: VOCRun, store: RowStore, camera: str, loaded: LoadedTokeni
     """Windows of pixels, and a tokenizer that learns from them as well."""
     tokenizer: Any
     if loaded is not None:
-        tokenizer = loaded.tokenizer.train()  # pyright: ignore[reportAttributeAccessIssue]
+        tokenizer = cast(Any, loaded.tokenizer).train()
         if isinstance(tokenizer, Musik) and tokenizer.config.frames != run.model.frames:
             raise UserError(
                 f"{run.tokenizer} learns from stacks of {tokenizer.config.frames} frames, --model.frames says "
@@ -332,10 +322,6 @@ def command(args: Sequence[str]) -> None:
     """`foreact train voc`."""
 
     def defaults(chosen: dict[str, str]) -> VOCRun:
-        for name, kinds in (("size", Size), ("codes", Kind)):
-            if name in chosen and chosen[name] not in get_args(kinds):
-                known = ", ".join(get_args(kinds))
-                raise UserError(f"--{name} should be one of {known}, found '{chosen[name]}'.")
-        return recipe(**chosen)  # pyright: ignore[reportArgumentType]
+        return recipe(**checked(chosen, size=get_args(Size), codes=get_args(Kind)))
 
     train_voc(parse_run(VOCRun, args, prog="foreact train voc", recipe=defaults, choices=("size", "codes")))

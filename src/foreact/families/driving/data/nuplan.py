@@ -8,7 +8,7 @@ y, z, qw, qx, qy, qz). One record per image of the camera; a whole log is one sc
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -49,7 +49,7 @@ def nuplan_logs(databases: str | Path, names: Sequence[str] | None = None) -> li
     return [found[name] for name in sorted(set(names))]
 
 
-def nuplan_records(logs: Sequence[Path], *, camera: str = "CAM_F0") -> Iterator[Record]:
+def nuplan_records(logs: Iterable[Path], *, camera: str = "CAM_F0") -> Iterator[Record]:
     """One record per image of a camera (see `foreact.families.driving.data.trajectories`), log after log.
 
     Raises:

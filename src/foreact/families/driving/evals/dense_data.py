@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -34,6 +34,8 @@ SIZE = (288, 512)
 DepthFormat = Literal["gray16", "red8"]
 """How depth lies in a PNG: "gray16", one channel of 16 bits, 0..65535 for 0..1; or "red8", the red channel of a colour
 picture, 0..255 for 0..1, since the reference writes depth through a colour map and reads back its red channel."""
+
+Dataset = Literal["cityscapes", "kitti", "kitti-video"]
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,13 @@ class DenseData:
         for start in range(0, len(self), size):
             rows = range(start, min(start + size, len(self)))
             yield torch.stack([self.images(i) for i in rows]), torch.stack([label(i) for i in rows])
+
+
+def open_dense(data: Path, dataset: Dataset, split: str, **options: Any) -> DenseData:
+    """Cityscapes, KITTI-STEP, or its clips of 8 frames, 5 apart."""
+    if dataset == "cityscapes":
+        return cityscapes(data, split, **options)
+    return kitti_step(data, split, frames=8 if dataset == "kitti-video" else 1, **options)
 
 
 def cityscapes(

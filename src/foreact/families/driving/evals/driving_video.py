@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ RealSet = Literal["future", "context"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DrivingVideo:
+class DrivingVideoResult:
     """Result of `driving_video`.
 
     Attributes:
@@ -61,125 +61,92 @@ class DrivingVideo:
         return raw | {"quality": self.quality.to_json()}
 
 
-def driving_video(
-    batches: Iterable[Batch],
-    tokenizer: Encoder,
-    camera: str,
-    *,
-    generate: Generate | None,
-    context: int,
-    stride: int = 1,
-    seed: int = 0,
-    fid_network: FeatureNetwork | None = None,
-    fvd_network: FeatureNetwork | None = None,
-    real: RealSet = "future",
-    accumulation: Accumulation = "exact",
-    examples: int = 4,
-    device: torch.device | str,
-) -> DrivingVideo:
-    """Imagine what follows the first `context` frames of each window and compare it with what did.
+@dataclass(frozen=True, kw_only=True)
+class Distances:
+    """Which Frechet distances to measure.
 
-    All pictures are compared as uint8, true and imagined alike, as they would lie on disk.
-
-    Args:
-        batches: with `video[camera]`; `tokens[camera]`, where there, save encoding. `index` names the drives.
-        tokenizer: of the model's tokens; it has to know the way back to pixels.
-        camera: stream to look at.
-        generate: the model; None measures the tokenizer alone.
-        context: frames of a window that the model sees; the others are the future.
-        stride: steps of the store between frames, for labels.
-        seed: of the model's draws, for the record.
+    Attributes:
         fid_network, fvd_network: feature networks over pictures and over clips; None leaves the distance out.
         real: true frames that FID@k compares with: the future ones of the same k, or, as the reference evaluation
             does, all context frames, which lets a model that repeats its context win.
         accumulation: "reference" for the float32 sums of the reference evaluation.
-        examples: windows to keep for pictures, one per drive.
-        device: where tokenizer and model compute.
-
-    Raises:
-        UserError: windows without pictures or without a future, too few for a Frechet distance, or a tokenizer that
-            draws no pictures.
     """
-    if not isinstance(tokenizer, Tokenizer):
-        raise UserError(
-            "Imagined tokens are compared as pictures, and this tokenizer only encodes; give a model whose tokens "
-            "can be drawn, such as those of a vq."
-        )
-    distances = _Distances(fid_network, fvd_network, real, accumulation)
-    values: dict[str, list[np.ndarray]] = {}
-    owners: list[np.ndarray] = []
-    kept: list[Example] = []
-    windows, future = 0, 0
-    for batch in batches:
-        if camera not in batch.video:
+
+    fid_network: FeatureNetwork | None = None
+    fvd_network: FeatureNetwork | None = None
+    real: RealSet = "future"
+    accumulation: Accumulation = "exact"
+
+    def __post_init__(self) -> None:
+        if self.real not in ("future", "context"):
+            raise UserError(f"FID compares with the true 'future' or the 'context', found '{self.real}'.")
+
+
+class Futures(NamedTuple):
+    """Windows as they were seen, as they went on, and as they were drawn: uint8 (B, T or F, H, W, 3).
+
+    `made` holds "tokenizer", the true future through the tokenizer alone, and "imagined", where there is a model.
+    """
+
+    seen: np.ndarray
+    truth: np.ndarray
+    made: dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Imaginer:
+    """A model of tokens, and the tokenizer that draws what it foresees.
+
+    Attributes:
+        tokenizer: of the model's tokens; it has to know the way back to pixels.
+        camera: stream to look at.
+        context: frames of a window that the model sees; the others are the future.
+        generate: the model; None leaves the tokenizer alone.
+        device: where both compute.
+    """
+
+    tokenizer: Encoder
+    camera: str
+    context: int
+    generate: Generate | None
+    device: torch.device | str
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tokenizer, Tokenizer):
             raise UserError(
-                f"Imagined frames are compared with true ones, and the data has no pictures of camera '{camera}'; "
+                "Imagined tokens are compared as pictures, and this tokenizer only encodes; give a model whose tokens "
+                "can be drawn, such as those of a vq."
+            )
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch) -> Futures:
+        """Imagine what follows the first frames of the windows of a batch.
+
+        Raises:
+            UserError: windows without pictures or without a future, or pictures of another size than the tokenizer's.
+        """
+        if self.camera not in batch.video:
+            raise UserError(
+                f"Imagined frames are compared with true ones, and the data has no pictures of camera '{self.camera}'; "
                 "open a store with frames, not tokens alone."
             )
-        video = batch.video[camera]
+        video, tokens, context = batch.video[self.camera], batch.tokens.get(self.camera), self.context
         future = video.shape[1] - context
         if context < 1 or future < 1:
             raise UserError(f"Windows of {video.shape[1]} frames leave no future after {context} frames of context.")
+        if tokens is None:
+            tokens = self.tokenizer.encode(to_model_range(video.to(self.device)))
+        tokens = tokens.to(self.device)
+        made = {"tokenizer": self._draw(tokens[:, context:], video)}
+        if self.generate is not None:
+            made["imagined"] = self._draw(self.generate(tokens[:, :context], future), video)
         true = video.movedim(2, -1).cpu().numpy()
-        reconstructed, predicted = _imagine(batch, video, tokenizer, camera, generate, context, device)
-        truth, seen = true[:, context:], true[:, :context]
-        made = {"tokenizer": reconstructed} | ({} if predicted is None else {"imagined": predicted})
-        distances.add(seen, truth, made)
-        copy = np.repeat(seen[:, -1:], future, axis=1)
-        for suffix, frames in (("", predicted), ("_tokenizer", reconstructed), ("_copy", copy)):
-            if frames is None:
-                continue
-            pair = (frames.reshape(-1, *frames.shape[2:]), truth.reshape(-1, *truth.shape[2:]))
-            values.setdefault(f"psnr{suffix}", []).append(psnr(*pair).clip(max=ROUNDING_PSNR).reshape(-1, future))
-            values.setdefault(f"ssim{suffix}", []).append(ssim(*pair).reshape(-1, future))
-        index = np.stack([np.arange(windows, windows + len(true))] * 2, 1) if batch.index is None else batch.index
-        index = np.asarray(index)
-        owners.append(index[:, 0])
-        for row, (episode, anchor) in enumerate(index.tolist()):
-            if len(kept) < examples and episode not in [e.episode for e in kept]:
-                own = None if predicted is None else predicted[row]
-                kept.append(Example(seen[row], truth[row], own, episode, anchor, reconstructed=reconstructed[row]))
-        windows += len(true)
-    if not windows:
-        raise UserError("There is no window to imagine from; give longer drives or another split.")
-    drives = np.concatenate(owners)
-    joined = {name: np.concatenate(parts) for name, parts in values.items()}
-    quality = VideoQuality(
-        mode="video",
-        estimates={name: _estimate(name, v.mean(1), drives) for name, v in joined.items()},
-        curves={name: [_estimate(name, column, drives) for column in v.T] for name, v in joined.items()},
-        steps_ahead=[(i + 1) * stride for i in range(future)],
-        windows=windows,
-        seed=seed,
-        examples=kept,
-    )
-    return DrivingVideo(
-        quality=quality,
-        fid=distances.fid(),
-        fvd=distances.fvd(),
-        real=real,
-        accumulation=accumulation,
-        clips=windows,
-        networks=distances.networks(),
-    )
+        return Futures(true[:, :context], true[:, context:], made)
 
-
-@torch.no_grad()
-def _imagine(
-    batch: Batch,
-    video: Tensor,
-    tokenizer: Tokenizer,
-    camera: str,
-    generate: Generate | None,
-    context: int,
-    device: torch.device | str,
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Reconstructed and imagined future, uint8 (B, F, H, W, 3)."""
-    tokens = batch.tokens.get(camera)
-    tokens = tokenizer.encode(to_model_range(video.to(device))) if tokens is None else tokens.to(device)
-
-    def frames(z: Tensor) -> np.ndarray:
-        found = to_uint8(tokenizer.decode(z)).movedim(2, -1).cpu().numpy()
+    def _draw(self, tokens: Tensor, video: Tensor) -> np.ndarray:
+        """Tokens int64 (B, F, h, w) -> uint8 (B, F, H, W, 3), of the size of the video (B, T, 3, H, W)."""
+        assert isinstance(self.tokenizer, Tokenizer)
+        found = to_uint8(self.tokenizer.decode(tokens)).movedim(2, -1).cpu().numpy()
         if found.shape[2:4] != tuple(video.shape[3:]):
             raise UserError(
                 f"The tokenizer draws {found.shape[2]} x {found.shape[3]} pixels and the data holds {video.shape[3]} x "
@@ -187,58 +154,130 @@ def _imagine(
             )
         return found
 
-    reconstructed = frames(tokens[:, context:])
-    if generate is None:
-        return reconstructed, None
-    return reconstructed, frames(generate(tokens[:, :context], tokens.shape[1] - context))
+
+def driving_video(
+    batches: Iterable[Batch],
+    imaginer: Imaginer,
+    *,
+    distances: Distances | None = None,
+    stride: int = 1,
+    seed: int = 0,
+    examples: int = 4,
+) -> DrivingVideoResult:
+    """Imagine what follows the context of each window and compare it with what did.
+
+    All pictures are compared as uint8, true and imagined alike, as they would lie on disk.
+
+    Args:
+        batches: with `video[camera]`; `tokens[camera]`, where there, save encoding. `index` names the drives.
+        imaginer: model and tokenizer.
+        distances: which Frechet distances to measure; None: none.
+        stride: steps of the store between frames, for labels.
+        seed: of the model's draws, for the record.
+        examples: windows to keep for pictures, one per drive.
+
+    Raises:
+        UserError: no window, windows that do not fit, or too few for a Frechet distance.
+    """
+    distances = distances or Distances()
+    features, similarity = _Features(distances), _Similarity(examples)
+    for batch in batches:
+        futures = imaginer(batch)
+        features.add(futures)
+        similarity.add(futures, batch.index)
+    quality = similarity.quality(stride, seed)
+    return DrivingVideoResult(
+        quality=quality, clips=quality.windows, real=distances.real, accumulation=distances.accumulation,
+        fid=features.fid(), fvd=features.fvd(), networks=features.networks(),
+    )  # fmt: skip
 
 
-class _Distances:
-    """Moments of true, reconstructed and imagined frames and clips."""
+class _Similarity:
+    """PSNR and SSIM of every window so far, and the first windows of different drives."""
 
-    def __init__(
-        self,
-        fid_network: FeatureNetwork | None,
-        fvd_network: FeatureNetwork | None,
-        real: RealSet,
-        accumulation: Accumulation,
-    ) -> None:
-        if real not in ("future", "context"):
-            raise UserError(f"FID compares with the true 'future' or the 'context', found '{real}'.")
-        self.fid_network, self.fvd_network, self.real = fid_network, fvd_network, real
-        self.accumulation: Accumulation = accumulation
+    def __init__(self, examples: int) -> None:
+        self._room = examples
+        self._values: dict[str, list[np.ndarray]] = {}
+        self._drives: list[int] = []
+        self._kept: list[Example] = []
+
+    def add(self, futures: Futures, index: Tensor | None) -> None:
+        """`index`: drive and step of each window, int64 (B, 2); windows without one stand for themselves."""
+        seen, truth, made = futures
+        imagined, reconstructed = made.get("imagined"), made["tokenizer"]
+        copy = np.repeat(seen[:, -1:], truth.shape[1], axis=1)
+        for suffix, frames in (("", imagined), ("_tokenizer", reconstructed), ("_copy", copy)):
+            if frames is None:
+                continue
+            pair = (frames.reshape(-1, *frames.shape[2:]), truth.reshape(-1, *truth.shape[2:]))
+            for name, values in (("psnr", psnr(*pair).clip(max=ROUNDING_PSNR)), ("ssim", ssim(*pair))):
+                self._values.setdefault(name + suffix, []).append(values.reshape(truth.shape[:2]))
+        before = len(self._drives)
+        places = [(i, i) for i in range(before, before + len(truth))] if index is None else index.tolist()
+        for row, (episode, anchor) in enumerate(places):
+            self._drives.append(episode)
+            if len(self._kept) < self._room and episode not in [e.episode for e in self._kept]:
+                own = None if imagined is None else imagined[row]
+                shown = Example(seen[row], truth[row], own, episode, anchor, reconstructed=reconstructed[row])
+                self._kept.append(shown)
+
+    def quality(self, stride: int, seed: int) -> VideoQuality:
+        if not self._drives:
+            raise UserError("There is no window to imagine from; give longer drives or another split.")
+        values = {name: np.concatenate(parts) for name, parts in self._values.items()}
+        future = values["psnr_copy"].shape[1]
+
+        def estimate(name: str, rows: np.ndarray) -> Estimate:
+            return clustered_estimate(rows, self._drives, unit="dB" if name.startswith("psnr") else "")
+
+        return VideoQuality(
+            mode="video",
+            estimates={name: estimate(name, v.mean(1)) for name, v in values.items()},
+            curves={name: [estimate(name, column) for column in v.T] for name, v in values.items()},
+            steps_ahead=[(i + 1) * stride for i in range(future)],
+            windows=len(self._drives),
+            seed=seed,
+            examples=self._kept,
+        )
+
+
+class _Features:
+    """Moments of the features of true, reconstructed and imagined frames and clips."""
+
+    def __init__(self, distances: Distances) -> None:
+        self._asked = distances
         self._frames: dict[tuple[str, int], Moments] = {}
         self._clips: dict[str, Moments] = {}
 
-    def add(self, seen: np.ndarray, truth: np.ndarray, made: Mapping[str, np.ndarray]) -> None:
-        if self.fid_network is not None:
-            network = self.fid_network
+    def add(self, futures: Futures) -> None:
+        seen, truth, made = futures
+        if (pictures := self._asked.fid_network) is not None:
 
             def features(clips: np.ndarray) -> np.ndarray:
                 """(B, F, D), all frames in one call."""
-                return network.images(clips.reshape(-1, *clips.shape[2:])).reshape(*clips.shape[:2], -1)
+                return pictures.images(clips.reshape(-1, *clips.shape[2:])).reshape(*clips.shape[:2], -1)
 
             frames = {name: features(clips) for name, clips in made.items()}
-            if self.real == "future":
+            if self._asked.real == "future":
                 frames["real"] = features(truth)
             else:
                 for rows in features(seen):
-                    self._add_frames("real", -1, rows)
+                    self._add(self._frames, ("real", -1), rows)
             for name, rows in frames.items():
                 for k in range(rows.shape[1]):
-                    self._add_frames(name, k, rows[:, k])
-        if self.fvd_network is not None:
+                    self._add(self._frames, (name, k), rows[:, k])
+        if (films := self._asked.fvd_network) is not None:
             for name, clips in {"real": truth, **made}.items():
-                self._clips.setdefault(name, Moments(self.accumulation)).add(self.fvd_network.clips(clips))
+                self._add(self._clips, name, films.clips(clips))
 
-    def _add_frames(self, name: str, k: int, rows: np.ndarray) -> None:
-        self._frames.setdefault((name, k), Moments(self.accumulation)).add(rows)
+    def _add(self, moments: dict[Any, Moments], key: Any, rows: np.ndarray) -> None:
+        moments.setdefault(key, Moments(self._asked.accumulation)).add(rows)
 
     def fid(self) -> dict[str, list[float]]:
         found: dict[str, list[float]] = {}
         for (name, k), moments in self._frames.items():
             if name != "real":
-                real = self._frames["real", k if self.real == "future" else -1]
+                real = self._frames["real", k if self._asked.real == "future" else -1]
                 found.setdefault(name, []).append(frechet_distance(real, moments))
         return found
 
@@ -247,15 +286,12 @@ class _Distances:
         return {name: frechet_distance(self._clips["real"], moments) for name, moments in made.items()}
 
     def networks(self) -> dict[str, dict[str, Any]]:
+        """Each network in words, with the width of its features."""
         found = {}
-        for name, network, sets in (
-            ("fid", self.fid_network, list(self._frames.values())),
-            ("fvd", self.fvd_network, list(self._clips.values())),
+        for name, network, moments in (
+            ("fid", self._asked.fid_network, self._frames),
+            ("fvd", self._asked.fvd_network, self._clips),
         ):
             if network is not None:
-                found[name] = network.describe() | {"width": len(sets[0].mean)}
+                found[name] = network.describe() | {"width": len(next(iter(moments.values())).mean)}
         return found
-
-
-def _estimate(name: str, values: np.ndarray, drives: np.ndarray) -> Estimate:
-    return clustered_estimate(values, drives, unit="dB" if name.startswith("psnr") else "")

@@ -103,7 +103,7 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class OpenLoop:
+class OpenLoopResult:
     """Result of `open_loop`.
 
     Attributes:
@@ -156,9 +156,8 @@ def open_loop(
     steps: int = 10,
     seed: int = 0,
     examples: int = 8,
-    commands: Sequence[str] = COMMANDS,
     device: torch.device | str,
-) -> OpenLoop:
+) -> OpenLoopResult:
     """minADE_k: plan from each window's last frame and compare with what was driven.
 
     Args:
@@ -168,67 +167,66 @@ def open_loop(
         steps: of the sampler.
         seed: decides the draws.
         examples: windows to choose for pictures.
-        commands: names of commands 0, 1, ...
         device: where the model computes.
 
     Raises:
         UserError: no window, data without plans, or plans of another shape than the model's.
     """
     rng = torch.Generator(device).manual_seed(seed)
-    found: list[Plan] = []
-    shown: dict[tuple[int, int], int] = {}
-    errors, owners = [], []
+    plans: list[Plan] = []
+    errors: list[Tensor] = []
     simple: dict[str, list[Tensor]] = {}
     for batch in batches:
         if batch.plans is None or batch.commands is None:
             raise UserError("Open-loop evaluation needs plans and commands; open data with trajectories.")
-        truth, given = batch.plans[:, -1].float(), batch.commands[:, -1]
-        predicted = model.act(
-            _tokens(batch, camera).to(device), given.to(device), samples=samples, steps=steps, rng=rng
-        )
-        predicted = predicted.float().cpu()
-        if predicted.shape[2:] != truth.shape[1:]:
+        driven, tokens, given = batch.plans.float(), _tokens(batch, camera).to(device), batch.commands[:, -1].to(device)
+        predicted = model.act(tokens, given, samples=samples, steps=steps, rng=rng).float().cpu()
+        if predicted.shape[2:] != driven.shape[2:]:
             raise UserError(
                 f"The model plans {tuple(predicted.shape[2:])} (steps, coordinates) and the data holds "
-                f"{tuple(truth.shape[1:])}; read the data with the model's horizon."
+                f"{tuple(driven.shape[2:])}; read the data with the model's horizon."
             )
-        errors.append(min_ade(predicted, truth)[0])
-        for name, plan in baseline_plans(batch.plans.float()).items():
-            simple.setdefault(name, []).append(min_ade(plan[:, None], truth)[0])
-        owners.append(_drives(batch, len(found)))
-        for row in range(len(truth)):
-            episode, command = int(owners[-1][row]), int(given[row])
-            if len(shown) < examples:
-                shown.setdefault((episode, command), len(found))
-            found.append(
-                Plan(
-                    predicted=predicted[row].numpy(),
-                    truth=truth[row].numpy(),
-                    command=command,
-                    episode=episode,
-                    step=len(found) if batch.index is None else int(batch.index[row, 1]),
-                )
-            )
-    values, drives = _joined(errors), _joined(owners)
-    given = np.array([plan.command for plan in found])
-    if len(given) and not 0 <= given.min() <= given.max() < len(commands):
-        raise UserError(f"Commands should lie in 0..{len(commands) - 1}, found {given.min()}..{given.max()}.")
-    occurring = {name: given == i for i, name in enumerate(commands) if (given == i).any()}
+        plans += _plans(batch, predicted, driven[:, -1], before=len(plans))
+        errors.append(min_ade(predicted, driven[:, -1])[0])
+        for name, plan in baseline_plans(driven).items():
+            simple.setdefault(name, []).append(min_ade(plan[:, None], driven[:, -1])[0])
+    values, baselines = _joined(errors), {name: _joined(parts) for name, parts in simple.items()}
+    drives, commands = (np.array([getattr(plan, name) for plan in plans]) for name in ("episode", "command"))
+    if not 0 <= commands.min() <= commands.max() < len(COMMANDS):
+        raise UserError(f"Commands should lie in 0..{len(COMMANDS) - 1}, found {commands.min()}..{commands.max()}.")
+    occurring = {name: commands == i for i, name in enumerate(COMMANDS) if (commands == i).any()}
 
     def mean(of: np.ndarray, chosen: np.ndarray | slice = slice(None)) -> Estimate:
         return clustered_estimate(of[chosen], drives[chosen], unit="m", higher_is_better=False)
 
-    return OpenLoop(
+    return OpenLoopResult(
         samples=samples,
         steps=steps,
         seed=seed,
         min_ade=mean(values),
         per_command={name: mean(values, rows) for name, rows in occurring.items()},
-        baselines={name: mean(_joined(parts)) for name, parts in simple.items()},
+        baselines={name: mean(distances) for name, distances in baselines.items()},
         windows={name: int(rows.sum()) for name, rows in occurring.items()},
-        plans=found,
-        examples=list(shown.values()),
+        plans=plans,
+        examples=_first_of_each(plans, examples),
     )
+
+
+def _plans(batch: Batch, predicted: Tensor, truth: Tensor, *, before: int) -> list[Plan]:
+    """The windows of a batch that follows `before` others, with what was planned and driven."""
+    assert batch.commands is not None
+    rows = range(len(truth))
+    steps = [before + row for row in rows] if batch.index is None else batch.index[:, 1].tolist()
+    drives, commands = _drives(batch, before).tolist(), batch.commands[:, -1].tolist()
+    return [Plan(predicted[i].numpy(), truth[i].numpy(), commands[i], drives[i], steps[i]) for i in rows]
+
+
+def _first_of_each(plans: Sequence[Plan], most: int) -> list[int]:
+    """Numbers of the first windows of every drive and command, at most so many."""
+    shown: dict[tuple[int, int], int] = {}
+    for i, plan in enumerate(plans):
+        shown.setdefault((plan.episode, plan.command), i)
+    return list(shown.values())[: max(most, 0)]
 
 
 def baseline_plans(plans: Tensor) -> dict[str, Tensor]:

@@ -87,7 +87,8 @@ def fit_scaling_law(n: Sequence[float], d: Sequence[float], loss: Sequence[float
                     best = error, float(a), float(b), factors
         assert best is not None
         grid_a, grid_b = (_around(grid, value) for grid, value in ((grid_a, best[1]), (grid_b, best[2])))
-    error, a, b, (e, big_a, big_b) = best  # pyright: ignore[reportGeneralTypeIssues, reportOptionalIterable]
+    assert best is not None
+    error, a, b, (e, big_a, big_b) = best
     return ScalingLaw(E=float(e), A=float(big_a * scale_n**a), a=a, B=float(big_b * scale_d**b), b=b,
                       error=float(np.sqrt(error)))  # fmt: skip
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,9 +16,12 @@ from foreact.data.windows.loader import WindowDataset
 from foreact.data.windows.window import Window
 from foreact.errors import UserError
 from foreact.families.voc.cloning.model import Cloning, CloningConfig
-from foreact.families.voc.train import normalizer
-from foreact.runs.run import is_main_process, open_run, parse_run, pick_device, resources, say, train_on
+from foreact.families.voc.train import decided, normalizer
+from foreact.runs.options import Episodes, TrainingRun
+from foreact.runs.parse import parse_run
+from foreact.runs.run import pick_device
 from foreact.runs.stores import ensure_codes, open_task_store, split_store
+from foreact.runs.training import begin, publish, train_on
 from foreact.runs.validation import ValidationLoss
 from foreact.tasks import find_task
 from foreact.train.config import TrainConfig
@@ -28,22 +30,18 @@ from foreact.types import Codes, StreamSpec
 
 
 @dataclass(frozen=True, kw_only=True)
-class CloningRun:
+class CloningRun(TrainingRun, Episodes):
     """Train behaviour cloning on the codes of a store: what was done after such a stack of frames."""
 
     task: str = "cheetah-run"
-    """A built-in task or the import path of a module that exports TASK."""
     data: Path | None = None
     """Store or folder of HDF5 shards to learn from; None: the task's own, data/<task>.zarr."""
     tokenizer: str | None = None
     """Weights of the tokenizer whose codes to read, embedded in the result. Codes that a store lacks are made once and
     kept in it."""
     out: Path = Path("runs/bc")
-    """Folder of the run; an interrupted run in it is resumed."""
     val_ratio: float = 0.1
     """Share of the episodes kept for validation; with the seed of an occupancy model's run, the same ones."""
-    device: str | None = None
-    """Where to train; None: CUDA if there is one."""
     model: CloningConfig = field(default_factory=CloningConfig)
     """What belongs to tokenizer, task and data (vocab, code_dim, grid, low, high, camera) is taken from them."""
     train: TrainConfig = field(
@@ -80,16 +78,14 @@ def train_bc(run: CloningRun) -> Path:
     model = Cloning(config)
     model.set_codebook(loaded.tokenizer.codebook)
     evaluator = ValidationLoss(validation, at_most=4096, batch_size=min(256, run.train.batch_size))
-    run = open_run(run, device, free=("train", "device", "out"))
-    say(
+    run = begin(
+        run,
+        device,
         "Training behaviour cloning",
         data=f"{store.path}: {len(training)} windows to train on, {len(validation)} to validate",
         codes=f"{config.frames} frames of {config.grid[0]} x {config.grid[1]}, {config.vocab} codes of {run.tokenizer}",
         model=f"{sum(p.numel() for p in model.parameters()):,} parameters, {config.action_steps} x {config.actions} "
         f"actions, {config.components} Gaussians",
-        **resources(run.train, device),
-        seed=run.train.seed,
-        out=run.out,
     )
 
     def export(state: Mapping[str, Tensor], path: Path) -> None:
@@ -97,19 +93,11 @@ def train_bc(run: CloningRun) -> Path:
         save_checkpoint(path, family="bc", config=config, state=state, spec=store.spec, tokenizer=made)
 
     result = train_on(training, model, run, verb="train bc", evaluators=[evaluator], export=export, device=device)
-    final = run.out / "weights"
-    if is_main_process():
-        chosen = load_checkpoint(result.best or result.weights)  # pyright: ignore[reportArgumentType]
-        card = {
-            "recipe": "foreact train bc", "data": store.path.name, "val_ratio": run.val_ratio, "seed": run.train.seed,
-            "shadows": store.attrs.get("shadows"), "steps": result.step, "best_val_loss": result.best_value,
-            **result.metrics,
-        }  # fmt: skip
-        digest = save_checkpoint(
-            final, family="bc", config=config, state=chosen.state, spec=store.spec, tokenizer=reference.path, card=card
-        )
-        say("Done", weights=final, hash=digest, **{k: f"{v:.4f}" for k, v in result.metrics.items()})
-    return final
+    card = {
+        "recipe": "foreact train bc", "data": store.path.name, "val_ratio": run.val_ratio, "seed": run.train.seed,
+        "shadows": store.attrs.get("shadows"), "best_val_loss": result.best_value,
+    }  # fmt: skip
+    return publish(run, result, config=config, card=card, best=True, tokenizer=reference.path)
 
 
 def fitted(run: CloningRun, camera: str, codes: Codes, spec: StreamSpec) -> CloningConfig:
@@ -122,15 +110,11 @@ def fitted(run: CloningRun, camera: str, codes: Codes, spec: StreamSpec) -> Clon
         found = "no actions" if spec.action is None else "actions without bounds"
         raise UserError(f"Behaviour cloning learns actions within bounds, and the data have {found}; use other data.")
     assert codes.vocab is not None
-    decided = {
+    found = {
         "vocab": codes.vocab, "code_dim": codes.codebook.shape[1], "grid": tuple(codes.grid), "camera": camera,
         "low": tuple(spec.action.low), "high": tuple(spec.action.high),
     }  # fmt: skip
-    for name, value in decided.items():
-        said = getattr(run.model, name)
-        if said not in (value, getattr(CloningConfig(), name)):
-            raise UserError(f"--model.{name} says {said}, tokenizer and data have {value}; leave it out.")
-    return dataclasses.replace(run.model, **decided)
+    return decided(run.model, found)
 
 
 def command(args: Sequence[str]) -> None:

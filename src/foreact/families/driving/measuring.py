@@ -1,0 +1,124 @@
+"""What the verbs that measure a driving model have in common: model and tokenizer, windows of pictures, the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from foreact.checkpoints.format import Checkpoint, build, load_checkpoint
+from foreact.checkpoints.shipped import resolve
+from foreact.checkpoints.tokenizers import LoadedTokenizer, open_tokenizer, tokenizer_of
+from foreact.data.stores.store import ZarrStore, open_store
+from foreact.data.windows.loader import spread
+from foreact.errors import UserError
+from foreact.evals.report import write_report
+from foreact.families.driving.data.drives import FRONT, StoreDrives
+from foreact.families.driving.data.windows import DrivingWindows
+from foreact.families.driving.evals.driving_video import Generate, Imaginer
+from foreact.families.driving.sources import even_stride
+from foreact.families.driving.vavam import VaVAM
+from foreact.families.driving.vavim import VaViM
+from foreact.runs.run import write_json
+from foreact.types import Batch, to_uint8
+
+MODEL_HZ = 2.0
+"""Frames per second that the published models see, and that weights are taken to see which do not say."""
+
+
+class DrivingModels(NamedTuple):
+    """What a checkpoint of VaViM or VaVAM holds: the video model, the action model around it where there is one."""
+
+    vavim: VaViM
+    vavam: VaVAM | None
+    checkpoint: Checkpoint
+
+    @property
+    def rate_hz(self) -> float:
+        """Frames per second that the model sees."""
+        return MODEL_HZ if self.checkpoint.spec is None else self.checkpoint.spec.fps
+
+
+def open_models(weights: str, device: torch.device) -> DrivingModels:
+    """Read a checkpoint folder, or a shipped name."""
+    checkpoint = load_checkpoint(resolve(weights), of=("vavim", "vavam"))
+    model = build(checkpoint, device)
+    if isinstance(model, VaVAM):
+        return DrivingModels(model.vavim, model, checkpoint)
+    assert isinstance(model, VaViM)
+    return DrivingModels(model, None, checkpoint)
+
+
+def code_tokenizer(
+    models: DrivingModels | None, ref: str | None, device: torch.device, *, decoder: Path | None = None
+) -> LoadedTokenizer:
+    """The tokenizer of a model's tokens, or the one named by itself."""
+    if models is not None:
+        found = tokenizer_of(models.checkpoint, ref, device, decoder=decoder)
+    elif ref is not None:
+        found = open_tokenizer(ref, device, decoder=decoder)
+    else:
+        raise UserError("Name a model with --weights, or a tokenizer to measure alone with --tokenizer.")
+    if found.tokenizer.vocab is None:
+        brings = ref if models is None else models.checkpoint.path
+        raise UserError(f"{ref or brings} brings a tokenizer of continuous latents; driving models read tokens.")
+    return found
+
+
+class PictureWindows(NamedTuple):
+    """Windows of a store's pictures, the numbers of those to measure, and the tokenizer that reads them."""
+
+    store: ZarrStore
+    windows: DrivingWindows
+    chosen: np.ndarray
+    tokenizer: LoadedTokenizer
+
+    def batches(self, size: int) -> Iterator[Batch]:
+        """Pictures at the size that the tokenizer at hand wants, without tokens: it makes them anew."""
+        for part in np.array_split(self.chosen, -(-len(self.chosen) // size)):
+            frames = self.store.gather(FRONT, self.windows.rows(part))
+            video = to_uint8(self.tokenizer.prepare(torch.from_numpy(np.ascontiguousarray(frames)).movedim(-1, 2)))
+            yield Batch(video={FRONT: video}, index=torch.from_numpy(self.windows.index(part)))
+
+    def imaginer(self, context: int, generate: Generate | None, device: torch.device) -> Imaginer:
+        """What sees the first `context` frames of each window and draws what `generate` makes of them."""
+        tokenizer = self.tokenizer.tokenizer
+        return Imaginer(tokenizer=tokenizer, camera=FRONT, context=context, generate=generate, device=device)
+
+
+def open_pictures(
+    data: Path, tokenizer: LoadedTokenizer, *, frames: int, stride: int | None, rate_hz: float, most: int | None
+) -> PictureWindows:
+    """Windows of `frames` frames of a store, `stride` apart or as makes `rate_hz`, at most so many."""
+    store = open_store(data)
+    stride = model_stride(str(data), store.spec.fps, rate_hz, stride)
+    windows = DrivingWindows(StoreDrives(store), frames=frames, stride=stride, horizon=None)
+    return PictureWindows(store, windows, choose(windows, most), tokenizer)
+
+
+def model_stride(label: str, rate_hz: float, wanted: float, asked: int | None) -> int:
+    """Frames of the data from one frame of the model to the next: as asked, or as makes the wanted rate."""
+    return asked or even_stride(label, rate_hz, wanted, "choose the nearest with --stride")
+
+
+def choose(windows: DrivingWindows, most: int | None) -> np.ndarray:
+    """Numbers of the windows to measure: all, or at most `most` spread evenly."""
+    if most is not None and most < 1:
+        raise UserError(f"max_windows should be at least 1, found {most}.")
+    return spread(len(windows), len(windows) if most is None else most)
+
+
+def require_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise UserError(f"batch_size should be at least 1, found {batch_size}.")
+
+
+def conclude(out: Path, title: str, result: dict[str, Any], **page: Any) -> None:
+    """Write metrics.json and report.html (`page`: see `write_report`), and say where they lie."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_json(out / "metrics.json", result)
+    report = write_report(out / "report.html", title=title, **page)
+    print(f"Metrics: {out / 'metrics.json'}\nReport: {report}")
