@@ -1,8 +1,9 @@
 """Speed of token-by-token decoding at batch 1, against what reading the weights alone would take.
 
-Two floors are measured in the same run with the same threads, both for all weights that a step multiplies, once over:
-the time to sum them (memory bandwidth in practice), and the time of the faster of torch's and numpy's products with a
-row. Bfloat16 and int8 are compared with a half and a quarter of the first.
+Two floors are measured in the same run with the same threads, both for all weights that a step
+multiplies, once over: the time to sum them (memory bandwidth in practice), and the time of the
+faster of torch's and numpy's products with a row. Bfloat16 and int8 are compared with a half and a
+quarter of the first.
 
     python benchmarks/decode.py --width 768 --layers 24 --threads 2
 """
@@ -57,24 +58,38 @@ def step_time(model: VaViM, seen: int, repeats: int) -> float:
 
 def multiplied(model: VaViM) -> list[Tensor]:
     """Every matrix that a step multiplies with a row."""
-    return [m.weight for m in model.modules() if isinstance(m, HiddenLinear)] + [model.token_embedding.weight]
+    return [m.weight for m in model.modules() if isinstance(m, HiddenLinear)] + [
+        model.token_embedding.weight
+    ]
 
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--layers", type=int, default=24)
-    parser.add_argument("--seen", type=int, nargs="+", default=[16, 576], help="tokens in the cache")
     parser.add_argument(
-        "--weights", nargs="+", choices=["fp32", "bf16", "int8"], help="bf16 by itself where it is fast"
+        "--seen", type=int, nargs="+", default=[16, 576], help="tokens in the cache"
+    )
+    parser.add_argument(
+        "--weights",
+        nargs="+",
+        choices=["fp32", "bf16", "int8"],
+        help="bf16 by itself where it is fast",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--repeats", type=int, default=30)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    # Both compute on bfloat16 activations, which takes minutes to read a context where that is emulated.
-    usual = ["fp32", "bf16", "int8"] if choose_precision("auto", torch.device("cpu")) == "bf16" else ["fp32"]
+    # Both compute on bfloat16 activations, which takes minutes to read a context where that is
+    # emulated.
+    usual = (
+        ["fp32", "bf16", "int8"]
+        if choose_precision("auto", torch.device("cpu")) == "bf16"
+        else ["fp32"]
+    )
 
     model = VaViM(VaViMConfig(width=args.width, heads=args.width // 128, layers=args.layers)).eval()
     weights = multiplied(model)
@@ -86,21 +101,30 @@ def main() -> None:
         "torch": lambda: [functional.linear(row, w) for row, w in zip(rows, weights, strict=True)],
         "numpy": lambda: [w @ row for w, row in arrays],
     }
-    print(f"width {args.width}, {args.layers} layers, {args.threads} threads, {flat.nbytes / 1e6:.0f} MB of weights")
+    print(
+        f"width {args.width}, {args.layers} layers, {args.threads} threads, "
+        f"{flat.nbytes / 1e6:.0f} MB of weights"
+    )
     print(f"  reading them once      {reading:8.2f} ms   {flat.nbytes / reading / 1e6:6.1f} GB/s")
     floors = {"reading": reading}
     for name, product in products.items():
         floors[name] = milliseconds(product, args.repeats)
         print(f"  {name} products         {floors[name]:8.2f} ms")
     best = min(floors["torch"], floors["numpy"])
-    print(f"{'weights':<8}{'tokens seen':>12}{'ms/token':>10}{'tokens/s':>10}{'of reading':>12}{'of products':>12}")
+    print(
+        f"{'weights':<8}{'tokens seen':>12}{'ms/token':>10}{'tokens/s':>10}"
+        f"{'of reading':>12}{'of products':>12}"
+    )
     for precision in args.weights or usual:
         reduced = reduce_weights(copy.deepcopy(model), precision)
         for seen in args.seen:
             ms = step_time(reduced, seen, args.repeats)
             share = {"fp32": 1.0, "bf16": 0.5, "int8": 0.25}[precision]
             of_products = f"{best / ms:.0%}" if precision == "fp32" else ""
-            print(f"{precision:<8}{seen:>12}{ms:>10.2f}{1e3 / ms:>10.1f}{share * reading / ms:>12.0%}{of_products:>12}")
+            print(
+                f"{precision:<8}{seen:>12}{ms:>10.2f}{1e3 / ms:>10.1f}"
+                f"{share * reading / ms:>12.0%}{of_products:>12}"
+            )
 
 
 if __name__ == "__main__":

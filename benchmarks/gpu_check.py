@@ -108,27 +108,56 @@ class Sizes:
 
 
 PUBLISHED = Sizes(
-    vavam=SIZES["S"], uva=UVAConfig(), voc=VOCConfig(), vq=VQConfig(image_size=(288, 512)),
-    kl=KLVAEConfig(), vavim_rows=4, uva_rows=16, voc_rows=32, futures=64, repeats=20, product=8192,
+    vavam=SIZES["S"],
+    uva=UVAConfig(),
+    voc=VOCConfig(),
+    vq=VQConfig(image_size=(288, 512)),
+    kl=KLVAEConfig(),
+    vavim_rows=4,
+    uva_rows=16,
+    voc_rows=32,
+    futures=64,
+    repeats=20,
+    product=8192,
     megabytes=4096,
-)  # fmt: skip
+)
 QUICK = Sizes(
     vavam=VaVAMConfig(
         vavim=VaViMConfig(width=32, heads=2, layers=2, vocab=65, frames=3, grid=(2, 3)),
-        expert=ExpertConfig(width=16, horizon=3), steps=2,
+        expert=ExpertConfig(width=16, horizon=3),
+        steps=2,
     ),
     uva=UVAConfig(
-        latent_channels=4, grid=(4, 4), patch=2, frames=2, horizon=8, width=16, depth=1, heads=2,
-        decoder_width=16, decoder_depth=1, decoder_heads=2, video_head_depth=1, video_head_width=16,
-        action_head_depth=1, action_head_width=16, action_sampling_steps="3",
+        latent_channels=4,
+        grid=(4, 4),
+        patch=2,
+        frames=2,
+        horizon=8,
+        width=16,
+        depth=1,
+        heads=2,
+        decoder_width=16,
+        decoder_depth=1,
+        decoder_heads=2,
+        video_head_depth=1,
+        video_head_width=16,
+        action_head_depth=1,
+        action_head_width=16,
+        action_sampling_steps="3",
     ),
     voc=VOCConfig(width=16, heads=2, layers=1, vocab=16, code_dim=4, grid=(2, 2), frames=2),
     vq=VQConfig(
         channels=8, multipliers=(1, 2), norm_groups=4, codes=64, code_dim=4, image_size=(8, 12)
     ),
     kl=KLVAEConfig(channels=8, multipliers=(1, 2), norm_groups=4, image_size=(8, 8)),
-    vavim_rows=2, uva_rows=2, voc_rows=4, futures=3, repeats=3, product=128, megabytes=8,
-)  # fmt: skip
+    vavim_rows=2,
+    uva_rows=2,
+    voc_rows=4,
+    futures=3,
+    repeats=3,
+    product=128,
+    megabytes=8,
+)
 
 
 class NotHereError(Exception):
@@ -268,7 +297,9 @@ def uva(model: UVA, run: Run) -> Calls:
     draws = model.draw(batch, run.rng, mode="joint")
 
     def act(rng: torch.Generator) -> Tensor | None:
-        return model.sample(Question(mode="policy", context=latents[:1, : c.frames]), rng=rng).actions
+        return model.sample(
+            Question(mode="policy", context=latents[:1, : c.frames]), rng=rng
+        ).actions
 
     return {
         "actions": lambda: act(run.rng),
@@ -305,9 +336,15 @@ SYSTEMS = {
     "vq": System(lambda s: VQTokenizer(s.vq), tokenizer, ("latents", "encode", "decode")),
 }
 LATENCIES = (
-    "kl-vae encode", "vq encode", "vavim prefill", "vavim step", "vavam act-1", "vavam act-10",
-    "uva act", "voc futures",
-)  # fmt: skip
+    "kl-vae encode",
+    "vq encode",
+    "vavim prefill",
+    "vavim step",
+    "vavam act-1",
+    "vavam act-10",
+    "uva act",
+    "voc futures",
+)
 TRAININGS = ("vavim", "uva", "voc")
 # With the modules to compile: blocks one by one, since those that are alike are compiled once.
 MODES: dict[str, Callable[[Any], Sequence[nn.Module]]] = {
@@ -547,7 +584,7 @@ class Report:
 
     def part(
         self, section: str, name: str, columns: Sequence[str], run: Callable[[str], Found]
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Run each column of a part, whatever becomes of the others."""
         for column in columns:
             began = time.perf_counter()

@@ -1,9 +1,12 @@
-"""A training update of Video Occupancy Models against the published way of doing it, with Hugging Face's GPT-2.
+"""A training update of Video Occupancy Models against the published way of doing it, with Hugging
+Face's GPT-2.
 
-Both sides take turns in one process, on the same stored codes and from the same weights. An update is: draw the targets
-(gamma 0.8), forward and backward over all predictions and the reward, AdamW, moving average of the target network.
+Both sides take turns in one process, on the same stored codes and from the same weights. An update
+is: draw the targets (gamma 0.8), forward and backward over all predictions and the reward, AdamW,
+moving average of the target network.
 
-    published    generate() for every row with the default cache and top_k=50, then keep the rows that wanted a sample;
+    published    generate() for every row with the default cache and top_k=50, of which the
+                 rows that wanted a sample are kept;
                  labels loss; average parameter by parameter in a Python loop
     foreact      samples for the rows that want one
 
@@ -47,17 +50,25 @@ class Foreact:
         self.rng = torch.Generator(model.codebook.device).manual_seed(0)
 
     def sample_all(self, stacks: Tensor) -> None:
-        self.model.targets(stacks, torch.ones_like(stacks[:, 0, 0]), _gammas(stacks), None, rng=self.rng)
+        self.model.targets(
+            stacks, torch.ones_like(stacks[:, 0, 0]), _gammas(stacks), None, rng=self.rng
+        )
 
-    def parts(self, stacks: Tensor, rewards: Tensor, bootstrap: Tensor) -> list[Callable[[], object]]:
+    def parts(
+        self, stacks: Tensor, rewards: Tensor, bootstrap: Tensor
+    ) -> list[Callable[[], object]]:
         def targets() -> None:
             with self._autocast(stacks):
-                self.future = self.model.targets(stacks, bootstrap, _gammas(stacks), None, rng=self.rng)
+                self.future = self.model.targets(
+                    stacks, bootstrap, _gammas(stacks), None, rng=self.rng
+                )
 
         def learn() -> None:
             self.optimizer.zero_grad(set_to_none=True)
             with self._autocast(stacks):
-                out = self.model.loss(stacks, self.future, rewards, gammas=_gammas(stacks), actions=None)
+                out = self.model.loss(
+                    stacks, self.future, rewards, gammas=_gammas(stacks), actions=None
+                )
             out.loss.backward()
 
         return [targets, learn, self.optimizer.step, self.model.after_step]
@@ -67,9 +78,13 @@ class Foreact:
 
 
 class Captured(Foreact):
-    """The whole update as one CUDA graph: static shapes, so every row is sampled and the unwanted ones are dropped."""
+    """The whole update as one CUDA graph: static shapes, so every row
+    is sampled and the unwanted ones are dropped.
+    """
 
-    def __init__(self, model: VOC, stacks: Tensor, rewards: Tensor, bootstrap: Tensor, precision: Precision) -> None:
+    def __init__(
+        self, model: VOC, stacks: Tensor, rewards: Tensor, bootstrap: Tensor, precision: Precision
+    ) -> None:
         super().__init__(model, precision)
         for group in self.optimizer.param_groups:
             group["capturable"] = True
@@ -86,7 +101,9 @@ class Captured(Foreact):
         with torch.cuda.graph(self.graph):
             self._update()
 
-    def parts(self, stacks: Tensor, rewards: Tensor, bootstrap: Tensor) -> list[Callable[[], object]]:
+    def parts(
+        self, stacks: Tensor, rewards: Tensor, bootstrap: Tensor
+    ) -> list[Callable[[], object]]:
         def replay() -> None:
             for held, new in zip(self.held, (stacks, rewards, bootstrap), strict=True):
                 held.copy_(new)
@@ -100,7 +117,9 @@ class Captured(Foreact):
         gammas = torch.zeros_like(bootstrap)
         with self._autocast(stacks):
             condition = target.condition(gammas, None)[:, None]
-            sampled = target.sample(stacks[:, 1], condition, self.uniform, top_k=self.model.config.target_top_k)[:, 0]
+            sampled = target.sample(
+                stacks[:, 1], condition, self.uniform, top_k=self.model.config.target_top_k
+            )[:, 0]
             future = torch.where(bootstrap[:, None].bool(), sampled, stacks[:, 1])
             out = self.model.loss(stacks, future, rewards, gammas=gammas, actions=None)
         self.optimizer.zero_grad(set_to_none=False)
@@ -117,40 +136,62 @@ class Published:
             from transformers import GPT2Config, GPT2LMHeadModel
             from transformers.utils import logging
         except ImportError:
-            sys.exit("The comparison needs Hugging Face transformers; install it with: pip install transformers")
+            sys.exit(
+                "The comparison needs Hugging Face transformers; install it with: pip "
+                "install transformers"
+            )
         logging.set_verbosity_error()
         config, device = ours.config, ours.codebook.device
         self.config = config
         self.gpt = GPT2LMHeadModel(
             GPT2Config(
-                vocab_size=config.vocab, n_positions=config.gpt.positions, n_embd=config.width, n_head=config.heads,
-                n_layer=config.layers, resid_pdrop=config.dropout, embd_pdrop=config.dropout,
-                attn_pdrop=config.attention_dropout, bos_token_id=None, eos_token_id=None,
+                vocab_size=config.vocab,
+                n_positions=config.gpt.positions,
+                n_embd=config.width,
+                n_head=config.heads,
+                n_layer=config.layers,
+                resid_pdrop=config.dropout,
+                embd_pdrop=config.dropout,
+                attn_pdrop=config.attention_dropout,
+                bos_token_id=None,
+                eos_token_id=None,
             )
-        )  # fmt: skip
+        )
         self.gpt.load_state_dict(to_reference(ours.gpt.state_dict()), strict=True)
         self.gpt = self.gpt.to(device).train()
         self.target = copy.deepcopy(self.gpt)
         self.reward, self.features = copy.deepcopy(ours.reward), ours.features
         decaying = [p for p in self.gpt.parameters() if p.ndim >= 2]
         others = [p for p in self.gpt.parameters() if p.ndim < 2]
-        groups = [{"params": decaying, "weight_decay": DECAY}, {"params": others, "weight_decay": 0.0}]
+        groups = [
+            {"params": decaying, "weight_decay": DECAY},
+            {"params": others, "weight_decay": 0.0},
+        ]
         self.optimizers = [
-            torch.optim.AdamW(groups, lr=LR, betas=BETAS), torch.optim.AdamW(self.reward.parameters(), lr=LR),
-        ]  # fmt: skip
+            torch.optim.AdamW(groups, lr=LR, betas=BETAS),
+            torch.optim.AdamW(self.reward.parameters(), lr=LR),
+        ]
 
     @torch.no_grad()
     def sample_all(self, stacks: Tensor) -> Tensor:
         length = self.config.block
         drawn = self.target.generate(
-            stacks[:, 1], attention_mask=torch.ones_like(stacks[:, 1]), max_new_tokens=length, do_sample=True,
-            top_k=TOP_K, pad_token_id=0,
-        )  # fmt: skip
+            stacks[:, 1],
+            attention_mask=torch.ones_like(stacks[:, 1]),
+            max_new_tokens=length,
+            do_sample=True,
+            top_k=TOP_K,
+            pad_token_id=0,
+        )
         return drawn[:, -length:]
 
-    def parts(self, stacks: Tensor, rewards: Tensor, bootstrap: Tensor) -> list[Callable[[], object]]:
+    def parts(
+        self, stacks: Tensor, rewards: Tensor, bootstrap: Tensor
+    ) -> list[Callable[[], object]]:
         def targets() -> None:
-            self.future = torch.where(bootstrap[:, None].bool(), self.sample_all(stacks), stacks[:, 1])
+            self.future = torch.where(
+                bootstrap[:, None].bool(), self.sample_all(stacks), stacks[:, 1]
+            )
 
         def learn() -> None:
             sequence = torch.cat([stacks[:, 0], self.future], dim=1)
@@ -189,20 +230,33 @@ def seconds(f: Callable[[], object], device: torch.device, clock: Callable[[], f
 def hardware(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    names = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")] \
-        if Path("/proc/cpuinfo").exists() else []  # fmt: skip
-    return f"{names[0].split(':')[1].strip() if names else platform.processor()}, {torch.get_num_threads()} threads"
+    names = (
+        [
+            line
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ]
+        if Path("/proc/cpuinfo").exists()
+        else []
+    )
+    name = names[0].split(":")[1].strip() if names else platform.processor()
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def commit() -> str:
     found = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent,
     )
     return found.stdout.strip() or "unknown"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--width", type=int, default=768)
     parser.add_argument("--layers", type=int, default=4)
@@ -210,15 +264,28 @@ def main() -> None:
     parser.add_argument("--frames", type=int, default=3)
     parser.add_argument("--grid", type=int, default=5, help="rows and columns of codes in a frame")
     parser.add_argument("--vocab", type=int, default=1024)
-    parser.add_argument("--dropout", type=float, default=0.0, help="published: 0.2; half of it on attention weights")
-    parser.add_argument("--rounds", type=int, default=5, help="updates per side, after one to warm up")
+    parser.add_argument(
+        "--dropout", type=float, default=0.0, help="published: 0.2; half of it on attention weights"
+    )
+    parser.add_argument(
+        "--rounds", type=int, default=5, help="updates per side, after one to warm up"
+    )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--processor-time", action="store_true", help="not wall time, where others use the machine too")
+    parser.add_argument(
+        "--processor-time",
+        action="store_true",
+        help="not wall time, where others use the machine too",
+    )
     parser.add_argument("--device", default="cpu")
     parser.add_argument(
-        "--precision", nargs="+", choices=["fp32", "bf16"], help="ours; bf16 by itself where it is fast"
+        "--precision",
+        nargs="+",
+        choices=["fp32", "bf16"],
+        help="ours; bf16 by itself where it is fast",
     )
-    parser.add_argument("--graph", action="store_true", help="capture our update as a CUDA graph too")
+    parser.add_argument(
+        "--graph", action="store_true", help="capture our update as a CUDA graph too"
+    )
     args = parser.parse_args()
     device = torch.device(args.device)
     if args.graph and device.type != "cuda":
@@ -230,16 +297,29 @@ def main() -> None:
     torch.manual_seed(0)
 
     config = VOCConfig(
-        width=args.width, heads=args.heads, layers=args.layers, vocab=args.vocab, grid=(args.grid, args.grid),
-        frames=args.frames, dropout=args.dropout, attention_dropout=args.dropout / 2, target_top_k=TOP_K,
-    )  # fmt: skip
+        width=args.width,
+        heads=args.heads,
+        layers=args.layers,
+        vocab=args.vocab,
+        grid=(args.grid, args.grid),
+        frames=args.frames,
+        dropout=args.dropout,
+        attention_dropout=args.dropout / 2,
+        target_top_k=TOP_K,
+    )
     model = VOC(config).to(device).train()
     data = torch.Generator(device).manual_seed(1)
 
     def batch() -> tuple[Tensor, Tensor, Tensor]:
-        stacks = torch.randint(config.vocab, (args.batch, 2, config.block), generator=data, device=device)
+        stacks = torch.randint(
+            config.vocab, (args.batch, 2, config.block), generator=data, device=device
+        )
         rewards = torch.rand(args.batch, 1, generator=data, device=device)
-        return stacks, rewards, (torch.rand(args.batch, generator=data, device=device) < config.gammas[0]).long()
+        return (
+            stacks,
+            rewards,
+            (torch.rand(args.batch, generator=data, device=device) < config.gammas[0]).long(),
+        )
 
     sides: dict[str, Any] = {
         "published": Published(model),
@@ -248,23 +328,35 @@ def main() -> None:
     for precision in precisions:
         sides[f"foreact {precision}"] = Foreact(copy.deepcopy(model), precision)
     if args.graph:
-        sides[f"foreact {precisions[-1]}, captured"] = Captured(copy.deepcopy(model), *batch(), precisions[-1])
+        sides[f"foreact {precisions[-1]}, captured"] = Captured(
+            copy.deepcopy(model), *batch(), precisions[-1]
+        )
     times: dict[str, list[list[float]]] = {name: [] for name in sides}
     alone: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(args.rounds + 1):
         drawn = batch()
         for name, side in sides.items():
             spent = [seconds(part, device, clock) for part in side.parts(*drawn)]
-            sampling = seconds(lambda side=side, drawn=drawn: side.sample_all(drawn[0]), device, clock)
+            sampling = seconds(
+                lambda side=side, drawn=drawn: side.sample_all(drawn[0]), device, clock
+            )
             if turn:
                 times[name].append(spent)
                 alone[name].append(sampling)
         print(f"round {turn} of {args.rounds}", file=sys.stderr, flush=True)
 
-    print(f"{hardware(device)}; torch {torch.__version__}; commit {commit()}; python {' '.join(sys.argv)}")
-    print(f"batch {args.batch}, 2 x {config.block} codes, {config.layers} layers x {config.width}, "
-          f"vocabulary {config.vocab}, dropout {args.dropout}; medians of {args.rounds}")  # fmt: skip
-    print(f"\n| | {' | '.join(PARTS)} | update, s | ratio | sampling all rows, s | ratio |\n|{'---|' * 9}")
+    print(
+        f"{hardware(device)}; torch {torch.__version__}; commit {commit()}; python "
+        f"{' '.join(sys.argv)}"
+    )
+    print(
+        f"batch {args.batch}, 2 x {config.block} codes, {config.layers} layers x {config.width}, "
+        f"vocabulary {config.vocab}, dropout {args.dropout}; medians of {args.rounds}"
+    )
+    print(
+        f"\n| | {' | '.join(PARTS)} | update, s | ratio | sampling all rows, s | ratio "
+        f"|\n|{'---|' * 9}"
+    )
     for name in sides:
         parts = [statistics.median(column) for column in zip(*times[name], strict=True)]
         cells = [f"{p:.2f}" for p in parts] if len(parts) == len(PARTS) else ["", "", "", ""]

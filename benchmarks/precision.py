@@ -215,10 +215,16 @@ def musik_training() -> Training:
 
 
 FAMILIES: dict[str, Callable[[], Training]] = {
-    "uva": uva_training, "vavim": vavim_training, "vavam": vavam_training, "voc": voc_training,
-    "bc": bc_training, "vq": vq_training, "kl-vae": kl_vae_training, "vqkd": vqkd_training,
+    "uva": uva_training,
+    "vavim": vavim_training,
+    "vavam": vavam_training,
+    "voc": voc_training,
+    "bc": bc_training,
+    "vq": vq_training,
+    "kl-vae": kl_vae_training,
+    "vqkd": vqkd_training,
     "musik": musik_training,
-}  # fmt: skip
+}
 
 
 class WholeStep(Step):
@@ -302,10 +308,14 @@ def main() -> None:
     rounds = 1 if args.quick else args.rounds
 
     auto = choose_precision("auto", device)
-    print(f"{hardware(device)}; torch {torch.__version__}; commit {commit()}; "
-          f"python {' '.join(sys.argv)}")  # fmt: skip
-    print(f"samples/s of optimiser steps, the fastest of {rounds}; "
-          f"auto: {explain_precision(auto, device)}")  # fmt: skip
+    print(
+        f"{hardware(device)}; torch {torch.__version__}; commit {commit()}; "
+        f"python {' '.join(sys.argv)}"
+    )
+    print(
+        f"samples/s of optimiser steps, the fastest of {rounds}; "
+        f"auto: {explain_precision(auto, device)}"
+    )
     print("\n| | batch | fp32 | bf16 | auto | auto / better |", f"|{'---|' * 6}", sep="\n")
     below, broken = [], []
     for name in args.families:

@@ -1,7 +1,9 @@
-"""Windows a second and resident memory of reading stored codes: stacks of 3 frames, the next stack, its reward.
+"""Windows a second and resident memory of reading stored codes: stacks of 3 frames, the next stack,
+its reward.
 
-The data have the size of the release of Video Occupancy Models, 600 episodes of 501 steps in 12 HDF5 shards, with
-random codes; the frames in the shards are holes in sparse files. A native store of the same size is read beside them.
+The data have the size of the release of Video Occupancy Models, 600 episodes of 501 steps in 12
+HDF5 shards, with random codes; the frames in the shards are holes in sparse files. A native store
+of the same size is read beside them.
 
 python benchmarks/reading.py
 """
@@ -47,18 +49,31 @@ def write_shards(folder: Path, rng: np.random.Generator) -> None:
 def write_native(path: Path, rng: np.random.Generator) -> None:
     side, steps = int(CODES**0.5), SHARDS * EPISODES * STEPS
     names = tuple(f"a{i}" for i in range(ACTIONS))
-    action = ActionSpec(names=names, units=("unitless",) * ACTIONS, frame="actuators", mode="absolute", rate_hz=50.0)
-    with StoreWriter(path, StreamSpec(cameras={}, fps=50.0, action=action, has_reward=True)) as writer:
+    action = ActionSpec(
+        names=names, units=("unitless",) * ACTIONS, frame="actuators", mode="absolute", rate_hz=50.0
+    )
+    with StoreWriter(
+        path, StreamSpec(cameras={}, fps=50.0, action=action, has_reward=True)
+    ) as writer:
         for _ in range(SHARDS * EPISODES):
-            writer.append({"action": rng.uniform(-1, 1, (STEPS, ACTIONS)), "reward": rng.random((STEPS, 1))})
-    write_stream(path, "tokens_pixels", rng.integers(0, VOCAB, (steps, side, side)).astype(np.uint16), attrs={})
+            writer.append(
+                {"action": rng.uniform(-1, 1, (STEPS, ACTIONS)), "reward": rng.random((STEPS, 1))}
+            )
+    write_stream(
+        path,
+        "tokens_pixels",
+        rng.integers(0, VOCAB, (steps, side, side)).astype(np.uint16),
+        attrs={},
+    )
 
 
 def resident_mb() -> float:
     """Of this process and its workers; pages that they share count in each."""
     total = 0.0
     for process in ("self", *(child.pid for child in multiprocessing.active_children())):
-        fields = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+        fields = dict(
+            line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines()
+        )
         total += int(fields["VmRSS"].split()[0]) / 1024
     return total
 
@@ -77,11 +92,16 @@ def measure(store: RowStore, window: Window, windows: int, batch_size: int, work
         seconds += time.perf_counter() - start
         memory.append(resident_mb())
     rate = 10 * max(1, windows // (10 * batch_size)) * batch_size / seconds
-    return f"{rate:10.0f} windows/s   resident {memory[0]:6.0f} MB at first, {memory[1]:6.0f} .. {memory[-1]:6.0f} MB"
+    return (
+        f"{rate:10.0f} windows/s   resident {memory[0]:6.0f} MB at first, "
+        f"{memory[1]:6.0f} .. {memory[-1]:6.0f} MB"
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--windows", type=int, default=100_000)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1])
@@ -93,8 +113,10 @@ def main() -> None:
         shards, native = Path(folder) / "cheetah_train" / "vq_latents", Path(folder) / "native.zarr"
         write_shards(shards, np.random.default_rng(0))
         write_native(native, np.random.default_rng(0))
-        print(f"{SHARDS * EPISODES} episodes of {STEPS} steps, {args.windows} windows (frames: a tenth) in batches of "
-              f"{args.batch_size}; {resident_mb():.0f} MB before")  # fmt: skip
+        print(
+            f"{SHARDS * EPISODES} episodes of {STEPS} steps, {args.windows} windows (frames: a "
+            f"tenth) in batches of {args.batch_size}; {resident_mb():.0f} MB before"
+        )
         for label, path, window, share in (
             ("codes, shards", shards, codes, 1),
             ("codes, native store", native, codes, 1),
@@ -105,7 +127,9 @@ def main() -> None:
                 store = open_episodes(path)
                 opening = time.perf_counter() - start
                 found = measure(store, window, args.windows // share, args.batch_size, workers)
-                print(f"{label:<21} {workers} workers  opened in {opening:5.2f} s {found}", flush=True)
+                print(
+                    f"{label:<21} {workers} workers  opened in {opening:5.2f} s {found}", flush=True
+                )
 
 
 if __name__ == "__main__":

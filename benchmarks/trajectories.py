@@ -16,7 +16,9 @@ from foreact.families.driving.vavam import SIZES, VaVAM
 
 @torch.no_grad()
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--size", choices=SIZES, default="S")
     parser.add_argument("--frames", type=int, default=8)
     parser.add_argument("--samples", type=int, nargs="+", default=[1, 10])
@@ -29,14 +31,18 @@ def main() -> None:
     grid = model.config.vavim.grid
     tokens = torch.randint(0, model.config.vavim.vocab, (1, args.frames, *grid))
     commands = torch.tensor([2])
-    print(f"VaVAM-{args.size}, {args.frames} frames of {grid[0]} x {grid[1]} tokens, {args.steps} steps, "
-          f"{args.threads} threads, float32")  # fmt: skip
+    print(
+        f"VaVAM-{args.size}, {args.frames} frames of {grid[0]} x {grid[1]} tokens, {args.steps} "
+        f"steps, {args.threads} threads, float32"
+    )
     base = None
     for k in args.samples:
         times = []
         for _ in range(args.repeats + 1):
             start = time.perf_counter()
-            model.act(tokens, commands, samples=k, steps=args.steps, rng=torch.Generator().manual_seed(0))
+            model.act(
+                tokens, commands, samples=k, steps=args.steps, rng=torch.Generator().manual_seed(0)
+            )
             times.append(time.perf_counter() - start)
         seconds = statistics.median(times[1:])
         base = base or seconds

@@ -1,4 +1,6 @@
-"""Command line: verb -> function, nothing else. It imports nothing heavy, so that `--help` is there at once."""
+"""Command line: verb -> function, nothing else. It imports nothing
+heavy, so that `--help` is there at once.
+"""
 
 from __future__ import annotations
 
@@ -11,45 +13,147 @@ from typing import Any
 from foreact.errors import UserError
 from foreact.plugs import FAMILIES, add_family, families_with
 
-# Import paths below `foreact`. A function named `command` parses for itself: what --size, --task or --weights say
-# decides the other options.
+# Import paths below `foreact`. A function named `command` parses for itself: what --size, --task or
+# --weights say decides the other options.
 VERBS = {
-    "demo": ("commands.demos.pusht:demo", "The main job in minutes: train a little, act, imagine, report."),
-    "demo driving": ("commands.demos.driving:demo", "From raw driving frames to plans, on drawn roads."),
-    "demo voc": ("commands.demos.voc:demo", "From a simulator to sampled futures, values and plans."),
-    "data collect": ("commands.collect:command", "Let an expert act in a simulator and store what it shows."),
-    "data import": ("commands.data:import_", "Copy a replay-buffer zarr of another project into our store."),
+    "demo": (
+        "commands.demos.pusht:demo",
+        "The main job in minutes: train a little, act, imagine, report.",
+    ),
+    "demo driving": (
+        "commands.demos.driving:demo",
+        "From raw driving frames to plans, on drawn roads.",
+    ),
+    "demo voc": (
+        "commands.demos.voc:demo",
+        "From a simulator to sampled futures, values and plans.",
+    ),
+    "data collect": (
+        "commands.collect:command",
+        "Let an expert act in a simulator and store what it shows.",
+    ),
+    "data import": (
+        "commands.data:import_",
+        "Copy a replay-buffer zarr of another project into our store.",
+    ),
     "data import-d4rl": ("commands.data:import_d4rl", "Copy HDF5 shards of V-D4RL into a store."),
-    "data import-opendv": ("families.driving.data_verbs:import_opendv", "Cut OpenDV's videos into a store."),
-    "data import-nuscenes": ("families.driving.data_verbs:import_nuscenes", "nuScenes: frames, poses, trajectories."),
-    "data import-nuplan": ("families.driving.data_verbs:import_nuplan", "nuPlan: frames, poses, trajectories."),
-    "data toy-street": ("families.driving.data_verbs:toy_street", "Draw a small nuScenes to try things with."),
-    "data remaining": ("families.driving.data_verbs:remaining", "Windows that a training run has not seen yet."),
-    "data pseudo-depth": ("families.driving.pseudo_depth:pseudo_depth", "Depth labels for the probe, by any network."),
-    "data check": ("commands.data:check", "Read windows and report spec, NaN, constant dims, rates."),
-    "data stats": ("commands.data:stats", "Ranges per dimension; --against a checkpoint's statistics."),
+    "data import-opendv": (
+        "families.driving.data_verbs:import_opendv",
+        "Cut OpenDV's videos into a store.",
+    ),
+    "data import-nuscenes": (
+        "families.driving.data_verbs:import_nuscenes",
+        "nuScenes: frames, poses, trajectories.",
+    ),
+    "data import-nuplan": (
+        "families.driving.data_verbs:import_nuplan",
+        "nuPlan: frames, poses, trajectories.",
+    ),
+    "data toy-street": (
+        "families.driving.data_verbs:toy_street",
+        "Draw a small nuScenes to try things with.",
+    ),
+    "data remaining": (
+        "families.driving.data_verbs:remaining",
+        "Windows that a training run has not seen yet.",
+    ),
+    "data pseudo-depth": (
+        "families.driving.pseudo_depth:pseudo_depth",
+        "Depth labels for the probe, by any network.",
+    ),
+    "data check": (
+        "commands.data:check",
+        "Read windows and report spec, NaN, constant dims, rates.",
+    ),
+    "data stats": (
+        "commands.data:stats",
+        "Ranges per dimension; --against a checkpoint's statistics.",
+    ),
     "data show": ("commands.data:show", "Write a contact sheet and an mp4 of some episodes."),
-    "tokenize": ("families.codes.tokenize:tokenize", "Encode a store's frames once, so that training reads codes."),
-    "submit": ("commands.submit:command", "Run a command on a SLURM cluster, requeued when preempted."),
-    "generate": ("commands.imagine:generate_command", "Imagine futures and show them next to the true ones."),
-    "eval closed-loop": ("commands.closed_loop:command", "Let a policy act in the simulator and score it."),
-    "eval open-loop": ("families.driving.evaluate_open_loop:open_loop", "Score a driving model on recorded drives."),
-    "eval video": ("commands.imagine:video_command", "Compare imagined with true futures: PSNR, SSIM, FID."),
-    "eval probe": ("families.driving.probe:probe", "What a model's features know: segmentation and depth."),
-    "eval values": ("families.voc.evaluate_values:values", "Compare VOC's values with true discounted returns."),
-    "eval control": ("families.voc.control:control", "Plan with VOC, beside cloning and one-step models."),
-    "eval ncap": ("families.driving.score_ncap:ncap", "The NeuroNCAP table of a tree of simulated runs."),
-    "scaling coord-check": ("families.driving.scaling:coord_check", "Does muP keep activations' size at any width?"),
-    "scaling lr-sweep": ("families.driving.scaling:lr_sweep", "Is the best learning rate the same at any width?"),
-    "scaling laws": ("families.driving.scaling:laws", "Fit the loss as a function of size and data."),
-    "serve neuroncap": ("families.driving.serve_neuroncap:neuroncap", "Let a NeuroNCAP simulator ask VaVAM for plans."),
-    "weights list": ("commands.weights:list_", "The weights of this installation, and the released ones."),
-    "weights get": ("commands.weights:get", "Download a released model: resumed, checked, recorded."),
-    "weights unpack": ("commands.weights:unpack", "Extract a release archive, whole or in parts, safely."),
-    "weights pack": ("commands.weights:pack", "Write files as a release archive, in parts where large."),
-    "weights convert": ("commands.convert:command", "Turn a released checkpoint into ours, and back."),
-    "weights verify": ("commands.weights:verify", "Read a checkpoint or released files whole; print hashes."),
-    "doctor": ("commands.doctor:doctor", "The environment: what is fast here, what each extra unlocks."),
+    "tokenize": (
+        "families.codes.tokenize:tokenize",
+        "Encode a store's frames once, so that training reads codes.",
+    ),
+    "submit": (
+        "commands.submit:command",
+        "Run a command on a SLURM cluster, requeued when preempted.",
+    ),
+    "generate": (
+        "commands.imagine:generate_command",
+        "Imagine futures and show them next to the true ones.",
+    ),
+    "eval closed-loop": (
+        "commands.closed_loop:command",
+        "Let a policy act in the simulator and score it.",
+    ),
+    "eval open-loop": (
+        "families.driving.evaluate_open_loop:open_loop",
+        "Score a driving model on recorded drives.",
+    ),
+    "eval video": (
+        "commands.imagine:video_command",
+        "Compare imagined with true futures: PSNR, SSIM, FID.",
+    ),
+    "eval probe": (
+        "families.driving.probe:probe",
+        "What a model's features know: segmentation and depth.",
+    ),
+    "eval values": (
+        "families.voc.evaluate_values:values",
+        "Compare VOC's values with true discounted returns.",
+    ),
+    "eval control": (
+        "families.voc.control:control",
+        "Plan with VOC, beside cloning and one-step models.",
+    ),
+    "eval ncap": (
+        "families.driving.score_ncap:ncap",
+        "The NeuroNCAP table of a tree of simulated runs.",
+    ),
+    "scaling coord-check": (
+        "families.driving.scaling:coord_check",
+        "Does muP keep activations' size at any width?",
+    ),
+    "scaling lr-sweep": (
+        "families.driving.scaling:lr_sweep",
+        "Is the best learning rate the same at any width?",
+    ),
+    "scaling laws": (
+        "families.driving.scaling:laws",
+        "Fit the loss as a function of size and data.",
+    ),
+    "serve neuroncap": (
+        "families.driving.serve_neuroncap:neuroncap",
+        "Let a NeuroNCAP simulator ask VaVAM for plans.",
+    ),
+    "weights list": (
+        "commands.weights:list_",
+        "The weights of this installation, and the released ones.",
+    ),
+    "weights get": (
+        "commands.weights:get",
+        "Download a released model: resumed, checked, recorded.",
+    ),
+    "weights unpack": (
+        "commands.weights:unpack",
+        "Extract a release archive, whole or in parts, safely.",
+    ),
+    "weights pack": (
+        "commands.weights:pack",
+        "Write files as a release archive, in parts where large.",
+    ),
+    "weights convert": (
+        "commands.convert:command",
+        "Turn a released checkpoint into ours, and back.",
+    ),
+    "weights verify": (
+        "commands.weights:verify",
+        "Read a checkpoint or released files whole; print hashes.",
+    ),
+    "doctor": (
+        "commands.doctor:doctor",
+        "The environment: what is fast here, what each extra unlocks.",
+    ),
 }
 
 
@@ -69,13 +173,17 @@ def verbs() -> dict[str, tuple[str, str]]:
 
 def usage() -> str:
     lines = [f"  {verb:<22}{text}" for verb, (_, text) in verbs().items()]
-    return "usage: foreact VERB [options]      (foreact VERB --help explains a verb)\n\n" + "\n".join(lines)
+    return (
+        "usage: foreact VERB [options]      (foreact VERB --help explains a verb)\n\n"
+        + "\n".join(lines)
+    )
 
 
 def run(argv: list[str]) -> object:
     """Find the verb at the head of `argv` and call its function with the options that follow.
 
-    `--family my_package.my_model`, anywhere, makes a family known that is not installed; `foreact train` trains it.
+    `--family my_package.my_model`, anywhere, makes a family known that is not installed; `foreact
+    train` trains it.
     """
     argv, named = _take_families(argv)
     if argv[:1] == ["train"] and named and (len(argv) == 1 or argv[1].startswith("-")):
@@ -107,7 +215,9 @@ def _call(entry: Any, verb: str, args: list[str]) -> object:
 
 
 def _take_families(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The command line without `--family PATH`, and the names of the families that it made known."""
+    """The command line without `--family PATH`, and the names
+    of the families that it made known.
+    """
     rest, named = [], []
     words = iter(argv)
     for word in words:
@@ -127,7 +237,9 @@ def _show_warning(message: Warning | str, *_: object) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of `foreact`. Exit status: 0 done, 2 a mistake the user can mend, 130 interrupted."""
+    """Entry point of `foreact`. Exit status: 0 done, 2 a
+    mistake the user can mend, 130 interrupted.
+    """
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

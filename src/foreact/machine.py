@@ -1,9 +1,11 @@
-"""What this machine computes fast: bfloat16 or float32, and which of several kernels. Asked or timed, never guessed.
+"""What this machine computes fast: bfloat16 or float32, and which of several kernels. Asked or
+timed, never guessed.
 
-A processor's name says little: one with bfloat16 instructions multiplies them several times as fast as float32, one
-without emulates them twenty times as slowly, and both are sold under one name. So a GPU is asked, and on the CPU small
-products of each kind are timed, once per process, in milliseconds and with one thread, which other work on the machine
-disturbs least. Any other device computes in float32.
+A processor's name says little: one with bfloat16 instructions multiplies them several times as fast
+as float32, one without emulates them twenty times as slowly, and both are sold under one name. So a
+GPU is asked, and on the CPU small products of each kind are timed, once per process, in
+milliseconds and with one thread, which other work on the machine disturbs least. Any other device
+computes in float32.
 """
 
 from __future__ import annotations
@@ -27,20 +29,27 @@ from foreact.errors import UserError
 Precision = Literal["bf16", "fp32"]
 AnyPrecision = Literal["auto", "bf16", "fp32"]
 Work = Literal["batches", "rows"]
-"""Products of many rows, as in training and in reading a context; or of single rows, as in decoding token by token."""
+"""Products of many rows, as in training and in reading a context; or of
+single rows, as in decoding token by token.
+"""
 
 CLEARLY = 1.25
-"""How many times as fast as the plain way another one must be to take its place. A closer call would be decided by
-whatever else the machine does just now, and a run that goes on tomorrow should compute as it does today."""
+"""How many times as fast as the plain way another one must be to take its place. A closer call
+would be decided by whatever else the machine does just now, and a run that goes on tomorrow should
+compute as it does today.
+"""
 
 
-def least_seconds(candidates: Mapping[str, Callable[[], object]], rounds: int = 5) -> dict[str, float]:
-    """Time calls in turns, and keep the least time of each: what disturbs a call only ever makes it longer.
+def least_seconds(
+    candidates: Mapping[str, Callable[[], object]], rounds: int = 5
+) -> dict[str, float]:
+    """Time calls in turns, and keep the least time of each: what disturbs a call only ever makes it
+    longer.
 
     Args:
         candidates: calls by name.
-        rounds: turns that count, after one to warm up. A call that took five times as long as another in each of
-            three turns is not repeated.
+        rounds: turns that count, after one to warm up. A call that took five times as long as
+            another in each of three turns is not repeated.
     """
     least = dict.fromkeys(candidates, float("inf"))
     for turn in range(rounds + 1):
@@ -55,7 +64,9 @@ def least_seconds(candidates: Mapping[str, Callable[[], object]], rounds: int = 
 
 
 def gflops(device: torch.device, precision: Precision) -> float:
-    """Billions of operations per second of a product of two matrices of 1,024 (on a GPU 8,192) rows and columns."""
+    """Billions of operations per second of a product of two matrices
+    of 1,024 (on a GPU 8,192) rows and columns.
+    """
     side = 1024 if device.type == "cpu" else 8192
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     x = torch.ones(side, side, dtype=dtype, device=device)
@@ -91,7 +102,8 @@ def one_thread() -> Iterator[None]:
 def clearly_faster(plain: Callable[[], object], other: Callable[[], object]) -> bool:
     """Whether a call is worth taking in the place of the plain one, on this machine.
 
-    Timed twice, in many short turns: with several threads any one may wait long for a core that is busy elsewhere.
+    Timed twice, in many short turns: with several threads any one may wait long for a core that is
+        busy elsewhere.
     """
     for _ in range(2):
         seconds = least_seconds({"plain": plain, "other": other}, rounds=10)
@@ -105,7 +117,8 @@ class BFloat16:
     """What a device makes of bfloat16.
 
     Attributes:
-        possible: whether it computes it; a GPU by instructions of its own, a CPU at least by emulation.
+        possible: whether it computes it; a GPU by instructions of its own, a CPU at least by
+            emulation.
         fast: whether it computes it clearly faster than float32.
         why: how that is known, for people.
     """
@@ -124,8 +137,11 @@ def bfloat16(device: torch.device, work: Work = "batches") -> BFloat16:
     return BFloat16(possible=True, fast=False, why=f"bf16 is not timed on '{device.type}'")
 
 
-def choose_precision(asked: AnyPrecision, device: torch.device, work: Work = "batches") -> Precision:
-    """The precision to compute in: as asked, or for "auto" bf16 only where the device is faster in it.
+def choose_precision(
+    asked: AnyPrecision, device: torch.device, work: Work = "batches"
+) -> Precision:
+    """The precision to compute in: as asked, or for "auto" bf16 only where the device is faster in
+    it.
 
     Raises:
         UserError: bf16 was asked for and the device cannot compute it.
@@ -151,24 +167,34 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 def cores() -> int:
-    """Processor cores that this process may use: those it is bound to, and no more than its container's quota."""
-    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Processor cores that this process may use: those it is bound
+    to, and no more than its container's quota.
+    """
+    bound = (
+        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    )
     return max(1, math.ceil(min(bound, _quota())))
 
 
 def _quota(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """Cores' worth of time that the control group grants (cgroup v2, then v1), infinite without a limit."""
+    """Cores' worth of time that the control group grants (cgroup
+    v2, then v1), infinite without a limit.
+    """
     with suppress(OSError, ValueError, ZeroDivisionError):
         limit, period = (root / "cpu.max").read_text().split()
         return math.inf if limit == "max" else int(limit) / int(period)
     with suppress(OSError, ValueError, ZeroDivisionError):
-        limit, period = (int((root / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period"))
+        limit, period = (
+            int((root / "cpu" / f"cpu.cfs_{name}_us").read_text()) for name in ("quota", "period")
+        )
         return limit / period if limit > 0 else math.inf
     return math.inf
 
 
 def loader_processes(device: torch.device) -> int:
-    """Processes that prepare batches for this one, among those that torchrun started on this machine."""
+    """Processes that prepare batches for this one, among those
+    that torchrun started on this machine.
+    """
     if device.type == "cpu":
         return 0
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -182,21 +208,31 @@ def _of_gpu(index: int) -> BFloat16:
     with torch.cuda.device(index):
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     if native:
-        return BFloat16(possible=True, fast=True, why=f"{name}, compute capability {capability}, computes bf16")
+        return BFloat16(
+            possible=True, fast=True, why=f"{name}, compute capability {capability}, computes bf16"
+        )
     return BFloat16(
-        possible=False, fast=False, why=f"{name}, compute capability {capability}, computes no bf16 (8.0 does)"
+        possible=False,
+        fast=False,
+        why=f"{name}, compute capability {capability}, computes no bf16 (8.0 does)",
     )
 
 
 @cache
 def _of_cpu(work: Work) -> BFloat16:
-    """Time a small product first, so that a processor which emulates bfloat16 is found out in milliseconds."""
+    """Time a small product first, so that a processor which
+    emulates bfloat16 is found out in milliseconds.
+    """
     with torch.inference_mode(False), one_thread():
-        ratio = _ratio(_product(1, 2048, 2048)) if work == "rows" else _ratio(_product(64, 256, 512))
+        ratio = (
+            _ratio(_product(1, 2048, 2048)) if work == "rows" else _ratio(_product(64, 256, 512))
+        )
         if work == "batches" and ratio > 1:
             ratio = _ratio(_training_step)
     fast = ratio > CLEARLY
-    return BFloat16(possible=True, fast=fast, why=f"bf16 has {ratio:.2g} x the speed of fp32 on this processor")
+    return BFloat16(
+        possible=True, fast=fast, why=f"bf16 has {ratio:.2g} x the speed of fp32 on this processor"
+    )
 
 
 def _ratio(work: Callable[[torch.dtype], Callable[[], object]]) -> float:
@@ -215,13 +251,18 @@ def _product(rows: int, inputs: int, outputs: int) -> Callable[[torch.dtype], Ca
 
 
 def _training_step(dtype: torch.dtype) -> Callable[[], object]:
-    """Forward and backward of a small MLP under autocast: small networks spend much of a step between the products."""
+    """Forward and backward of a small MLP under autocast: small
+    networks spend much of a step between the products.
+    """
     x = torch.ones(512, 256, device="cpu")
     up = torch.full((1024, 256), 1e-2, requires_grad=True, device="cpu")
     down = torch.full((256, 1024), 1e-2, requires_grad=True, device="cpu")
 
     def step() -> Tensor:
-        with torch.enable_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        with (
+            torch.enable_grad(),
+            torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16),
+        ):
             h = functional.gelu(functional.linear(functional.layer_norm(x, x.shape[-1:]), up))
             loss = (x + functional.linear(h, down)).float().square().mean()
         loss.backward()

@@ -1,8 +1,9 @@
 """Plugs: how a system, a task or a simulator comes into the house without an edit of ours.
 
-A plug is one value that a module exports. It is found by its name among ours, by its name among the entry points of the
-installed packages, or by the import path of its module, `my_package.my_module` or a file `my_module.py` in the present
-folder. What a plug needs of heavy modules it names by import paths "module:attribute", so that finding one is fast.
+A plug is one value that a module exports. It is found by its name among ours, by its name among the
+entry points of the installed packages, or by the import path of its module, `my_package.my_module`
+or a file `my_module.py` in the present folder. What a plug needs of heavy modules it names by
+import paths "module:attribute", so that finding one is fast.
 """
 
 from __future__ import annotations
@@ -36,13 +37,19 @@ def load_object(path: str, what: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"{what} '{path}' cannot be imported ({error}); check the spelling and PYTHONPATH.") from error
+        raise UserError(
+            f"{what} '{path}' cannot be imported ({error}); check the spelling and PYTHONPATH."
+        ) from error
 
 
 def import_module(name: str) -> Any:
-    """Import a module, such as one in the present folder, which an installed command does not look into by itself."""
+    """Import a module, such as one in the present folder, which an
+    installed command does not look into by itself.
+    """
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(os.getcwd())  # at the end: nothing that is installed is hidden by a file here
+        sys.path.append(
+            os.getcwd()
+        )  # at the end: nothing that is installed is hidden by a file here
     return importlib.import_module(name)
 
 
@@ -67,8 +74,14 @@ class Plugs(Generic[T]):
     added: dict[str, T] = field(default_factory=dict)
 
     def names(self) -> list[str]:
-        """Ours, those that installed packages add, and those that were added; no module is imported."""
-        return list(dict.fromkeys([*self.built_in, *(e.name for e in entry_points(group=self.group)), *self.added]))
+        """Ours, those that installed packages add, and those
+        that were added; no module is imported.
+        """
+        return list(
+            dict.fromkeys(
+                [*self.built_in, *(e.name for e in entry_points(group=self.group)), *self.added]
+            )
+        )
 
     def find(self, name: str) -> T:
         """The plug of that name or import path.
@@ -82,15 +95,20 @@ class Plugs(Generic[T]):
             return load_object(self.built_in[name], f"The {self.kind}")
         for entry in entry_points(group=self.group):
             if entry.name == name:
-                return self._checked(load_object(entry.value, f"The {self.kind} '{name}',"), entry.value)
+                return self._checked(
+                    load_object(entry.value, f"The {self.kind} '{name}',"), entry.value
+                )
         module, _, attribute = name.partition(":")
         if "." not in module and not _is_module(module):
-            raise UserError(f"There is no {self.kind} called '{name}'{did_you_mean(name, self.names())}")
+            raise UserError(
+                f"There is no {self.kind} called '{name}'{did_you_mean(name, self.names())}"
+            )
         try:
             value = getattr(import_module(module), attribute or self.attribute)
         except ImportError as error:
             raise UserError(
-                f"{self.kind.capitalize()} '{name}' cannot be imported ({error}); check the spelling and PYTHONPATH."
+                f"{self.kind.capitalize()} '{name}' cannot be imported ({error}); check the "
+                "spelling and PYTHONPATH."
             ) from None
         except AttributeError:
             raise UserError(
@@ -102,7 +120,8 @@ class Plugs(Generic[T]):
     def _checked(self, value: Any, where: str) -> T:
         if not isinstance(value, self.cls):
             raise UserError(
-                f"'{where}' should hold a {self.cls.__module__}.{self.cls.__name__}, found a {type(value).__name__}."
+                f"'{where}' should hold a {self.cls.__module__}.{self.cls.__name__}, found a "
+                f"{type(value).__name__}."
             )
         return value
 
@@ -135,15 +154,16 @@ class Family:
         config: import path of the dataclass that holds its sizes.
         module: of the `torch.nn.Module` that such a config builds.
         train: of `(args: Sequence[str]) -> object`, the verb `foreact train NAME`.
-        policy: of `(path: Path, options, *, execute: int | None, device: torch.device) -> Policy`, which opens a
-            checkpoint folder to act.
-        policy_options: of the frozen dataclass of what else `policy` takes, all with defaults; they become options of
-            `foreact eval closed-loop`.
+        policy: of `(path: Path, options, *, execute: int | None, device: torch.device) -> Policy`,
+            which opens a checkpoint folder to act.
+        policy_options: of the frozen dataclass of what else `policy` takes, all with defaults; they
+            become options of `foreact eval closed-loop`.
         generate: of the typed function behind `foreact generate --weights WEIGHTS`.
         video: of the typed function behind `foreact eval video --weights WEIGHTS`.
-        layouts: of a tuple of `foreact.released.layouts.Layout`: checkpoints of other projects that it reads.
-        write: of `(path: Path, out: Path) -> str`, which writes a checkpoint folder as its authors' code reads it, and
-            returns what to tell.
+        layouts: of a tuple of `foreact.released.layouts.Layout`: checkpoints of other projects that
+            it reads.
+        write: of `(path: Path, out: Path) -> str`, which writes a checkpoint folder as its authors'
+            code reads it, and returns what to tell.
     """
 
     name: str
@@ -171,7 +191,9 @@ class Family:
         """
         path = getattr(self, entry)
         if path is None:
-            raise UserError(f"Weights of the family '{self.name}' cannot {CAPABILITIES[entry]}; name others.")
+            raise UserError(
+                f"Weights of the family '{self.name}' cannot {CAPABILITIES[entry]}; name others."
+            )
         return load_object(path, f"The {entry} of the family '{self.name}',")
 
 
@@ -202,7 +224,10 @@ def add_family(path: str) -> Family:
     """
     family = FAMILIES.find(path)
     if family.name in FAMILIES.names() and FAMILIES.find(family.name) != family:
-        raise UserError(f"'{path}' calls its family '{family.name}', as another one is called; give it another name.")
+        raise UserError(
+            f"'{path}' calls its family '{family.name}', as another one is called; "
+            "give it another name."
+        )
     FAMILIES.added[family.name] = family
     return family
 
@@ -219,8 +244,8 @@ def known_family(name: Any, who: str) -> Family:
     """
     if name not in FAMILIES.names():
         raise UserError(
-            f"{who} is of the unknown family '{name}'{did_you_mean(str(name), FAMILIES.names())} A family that is not "
-            "installed is named by its module: --family my_package.my_model."
+            f"{who} is of the unknown family '{name}'{did_you_mean(str(name), FAMILIES.names())} "
+            "A family that is not installed is named by its module: --family my_package.my_model."
         )
     return FAMILIES.find(name)
 
@@ -237,9 +262,10 @@ class Simulator:
     Attributes:
         name: on the command line; "NAME/..." is handed to the simulator of that name.
         make: import path of a function without arguments that returns a `foreact.types.Env`.
-        expert: of one that returns a `foreact.types.Expert`, or None where nobody can show how it is done.
-        collect: of the typed function behind `foreact data collect --env NAME`; its first parameter is `env`. By
-            default the one that lets the expert act.
+        expert: of one that returns a `foreact.types.Expert`, or None where nobody can show how it
+            is done.
+        collect: of the typed function behind `foreact data collect --env NAME`; its first parameter
+            is `env`. By default the one that lets the expert act.
     """
 
     name: str

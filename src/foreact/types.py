@@ -1,6 +1,7 @@
 """The nouns of Foreact: read this page first.
 
-Axis letters, used everywhere: B batch, T frames, C H W pixels, h w token grid, V vocabulary, K action horizon,
+Axis letters, used everywhere: B batch, T frames, C H W pixels, h w token grid, V vocabulary, K
+    action horizon,
 A action dim, S state dim, L text length.
 
 Three words for time, used everywhere::
@@ -8,11 +9,11 @@ Three words for time, used everywhere::
     steps      ... t-3  t-2  t-1   t | t+1  t+2  ...            t = the anchor, "now"
     context    [------ seen -------] |                           frames the model is given
     horizon K                     [a_0  a_1  ...  a_{K-1}]       actions the model predicts
-    execute                       [a_0 .. a_{e-1}]               actions played before planning again
+    execute                       [a_0 .. a_{e-1}]               played before planning again
 
-Images are uint8 (0..255) on disk and on the wire, and float in [-1, 1] inside models; `to_model_range` and
-`to_uint8` are the only two places that convert. Padding is always a mask (`Batch.valid`), never a convention.
-Randomness is always an argument (`torch.Generator`).
+Images are uint8 (0..255) on disk and on the wire, and float in [-1, 1] inside models;
+`to_model_range` and `to_uint8` are the only two places that convert. Padding is always a mask
+(`Batch.valid`), never a convention. Randomness is always an argument (`torch.Generator`).
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ def to_model_range(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Float images, nominally in [-1, 1], any shape -> uint8 in 0..255, clamped and rounded to nearest."""
+    """Float images, nominally in [-1, 1], any shape -> uint8 in
+    0..255, clamped and rounded to nearest.
+    """
     return ((images.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
 
 
-# --- what the numbers mean -------------------------------------------------------------------------------------
+# --- what the numbers mean ------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +70,8 @@ class ActionSpec:
         for label, values in (("units", self.units), ("low", self.low), ("high", self.high)):
             if values is not None and len(values) != len(self.names):
                 raise UserError(
-                    f"ActionSpec.{label} has {len(values)} entries for {len(self.names)} action names; give one each."
+                    f"ActionSpec.{label} has {len(values)} entries for {len(self.names)} action "
+                    "names; give one each."
                 )
 
     @property
@@ -85,7 +89,8 @@ class StreamSpec:
         action: meaning of the action stream, or None for action-free video.
         state: low-dimensional stream name -> one name per dimension.
         has_text: whether each episode carries an instruction.
-        has_reward: whether each step carries a reward: of the transition that led to it, 0 at the first step.
+        has_reward: whether each step carries a reward: of the transition that led to it, 0 at the
+            first step.
     """
 
     cameras: Mapping[str, tuple[int, int]]
@@ -102,10 +107,14 @@ class StreamSpec:
     def from_json(raw: Mapping[str, Any]) -> StreamSpec:
         known = {f.name for f in dataclasses.fields(StreamSpec)}
         if unknown := sorted(set(raw) - known):
-            raise UserError(f"The spec has unknown entries {unknown}; known ones are {sorted(known)}.")
+            raise UserError(
+                f"The spec has unknown entries {unknown}; known ones are {sorted(known)}."
+            )
         action = raw.get("action")
         if action is not None:
-            fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in action.items()}
+            fields: dict[str, Any] = {
+                k: tuple(v) if isinstance(v, list) else v for k, v in action.items()
+            }
             action = ActionSpec(**fields)
         return StreamSpec(
             cameras={k: (int(v[0]), int(v[1])) for k, v in raw["cameras"].items()},
@@ -120,28 +129,32 @@ class StreamSpec:
         """Raise a `UserError` that names the first differing entry and both sides."""
         for name in (f.name for f in dataclasses.fields(self)):
             a, b = getattr(self, name), getattr(other, name)
-            if (dict(a) if isinstance(a, Mapping) else a) != (dict(b) if isinstance(b, Mapping) else b):
+            if (dict(a) if isinstance(a, Mapping) else a) != (
+                dict(b) if isinstance(b, Mapping) else b
+            ):
                 raise UserError(
                     f"{mine} and {theirs} disagree on '{name}': {mine} has {a}, {theirs} has {b}; "
                     "use data and weights of the same task."
                 )
 
 
-# --- data ------------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
 
 
 class EpisodeStore(Protocol):
     """Read access to episodes, opened lazily. Implementations: `foreact.data.stores.store`.
 
-    `read` returns {stream: array}: uint8 (T, H, W, 3) for cameras, float32 (T, D) for state and action, float32 (T, 1)
-    for "reward". Values are as stored, never normalised. The action of step t is what was done after its frame was
-    seen; the reward of step t came with its frame.
+    `read` returns {stream: array}: uint8 (T, H, W, 3) for cameras, float32 (T, D) for state and
+    action, float32 (T, 1) for "reward". Values are as stored, never normalised. The action of step
+    t is what was done after its frame was seen; the reward of step t came with its frame.
     """
 
     spec: StreamSpec
     lengths: np.ndarray  # (E,) int64 steps per episode
 
-    def read(self, episode: int, start: int, stop: int, streams: Sequence[str]) -> dict[str, np.ndarray]: ...
+    def read(
+        self, episode: int, start: int, stop: int, streams: Sequence[str]
+    ) -> dict[str, np.ndarray]: ...
 
 
 @dataclass
@@ -154,13 +167,15 @@ class Batch:
         tokens: camera -> int64 (B, T, h, w).
         actions: float32 (B, K, A), normalised.
         past_actions: float32 (B, K, A), normalised.
-        plans: float32 (B, T, K, A), one chunk of future actions per context frame, in the units of the action spec.
+        plans: float32 (B, T, K, A), one chunk of future actions per context frame, in the units of
+            the action spec.
         rewards: float32 (B, K), rewards in their own units, of the steps that the window names.
-        commands: int64 (B, T), the high-level command (index into a model's vocabulary of commands) at each frame.
+        commands: int64 (B, T), the high-level command (index into a model's vocabulary of commands)
+            at each frame.
         state: stream -> float32 (B, T, S), normalised.
         text: float32 (B, L), text features.
-        valid: stream -> bool (B, T or K); True where the step lies inside its episode. A stream without an entry is
-            valid everywhere.
+        valid: stream -> bool (B, T or K); True where the step lies inside its episode. A stream
+            without an entry is valid everywhere.
         index: int64 (B, 2), episode and anchor step, for reports.
     """
 
@@ -202,28 +217,49 @@ class Batch:
         return 0
 
     def check(self, spec: StreamSpec) -> Batch:
-        """Validate shapes, dtypes and finiteness against `spec`; run once, in the collate function."""
+        """Validate shapes, dtypes and finiteness against
+        `spec`; run once, in the collate function.
+        """
         for name, video in self.video.items():
             if name not in spec.cameras:
-                raise UserError(f"The batch has camera '{name}'; the spec knows {sorted(spec.cameras)}.")
+                raise UserError(
+                    f"The batch has camera '{name}'; the spec knows {sorted(spec.cameras)}."
+                )
             if video.dtype != torch.uint8 or tuple(video.shape[2:]) != (3, *spec.cameras[name]):
                 raise UserError(
-                    f"Camera '{name}' should be uint8 (B, T, 3, {spec.cameras[name][0]}, {spec.cameras[name][1]}), "
-                    f"found {video.dtype} {tuple(video.shape)}."
+                    f"Camera '{name}' should be uint8 (B, T, 3, {spec.cameras[name][0]}, "
+                    f"{spec.cameras[name][1]}), found {video.dtype} {tuple(video.shape)}."
                 )
-        for label, actions in (("actions", self.actions), ("past_actions", self.past_actions), ("plans", self.plans)):
+        for label, actions in (
+            ("actions", self.actions),
+            ("past_actions", self.past_actions),
+            ("plans", self.plans),
+        ):
             if actions is None:
                 continue
             if spec.action is None or actions.shape[-1] != spec.action.dim:
                 expected = "no actions" if spec.action is None else f"{spec.action.dim} action dims"
-                raise UserError(f"The spec has {expected}, the batch's {label} have shape {tuple(actions.shape)}.")
+                raise UserError(
+                    f"The spec has {expected}, the batch's {label} have shape "
+                    f"{tuple(actions.shape)}."
+                )
             if not torch.isfinite(actions).all():
-                at = "" if self.index is None else f" (episode, step: {self.index[0].tolist()} and on)"
-                raise UserError(f"The {label} hold NaN or infinite values{at}; run `foreact data check` to find them.")
+                at = (
+                    ""
+                    if self.index is None
+                    else f" (episode, step: {self.index[0].tolist()} and on)"
+                )
+                raise UserError(
+                    f"The {label} hold NaN or infinite values{at}; run `foreact data "
+                    "check` to find them."
+                )
         if self.rewards is not None and not torch.isfinite(self.rewards).all():
             bad = int((~torch.isfinite(self.rewards)).any(dim=1).nonzero()[0])
             at = "" if self.index is None else f" (episode, step: {self.index[bad].tolist()})"
-            raise UserError(f"The rewards hold NaN or infinite values{at}; run `foreact data check` to find them.")
+            raise UserError(
+                f"The rewards hold NaN or infinite values{at}; run `foreact data "
+                "check` to find them."
+            )
         return self
 
 
@@ -240,7 +276,7 @@ class LossOut:
     logs: dict[str, Tensor] = field(default_factory=dict)
 
 
-# --- models ----------------------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------
 
 
 @runtime_checkable
@@ -285,14 +321,16 @@ class Codes(Encoder, Protocol):
 class Trainable(Protocol):
     """Every family's module: one training entry, one list of parameter groups.
 
-    A model may say which of its parameters a training forward uses, `used_parameters`: "all" trainable ones, the "same"
-    ones every time, or "varying" ones (a task drawn per micro-batch), which is assumed without it. DDP then need not
-    look for unused ones, and FSDP2 needs "all" or "same".
+    A model may say which of its parameters a training forward uses, `used_parameters`: "all"
+    trainable ones, the "same" ones every time, or "varying" ones (a task drawn per micro-batch),
+    which is assumed without it. DDP then need not look for unused ones, and FSDP2 needs "all" or
+    "same".
 
-    A model that has a method `after_step()` gets it called after every optimiser step, such as for a target network.
-    Where that needs sums over all that the step saw, as a codebook that follows its latents does, the training forwards
-    add to tensors that the model lists in `step_sums`; like gradients, they are summed over processes before
-    `after_step()`, and zeroed where a step is skipped.
+    A model that has a method `after_step()` gets it called after every optimiser step, such as for
+    a target network. Where that needs sums over all that the step saw, as a codebook that follows
+    its latents does, the training forwards add to tensors that the model lists in `step_sums`; like
+    gradients, they are summed over processes before `after_step()`, and zeroed where a step is
+    skipped.
     """
 
     def forward(self, batch: Batch, *, rng: torch.Generator) -> LossOut: ...
@@ -300,7 +338,7 @@ class Trainable(Protocol):
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]: ...
 
 
-# --- acting ----------------------------------------------------------------------------------------------------
+# --- acting ---------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -322,8 +360,9 @@ class Observation:
 class ActionChunk:
     """Actions to play, float32 (B, K, A), denormalised, in the environment's `ActionSpec`.
 
-    `t0` is the step at which `actions[:, 0]` is due, counted from the episode's start; `execute` of the K actions are
-    meant to be played before the next `act`; `infer_ms` is the latency of the call.
+    `t0` is the step at which `actions[:, 0]` is due, counted from the episode's start; `execute` of
+    the K actions are meant to be played before the next `act`; `infer_ms` is the latency of the
+    call.
     """
 
     actions: np.ndarray
@@ -333,28 +372,37 @@ class ActionChunk:
 
 
 class Policy(Protocol):
-    """Model + tokenizer + normaliser + history. History is the policy's business, not the environment's.
+    """Model + tokenizer + normaliser + history. History is the policy's business, not the
+    environment's.
 
-    Episodes carry the numbers 0, 1, ... in the order of the seeds given to `reset`. `ids` picks those that still run;
-    left out, it means all of them.
+    Episodes carry the numbers 0, 1, ... in the order of the seeds given to `reset`. `ids` picks
+    those that still run; left out, it means all of them.
     """
 
     spec: StreamSpec
 
     def reset(self, seeds: Sequence[int]) -> None:
-        """Start one episode per seed; every later draw for episode i depends on `seeds[i]` alone."""
+        """Start one episode per seed; every later draw for
+        episode i depends on `seeds[i]` alone.
+        """
         ...
 
     def observe(self, obs: Observation, ids: Sequence[int] | None = None) -> None:
-        """Take in one step of the episodes `ids`; called once per environment step, before `act` where due."""
+        """Take in one step of the episodes `ids`; called once per
+        environment step, before `act` where due.
+        """
         ...
 
     def act(self, ids: Sequence[int] | None = None) -> ActionChunk:
-        """Plan for the episodes `ids`, which are all at the same step, from the observations taken in so far."""
+        """Plan for the episodes `ids`, which are all at the same
+        step, from the observations taken in so far.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:
-        """JSON-able facts that belong beside a score: weights, context, horizon, execute and the like."""
+        """JSON-able facts that belong beside a score: weights,
+        context, horizon, execute and the like.
+        """
         ...
 
 
@@ -365,7 +413,9 @@ class Env(Protocol):
     max_steps: int
 
     def reset(self, seed: int) -> dict[str, np.ndarray]:
-        """Start the episode of `seed`; returns {stream: array}, cameras uint8 (H, W, 3), state float32 (S,)."""
+        """Start the episode of `seed`; returns {stream: array},
+        cameras uint8 (H, W, 3), state float32 (S,).
+        """
         ...
 
     def step(self, action: np.ndarray) -> StepOut: ...
@@ -378,7 +428,9 @@ class Env(Protocol):
 
 
 class Expert(Protocol):
-    """Who knows how it is done in an environment, one episode at a time; may look at the world itself."""
+    """Who knows how it is done in an environment, one episode at
+    a time; may look at the world itself.
+    """
 
     def reset(self, seed: int) -> None: ...
 
@@ -399,7 +451,8 @@ class StepOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One problem for a policy, as data: what the numbers mean, where examples come from, where it is acted out.
+    """One problem for a policy, as data: what the numbers mean, where examples come from, where it
+    is acted out.
 
     A module that exports `TASK` is all it takes to add one: `--task my_package.my_task`.
 
@@ -407,15 +460,18 @@ class Task:
         name: short name; also the default name of the store, `data/<name>.zarr`.
         spec: meaning of every stream.
         camera: the camera the policy sees.
-        env: import path "module:function" of a factory without arguments, or None where nothing simulates the task. A
-            path, so that worker processes can build it.
-        variants: name -> import path of another environment of the same problem, such as one that draws shadows.
-        demonstrations: import path of a function `(store: Path) -> None` that makes the default store, or None.
+        env: import path "module:function" of a factory without arguments, or None where nothing
+            simulates the task. A path, so that worker processes can build it.
+        variants: name -> import path of another environment of the same problem, such as one that
+            draws shadows.
+        demonstrations: import path of a function `(store: Path) -> None` that makes the default
+            store, or None.
         held_out: the same for a small store of episodes that no training sees, or None.
-        proprioception: state stream -> how many of its first dimensions a policy may see; the rest, such as where the
-            objects are, only the simulator knows.
+        proprioception: state stream -> how many of its first dimensions a policy may see; the rest,
+            such as where the objects are, only the simulator knows.
         score_note: what the score of an episode means, in one sentence, for reports.
-        score: what the score of an episode is: the largest of its rewards, as in UVA's protocol, or their sum.
+        score: what the score of an episode is: the largest of its rewards, as in UVA's protocol, or
+            their sum.
     """
 
     name: str
@@ -430,7 +486,7 @@ class Task:
     score: Literal["max", "sum"] = "max"
 
 
-# --- measuring -------------------------------------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)

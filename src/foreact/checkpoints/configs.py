@@ -1,4 +1,6 @@
-"""Frozen dataclasses <-> JSON, strictly: every unknown, missing or ill-typed entry is an error of one sentence."""
+"""Frozen dataclasses <-> JSON, strictly: every unknown, missing or
+ill-typed entry is an error of one sentence.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,13 @@ T = TypeVar("T")
 def config_to_json(config: Any) -> Any:
     """A config dataclass as JSON values (dict, list, str, int, float, bool, None).
 
-    A field with the metadata {"later": True} came after checkpoints of its class had been written. It is left out where
-    it has its default, so that the files, and the hashes of their content, of those who never heard of it stay valid.
+    A field with the metadata {"later": True} came after checkpoints of its class had been written.
+    It is left out where it has its default, so that the files, and the hashes of their content, of
+    those who never heard of it stay valid.
 
     Args:
-        config: dataclass instance whose fields are plain values, tuples, mappings with string keys, paths or further
-            dataclasses.
+        config: dataclass instance whose fields are plain values, tuples, mappings with string keys,
+            paths or further dataclasses.
 
     Raises:
         UserError: a number is NaN or infinite, which JSON cannot hold.
@@ -43,7 +46,10 @@ def config_to_json(config: Any) -> Any:
     if isinstance(config, Path):
         return str(config)
     if isinstance(config, float) and not math.isfinite(config):
-        raise UserError(f"A config holds the number {config}, which JSON cannot store; use None or a finite number.")
+        raise UserError(
+            f"A config holds the number {config}, which JSON cannot store; use None "
+            "or a finite number."
+        )
     if config is None or isinstance(config, bool | int | float | str):
         return config
     raise TypeError(f"a config field of type {type(config).__name__} has no JSON form")
@@ -53,12 +59,13 @@ def config_from_json(cls: type[T], raw: Any, *, where: str = "config", complete:
     """The inverse of `config_to_json`.
 
     Args:
-        cls: config dataclass. Field types may be bool, int, float, str, None, Path, Any, Literal, unions, tuples,
-            Mapping[str, ...] and nested dataclasses.
+        cls: config dataclass. Field types may be bool, int, float, str, None, Path, Any, Literal,
+            unions, tuples, Mapping[str, ...] and nested dataclasses.
         raw: what json.loads gave.
         where: name of the entry in error messages, such as the file.
-        complete: also refuse an entry that is missing where the field has a default, unless it came later (see
-            `config_to_json`). Used where a default of today must not be put in the place of a value of yesterday.
+        complete: also refuse an entry that is missing where the field has a default, unless it came
+            later (see `config_to_json`). Used where a default of today must not be put in the place
+            of a value of yesterday.
 
     Raises:
         UserError: the first unknown, missing or ill-typed entry, by its dotted name.
@@ -70,11 +77,18 @@ def config_from_json(cls: type[T], raw: Any, *, where: str = "config", complete:
         if key not in fields:
             raise UserError(f"{where} has an unknown entry '{key}'{did_you_mean(str(key), fields)}")
     for name, f in fields.items():
-        optional = f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+        optional = (
+            f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+        )
         if name not in raw and not (optional and (f.metadata.get("later") or not complete)):
             raise UserError(f"{where} lacks the entry '{name}'; add it.")
     hints = get_type_hints(cls)
-    return cls(**{name: _parse(hints[name], value, f"{where}.{name}", complete) for name, value in raw.items()})
+    return cls(
+        **{
+            name: _parse(hints[name], value, f"{where}.{name}", complete)
+            for name, value in raw.items()
+        }
+    )
 
 
 def read_json(path: Path) -> Any:
@@ -88,7 +102,9 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise UserError(f"The file {path} is missing.") from None
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"The file {path} is not readable JSON ({error}); restore it from its source.") from None
+        raise UserError(
+            f"The file {path} is not readable JSON ({error}); restore it from its source."
+        ) from None
 
 
 def _parse(kind: Any, value: Any, where: str, complete: bool) -> Any:
@@ -107,7 +123,9 @@ def _parse(kind: Any, value: Any, where: str, complete: bool) -> Any:
     if kind in (int, bool, str):
         if type(value) is kind:
             return value
-        return _wrong(where, {int: "a whole number", bool: "true or false", str: "a text"}[kind], value)
+        return _wrong(
+            where, {int: "a whole number", bool: "true or false", str: "a text"}[kind], value
+        )
     if origin is Literal:
         choices = get_args(kind)
         if any(type(value) is type(c) and value == c for c in choices):
@@ -120,7 +138,9 @@ def _parse(kind: Any, value: Any, where: str, complete: bool) -> Any:
     if isinstance(origin, type) and issubclass(origin, Mapping):
         if not isinstance(value, Mapping):
             return _wrong(where, "an object with named entries", value)
-        return {str(k): _parse(get_args(kind)[1], v, f"{where}.{k}", complete) for k, v in value.items()}
+        return {
+            str(k): _parse(get_args(kind)[1], v, f"{where}.{k}", complete) for k, v in value.items()
+        }
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return config_from_json(kind, value, where=where, complete=complete)
     raise TypeError(f"{where}: the field type {kind} has no JSON form")
@@ -149,7 +169,10 @@ def _parse_tuple(kinds: Sequence[Any], value: Any, where: str, complete: bool) -
         kinds = [kinds[0]] * len(value)
     if len(kinds) != len(value):
         return _wrong(where, f"a list of {len(kinds)}", value)
-    return tuple(_parse(k, v, f"{where}[{i}]", complete) for i, (k, v) in enumerate(zip(kinds, value, strict=True)))
+    return tuple(
+        _parse(k, v, f"{where}[{i}]", complete)
+        for i, (k, v) in enumerate(zip(kinds, value, strict=True))
+    )
 
 
 def _wrong(where: str, expected: str, found: Any) -> Any:

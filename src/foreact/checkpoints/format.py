@@ -1,4 +1,6 @@
-"""Our checkpoint: a folder of safetensors and JSON, written atomically, read strictly; no pickle, no class name."""
+"""Our checkpoint: a folder of safetensors and JSON, written
+atomically, read strictly; no pickle, no class name.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +45,17 @@ __all__ = [
 T = TypeVar("T")
 FORMAT = 1
 _DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,21 +122,27 @@ def save_checkpoint(
         spec, stats: meaning and normaliser of what goes in and out.
         tokenizer: a checkpoint folder to embed, or a reference to one that is kept elsewhere.
         card: provenance (recipe, command, steps, time, hardware, scores), JSON values.
-        dtype: type to store floating-point tensors in (float16 and bfloat16 halve the file); None keeps theirs.
+        dtype: type to store floating-point tensors in (float16 and bfloat16 halve the file); None
+            keeps theirs.
 
     Returns:
         The content hash, "sha256:...".
 
     Raises:
-        UserError: the config is of another family, `path` holds something else, the tokenizer is no checkpoint, or
-            the disk refuses. Nothing is left half-written.
+        UserError: the config is of another family, `path` holds something else, the tokenizer is no
+            checkpoint, or the disk refuses. Nothing is left half-written.
     """
     path = Path(path)
     if path.name in ("", ".."):
-        raise UserError(f"'{path}' does not name a new folder; give the checkpoint a name, such as {path / 'weights'}.")
+        raise UserError(
+            f"'{path}' does not name a new folder; give the checkpoint a name, such "
+            f"as {path / 'weights'}."
+        )
     needed = known_family(family, "The new checkpoint").get("config")
     if not isinstance(config, needed):
-        raise UserError(f"A '{family}' checkpoint needs a {needed.__name__}, found a {type(config).__name__}.")
+        raise UserError(
+            f"A '{family}' checkpoint needs a {needed.__name__}, found a {type(config).__name__}."
+        )
     if path.exists() and not _is_replaceable(path):
         raise UserError(f"{path} exists and is no checkpoint; choose another path or remove it.")
     embedded = load_checkpoint(tokenizer) if isinstance(tokenizer, Path) else None
@@ -145,7 +161,9 @@ def save_checkpoint(
         files["tokenizer.json"] = dataclasses.asdict(reference)
     if card is not None:
         files["card.json"] = dict(card)
-    texts = {name: json.dumps(value, indent=1, allow_nan=False) + "\n" for name, value in files.items()}
+    texts = {
+        name: json.dumps(value, indent=1, allow_nan=False) + "\n" for name, value in files.items()
+    }
 
     temporary = path.with_name(f".{path.name}.tmp")
     retired = path.with_name(f".{path.name}.old")
@@ -167,8 +185,10 @@ def save_checkpoint(
         os.rename(temporary, path)
         shutil.rmtree(retired, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"The checkpoint {path} could not be written ({error}); free some space or check the rights.") \
-            from None  # fmt: skip
+        raise UserError(
+            f"The checkpoint {path} could not be written ({error}); free some space "
+            "or check the rights."
+        ) from None
     finally:
         if not path.exists() and retired.exists():
             os.rename(retired, path)
@@ -176,7 +196,9 @@ def save_checkpoint(
     return _hash(family, raw, stored)
 
 
-def load_checkpoint(path: Path, *, of: str | Sequence[str] | None = None, who: str = "this") -> Checkpoint:
+def load_checkpoint(
+    path: Path, *, of: str | Sequence[str] | None = None, who: str = "this"
+) -> Checkpoint:
     """Read a checkpoint folder and check all of it.
 
     Args:
@@ -185,8 +207,8 @@ def load_checkpoint(path: Path, *, of: str | Sequence[str] | None = None, who: s
         who: takes such weights, for the error, such as "--init".
 
     Raises:
-        UserError: it is missing, incomplete, truncated, of an unknown or another family or of a newer format, or a JSON
-            file has an unknown, missing or ill-typed entry.
+        UserError: it is missing, incomplete, truncated, of an unknown or another family or of a
+            newer format, or a JSON file has an unknown, missing or ill-typed entry.
     """
     path = Path(path)
     if not path.is_dir() or not (path / "config.json").is_file():
@@ -198,7 +220,10 @@ def load_checkpoint(path: Path, *, of: str | Sequence[str] | None = None, who: s
     family, raw = _read_config(path)
     allowed = (of,) if isinstance(of, str) else of
     if allowed is not None and family not in allowed:
-        raise UserError(f"{path} holds weights of the family '{family}'; {who} takes those of {' or '.join(allowed)}.")
+        raise UserError(
+            f"{path} holds weights of the family '{family}'; {who} takes those of "
+            f"{' or '.join(allowed)}."
+        )
     state = _read_state(path / "model.safetensors")
 
     spec = _read_part(path / "spec.json", StreamSpec.from_json)
@@ -223,7 +248,8 @@ def load_checkpoint(path: Path, *, of: str | Sequence[str] | None = None, who: s
 def build(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> nn.Module:
     """The module of a checkpoint, in evaluation mode, float32.
 
-    It takes over the tensors of `checkpoint.state`: where those are float32 and `device` is theirs, both are the same
+    It takes over the tensors of `checkpoint.state`: where those are float32 and `device` is theirs,
+        both are the same
     memory, so that loading costs the weights once.
 
     Raises:
@@ -236,13 +262,15 @@ def build(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> nn.Modu
         module = assemble(checkpoint.family, config, checkpoint.state)
     except UserError as error:
         raise UserError(
-            f"The weights of {checkpoint.path} do not fit their config: {error}; restore them from their source."
+            f"The weights of {checkpoint.path} do not fit their config: {error}; restore them "
+            "from their source."
         ) from None
     return module.to(device).eval()
 
 
 def assemble(family: str, config: Any, state: Mapping[str, Tensor]) -> nn.Module:
-    """A module made of given tensors: nothing is initialised, drawn or copied but what is stored in another type.
+    """A module made of given tensors: nothing is initialised, drawn or copied but what is stored in
+    another type.
 
     Args:
         family: name of a `foreact.plugs.Family`.
@@ -260,9 +288,13 @@ def assemble(family: str, config: Any, state: Mapping[str, Tensor]) -> nn.Module
     values: dict[str, Tensor] = {k: state[k].to(v.dtype) for k, v in module.state_dict().items()}
     made: dict[int, nn.Parameter] = {}  # one per parameter, so that one with two names stays one
     for name, p in module.named_parameters(remove_duplicate=False):
-        values[name] = made.setdefault(id(p), nn.Parameter(values[name], requires_grad=p.requires_grad))
+        values[name] = made.setdefault(
+            id(p), nn.Parameter(values[name], requires_grad=p.requires_grad)
+        )
     module.load_state_dict(values, strict=True, assign=True)
-    assert not any(t.is_meta for t in [*module.parameters(), *module.buffers()]), "a tensor outside the state"
+    assert not any(t.is_meta for t in [*module.parameters(), *module.buffers()]), (
+        "a tensor outside the state"
+    )
     return module
 
 
@@ -273,8 +305,8 @@ def load_tokenizer(
 
     Args:
         checkpoint: the model's.
-        override: a checkpoint folder to take instead of the embedded one; it must be the same tokenizer. Where
-            neither is given, a shipped checkpoint of that hash serves.
+        override: a checkpoint folder to take instead of the embedded one; it must be the same
+            tokenizer. Where neither is given, a shipped checkpoint of that hash serves.
         device: where to put it.
 
     Raises:
@@ -282,28 +314,34 @@ def load_tokenizer(
     """
     wanted = checkpoint.tokenizer
     if wanted is None:
-        raise UserError(f"The checkpoint {checkpoint.path} names no tokenizer; it cannot read or draw pictures.")
+        raise UserError(
+            f"The checkpoint {checkpoint.path} names no tokenizer; it cannot read or draw pictures."
+        )
     source = override or checkpoint.tokenizer_path or _shipped_with(wanted.hash)
     if source is None:
         raise UserError(
-            f"The checkpoint {checkpoint.path} needs the {wanted.family} tokenizer {wanted.hash} and does not embed "
-            "it; give the tokenizer's checkpoint."
+            f"The checkpoint {checkpoint.path} needs the {wanted.family} tokenizer {wanted.hash} "
+            "and does not embed it; give the tokenizer's checkpoint."
         )
     found = load_checkpoint(source)
     if found.hash != wanted.hash:
         raise UserError(
-            f"The checkpoint {checkpoint.path} was trained on the {wanted.family} tokenizer {wanted.hash}, "
-            f"{source} holds the {found.family} tokenizer {found.hash}; give the one it was trained on."
+            f"The checkpoint {checkpoint.path} was trained on the {wanted.family} tokenizer "
+            f"{wanted.hash}, {source} holds the {found.family} tokenizer {found.hash}; give the "
+            "one it was trained on."
         )
     return build(found, device)
 
 
 def _shipped_with(digest: str) -> Path | None:
-    return next((shipped(name) for name in names() if load_checkpoint(shipped(name)).hash == digest), None)
+    return next(
+        (shipped(name) for name in names() if load_checkpoint(shipped(name)).hash == digest), None
+    )
 
 
 def content_hash(path: Path) -> str:
-    """Hash of a checkpoint's family, config and tensors (names, dtypes, shapes, bytes), as "sha256:...".
+    """Hash of a checkpoint's family, config and tensors (names, dtypes, shapes, bytes), as
+    "sha256:...".
 
     It depends neither on the order in the file nor on spec, statistics or card.
     """
@@ -321,7 +359,9 @@ def difference(expected: Mapping[str, Any], found: Mapping[str, Any], *, show: i
         "missing": sorted(set(expected) - set(found)),
         "left over": sorted(set(found) - set(expected)),
         "of another shape": [
-            f"{k} {found[k]} for {expected[k]}" for k in sorted(set(expected) & set(found)) if expected[k] != found[k]
+            f"{k} {found[k]} for {expected[k]}"
+            for k in sorted(set(expected) & set(found))
+            if expected[k] != found[k]
         ],
     }
     return "; ".join(
@@ -332,7 +372,9 @@ def difference(expected: Mapping[str, Any], found: Mapping[str, Any], *, show: i
 
 
 def _is_replaceable(path: Path) -> bool:
-    """Whether it is an empty folder or one with a checkpoint's config; that of a run has the same name."""
+    """Whether it is an empty folder or one with a checkpoint's
+    config; that of a run has the same name.
+    """
     file = path / "config.json"
     if not file.is_file():
         return path.is_dir() and not any(path.iterdir())
@@ -344,13 +386,18 @@ def _read_config(path: Path) -> tuple[str, dict[str, Any]]:
     file = path / "config.json"
     raw = read_json(file)
     if not isinstance(raw, dict) or not isinstance(raw.get("format"), int):
-        raise UserError(f"{file} should hold family, format and config; it is not a checkpoint of this project.")
+        raise UserError(
+            f"{file} should hold family, format and config; it is not a checkpoint of this project."
+        )
     if not 1 <= raw["format"] <= FORMAT:
         raise UserError(
-            f"{file} has checkpoint format {raw['format']}, this version reads up to {FORMAT}; update foreact."
+            f"{file} has checkpoint format {raw['format']}, this version reads up to {FORMAT}; "
+            "update foreact."
         )
     if set(raw) != {"family", "format", "config"}:
-        raise UserError(f"{file} should hold exactly family, format and config, found {', '.join(sorted(raw))}.")
+        raise UserError(
+            f"{file} should hold exactly family, format and config, found {', '.join(sorted(raw))}."
+        )
     cls = known_family(raw["family"], str(path)).get("config")
     config_from_json(cls, raw["config"], where=f"{file}: config", complete=True)
     return raw["family"], raw["config"]
@@ -366,7 +413,8 @@ def _read_part(file: Path, parse: Callable[[Any], T]) -> T | None:
         raise UserError(f"{file}: {error}") from None
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise UserError(
-            f"{file} does not hold what it should ({type(error).__name__}: {error}); restore it from its source."
+            f"{file} does not hold what it should ({type(error).__name__}: {error}); restore it "
+            "from its source."
         ) from None
 
 
@@ -374,15 +422,20 @@ def _read_state(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise UserError(f"The file {file} is missing; copy the whole checkpoint folder.")
     try:
-        with safe_open(file, framework="pt", device="cpu") as checked:  # the header, against the file's length too
+        with safe_open(
+            file, framework="pt", device="cpu"
+        ) as checked:  # the header, against the file's length too
             names = list(checked.keys())
-        # Read, not mapped: replacing the file later cannot change or fault tensors in use, and no page counts twice.
+        # Read, not mapped: replacing the file later cannot change or fault tensors in use, and no
+        #     page counts twice.
         with open(file, "rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
             header = json.loads(opened.read(length))
             return {name: _read_tensor(opened, 8 + length, header[name]) for name in names}
     except (SafetensorError, OSError, EOFError, KeyError) as error:
-        raise UserError(f"The file {file} is damaged or cut short ({error}); copy it again.") from None
+        raise UserError(
+            f"The file {file} is damaged or cut short ({error}); copy it again."
+        ) from None
 
 
 def _read_tensor(file: BufferedReader, start: int, entry: Mapping[str, Any]) -> Tensor:
@@ -422,7 +475,14 @@ def _hash(family: str, config: Mapping[str, Any], state: Mapping[str, Tensor]) -
 def _copy_checkpoint(source: Path, target: Path) -> None:
     # Only the files of the format: whatever else lies in the folder stays there.
     target.mkdir()
-    for name in ("model.safetensors", "config.json", "spec.json", "stats.json", "tokenizer.json", "card.json"):
+    for name in (
+        "model.safetensors",
+        "config.json",
+        "spec.json",
+        "stats.json",
+        "tokenizer.json",
+        "card.json",
+    ):
         if (source / name).is_file():
             shutil.copyfile(source / name, target / name)
 

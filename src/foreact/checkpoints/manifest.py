@@ -1,4 +1,6 @@
-"""What is known of released files: bytes, SHA-256 and origin, kept in a small JSON file beside them."""
+"""What is known of released files: bytes, SHA-256 and origin,
+kept in a small JSON file beside them.
+"""
 
 from __future__ import annotations
 
@@ -52,11 +54,13 @@ def check_file(path: Path, facts: FileFacts) -> None:
         raise UserError(f"{path} is missing; download or copy it again.")
     size = path.stat().st_size
     if facts.bytes is not None and size != facts.bytes:
-        raise UserError(f"{path} should have {facts.bytes:,} bytes, found {size:,}; download or copy it again.")
+        raise UserError(
+            f"{path} should have {facts.bytes:,} bytes, found {size:,}; download or copy it again."
+        )
     if (found := sha256_of(path)) != facts.sha256:
         raise UserError(
-            f"{path} should have the SHA-256 {facts.sha256}, found {found}; it is damaged or another file: download or "
-            "copy it again."
+            f"{path} should have the SHA-256 {facts.sha256}, found {found}; it is damaged or "
+            "another file: download or copy it again."
         )
 
 
@@ -79,7 +83,10 @@ def record(folder: Path, facts: Mapping[str, FileFacts]) -> None:
     """Add `facts` to the manifest of `folder`; what it says of other files stays."""
     path = Path(folder) / MANIFEST
     merged = {**read_manifest(folder), **facts}
-    raw = {name: {k: v for k, v in asdict(merged[name]).items() if v is not None} for name in sorted(merged)}
+    raw = {
+        name: {k: v for k, v in asdict(merged[name]).items() if v is not None}
+        for name in sorted(merged)
+    }
     temporary = path.with_name(f".{MANIFEST}.tmp")
     temporary.write_text(json.dumps({"files": raw}, indent=1) + "\n", encoding="utf-8")
     os.replace(temporary, path)
@@ -100,7 +107,10 @@ def parse_checksums(text: str, where: str) -> dict[str, FileFacts]:
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         found = {}
     if not found:
-        raise UserError(f"{where} is neither a {MANIFEST} nor a list of lines 'SHA256  NAME'; restore it or remove it.")
+        raise UserError(
+            f"{where} is neither a {MANIFEST} nor a list of lines 'SHA256  NAME'; "
+            "restore it or remove it."
+        )
     return found
 
 
@@ -111,10 +121,15 @@ def _from_json(text: str) -> dict[str, FileFacts]:
 def _from_lines(text: str) -> dict[str, FileFacts]:
     pairs = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
     # `sha256sum --binary` puts a star before the name; a path in front of it does not count.
-    return {name.strip().removeprefix("*").rpartition("/")[2]: _checked(sha256=digest) for digest, name in pairs}
+    return {
+        name.strip().removeprefix("*").rpartition("/")[2]: _checked(sha256=digest)
+        for digest, name in pairs
+    }
 
 
 def _checked(*, sha256: str, bytes: int | None = None, url: str | None = None) -> FileFacts:
-    if not SHA256.fullmatch(sha256.lower()) or not (bytes is None or (type(bytes) is int and bytes >= 0)):
+    if not SHA256.fullmatch(sha256.lower()) or not (
+        bytes is None or (type(bytes) is int and bytes >= 0)
+    ):
         raise ValueError("neither a hash nor a length")
     return FileFacts(sha256=sha256.lower(), bytes=bytes, url=url)

@@ -26,8 +26,10 @@ class PartialLoad:
     skipped: Mapping[str, str]
 
     def __str__(self) -> str:
-        lines = [f"loaded {len(self.loaded)} tensors, left {len(self.untouched)} as initialised, "
-                 f"skipped {len(self.skipped)} of the source"]  # fmt: skip
+        lines = [
+            f"loaded {len(self.loaded)} tensors, left {len(self.untouched)} as initialised, "
+            f"skipped {len(self.skipped)} of the source"
+        ]
         lines += [f"  as initialised: {name}" for name in self.untouched]
         lines += [f"  skipped: {name} ({why})" for name, why in self.skipped.items()]
         return "\n".join(lines)
@@ -55,8 +57,13 @@ def load_partial(module: nn.Module, state: Mapping[str, Tensor], *, source: str)
         else:
             fitting[name] = tensor
     if not fitting:
-        raise UserError(f"No tensor of {source} fits the model; choose the model size that the file was made for.")
+        raise UserError(
+            f"No tensor of {source} fits the model; choose the model size that the "
+            "file was made for."
+        )
     with torch.no_grad():
         for name, tensor in fitting.items():
             own[name].copy_(tensor)
-    return PartialLoad(loaded=tuple(fitting), untouched=tuple(n for n in own if n not in fitting), skipped=skipped)
+    return PartialLoad(
+        loaded=tuple(fitting), untouched=tuple(n for n in own if n not in fitting), skipped=skipped
+    )

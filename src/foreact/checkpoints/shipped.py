@@ -1,4 +1,6 @@
-"""Checkpoints that come inside the package, and the way from what a user types to a checkpoint folder."""
+"""Checkpoints that come inside the package, and the way from
+what a user types to a checkpoint folder.
+"""
 
 from __future__ import annotations
 
@@ -40,5 +42,10 @@ def resolve(ref: str | Path) -> Path:
     if str(ref) in names():
         return ROOT / str(ref)
     if path.exists():
-        raise UserError(f"{path} holds no config.json, so it is no checkpoint; convert foreign files first.")
-    raise UserError(f"'{ref}' is neither a checkpoint folder nor a shipped checkpoint{did_you_mean(str(ref), names())}")
+        raise UserError(
+            f"{path} holds no config.json, so it is no checkpoint; convert foreign files first."
+        )
+    raise UserError(
+        f"'{ref}' is neither a checkpoint folder nor a shipped "
+        f"checkpoint{did_you_mean(str(ref), names())}"
+    )

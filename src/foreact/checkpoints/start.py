@@ -30,12 +30,16 @@ def start_from(module: nn.Module, checkpoint: Checkpoint, *, tokenizer: str | No
     named = checkpoint.tokenizer
     if tokenizer is not None and named is not None and named.hash != tokenizer:
         raise UserError(
-            f"{checkpoint.path} reads what the tokenizer {named.hash} makes, the one of this run is {tokenizer}; give "
-            "that of the weights."
+            f"{checkpoint.path} reads what the tokenizer {named.hash} makes, the one of this run "
+            f"is {tokenizer}; give that of the weights."
         )
-    shapes = ({k: tuple(t.shape) for k, t in state.items()} for state in (module.state_dict(), checkpoint.state))
+    shapes = (
+        {k: tuple(t.shape) for k, t in state.items()}
+        for state in (module.state_dict(), checkpoint.state)
+    )
     if problem := difference(*shapes):
         raise UserError(
-            f"{checkpoint.path} has other sizes than this run: {problem}; give its --size, or the same --model options."
+            f"{checkpoint.path} has other sizes than this run: {problem}; give its --size, or the "
+            "same --model options."
         )
     module.load_state_dict(checkpoint.state)

@@ -1,4 +1,6 @@
-"""Tokenizers by reference: a checkpoint folder, a shipped name, or the TorchScript file of a released encoder."""
+"""Tokenizers by reference: a checkpoint folder, a shipped name, or
+the TorchScript file of a released encoder.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ class LoadedTokenizer(NamedTuple):
     """A tokenizer, the content hash that names it, and how it wants its frames.
 
     Attributes:
-        tokenizer: one that knows the way back to pixels is a `foreact.types.Tokenizer`, which whoever decodes demands.
+        tokenizer: one that knows the way back to pixels is a `foreact.types.Tokenizer`, which
+            whoever decodes demands.
         image_size: (height, width); None takes frames as stored.
     """
 
@@ -32,7 +35,9 @@ class LoadedTokenizer(NamedTuple):
     preprocessing: Preprocessing = "symmetric"
 
     def prepare(self, frames: Tensor) -> Tensor:
-        """uint8 (..., 3, H, W) -> float32 in [-1, 1] of the tokenizer's size; see `tokenizers.images.prepare`."""
+        """uint8 (..., 3, H, W) -> float32 in [-1, 1] of the
+        tokenizer's size; see `tokenizers.images.prepare`.
+        """
         return prepare(frames, self.image_size, self.preprocessing)
 
 
@@ -44,7 +49,8 @@ def open_tokenizer(
     Args:
         ref: a checkpoint folder, a shipped name, or a TorchScript encoder (.jit or .pt).
         device: where it computes.
-        decoder: TorchScript decoder that belongs to a TorchScript encoder, where pictures are wanted.
+        decoder: TorchScript decoder that belongs to a TorchScript encoder, where pictures are
+            wanted.
 
     Raises:
         UserError: it is none of them, damaged, or no tokenizer.
@@ -53,9 +59,14 @@ def open_tokenizer(
         scripted = TorchScriptTokenizer(Path(ref).expanduser(), decoder, device=device)
         return LoadedTokenizer(scripted, scripted.hash, None)
     if decoder is not None:
-        raise UserError(f"A decoder's file belongs to an encoder's (.jit); {ref} is a checkpoint, which has its own.")
+        raise UserError(
+            f"A decoder's file belongs to an encoder's (.jit); {ref} is a checkpoint, "
+            "which has its own."
+        )
     checkpoint = load_checkpoint(resolve(ref))
-    return _loaded(build(checkpoint, device), checkpoint.hash, f"{checkpoint.path}, a '{checkpoint.family}',")
+    return _loaded(
+        build(checkpoint, device), checkpoint.hash, f"{checkpoint.path}, a '{checkpoint.family}',"
+    )
 
 
 def tokenizer_of(
@@ -80,15 +91,19 @@ def tokenizer_of(
     if ref is None:
         if wanted is None:
             raise UserError(
-                f"The checkpoint {checkpoint.path} names no tokenizer; give one with --tokenizer: a checkpoint folder "
-                "or a TorchScript encoder."
+                f"The checkpoint {checkpoint.path} names no tokenizer; give one with --tokenizer: "
+                "a checkpoint folder or a TorchScript encoder."
             )
-        return _loaded(load_tokenizer(checkpoint, None, device), wanted.hash, f"The tokenizer of {checkpoint.path}")
+        return _loaded(
+            load_tokenizer(checkpoint, None, device),
+            wanted.hash,
+            f"The tokenizer of {checkpoint.path}",
+        )
     found = open_tokenizer(ref, device, decoder=decoder)
     if wanted is not None and wanted.hash != found.hash:
         raise UserError(
-            f"The checkpoint {checkpoint.path} was trained on the {wanted.family} tokenizer {wanted.hash}, {ref} has "
-            f"the hash {found.hash}; give the one it was trained on."
+            f"The checkpoint {checkpoint.path} was trained on the {wanted.family} tokenizer "
+            f"{wanted.hash}, {ref} has the hash {found.hash}; give the one it was trained on."
         )
     return found
 
@@ -98,4 +113,6 @@ def _loaded(module: nn.Module, digest: str, label: str) -> LoadedTokenizer:
         raise UserError(f"{label} is no tokenizer; give a kl_vae, a vq, a vqkd or a musik.")
     config: Any = module.config
     # Only some families have been trained on frames prepared in more than one way.
-    return LoadedTokenizer(module, digest, config.image_size, getattr(config, "preprocessing", "symmetric"))
+    return LoadedTokenizer(
+        module, digest, config.image_size, getattr(config, "preprocessing", "symmetric")
+    )

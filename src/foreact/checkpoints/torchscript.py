@@ -1,10 +1,11 @@
-"""The tokenizer that VaViM was released with: LlamaGen's encoder and decoder as two TorchScript files, run as they are.
+"""The tokenizer that VaViM was released with: LlamaGen's encoder and decoder as two TorchScript
+files, run as they are.
 
     VQ_ds16_16384_llamagen_encoder.jit   float (N, 3, H, W) in [-1, 1]  -> integer (N, H/16, W/16)
-    VQ_ds16_16384_llamagen_decoder.jit   integer (N, H/16, W/16)        -> float (N, 3, H, W), not clamped
+    VQ_ds16_16384_llamagen_decoder.jit   integer (N, H/16, W/16)   -> float (N, 3, H, W)
 
-Such a file cannot run Python as a pickle can, but it is a program, whose operations may write files: open only those
-whose source you trust.
+Such a file cannot run Python as a pickle can, but it is a program, whose operations may write
+files: open only those whose source you trust.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ class TorchScriptTokenizer(nn.Module):
         device: where to run.
 
     Attributes:
-        hash: content hash of the encoder's file, "sha256:..."; it names the tokens, which the decoder has no part in.
+        hash: content hash of the encoder's file, "sha256:..."; it names the tokens, which the
+            decoder has no part in.
 
     Raises:
         UserError: a file is missing or no TorchScript.
@@ -53,7 +55,10 @@ class TorchScriptTokenizer(nn.Module):
         super().__init__()
         self.vocab = self._vocab = vocab
         self.stride = stride
-        self.files = {"encoder": Path(encoder), "decoder": None if decoder is None else Path(decoder)}
+        self.files = {
+            "encoder": Path(encoder),
+            "decoder": None if decoder is None else Path(decoder),
+        }
         self.encoder = open_script(Path(encoder), device)
         self.decoder = None if decoder is None else open_script(Path(decoder), device)
         self.hash = "sha256:" + sha256_of(Path(encoder))
@@ -75,10 +80,14 @@ class TorchScriptTokenizer(nn.Module):
             UserError: the file fails on it, or returns anything but such tokens.
         """
         if not video.is_floating_point() or video.ndim != 5 or video.shape[2] != 3:
-            raise ValueError(f"encode expects floats (B, T, 3, H, W), found {video.dtype} {tuple(video.shape)}")
+            raise ValueError(
+                f"encode expects floats (B, T, 3, H, W), found {video.dtype} {tuple(video.shape)}"
+            )
         tokens = self._run("encoder", self.encoder, video.flatten(0, 1))
         b, t, _, height, width = video.shape
-        self._require("encoder", tokens, "integers", (b * t, height // self.stride, width // self.stride))
+        self._require(
+            "encoder", tokens, "integers", (b * t, height // self.stride, width // self.stride)
+        )
         require_tokens(tokens, self._vocab)
         return tokens.long().unflatten(0, (b, t))
 
@@ -94,13 +103,18 @@ class TorchScriptTokenizer(nn.Module):
 
         Raises:
             ValueError: `z` has another shape or dtype.
-            UserError: no decoder was opened, a token is not in the codebook, or the file fails or returns anything but
-                such pictures.
+            UserError: no decoder was opened, a token is not in the codebook, or the file fails or
+                returns anything but such pictures.
         """
         if z.ndim != 4 or z.is_floating_point() or z.dtype == torch.bool:
-            raise ValueError(f"decode expects integer tokens (B, T, h, w), found {z.dtype} {tuple(z.shape)}")
+            raise ValueError(
+                f"decode expects integer tokens (B, T, h, w), found {z.dtype} {tuple(z.shape)}"
+            )
         if self.decoder is None:
-            raise UserError("This tokenizer was opened without a decoder; give the decoder's file to draw pictures.")
+            raise UserError(
+                "This tokenizer was opened without a decoder; give the decoder's file "
+                "to draw pictures."
+            )
         require_tokens(z, self._vocab)
         images = self._run("decoder", self.decoder, z.flatten(0, 1).long())
         b, t, h, w = z.shape
@@ -115,11 +129,15 @@ class TorchScriptTokenizer(nn.Module):
         except (RuntimeError, TypeError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(
-                f"The {part} {self.files[part]} fails on {given.dtype} {tuple(given.shape)} ({reason}); "
-                "check that encoder and decoder are not swapped, and the size it was made for."
+                f"The {part} {self.files[part]} fails on {given.dtype} {tuple(given.shape)} "
+                f"({reason}); check that encoder and decoder are not swapped, and the size it was "
+                "made for."
             ) from None
         if not isinstance(found, Tensor):
-            raise UserError(f"The {part} {self.files[part]} should return one tensor, found {type(found).__name__}.")
+            raise UserError(
+                f"The {part} {self.files[part]} should return one tensor, found "
+                f"{type(found).__name__}."
+            )
         return found
 
     def _require(self, part: str, found: Tensor, kind: str, shape: tuple[int, ...]) -> None:
@@ -149,4 +167,6 @@ def open_script(path: Path, device: torch.device | str) -> nn.Module:
             return torch.jit.load(str(path), map_location=device)
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{path} is damaged or no TorchScript file ({reason}); copy it again.") from None
+        raise UserError(
+            f"{path} is damaged or no TorchScript file ({reason}); copy it again."
+        ) from None

@@ -21,13 +21,15 @@ def verify(path: Path) -> str:
     if checkpoint.tokenizer is None:
         return "\n".join(lines)
     if checkpoint.tokenizer_path is None:
-        lines.append(f"tokenizer  {checkpoint.tokenizer.family} {checkpoint.tokenizer.hash}, kept elsewhere")
+        lines.append(
+            f"tokenizer  {checkpoint.tokenizer.family} {checkpoint.tokenizer.hash}, kept elsewhere"
+        )
         return "\n".join(lines)
     tokenizer = load_checkpoint(checkpoint.tokenizer_path)
     if tokenizer.hash != checkpoint.tokenizer.hash:
         raise UserError(
-            f"{path} embeds the tokenizer {tokenizer.hash} but was trained on {checkpoint.tokenizer.hash}; "
-            "restore it from its source."
+            f"{path} embeds the tokenizer {tokenizer.hash} but was trained on "
+            f"{checkpoint.tokenizer.hash}; restore it from its source."
         )
     lines += ["tokenizer  embedded", *("  " + line for line in _verified(tokenizer))]
     return "\n".join(lines)
@@ -38,7 +40,8 @@ def _verified(checkpoint: Checkpoint) -> list[str]:
     broken = [k for k, t in state.items() if t.is_floating_point() and not torch.isfinite(t).all()]
     if broken:
         raise UserError(
-            f"{checkpoint.path} holds NaN or infinite values in {', '.join(broken[:3])}; train or convert it anew."
+            f"{checkpoint.path} holds NaN or infinite values in {', '.join(broken[:3])}; train or "
+            "convert it anew."
         )
     build(checkpoint)
     dtypes = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in state.values()}))
@@ -46,7 +49,8 @@ def _verified(checkpoint: Checkpoint) -> list[str]:
     lines = [
         f"path       {checkpoint.path}",
         f"family     {checkpoint.family}",
-        f"tensors    {len(state)} ({checkpoint.parameters:,} values, {dtypes}, {nbytes / 1e6:.1f} MB)",
+        f"tensors    {len(state)} ({checkpoint.parameters:,} values, {dtypes}, {nbytes / 1e6:.1f} "
+        "MB)",
         f"hash       {checkpoint.hash}",
     ]
     if checkpoint.spec is not None:

@@ -13,7 +13,14 @@ from foreact.checkpoints.format import family_of
 from foreact.checkpoints.shipped import resolve
 from foreact.errors import UserError
 from foreact.plugs import FAMILIES, families_with
-from foreact.runs.acting import BASELINES, TEST_SEED, open_policy, report_scores, run_closed_loop, with_variant
+from foreact.runs.acting import (
+    BASELINES,
+    TEST_SEED,
+    open_policy,
+    report_scores,
+    run_closed_loop,
+    with_variant,
+)
 from foreact.runs.parse import option_value, parse_parts
 from foreact.runs.run import say
 from foreact.tasks import find_task
@@ -21,7 +28,8 @@ from foreact.tasks import find_task
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedLoop:
-    """Let a policy act in the simulator, one episode per seed, and write scores, films and a report.
+    """Let a policy act in the simulator, one episode per seed, and write scores, films and a
+    report.
 
     The last options are those of the policy, and depend on the --weights.
     """
@@ -65,15 +73,24 @@ def command(args: Sequence[str]) -> None:
 
 
 def _require_known(args: Sequence[str], parts: Sequence[Any], weights: str) -> None:
-    """Refuse the options of another family's policies by name; what nobody knows is left to the parser."""
+    """Refuse the options of another family's policies by name;
+    what nobody knows is left to the parser.
+    """
     known = {f.name for part in parts for f in dataclasses.fields(part)}
-    given = [re.split(r"[.=]", word[2:])[0].replace("-", "_") for word in args if word.startswith("--")]
+    given = [
+        re.split(r"[.=]", word[2:])[0].replace("-", "_") for word in args if word.startswith("--")
+    ]
     for name in (name for name in given if name not in known):
-        options = {other: FAMILIES.find(other).get("policy_options") for other in families_with("policy_options")}
-        if owners := [o for o, cls in options.items() if name in [f.name for f in dataclasses.fields(cls)]]:
+        options = {
+            other: FAMILIES.find(other).get("policy_options")
+            for other in families_with("policy_options")
+        }
+        if owners := [
+            o for o, cls in options.items() if name in [f.name for f in dataclasses.fields(cls)]
+        ]:
             raise UserError(
-                f"--{name.replace('_', '-')} is for weights of the family {' or '.join(owners)}; leave it out with "
-                f"'{weights}'."
+                f"--{name.replace('_', '-')} is for weights of the family {' or '.join(owners)}; "
+                f"leave it out with '{weights}'."
             )
 
 
@@ -85,14 +102,29 @@ def closed_loop(asked: ClosedLoop, options: Any = None) -> None:
         options: the `policy_options` of the weights' family; None: its defaults.
     """
     task = with_variant(find_task(asked.task), asked.variant)
-    policies = {asked.weights: open_policy(asked.weights, task, options, execute=asked.execute, device=asked.device)}
+    policies = {
+        asked.weights: open_policy(
+            asked.weights, task, options, execute=asked.execute, device=asked.device
+        )
+    }
     policies |= {name: open_policy(name, task, execute=asked.execute) for name in asked.baselines}
     seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
-    say("Closed loop", task=asked.task, weights=asked.weights, seeds=f"{seeds.start}..{seeds.stop - 1}", out=asked.out)
+    say(
+        "Closed loop",
+        task=asked.task,
+        weights=asked.weights,
+        seeds=f"{seeds.start}..{seeds.stop - 1}",
+        out=asked.out,
+    )
     results = run_closed_loop(task, policies, seeds, asked.out, asked.videos, asked.workers)
     for result in results:
         solved = "" if result.success is None else f"   solved {result.success}"
         print(f"{result.name:<24}score {result.score}{solved}")
-    facts = {"command": f"foreact eval closed-loop --weights {asked.weights} --task {asked.task} --seeds {asked.seeds}"}
-    report = report_scores(asked.out, task, results, title=f"Closed loop on {asked.task}", facts=facts)
+    facts = {
+        "command": f"foreact eval closed-loop --weights {asked.weights} --task {asked.task} "
+        f"--seeds {asked.seeds}"
+    }
+    report = report_scores(
+        asked.out, task, results, title=f"Closed loop on {asked.task}", facts=facts
+    )
     print(f"{task.score_note}\nReport: {report}")

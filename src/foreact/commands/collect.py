@@ -1,4 +1,6 @@
-"""`foreact data collect`: each simulator brings the function, and with it the options, of its own collection."""
+"""`foreact data collect`: each simulator brings the function, and
+with it the options, of its own collection.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +25,13 @@ def command(args: Sequence[str]) -> None:
     simulator = find_simulator(env)
     if {"-h", "--help"} & set(args):
         others = ", ".join(name for name in SIMULATORS.names() if name != simulator.name)
-        print(f"These are the options for {simulator.name}; for {others}: foreact data collect --env ENV --help\n")
-    tyro.cli(load_object(simulator.collect, "The collection"), prog="foreact data collect", args=args)
+        print(
+            f"These are the options for {simulator.name}; for {others}: foreact data collect "
+            "--env ENV --help\n"
+        )
+    tyro.cli(
+        load_object(simulator.collect, "The collection"), prog="foreact data collect", args=args
+    )
 
 
 def find_simulator(env: str) -> Simulator:
@@ -42,22 +49,29 @@ def pusht(
 ) -> None:
     """Let an expert act in a simulator and keep what it shows in a store.
 
-    A collection that was stopped goes on where it was. Ask for more episodes to extend it. Traces (.npz) lie beside the
-    store.
+    A collection that was stopped goes on where it was. Ask for more episodes to extend it. Traces
+    (.npz) lie beside the store.
 
     Args:
-        env: where to act: pusht or pusht-m, dmc/TASK of DeepMind Control, or the import path of a module with an ENV.
+        env: where to act: pusht or pusht-m, dmc/TASK of DeepMind Control, or the import path of a
+            module with an ENV.
         episodes: how many, one per seed.
         out: the store. Default: data/<env>.zarr.
         first_seed: of the first episode; seeds from 100000 on belong to evaluation.
-        noise: px, disturbance of what is executed (not of what is recorded); several values take turns.
+        noise: px, disturbance of what is executed (not of what is recorded); several values take
+            turns.
         workers: processes; default one per core.
     """
     store = out or Path("data") / f"{env}.zarr"
     traces = store.with_suffix(".npz")
-    demonstrated = traces_of.collect(env, episodes, traces, first_seed=first_seed, noise=noise, workers=workers)
+    demonstrated = traces_of.collect(
+        env, episodes, traces, first_seed=first_seed, noise=noise, workers=workers
+    )
     traces_of.render_traces(traces, store, workers=workers)
-    print(f"{len(demonstrated)} episodes, mean score {demonstrated.score.mean():.3f}: {store} (traces: {traces})")
+    print(
+        f"{len(demonstrated)} episodes, mean score {demonstrated.score.mean():.3f}: {store} "
+        f"(traces: {traces})"
+    )
 
 
 def deepmind_control(
@@ -83,16 +97,24 @@ def deepmind_control(
         workers: processes; default one per core.
     """
     if "/" not in env:
-        raise UserError(f"Expected a task of DeepMind Control, such as dmc/cheetah_run, found '{env}'.")
+        raise UserError(
+            f"Expected a task of DeepMind Control, such as dmc/cheetah_run, found '{env}'."
+        )
     store = out or Path("data") / f"{env.removeprefix('dmc/').replace('_', '-')}.zarr"
-    collect_dmc.collect_store(env, policy, episodes, store, first_seed=first_seed, shadows=shadows, workers=workers)
+    collect_dmc.collect_store(
+        env, policy, episodes, store, first_seed=first_seed, shadows=shadows, workers=workers
+    )
     found = open_store(store)
     print(_by_grade(found.info("grade"), found.info("score")))
     print(f"{len(found)} episodes: {store}")
 
 
 def by_expert(
-    env: str, episodes: int = 100, out: Path | None = None, first_seed: int = 0, workers: int | None = None
+    env: str,
+    episodes: int = 100,
+    out: Path | None = None,
+    first_seed: int = 0,
+    workers: int | None = None,
 ) -> None:
     """Let the expert of a simulator act in it and keep what it sees and does in a store.
 

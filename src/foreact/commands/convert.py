@@ -22,10 +22,11 @@ from foreact.tasks import find_task
 
 @dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Turn a released checkpoint into our folder, or a folder of ours back into its authors' layout.
+    """Turn a released checkpoint into our folder, or a folder of ours back into its authors'
+    layout.
 
-    Files are read by a restricted unpickler that refuses every global outside an allow-list; every tensor is used or
-    named.
+    Files are read by a restricted unpickler that refuses every global outside an allow-list; every
+    tensor is used or named.
     """
 
     src: Positional[Path]
@@ -37,8 +38,10 @@ class Convert:
     half: bool = False
     """Store as float16."""
     to: Literal["foreact", "reference", "training"] = "foreact"
-    """Whose layout to write. "training" writes a run folder with weights and optimiser moments of a VaViM or VaVAM in
-    training, from which `foreact train vavim --stage finetune --train.start-from` goes on."""
+    """Whose layout to write. "training" writes a run folder with weights and optimiser moments of a
+    VaViM or VaVAM in training, from which `foreact train vavim --stage finetune --train.start-from`
+    goes on.
+    """
 
 
 def command(args: Sequence[str]) -> None:
@@ -47,7 +50,9 @@ def command(args: Sequence[str]) -> None:
     kinds = "".join(f"\n- {layout.title} ({layout.files})" for layout in converting.layouts())
     about = f"{inspect.getdoc(Convert)}\n\nRead are:{kinds}"
     asked = tyro.cli(cls, prog="foreact weights convert", args=args, description=about)
-    names = {f.name for f in dataclasses.fields(cls)} - {f.name for f in dataclasses.fields(Convert)}
+    names = {f.name for f in dataclasses.fields(cls)} - {
+        f.name for f in dataclasses.fields(Convert)
+    }
     convert(asked, **{name: getattr(asked, name) for name in sorted(names)})
 
 
@@ -61,16 +66,26 @@ def convert(asked: Convert, **options: Any) -> None:
     said = {name: value for name, value in options.items() if value not in (None, False)}
     if asked.to == "training":
         if asked.task is not None or asked.half or said.keys() - {"grid"}:
-            raise UserError("Training goes on as it was: --to training takes the checkpoint, --out and --grid alone.")
+            raise UserError(
+                "Training goes on as it was: --to training takes the checkpoint, "
+                "--out and --grid alone."
+            )
         print(f"Training can start from {converting.start_training(asked.src, asked.out, **said)}")
         return
     if asked.to == "reference":
         if asked.task is not None or asked.half or said:
-            raise UserError("A folder is written back as it is: --to reference takes the folder and --out alone.")
+            raise UserError(
+                "A folder is written back as it is: --to reference takes the folder "
+                "and --out alone."
+            )
         print(converting.write_back(resolve(str(asked.src)), asked.out))
         return
     spec = None if asked.task is None else find_task(asked.task).spec
-    print(converting.convert(asked.src, asked.out, spec=spec, dtype=torch.float16 if asked.half else None, **said))
+    print(
+        converting.convert(
+            asked.src, asked.out, spec=spec, dtype=torch.float16 if asked.half else None, **said
+        )
+    )
 
 
 def _unsaid(kind: Any) -> Any:
@@ -79,7 +94,9 @@ def _unsaid(kind: Any) -> Any:
 
 
 def _with_options() -> type[Convert]:
-    """`Convert` with the options of every layout; one that several layouts have says what it means for each."""
+    """`Convert` with the options of every layout; one that several
+    layouts have says what it means for each.
+    """
     helps: dict[str, list[str]] = {}
     types: dict[str, Any] = {}
     for layout in converting.layouts():
@@ -91,4 +108,6 @@ def _with_options() -> type[Convert]:
         (name, Annotated[types[name], tyro.conf.arg(help="; ".join(texts))], _unsaid(types[name]))
         for name, texts in helps.items()
     ]
-    return dataclasses.make_dataclass("Convert", fields, bases=(Convert,), frozen=True, kw_only=True)
+    return dataclasses.make_dataclass(
+        "Convert", fields, bases=(Convert,), frozen=True, kw_only=True
+    )

@@ -37,7 +37,8 @@ def import_d4rl(
     grid: tuple[int, int] | None = None,
     vocab: int | None = None,
 ) -> None:
-    """Copy recordings of V-D4RL, or shards with codes of Video Occupancy Models, into a store of ours.
+    """Copy recordings of V-D4RL, or shards with codes of Video Occupancy Models, into a store of
+    ours.
 
     A copy that was stopped goes on after its last whole episode.
 
@@ -45,17 +46,22 @@ def import_d4rl(
         root: folder of .hdf5 shards, or of .npz files with one episode each.
         out: the new store.
         task: what the streams mean; by default what the files say.
-        fps: steps per second, where neither the task nor a folder's name (cheetah, walker, humanoid) tells.
-        codes: array of the codes to take along, such as vae_latents; by default the only one there is.
+        fps: steps per second, where neither the task nor a folder's name (cheetah, walker,
+            humanoid) tells.
+        codes: array of the codes to take along, such as vae_latents; by default the only one there
+            is.
         grid: rows and columns of a frame's codes; by default a square.
         vocab: size of their codebook; codes outside are refused.
     """
-    episodes = importing.import_d4rl(root, out, _spec(task), fps=fps, codes=codes, grid=grid, vocab=vocab)
+    episodes = importing.import_d4rl(
+        root, out, _spec(task), fps=fps, codes=codes, grid=grid, vocab=vocab
+    )
     print(f"{episodes} episodes: {out}")
 
 
 def check(store: Path, task: str | None = None, windows: int = 100) -> None:
-    """Read windows and report spec, lengths, NaN, constant dimensions, missing chunks and windows per second.
+    """Read windows and report spec, lengths, NaN, constant dimensions, missing chunks and windows
+    per second.
 
     Args:
         store: the store.
@@ -65,7 +71,9 @@ def check(store: Path, task: str | None = None, windows: int = 100) -> None:
     report = inspect.check_store(store, _spec(task), windows=windows)
     print(report)
     if not report.ok:
-        raise UserError(f"{store} has errors, listed above; mend or collect it again before training on it.")
+        raise UserError(
+            f"{store} has errors, listed above; mend or collect it again before training on it."
+        )
 
 
 def stats(store: Path, task: str | None = None, against: str | None = None) -> None:
@@ -80,21 +88,33 @@ def stats(store: Path, task: str | None = None, against: str | None = None) -> N
     if against is not None:
         normalizer = load_checkpoint(resolve(against)).stats
         if normalizer is None:
-            raise UserError(f"The checkpoint {against} has no statistics to compare with; name one that acts.")
+            raise UserError(
+                f"The checkpoint {against} has no statistics to compare with; name one that acts."
+            )
     found = inspect.store_stats(store, _spec(task), normalizer)
     print(inspect.format_stats(found))
     if broken := [name for name, s in found.items() if not np.isfinite(s.mean).all()]:
-        raise UserError(f"{', '.join(broken)} of {store} hold NaN or infinite values; `foreact data check` finds them.")
-    outside = [name for name, s in found.items() if s.out_of_range is not None and s.out_of_range.max() > 0.05]
+        raise UserError(
+            f"{', '.join(broken)} of {store} hold NaN or infinite values; `foreact "
+            "data check` finds them."
+        )
+    outside = [
+        name
+        for name, s in found.items()
+        if s.out_of_range is not None and s.out_of_range.max() > 0.05
+    ]
     if outside:
         raise UserError(
-            f"More than 5 % of some values of {', '.join(outside)} lie outside the range that {against} learned from; "
-            "check units and action mode before you use them together."
+            f"More than 5 % of some values of {', '.join(outside)} lie outside the range that "
+            f"{against} learned from; check units and action mode before you use them together."
         )
 
 
 def show(
-    store: Path, out: Path = Path("show"), task: str | None = None, episodes: tuple[int, ...] = (0, 1, 2, 3)
+    store: Path,
+    out: Path = Path("show"),
+    task: str | None = None,
+    episodes: tuple[int, ...] = (0, 1, 2, 3),
 ) -> None:
     """Write a contact sheet per camera and an mp4 per episode.
 

@@ -1,4 +1,6 @@
-"""`foreact doctor`: what this environment is, how fast it computes, what each extra unlocks, and what would break."""
+"""`foreact doctor`: what this environment is, how fast it computes,
+what each extra unlocks, and what would break.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,10 @@ def doctor() -> None:
     print(f"foreact     {foreact.__version__}")
     print(f"python      {platform.python_version()} on {platform.platform()}")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA device"
-    print(f"torch       {torch.__version__} ({device}; {machine.cores()} cores, {torch.get_num_threads()} threads)")
+    print(
+        f"torch       {torch.__version__} ({device}; {machine.cores()} cores, "
+        f"{torch.get_num_threads()} threads)"
+    )
     for package in ("numpy", "zarr", "numcodecs", "av", "tyro", "safetensors"):
         print(f"{package:<12}{importlib.metadata.version(package)}")
     print()
@@ -52,7 +57,8 @@ def doctor() -> None:
             importlib.import_module("torchvision")
         except Exception as error:
             print(
-                f"\ntorchvision is installed but cannot be imported ({error}); Foreact does not need it: uninstall it."
+                f"\ntorchvision is installed but cannot be imported ({error}); Foreact does not "
+                "need it: uninstall it."
             )
     print("\nMeasured now, beside whatever else this machine computes:", flush=True)
     for name, value in speeds(pick_device(None)).items():
@@ -76,7 +82,11 @@ def speeds(device: torch.device) -> dict[str, str]:
             "oneDNN's for many": products.onednn_is_faster(),
         }
         chosen_kernels = [name for name, yes in faster.items() if yes]
-        found["products"] = ", ".join([*chosen_kernels, "torch's own otherwise"]) if chosen_kernels else "torch's own"
+        found["products"] = (
+            ", ".join([*chosen_kernels, "torch's own otherwise"])
+            if chosen_kernels
+            else "torch's own"
+        )
     windows = pace.windows_per_second(device, chosen)
     found["training"] = f"{windows:,.0f} windows/s of the demo's model"
     return found | pace.expected_minutes(device, windows)

@@ -1,4 +1,6 @@
-"""`foreact generate` and `foreact eval video`: which function answers depends on the family of the weights."""
+"""`foreact generate` and `foreact eval video`: which function
+answers depends on the family of the weights.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def video_command(args: Sequence[str]) -> None:
 def _call(entry: str, args: Sequence[str], prog: str) -> None:
     weights = option_value(args, "--weights")
     if weights in BASELINES:
-        raise UserError(f"'{weights}' imagines nothing; name weights of {', '.join(families_with(entry))}.")
+        raise UserError(
+            f"'{weights}' imagines nothing; name weights of {', '.join(families_with(entry))}."
+        )
     if weights is not None:
         family = FAMILIES.find(family_of(resolve(weights)))
     else:  # a tokenizer by itself is measured on drives; UVA always brings its own
@@ -35,5 +39,8 @@ def _call(entry: str, args: Sequence[str], prog: str) -> None:
     function = family.get(entry)
     if weights is None and {"-h", "--help"} & set(args):
         others = ", ".join(other for other in families_with(entry) if other != family.name)
-        print(f"These are the options for {family.name}; for {others}: {prog} --weights WEIGHTS --help\n")
+        print(
+            f"These are the options for {family.name}; for {others}: {prog} --weights WEIGHTS "
+            "--help\n"
+        )
     tyro.cli(function, prog=prog, args=args)

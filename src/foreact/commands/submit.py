@@ -1,8 +1,10 @@
-"""Training on a SLURM cluster: one task per GPU, sent back to the queue when its time is up or its place is taken.
+"""Training on a SLURM cluster: one task per GPU, sent back to the queue when its time is up or its
+place is taken.
 
-SLURM starts every process of the run and ends them all when one fails; each finds the others by the variables that
-torchrun would set. Before the end of its time, or when it is pre-empted, a job is warned by a signal: the run saves
-the current step and ends, the job returns to the queue, and the same command goes on from there.
+SLURM starts every process of the run and ends them all when one fails; each finds the others by the
+variables that torchrun would set. Before the end of its time, or when it is pre-empted, a job is
+warned by a signal: the run saves the current step and ends, the job returns to the queue, and the
+same command goes on from there.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ STOPPED = (0, 130, -signal.SIGTERM, -signal.SIGUSR2)
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Submit a foreact command to SLURM: foreact submit [options] -- train vavim --size B --out runs/b ..."""
+    """Submit a foreact command to SLURM: foreact submit [options]
+    -- train vavim --size B --out runs/b ...
+    """
 
     hours: float
     """Wall time to ask for."""
@@ -61,8 +65,8 @@ class Job:
             raise UserError(f"gpus_per_node should be 0 or more, found {self.gpus_per_node}.")
         if not 0 < 60 * self.save_minutes < 3600 * self.hours:
             raise UserError(
-                f"save_minutes should be positive and less than the job's time, found {self.save_minutes} minutes of "
-                f"{self.hours} hours."
+                "save_minutes should be positive and less than the job's time, found "
+                f"{self.save_minutes} minutes of {self.hours} hours."
             )
 
     def slurm(self) -> dict[str, Any]:
@@ -87,10 +91,12 @@ class Job:
 
 
 class Launch:
-    """What each task of the job does: run `command` as one process of the training. submitit pickles it.
+    """What each task of the job does: run `command` as one process of the training. submitit
+    pickles it.
 
     Args:
-        command: program and arguments; it saves itself and exits when it gets SIGTERM, and resumes when run again.
+        command: program and arguments; it saves itself and exits when it gets SIGTERM, and resumes
+            when run again.
         requeue: whether to go on in a further job after a warning.
     """
 
@@ -113,13 +119,16 @@ class Launch:
         }
         process = subprocess.Popen(self.command, env={**os.environ, **variables})
         self.pid = process.pid
-        while process.poll() is None:  # not wait(): its lock would be held when `checkpoint` interrupts
+        while (
+            process.poll() is None
+        ):  # not wait(): its lock would be held when `checkpoint` interrupts
             time.sleep(0.2)
         if process.returncode not in STOPPED:
             raise RuntimeError(f"process {place.rank} ended with status {process.returncode}")
 
     def checkpoint(self) -> Any:
-        """submitit calls this on rank 0 at the warning: stop the run (all processes stop at one step), then requeue.
+        """submitit calls this on rank 0 at the warning: stop the run (all processes stop at one
+        step), then requeue.
 
         Returns:
             The submission to make, None to make none.
@@ -147,21 +156,26 @@ def submit(job: Job, words: Sequence[str]) -> str:
         from submitit.slurm import slurm
     except ImportError as error:
         raise UserError(
-            "Submitting to SLURM needs submitit, which is not installed; run `pip install foreact[slurm]`."
+            "Submitting to SLURM needs submitit, which is not installed; run `pip install "
+            "foreact[slurm]`."
         ) from error
     if not words:
-        raise UserError("submit needs a command after --, such as `foreact submit --hours 20 -- train vavim`.")
+        raise UserError(
+            "submit needs a command after --, such as `foreact submit --hours 20 -- train vavim`."
+        )
     command = [sys.executable, "-m", "foreact.cli", *words]
     if job.dry_run:
         shown = " ".join(["python", "-u", "-m", "submitit.core._submit", str(job.logs)])
         return slurm._make_sbatch_string(shown, job.logs, **job.slurm())
     try:
         # The number of times that a job may run into its limit, from the first one on.
-        executor = slurm.SlurmExecutor(folder=job.logs, max_num_timeout=10_000 if job.requeue else 0)
+        executor = slurm.SlurmExecutor(
+            folder=job.logs, max_num_timeout=10_000 if job.requeue else 0
+        )
     except RuntimeError:
         raise UserError(
-            "There is no SLURM on this machine (srun was not found); submit from the cluster's login node, or look at "
-            "the job with --dry-run."
+            "There is no SLURM on this machine (srun was not found); submit from the cluster's "
+            "login node, or look at the job with --dry-run."
         ) from None
     executor.update_parameters(**job.slurm())
     return executor.submit(Launch(command, requeue=job.requeue)).job_id

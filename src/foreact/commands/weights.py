@@ -20,7 +20,9 @@ from foreact.released.transfer import Client
 
 
 def list_() -> None:
-    """List the weights that come with this installation, and below them the released ones that `get` downloads."""
+    """List the weights that come with this installation, and below
+    them the released ones that `get` downloads.
+    """
     for name in names():
         checkpoint = load_checkpoint(shipped(name))
         size = sum(p.stat().st_size for p in shipped(name).rglob("*") if p.is_file()) / 1e6
@@ -28,7 +30,9 @@ def list_() -> None:
         print(f"{name:<16}{facts}  {checkpoint.hash[:19]}")
         for key, value in (checkpoint.card or {}).items():
             print(f"{'':<16}{key}: {value}")
-    print(f"\nReleased by {catalogue().release}; `foreact weights get ID --out DIR` downloads them:")
+    print(
+        f"\nReleased by {catalogue().release}; `foreact weights get ID --out DIR` downloads them:"
+    )
     for title, entries in groupby(catalogue().entries, key=lambda entry: entry.title):
         print(f"\n{title}{_parameters(title)}")
         for entry in entries:
@@ -63,7 +67,9 @@ def _facts(entry: Entry) -> str:
 def _files(entry: Entry) -> str:
     if not entry.candidates:
         return "no known file"
-    names = [f"{name} ({len(rest) + 1} parts)" if rest else name for name, *rest in entry.candidates]
+    names = [
+        f"{name} ({len(rest) + 1} parts)" if rest else name for name, *rest in entry.candidates
+    ]
     stem = names[0].partition(".")[0]
     return " or ".join([names[0], *(name.removeprefix(stem) for name in names[1:])])
 
@@ -76,7 +82,8 @@ def get(
     files: tuple[str, ...] = (),
     timeout: float = 30.0,
 ) -> list[Path]:
-    """Download a released model: resumed where it broke off, checked, and recorded in a manifest beside it.
+    """Download a released model: resumed where it broke off, checked, and recorded in a manifest
+    beside it.
 
     Args:
         id: what to get; `foreact weights list` shows all.
@@ -89,7 +96,10 @@ def get(
     entry = catalogue().entry(id)
     candidates = [files] if files else entry.candidates
     if not candidates:
-        raise UserError(f"'{id}' cannot be downloaded: {entry.note}; if you know its files, name them with --files.")
+        raise UserError(
+            f"'{id}' cannot be downloaded: {entry.note}; if you know its files, name "
+            "them with --files."
+        )
     url = catalogue().url if base_url is None else base_url
     print(f"{entry.id}: {entry.title}, {_files(entry)}")
     print(f"from     {url}")
@@ -121,7 +131,9 @@ def unpack(
         max_total: refuse an archive that unpacks to more than this.
         max_files: refuse an archive of more files than this.
     """
-    paths = archives.unpack(src, out, max_members=max_files, max_total=archives.parse_size(max_total))
+    paths = archives.unpack(
+        src, out, max_members=max_files, max_total=archives.parse_size(max_total)
+    )
     print(f"{out} now holds {', '.join(path.name for path in paths)}")
     return paths
 
@@ -132,7 +144,8 @@ def pack(
     max_size: str = "1900MB",
     extension: str | None = None,
 ) -> list[Path]:
-    """Write files as a release archive: OUT.tar.gz, or OUT_chunked.tar.gz.part_aa, ... where that is too large.
+    """Write files as a release archive: OUT.tar.gz, or OUT_chunked.tar.gz.part_aa, ... where that
+    is too large.
 
     Args:
         files: files and folders to pack.
@@ -148,10 +161,12 @@ def pack(
 
 
 def verify(weights: Positional[str]) -> None:
-    """Read a checkpoint, or released files with their manifest, whole; print counts, sizes and hashes.
+    """Read a checkpoint, or released files with their manifest, whole; print counts, sizes and
+    hashes.
 
     Args:
-        weights: a checkpoint folder, a shipped name, or a folder of released files as `get` and `pack` leave it.
+        weights: a checkpoint folder, a shipped name, or a folder of released files as `get` and
+            `pack` leave it.
     """
     folder = Path(weights)
     if (folder / "config.json").is_file() or not (folder / MANIFEST).is_file():

@@ -1,4 +1,6 @@
-"""What `foreact data check | stats | show` say about a store; copying foreign stores is in `importing`."""
+"""What `foreact data check | stats | show` say about a store;
+copying foreign stores is in `importing`.
+"""
 
 from __future__ import annotations
 
@@ -41,7 +43,8 @@ class Report:
     Attributes:
         store: path of the store.
         findings: in the order of the checks.
-        windows_per_second: of reading random windows of every stream, one process; measured, so it varies.
+        windows_per_second: of reading random windows of every stream, one process; measured, so it
+            varies.
     """
 
     store: Path
@@ -62,11 +65,13 @@ class Report:
         return "\n".join(lines)
 
 
-def check_store(path: str | Path, spec: StreamSpec | None = None, *, windows: int = 100, seed: int = 0) -> Report:
+def check_store(
+    path: str | Path, spec: StreamSpec | None = None, *, windows: int = 100, seed: int = 0
+) -> Report:
     """Look for what would spoil a training.
 
-    Every number of states and actions is read, missing chunks of every stream are counted, and `windows` windows
-    drawn with `seed` are read with their pixels.
+    Every number of states and actions is read, missing chunks of every stream are counted, and
+    `windows` windows drawn with `seed` are read with their pixels.
 
     Raises:
         UserError: the store cannot be opened at all; see `open_episodes`.
@@ -89,7 +94,8 @@ class StreamStats:
     """Statistics of one state or action stream, one entry per dimension.
 
     Attributes:
-        out_of_range: share of the values outside the range of the statistics compared with, or None.
+        out_of_range: share of the values outside the range of the statistics compared with, or
+            None.
     """
 
     names: tuple[str, ...]
@@ -108,14 +114,19 @@ def store_stats(
     Args:
         path: the store.
         spec: as in `open_episodes`.
-        against: statistics of a checkpoint; streams that it does not know are left uncompared. Where a large share of
-            the values lies outside its range, the store's numbers mean something else (unit, frame or mode).
+        against: statistics of a checkpoint; streams that it does not know are left uncompared.
+            Where a large share of the values lies outside its range, the store's numbers mean
+            something else (unit, frame or mode).
     """
     store = open_episodes(path, spec)
     found = {}
     for name in _number_streams(store):
         values = _all_rows(store, name)
-        outside = against.out_of_range(values, name) if against is not None and name in against.streams else None
+        outside = (
+            against.out_of_range(values, name)
+            if against is not None and name in against.streams
+            else None
+        )
         wide = values.astype(np.float64)
         found[name] = StreamStats(
             names=_dimension_names(store, name),
@@ -130,7 +141,10 @@ def store_stats(
 
 def format_stats(stats: dict[str, StreamStats]) -> str:
     """`store_stats` as a table for the terminal."""
-    lines = [f"{'stream':<12}{'dim':<16}{'min':>12}{'max':>12}{'mean':>12}{'std':>12}{'out of range':>14}"]
+    lines = [
+        f"{'stream':<12}{'dim':<16}{'min':>12}{'max':>12}{'mean':>12}{'std':>12}"
+        f"{'out of range':>14}"
+    ]
     for stream, s in stats.items():
         for i, name in enumerate(s.names):
             outside = "" if s.out_of_range is None else f"{100 * s.out_of_range[i]:.1f} %"
@@ -147,7 +161,8 @@ def show_store(
     episodes: Sequence[int] = (0, 1, 2, 3),
     frames: int = 8,
 ) -> list[Path]:
-    """Write pictures of some episodes: one contact sheet per camera, one mp4 per episode and camera.
+    """Write pictures of some episodes: one contact sheet per camera, one mp4 per episode and
+    camera.
 
     Args:
         path: the store.
@@ -163,8 +178,9 @@ def show_store(
     chosen = [e for e in episodes if 0 <= e < len(store)]
     if not store.spec.cameras or not chosen or frames < 1:
         raise UserError(
-            f"There is nothing to show: {store.path} has cameras {sorted(store.spec.cameras)} and episodes "
-            f"0..{len(store) - 1}, asked for were episodes {list(episodes)} with {frames} frames each."
+            f"There is nothing to show: {store.path} has cameras {sorted(store.spec.cameras)} and "
+            f"episodes 0..{len(store) - 1}, asked for were episodes {list(episodes)} with "
+            f"{frames} frames each."
         )
     written = []
     for camera in store.spec.cameras:
@@ -186,13 +202,18 @@ def show_store(
 def _describe(store: RowStore, report: Report) -> None:
     n, steps = store.lengths, int(store.lengths.sum())
     origin = "own spec" if store.native else "spec given by the task"
-    report.add("note", f"{len(store)} episodes, {steps} steps ({steps / store.spec.fps / 60:.1f} min), {origin}")
+    report.add(
+        "note",
+        f"{len(store)} episodes, {steps} steps ({steps / store.spec.fps / 60:.1f} min), {origin}",
+    )
     report.add("note", f"episode lengths {n.min()} to {n.max()}, median {int(np.median(n))}")
     for name, (height, width) in store.spec.cameras.items():
         report.add("note", f"camera '{name}' {height} x {width} at {store.spec.fps:g} fps")
     if (action := store.spec.action) is not None:
         units = ", ".join(f"{a} [{u}]" for a, u in zip(action.names, action.units, strict=True))
-        report.add("note", f"action {units}; {action.mode}, frame '{action.frame}', {action.rate_hz:g} Hz")
+        report.add(
+            "note", f"action {units}; {action.mode}, frame '{action.frame}', {action.rate_hz:g} Hz"
+        )
 
 
 def _check_chunks(store: RowStore, name: str, report: Report) -> bool:
@@ -200,7 +221,11 @@ def _check_chunks(store: RowStore, name: str, report: Report) -> bool:
     missing, short = store.bad_chunks(name)
     for label, keys in (("missing", missing), ("cut short", short)):
         if keys:
-            report.add("error", f"the store is truncated: {len(keys)} chunks of '{name}' {label}, first '{keys[0]}'")
+            report.add(
+                "error",
+                f"the store is truncated: {len(keys)} chunks of '{name}' {label}, "
+                f"first '{keys[0]}'",
+            )
     return not missing and not short
 
 
@@ -212,8 +237,8 @@ def _check_numbers(store: RowStore, name: str, report: Report) -> None:
         episode = int(np.searchsorted(store.starts, row, side="right") - 1)
         report.add(
             "error",
-            f"stream '{name}' has {len(bad)} NaN or infinite values, the first in episode {episode} at step "
-            f"{row - int(store.starts[episode])}, dim '{names[bad[0, 1]]}'",
+            f"stream '{name}' has {len(bad)} NaN or infinite values, the first in episode "
+            f"{episode} at step {row - int(store.starts[episode])}, dim '{names[bad[0, 1]]}'",
         )
         return
     low, high = values.min(0), values.max(0)
@@ -228,7 +253,8 @@ def _check_numbers(store: RowStore, name: str, report: Report) -> None:
             most = np.inf if action.high is None else action.high[i]
             outside = float(((values[:, i] < least) | (values[:, i] > most)).mean())
             if outside > 0:
-                text = f"{100 * outside:.2g} % of 'action.{dim}' lie outside the spec's {least:g} .. {most:g}"
+                share = f"{100 * outside:.2g} %"
+                text = f"{share} of 'action.{dim}' lie outside the spec's {least:g} .. {most:g}"
                 report.add("error" if outside > 0.05 else "warning", f"{text} {action.units[i]}")
 
 
@@ -241,9 +267,13 @@ def _check_windows(store: RowStore, windows: int, seed: int, report: Report) -> 
         state=numbers,
         actions=offsets if store.spec.action is not None else (),
     )
-    plain = Normalizer.fit({n: np.eye(2, _width(store, n)) for n in _number_streams(store)}, "identity")
+    plain = Normalizer.fit(
+        {n: np.eye(2, _width(store, n)) for n in _number_streams(store)}, "identity"
+    )
     dataset = WindowDataset(store, window, np.arange(len(store)), plain)
-    chosen = np.random.default_rng(seed).choice(len(dataset), size=min(windows, len(dataset)), replace=False)
+    chosen = np.random.default_rng(seed).choice(
+        len(dataset), size=min(windows, len(dataset)), replace=False
+    )
     dark: dict[str, bool] = dict.fromkeys(store.spec.cameras, True)
     began = time.perf_counter()
     try:

@@ -1,4 +1,6 @@
-"""Demonstrations: experts run in parallel into small state-action traces; traces rendered into episode stores."""
+"""Demonstrations: experts run in parallel into small state-action
+traces; traces rendered into episode stores.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ FIRST_TEST_SEED = 100_000
 """Seeds from here on are for evaluation; no collection may hold them."""
 
 HELD_OUT_SEED = 80_000
-"""Seeds from here to FIRST_TEST_SEED are for held-out episodes: for looking at, never for training."""
+"""Seeds from here to FIRST_TEST_SEED are for held-out episodes: for looking at, never for training.
+"""
 
 SAVE_EVERY = 10  # episodes between two writes of the trace file
 NOISE_HOLD = 5  # steps that a draw of the noise lasts
@@ -39,12 +42,16 @@ class Demonstrator:
 
 
 EXPERTS: dict[str, Demonstrator] = {
-    "pusht": Demonstrator(env=functools.partial(PushTEnv, goal="fixed", image=False), expert=PushTExpert),
-    "pusht-m": Demonstrator(env=functools.partial(PushTEnv, goal="random", image=False), expert=PushTExpert),
+    "pusht": Demonstrator(
+        env=functools.partial(PushTEnv, goal="fixed", image=False), expert=PushTExpert
+    ),
+    "pusht-m": Demonstrator(
+        env=functools.partial(PushTEnv, goal="random", image=False), expert=PushTExpert
+    ),
 }
 
 
-# --- collecting -------------------------------------------------------------------------------------------------------
+# --- collecting -----------------------------------------------------------------------------------
 
 
 def collect(
@@ -57,23 +64,27 @@ def collect(
     workers: int | None = None,
     progress: bool = True,
 ) -> Traces:
-    """Run the expert of `env` on the seeds first_seed, first_seed + 1, ... and keep its traces at `path` (.npz).
+    """Run the expert of `env` on the seeds first_seed, first_seed + 1, ... and keep its traces at
+    `path` (.npz).
 
-    The file is replaced every few episodes. A run that was stopped goes on after the episodes that are in the file,
-    and the result is the same whatever the number of workers.
+    The file is replaced every few episodes. A run that was stopped goes on after the episodes that
+    are in the file, and the result is the same whatever the number of workers.
 
     Args:
         env: "pusht" or "pusht-m".
         episodes: how many there shall be in the file.
-        path: trace file, new or begun with the same arguments (fewer episodes are extended, more are kept).
+        path: trace file, new or begun with the same arguments (fewer episodes are extended, more
+            are kept).
         first_seed: seed of the first episode.
-        noise: px, standard deviation of the `disturbances` of the executed actions. The recorded ones are clean, so
-            that episodes show how to recover. Several values take turns, such as (0, 15) for every other episode.
+        noise: px, standard deviation of the `disturbances` of the executed actions. The recorded
+            ones are clean, so that episodes show how to recover. Several values take turns, such as
+            (0, 15) for every other episode.
         workers: processes; None for one per CPU.
         progress: whether to show a bar.
 
     Raises:
-        UserError: unknown environment, impossible number, a test seed, or a file of another collection.
+        UserError: unknown environment, impossible number, a test seed, or a file of another
+            collection.
     """
     if env not in EXPERTS:
         raise UserError(f"There is an expert for {sorted(EXPERTS)}, none for '{env}'.")
@@ -88,7 +99,9 @@ def collect(
     noises = np.resize(np.array(levels, np.float32), episodes)
     done = _begun(path, env, seeds, noises)
     jobs = [(env, int(s), float(n)) for s, n in zip(seeds, noises, strict=True)][len(done) :]
-    bar = tqdm(total=episodes, initial=len(done), desc=f"collect {env}", unit="ep", disable=not progress)
+    bar = tqdm(
+        total=episodes, initial=len(done), desc=f"collect {env}", unit="ep", disable=not progress
+    )
     with ordered_map(workers, len(jobs)) as run, bar:
         for result in run(_demonstrate, jobs):
             done.append(result)
@@ -105,11 +118,14 @@ def check_seeds(first_seed: int, episodes: int) -> None:
         UserError: either is the case.
     """
     if episodes < 1 or first_seed < 0:
-        raise UserError(f"Expected episodes >= 1 and first_seed >= 0, found {episodes} and {first_seed}.")
+        raise UserError(
+            f"Expected episodes >= 1 and first_seed >= 0, found {episodes} and {first_seed}."
+        )
     if first_seed + episodes > FIRST_TEST_SEED:
         raise UserError(
-            f"Seeds from {FIRST_TEST_SEED} on are test seeds and {first_seed}..{first_seed + episodes - 1} reaches "
-            "into them; choose a smaller first_seed or fewer episodes."
+            f"Seeds from {FIRST_TEST_SEED} on are test seeds and "
+            f"{first_seed}..{first_seed + episodes - 1} reaches into them; choose a smaller "
+            "first_seed or fewer episodes."
         )
 
 
@@ -129,7 +145,12 @@ def _demonstrate(job: tuple[str, int, float]) -> TracedEpisode:
         if out.terminated:
             break
     return TracedEpisode(
-        seed=seed, noise=noise, score=score, goal=goal, state=np.array(states), action=np.array(actions)
+        seed=seed,
+        noise=noise,
+        score=score,
+        goal=goal,
+        state=np.array(states),
+        action=np.array(actions),
     )
 
 
@@ -155,25 +176,34 @@ def _begun(path: Path, env: str, seeds: np.ndarray, noises: np.ndarray) -> list[
         return []
     old = load_traces(path)
     shared = min(len(old), len(seeds))
-    same = np.array_equal(old.seeds[:shared], seeds[:shared]) and np.array_equal(old.noise[:shared], noises[:shared])
+    same = np.array_equal(old.seeds[:shared], seeds[:shared]) and np.array_equal(
+        old.noise[:shared], noises[:shared]
+    )
     if old.env != env or not same:
         raise UserError(
-            f"{path} holds another collection ({old.env}, {len(old)} episodes from seed {old.seeds[0]}, noise "
-            f"{sorted({float(n) for n in old.noise})}); choose another path or the same arguments."
+            f"{path} holds another collection ({old.env}, {len(old)} episodes from seed "
+            f"{old.seeds[0]}, noise {sorted({float(n) for n in old.noise})}); choose another path "
+            "or the same arguments."
         )
     return old.episodes()
 
 
-# --- rendering -----------------------------------------------------------------------------------------------------
+# --- rendering ------------------------------------------------------------------------------------
 
 
 def render_traces(
-    trace_path: str | Path, store_path: str | Path, *, episodes: int | None = None, workers: int | None = None,
+    trace_path: str | Path,
+    store_path: str | Path,
+    *,
+    episodes: int | None = None,
+    workers: int | None = None,
     progress: bool = True,
-) -> Path:  # fmt: skip
-    """Draw every step of a trace file and write an episode store, with `seed`, `goal`, `noise` and `score` per episode.
+) -> Path:
+    """Draw every step of a trace file and write an episode store, with `seed`, `goal`, `noise` and
+    `score` per episode.
 
-    A rendering that was stopped goes on after its last whole episode; a grown trace file extends its store.
+    A rendering that was stopped goes on after its last whole episode; a grown trace file extends
+    its store.
 
     Args:
         trace_path: trace file from `collect`, or `demonstrations(env)`.
@@ -190,13 +220,24 @@ def render_traces(
     """
     traces, store_path = load_traces(trace_path), Path(store_path)
     build_simulator()  # a missing simulator shall leave no empty store behind
-    with StoreWriter(store_path, PUSHT_SPEC, attrs={"env": traces.env, "source": "expert"}) as writer:
+    with StoreWriter(
+        store_path, PUSHT_SPEC, attrs={"env": traces.env, "source": "expert"}
+    ) as writer:
         begun = writer.episodes
         if begun and not np.array_equal(open_store(store_path).info("seed"), traces.seeds[:begun]):
-            raise UserError(f"The store {store_path} holds other episodes than {trace_path}; choose another path.")
+            raise UserError(
+                f"The store {store_path} holds other episodes than {trace_path}; "
+                "choose another path."
+            )
         count = len(traces) if episodes is None else min(episodes, len(traces))
         jobs = [(traces.state[traces.rows(i)], traces.goal[i]) for i in range(begun, count)]
-        bar = tqdm(total=count, initial=begun, desc=f"render {store_path.name}", unit="ep", disable=not progress)
+        bar = tqdm(
+            total=count,
+            initial=begun,
+            desc=f"render {store_path.name}",
+            unit="ep",
+            disable=not progress,
+        )
         with ordered_map(workers, len(jobs)) as run, bar:
             for episode, images in enumerate(run(_draw, jobs), start=begun):
                 rows = traces.rows(episode)
@@ -212,7 +253,8 @@ def render_traces(
 
 
 def demonstrations_to_store(path: Path, episodes: int | None = None) -> None:
-    """Render the PushT demonstrations that ship with the package, or the first ones of them, into the store `path`.
+    """Render the PushT demonstrations that ship with the package, or the first ones of them, into
+    the store `path`.
 
     The store has its name only when it is whole; a rendering that was stopped goes on.
     """

@@ -1,4 +1,6 @@
-"""Episodes of DeepMind Control by policies of three grades, drawn as they are played and kept in episode stores."""
+"""Episodes of DeepMind Control by policies of three grades, drawn as
+they are played and kept in episode stores.
+"""
 
 from __future__ import annotations
 
@@ -33,15 +35,17 @@ HELD_OUT_EPISODES = 12
 class Demonstrator:
     """A planner, and the standard deviation of the noise that is added to its actions.
 
-    The noise is part of what is done and recorded: a model of the world needs to see the actions that were taken.
+    The noise is part of what is done and recorded: a model of the world needs to see the actions
+        that were taken.
     """
 
     plan: MPPIConfig
     noise: float
 
 
-# Medium sees too short a way ahead, tries too little to move well, and has a shaky hand. Mean returns of random, medium
-# and expert, 34 episodes each: 7, 337 and 601 in cheetah_run, 41, 496 and 906 in walker_walk.
+# Medium sees too short a way ahead, tries too little to move well, and has a shaky hand. Mean
+# returns of random, medium and expert, 34 episodes each: 7, 337 and 601 in cheetah_run, 41, 496 and
+# 906 in walker_walk.
 DEMONSTRATORS: dict[tuple[str, Grade], Demonstrator] = {
     ("cheetah_run", "expert"): Demonstrator(plan=MPPIConfig(samples=64, horizon=30), noise=0.1),
     ("cheetah_run", "medium"): Demonstrator(plan=MPPIConfig(samples=16, horizon=16), noise=0.2),
@@ -63,7 +67,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Played:
-    """One episode of T steps: pixels uint8 (T, H, W, 3), action float32 (T, A), reward float32 (T, 1)."""
+    """One episode of T steps: pixels uint8 (T, H, W, 3), action
+    float32 (T, A), reward float32 (T, 1).
+    """
 
     pixels: np.ndarray
     action: np.ndarray
@@ -71,7 +77,9 @@ class Played:
 
 
 def grades(policy: PolicyName, episodes: int) -> list[Grade]:
-    """Who plays each episode; in a mixed set they take turns, so that any part of it is mixed too."""
+    """Who plays each episode; in a mixed set they take turns,
+    so that any part of it is mixed too.
+    """
     each = get_args(Grade) if policy == "mixed" else (policy,)
     return [each[i % len(each)] for i in range(episodes)]
 
@@ -87,20 +95,24 @@ def collect_store(
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Play the seeds first_seed, first_seed + 1, ... and keep pixels, actions and rewards in the store `path`.
+    """Play the seeds first_seed, first_seed + 1, ... and keep pixels, actions and rewards in the
+    store `path`.
 
-    Each episode has its `seed`, `grade`, `noise` and `score`, the sum of its rewards. The last action is zeros and the
-    first reward 0. A run that was stopped goes on after its last whole episode, a grown number of episodes extends the
-    store, and the result is the same whatever the number of workers.
+    Each episode has its `seed`, `grade`, `noise` and `score`, the sum of its rewards. The last
+    action is zeros and the first reward 0. A run that was stopped goes on after its last whole
+    episode, a grown number of episodes extends the store, and the result is the same whatever the
+    number of workers.
 
     Args:
         env: name in dm_control's suite, such as "dmc/cheetah_run".
-        policy: "random" (uniform actions), "medium" and "expert" (planners on the true simulator, see
-            `DEMONSTRATORS`), or "mixed" (these three in turn). Planners exist for cheetah_run and walker_walk.
+        policy: "random" (uniform actions), "medium" and "expert" (planners on the true simulator,
+            see `DEMONSTRATORS`), or "mixed" (these three in turn). Planners exist for cheetah_run
+            and walker_walk.
         episodes: how many there shall be in the store.
         path: folder of the store, new or begun with the same arguments.
         first_seed: seed of the first episode.
-        shadows: whether pictures have shadows, as V-D4RL's have; without them drawing is some five times as fast.
+        shadows: whether pictures have shadows, as V-D4RL's have; without them drawing is some five
+            times as fast.
         workers: processes; None for one per CPU.
         progress: whether to show a bar.
 
@@ -108,29 +120,45 @@ def collect_store(
         `path`.
 
     Raises:
-        UserError: unknown environment or policy, no planner, a test seed, or a store of another collection.
+        UserError: unknown environment or policy, no planner, a test seed, or a store of another
+            collection.
     """
     if policy not in get_args(PolicyName):
-        raise UserError(f"The policy is one of {', '.join(get_args(PolicyName))}; found '{policy}'.")
+        raise UserError(
+            f"The policy is one of {', '.join(get_args(PolicyName))}; found '{policy}'."
+        )
     check_seeds(first_seed, episodes)
     process_count(workers, episodes)  # a wrong number shall leave no empty store behind
     name = "_".join(split_name(env))
     path, turns = Path(path), grades(policy, episodes)
     if missing := sorted({g for g in turns if g != "random" and (name, g) not in DEMONSTRATORS}):
         known = sorted({task for task, _ in DEMONSTRATORS})
-        raise UserError(f"Only {' and '.join(known)} have planners ({', '.join(missing)}); play {name} with random.")
+        raise UserError(
+            f"Only {' and '.join(known)} have planners ({', '.join(missing)}); play "
+            f"{name} with random."
+        )
     notes = {"env": f"dmc/{name}", "policy": policy, "shadows": shadows}
     with StoreWriter(path, _env(name, shadows).spec, attrs=notes) as writer:
         begun = writer.episodes
         seeds = np.arange(first_seed, first_seed + episodes)
-        if writer.attrs != notes or (begun and not _continues(open_store(path).info("seed"), seeds)):
+        if writer.attrs != notes or (
+            begun and not _continues(open_store(path).info("seed"), seeds)
+        ):
             raise UserError(
-                f"The store {path} holds another collection ({writer.attrs}, {begun} episodes) than {notes} from seed "
-                f"{first_seed}; choose another path or the same arguments."
+                f"The store {path} holds another collection ({writer.attrs}, {begun} episodes) "
+                f"than {notes} from seed {first_seed}; choose another path or the same arguments."
             )
         threads = max(1, cores() // process_count(workers, episodes - begun))
-        jobs = [Job(name, int(seeds[i]), turns[i], shadows, threads) for i in range(begun, episodes)]
-        bar = tqdm(total=max(episodes, begun), initial=begun, desc=f"collect {env}", unit="ep", disable=not progress)
+        jobs = [
+            Job(name, int(seeds[i]), turns[i], shadows, threads) for i in range(begun, episodes)
+        ]
+        bar = tqdm(
+            total=max(episodes, begun),
+            initial=begun,
+            desc=f"collect {env}",
+            unit="ep",
+            disable=not progress,
+        )
         with ordered_map(workers, len(jobs)) as run, bar:
             for job, played in zip(jobs, run(play, jobs), strict=True):
                 writer.append(
@@ -185,11 +213,13 @@ def _env(name: str, shadows: bool) -> DMCEnv:
     return DMCEnv(*split_name(name), shadows=shadows)
 
 
-# --- stores of the tasks --------------------------------------------------------------------------------------------
+# --- stores of the tasks --------------------------------------------------------------------------
 
 
 def _whole(env: str, path: Path, episodes: int, first_seed: int = 0) -> None:
-    """A mixed set without shadows. The store has its name only when it is whole; one that was stopped goes on."""
+    """A mixed set without shadows. The store has its name only when
+    it is whole; one that was stopped goes on.
+    """
     partial = path.with_name(f"{path.name}.partial")
     collect_store(env, "mixed", episodes, partial, first_seed=first_seed, shadows=False)
     os.replace(partial, path)

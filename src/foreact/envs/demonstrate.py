@@ -28,14 +28,20 @@ class Job:
 
 
 def demonstrate(
-    simulator: Simulator, episodes: int, path: Path, *, first_seed: int = 0, workers: int | None = None,
+    simulator: Simulator,
+    episodes: int,
+    path: Path,
+    *,
+    first_seed: int = 0,
+    workers: int | None = None,
     progress: bool = True,
-) -> Path:  # fmt: skip
-    """Let the expert play the seeds first_seed, first_seed + 1, ..., and keep what it saw and did in the store `path`.
+) -> Path:
+    """Let the expert play the seeds first_seed, first_seed + 1, ..., and keep what it saw and did
+    in the store `path`.
 
-    Each episode has its `seed` and its `score`, the sum of its rewards. A run that was stopped goes on after its last
-    whole episode, a grown number of episodes extends the store, and the result is the same whatever the number of
-    workers.
+    Each episode has its `seed` and its `score`, the sum of its rewards. A run that was stopped goes
+    on after its last whole episode, a grown number of episodes extends the store, and the result is
+    the same whatever the number of workers.
 
     Args:
         simulator: where; it has an expert.
@@ -49,10 +55,13 @@ def demonstrate(
         `path`.
 
     Raises:
-        UserError: there is no expert, a number is impossible, or the store is of another collection.
+        UserError: there is no expert, a number is impossible, or the store is of another
+            collection.
     """
     if simulator.make is None or simulator.expert is None:
-        raise UserError(f"Nobody can show how it is done in '{simulator.name}': its ENV names no expert.")
+        raise UserError(
+            f"Nobody can show how it is done in '{simulator.name}': its ENV names no expert."
+        )
     check_seeds(first_seed, episodes)
     process_count(workers, episodes)  # a wrong number shall leave no empty store behind
     env, _ = _players(simulator.make, simulator.expert)
@@ -65,12 +74,16 @@ def demonstrate(
             shared and not np.array_equal(open_store(path).info("seed")[:shared], seeds[:shared])
         ):
             raise UserError(
-                f"The store {path} holds another collection ({writer.attrs}, {begun} episodes) than {notes} from seed "
-                f"{first_seed}; choose another path or the same arguments."
+                f"The store {path} holds another collection ({writer.attrs}, {begun} episodes) "
+                f"than {notes} from seed {first_seed}; choose another path or the same arguments."
             )
         jobs = [Job(simulator.make, simulator.expert, int(seed)) for seed in seeds[begun:]]
         bar = tqdm(
-            total=max(episodes, begun), initial=begun, desc=f"collect {simulator.name}", unit="ep", disable=not progress
+            total=max(episodes, begun),
+            initial=begun,
+            desc=f"collect {simulator.name}",
+            unit="ep",
+            disable=not progress,
         )
         with ordered_map(workers, len(jobs)) as run, bar:
             for job, streams in zip(jobs, run(play, jobs), strict=True):
@@ -83,7 +96,9 @@ def demonstrate(
 
 
 def play(job: Job) -> dict[str, np.ndarray]:
-    """One episode, a function of the job: what was seen before each action, the actions, and what each was worth."""
+    """One episode, a function of the job: what was seen before each
+    action, the actions, and what each was worth.
+    """
     env, expert = _players(job.make, job.expert)
     seen, rewards = env.reset(job.seed), []
     expert.reset(job.seed)
@@ -97,7 +112,9 @@ def play(job: Job) -> dict[str, np.ndarray]:
         rewards.append(out.reward)
         if out.terminated:
             break
-    return {name: np.stack(values) for name, values in rows.items()} | {"rewards": np.array(rewards, np.float32)}
+    return {name: np.stack(values) for name, values in rows.items()} | {
+        "rewards": np.array(rewards, np.float32)
+    }
 
 
 @functools.lru_cache(maxsize=2)

@@ -1,4 +1,6 @@
-"""DeepMind Control from pixels: any task of dm_control's suite as an environment. See also `mppi`, `collect_dmc`."""
+"""DeepMind Control from pixels: any task of dm_control's suite as an
+environment. See also `mppi`, `collect_dmc`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ def dmc_spec(
     low: tuple[float, ...] | None = None,
     high: tuple[float, ...] | None = None,
 ) -> StreamSpec:
-    """Streams of a task: one camera, the reward, and one action per actuator, in -1..1 unless told otherwise.
+    """Streams of a task: one camera, the reward, and one action per actuator, in -1..1 unless told
+    otherwise.
 
     Args:
         actuators: names of the model's actuators, (A,).
@@ -53,24 +56,28 @@ def dmc_spec(
     )
 
 
-CHEETAH_RUN_SPEC = dmc_spec(("bthigh", "bshin", "bfoot", "fthigh", "fshin", "ffoot"), control_hz=100.0)
+CHEETAH_RUN_SPEC = dmc_spec(
+    ("bthigh", "bshin", "bfoot", "fthigh", "fshin", "ffoot"), control_hz=100.0
+)
 WALKER_WALK_SPEC = dmc_spec(
-    ("right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle"), control_hz=40.0
+    ("right_hip", "right_knee", "right_ankle", "left_hip", "left_knee", "left_ankle"),
+    control_hz=40.0,
 )
 
 
 class DMCEnv:
     """One task of the suite; meets `foreact.types.Env`.
 
-    The picture is what dm_control draws, so that it equals V-D4RL's (84 px, camera 0, with shadows). An action lasts
-    `action_repeat` control steps and its reward is their sum; an episode lasts 1000 control steps in nearly every task.
+    The picture is what dm_control draws, so that it equals V-D4RL's (84 px, camera 0, with
+    shadows). An action lasts `action_repeat` control steps and its reward is their sum; an episode
+    lasts 1000 control steps in nearly every task.
 
     Args:
         domain, task: names in the suite, such as "cheetah" and "run".
         size: side of the picture in pixels.
         action_repeat: control steps per action.
-        shadows: whether to draw shadows and smooth edges. Without them drawing is some five times as fast, and the
-            picture a little different.
+        shadows: whether to draw shadows and smooth edges. Without them drawing is some five times
+            as fast, and the picture a little different.
         image: whether observations hold the picture "pixels".
         camera: number of the model's camera.
 
@@ -90,7 +97,10 @@ class DMCEnv:
         camera: int = 0,
     ) -> None:
         if size < 1 or action_repeat < 1:
-            raise UserError(f"Expected a size and an action repeat of at least 1, found {size} and {action_repeat}.")
+            raise UserError(
+                f"Expected a size and an action repeat of at least 1, found {size} "
+                f"and {action_repeat}."
+            )
         suite = load_suite()
         if (domain, task) not in suite.ALL_TASKS:
             raise UserError(_unknown(f"{domain}_{task}", suite))
@@ -102,12 +112,17 @@ class DMCEnv:
         model, limits = self.physics.model, self._env.action_spec()
         self.bounds = (limits.minimum, limits.maximum)  # of the action, each (A,)
         if not 0 <= camera < max(model.ncam, 1):
-            raise UserError(f"The task {self.name} has {model.ncam} cameras, found camera {camera}; count from 0.")
+            raise UserError(
+                f"The task {self.name} has {model.ncam} cameras, found camera "
+                f"{camera}; count from 0."
+            )
         if not shadows:  # before the first picture, since the drawing context keeps them
             model.vis.quality.shadowsize = 0
             model.vis.quality.offsamples = 0
         limit = self._env._step_limit  # control steps, off by rounding errors; infinite for lqr
-        self.max_steps = math.ceil(round(limit if math.isfinite(limit) else CONTROL_STEPS, 6) / action_repeat)
+        self.max_steps = math.ceil(
+            round(limit if math.isfinite(limit) else CONTROL_STEPS, 6) / action_repeat
+        )
         self.spec = dmc_spec(
             tuple(model.id2name(i, "actuator") or f"actuator_{i}" for i in range(model.nu)),
             1.0 / self._env.control_timestep(),
@@ -144,11 +159,19 @@ class DMCEnv:
         """
         action = np.asarray(action, np.float64)
         if action.shape != self.bounds[0].shape:
-            raise UserError(f"{self.name} expects an action of shape {self.bounds[0].shape}, found {action.shape}.")
+            raise UserError(
+                f"{self.name} expects an action of shape {self.bounds[0].shape}, "
+                f"found {action.shape}."
+            )
         if not np.isfinite(action).all():
-            raise UserError(f"{self.name} expects a finite action, found {action.tolist()}; check the policy for NaN.")
+            raise UserError(
+                f"{self.name} expects a finite action, found {action.tolist()}; check "
+                "the policy for NaN."
+            )
         if self._over:
-            raise UserError(f"The episode of {self.name} is over or was not begun; call reset before step.")
+            raise UserError(
+                f"The episode of {self.name} is over or was not begun; call reset before step."
+            )
         action = action.clip(*self.bounds)
         reward = 0.0
         for _ in range(self.action_repeat):
@@ -168,7 +191,11 @@ class DMCEnv:
         self._env.close()
 
     def _observe(self) -> dict[str, np.ndarray]:
-        return {CAMERA: self.physics.render(self._size, self._size, camera_id=self._camera)} if self._image else {}
+        return (
+            {CAMERA: self.physics.render(self._size, self._size, camera_id=self._camera)}
+            if self._image
+            else {}
+        )
 
 
 def split_name(name: str) -> tuple[str, str]:

@@ -1,7 +1,8 @@
 """Experts for DeepMind Control: model predictive path integral control on the true simulator.
 
-Williams, Aldrich and Theodorou, "Model Predictive Path Integral Control", 2017: draw action sequences around the plan,
-try them all in the simulator, and move the plan to their mean, weighted by exp(return / temperature).
+Williams, Aldrich and Theodorou, "Model Predictive Path Integral Control", 2017: draw action
+sequences around the plan, try them all in the simulator, and move the plan to their mean, weighted
+by exp(return / temperature).
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ class MPPIConfig:
     temperature: float = 0.1
 
 
-# --- rewards of tried sequences -------------------------------------------------------------------------------------
+# --- rewards of tried sequences -------------------------------------------------------------------
 
 
 def _ramp(x: np.ndarray, goal: float, margin: float, value_at_margin: float) -> np.ndarray:
-    """1 from `goal` on, falling linearly to `value_at_margin` at a distance of `margin` and on to 0."""
+    """1 from `goal` on, falling linearly to `value_at_margin`
+    at a distance of `margin` and on to 0.
+    """
     return np.clip(1.0 - (goal - x) / margin * (1.0 - value_at_margin), 0.0, 1.0)
 
 
@@ -70,13 +73,14 @@ REWARDS: dict[str, Callable[[Any, np.ndarray, np.ndarray], np.ndarray]] = {
 }
 
 
-# --- planning -------------------------------------------------------------------------------------------------------
+# --- planning -------------------------------------------------------------------------------------
 
 
 class MPPI:
     """Plans for one episode of an environment, which it never disturbs.
 
-    Decisions are a function of the config, the generator and the states met; the number of threads changes nothing.
+    Decisions are a function of the config, the generator and the states met; the number of threads
+    changes nothing.
 
     Args:
         env: the environment that its actions are for.
@@ -85,16 +89,29 @@ class MPPI:
         threads: of the simulation of tried sequences.
 
     Raises:
-        UserError: the task's reward cannot be told from a simulated trajectory here, or a number is impossible.
+        UserError: the task's reward cannot be told from a simulated trajectory here, or a number is
+            impossible.
     """
 
-    def __init__(self, env: DMCEnv, config: MPPIConfig, rng: np.random.Generator, *, threads: int = 1) -> None:
+    def __init__(
+        self, env: DMCEnv, config: MPPIConfig, rng: np.random.Generator, *, threads: int = 1
+    ) -> None:
         if env.name not in REWARDS:
-            raise UserError(f"There is a planner for {sorted(REWARDS)}, none for '{env.name}'; use the random policy.")
+            raise UserError(
+                f"There is a planner for {sorted(REWARDS)}, none for '{env.name}'; "
+                "use the random policy."
+            )
         if config.samples < 2 or config.horizon < 1 or threads < 1:
-            raise UserError(f"Expected at least 2 samples, a horizon of 1 and 1 thread, found {config}, {threads}.")
-        if not (config.sigma > 0.0 and 0.0 <= config.smoothness <= 1.0 and config.temperature > 0.0):
-            raise UserError(f"Expected sigma > 0, 0 <= smoothness <= 1 and temperature > 0, found {config}.")
+            raise UserError(
+                "Expected at least 2 samples, a horizon of 1 and 1 thread, found "
+                f"{config}, {threads}."
+            )
+        if not (
+            config.sigma > 0.0 and 0.0 <= config.smoothness <= 1.0 and config.temperature > 0.0
+        ):
+            raise UserError(
+                f"Expected sigma > 0, 0 <= smoothness <= 1 and temperature > 0, found {config}."
+            )
         import mujoco
         from mujoco.rollout import Rollout
 
@@ -117,17 +134,25 @@ class MPPI:
         return action
 
     def returns(self, actions: np.ndarray) -> np.ndarray:
-        """Sums of rewards (S,) that the action sequences (S, H, A) would earn from the environment's state."""
+        """Sums of rewards (S,) that the action sequences (S, H, A)
+        would earn from the environment's state.
+        """
         mujoco, env, data = self._mujoco, self._env, self._env.physics.data.ptr
         state = np.empty(mujoco.mj_stateSize(self._model, mujoco.mjtState.mjSTATE_FULLPHYSICS))
         mujoco.mj_getState(self._model, data, state, mujoco.mjtState.mjSTATE_FULLPHYSICS)
         controls = np.repeat(actions, env.action_repeat * env.substeps, axis=1)
-        # Sensors are those of the state before a physics step, so one step more shows the last state's.
+        # Sensors are those of the state before a physics step, so one step more shows the last
+        # state's.
         controls = np.concatenate([controls, controls[:, -1:]], axis=1)
         rolled = self._pool.rollout(
-            self._model, self._data, state[None], controls, initial_warmstart=data.qacc_warmstart[None]
+            self._model,
+            self._data,
+            state[None],
+            controls,
+            initial_warmstart=data.qacc_warmstart[None],
         )
-        # It returns the arrays that it made, under the type of the arguments that one may give it instead.
+        # It returns the arrays that it made, under the type of the arguments that one may give it
+        # instead.
         states, sensors = cast("tuple[np.ndarray, np.ndarray]", rolled)
         after = slice(env.substeps - 1, -1, env.substeps)
         qpos = states[:, after, 1 : 1 + self._model.nq]  # a state begins with the time

@@ -1,4 +1,6 @@
-"""PushT: push a T-shaped block onto its goal, a fixed one or one per episode (PushT-M). See also `pusht_expert`."""
+"""PushT: push a T-shaped block onto its goal, a fixed one or one per
+episode (PushT-M). See also `pusht_expert`.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,8 @@ def build_simulator() -> Any:
             from gym_pusht.envs.pusht import PushTEnv as Simulator
     except ImportError as error:
         raise UserError(
-            f'PushT needs its simulator, which could not be imported ({error}); run `pip install "foreact[pusht]"`.'
+            f"PushT needs its simulator, which could not be imported ({error}); run `pip install "
+            '"foreact[pusht]"`.'
         ) from error
     simulator = Simulator()
     rebuild(simulator)
@@ -61,8 +64,8 @@ def rebuild(simulator: Any) -> None:
     """New bodies in a new space, so that nothing of an earlier episode is left."""
     simulator._setup()
     for shape in simulator.space.shapes:
-        # The simulator counts contacts in a Python callback on type 0. Nobody reads the count, and without the
-        # callback, which does not touch the physics, a push costs a third.
+        # The simulator counts contacts in a Python callback on type 0. Nobody reads the count, and
+        # without the callback, which does not touch the physics, a push costs a third.
         shape.collision_type = 1
 
 
@@ -71,7 +74,8 @@ def place(simulator: Any, state: np.ndarray) -> None:
     agent, block = simulator.agent, simulator.block
     agent.position = (float(state[0]), float(state[1]))
     agent.velocity = (0.0, 0.0)
-    # The angle goes first: turning a body rotates it about its centre of mass, which moves its origin.
+    # The angle goes first: turning a body rotates it about its centre of mass, which moves its
+    #     origin.
     block.angle = float(state[4])
     block.position = (float(state[2]), float(state[3]))
     block.velocity, block.angular_velocity = (0.0, 0.0), 0.0
@@ -86,7 +90,9 @@ def read_state(simulator: Any) -> np.ndarray:
 
 
 def initial_state(seed: int) -> np.ndarray:
-    """(5,) start of the episode `seed`, drawn as UVA's evaluation draws it, so that a seed means the same start."""
+    """(5,) start of the episode `seed`, drawn as UVA's evaluation
+    draws it, so that a seed means the same start.
+    """
     draw = np.random.RandomState(seed)
     agent = [draw.randint(50, 450), draw.randint(50, 450)]
     block = [draw.randint(100, 400), draw.randint(100, 400)]
@@ -94,10 +100,11 @@ def initial_state(seed: int) -> np.ndarray:
 
 
 def random_goal(seed: int) -> np.ndarray:
-    """(3,) goal of the PushT-M episode `seed`: x, y uniform in 256 +- 100 px, angle uniform in 0..2 pi.
+    """(3,) goal of the PushT-M episode `seed`: x, y uniform in 256 +- 100 px, angle uniform in 0..2
+    pi.
 
-    The reference draws it from numpy's global state, so that its goals depend on how many processes run; here the
-    seed alone decides.
+    The reference draws it from numpy's global state, so that its goals depend on how many processes
+    run; here the seed alone decides.
     """
     draw = np.random.default_rng([seed, GOAL_STREAM])
     return np.array([*draw.uniform(156.0, 356.0, 2), draw.uniform(0.0, 2 * np.pi)])
@@ -113,8 +120,8 @@ def render_state(
 ) -> np.ndarray:
     """Picture of one instant, a function of `state` and `goal` alone.
 
-    The world that is drawn is never stepped, so it shows no contact points. The simulator's own picture marks them
-    with dots, which no 5-vector can bring back.
+    The world that is drawn is never stepped, so it shows no contact points. The simulator's own
+    picture marks them with dots, which no 5-vector can bring back.
 
     Args:
         state: (5,) agent x, y, block x, y in pixels, block angle in radians.
@@ -133,7 +140,8 @@ def render_state(
 class PushTEnv:
     """One PushT world; meets `foreact.types.Env`.
 
-    The reward is coverage / 0.95 clipped to 0..1, and the episode ends when the coverage of the goal exceeds 0.95.
+    The reward is coverage / 0.95 clipped to 0..1, and the episode ends when the coverage of the
+    goal exceeds 0.95.
 
     Args:
         goal: "fixed" is PushT, "random" is PushT-M with one goal per seed.
@@ -163,8 +171,11 @@ class PushTEnv:
 
     def reset(self, seed: int) -> dict[str, np.ndarray]:
         rebuild(self._world)
-        self._world.goal_pose = random_goal(seed) if self._goal_kind == "random" else np.array(FIXED_GOAL)
-        # The simulator's own setter, odd order of position and angle included: seeds must mean the reference's starts.
+        self._world.goal_pose = (
+            random_goal(seed) if self._goal_kind == "random" else np.array(FIXED_GOAL)
+        )
+        # The simulator's own setter, odd order of position and angle included: seeds must mean the
+        # reference's starts.
         self._world._set_state(initial_state(seed))
         self._target = None
         return self._observe()
@@ -190,7 +201,9 @@ class PushTEnv:
         """
         self._target = _finite("action", action, 2)
         _, reward, terminated, _, info = self._world.step(self._target)
-        return StepOut(self._observe(), float(reward), bool(terminated), {"coverage": float(info["coverage"])})
+        return StepOut(
+            self._observe(), float(reward), bool(terminated), {"coverage": float(info["coverage"])}
+        )
 
     def render(self) -> np.ndarray:
         """uint8 (384, 384, 3), with a cross where the last action aimed."""
@@ -218,9 +231,14 @@ class PushTEnv:
 def _finite(label: str, values: np.ndarray, size: int) -> np.ndarray:
     array = np.asarray(values, dtype=np.float64)
     if array.shape != (size,):
-        raise UserError(f"PushT expects a {label} of shape ({size},), found {array.shape}; give one {label} at a time.")
+        raise UserError(
+            f"PushT expects a {label} of shape ({size},), found {array.shape}; give "
+            f"one {label} at a time."
+        )
     if not np.isfinite(array).all():
-        raise UserError(f"PushT expects a finite {label}, found {array.tolist()}; check the policy for NaN.")
+        raise UserError(
+            f"PushT expects a finite {label}, found {array.tolist()}; check the policy for NaN."
+        )
     return array
 
 

@@ -1,7 +1,9 @@
-"""The PushT expert: tries every push of a fixed set in a copy of the simulator, walks to the best one and makes it.
+"""The PushT expert: tries every push of a fixed set in a copy of the simulator, walks to the best
+one and makes it.
 
-A plan is a function of the block's pose, the goal and the agent's position alone. There is no chance in it and hardly
-any memory, since a policy that sees a second and a half of video must be able to tell what the expert would do.
+A plan is a function of the block's pose, the goal and the agent's position alone. There is no
+chance in it and hardly any memory, since a policy that sees a second and a half of video must be
+able to tell what the expert would do.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ STEP = 16.0  # px the agent then makes in a control step
 SUBSTEP = 1.5  # px the agent advances per physics step of the planning copy
 ARENA_MARGIN = 16.0  # px between the walls and places where a push may start
 
-FACES = (  # start, stop, outward normal of every face, and where on it a push may touch: first and last px from start
+# start, stop, outward normal of every face, and where on it a push may touch: first and last px
+# from start
+FACES = (
     ((-60, 0), (60, 0), (0, -1), 6, 114),
     ((60, 0), (60, 30), (1, 0), 6, 24),
     ((60, 30), (15, 30), (0, 1), 3, 30),
@@ -39,7 +43,8 @@ FACES = (  # start, stop, outward normal of every face, and where on it a push m
     ((-15, 30), (-60, 30), (0, 1), 15, 42),
     ((-60, 30), (-60, 0), (-1, 0), 6, 24),
 )
-# Few contact points and no slanted pushes: three times as many points and three angles end 12 % sooner, but leave an
+# Few contact points and no slanted pushes: three times as many points and three angles end 12 %
+#     sooner, but leave an
 # imitator with choices between look-alikes.
 SPACING = 18.0  # px between contact points, about
 PARKED = np.array([50.0, 50.0, 256.0, 256.0, 0.0])
@@ -50,7 +55,9 @@ STOP_COST = 0.03  # px of keypoint error that a px of push must bring at least
 
 
 def candidate_pushes() -> tuple[np.ndarray, np.ndarray]:
-    """Start points (P, 2) of the agent's centre and unit directions (P, 2), both in the block's frame."""
+    """Start points (P, 2) of the agent's centre and unit
+    directions (P, 2), both in the block's frame.
+    """
     starts, directions = [], []
     for begin, end, normal, first, last in FACES:
         begin, normal = np.array(begin, float), np.array(normal, float)
@@ -64,7 +71,9 @@ def candidate_pushes() -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass
 class Push:
-    """A chosen push: number in the fixed set, the block pose it was chosen for, direction (2,) in the world."""
+    """A chosen push: number in the fixed set, the block pose it was
+    chosen for, direction (2,) in the world.
+    """
 
     number: int
     pose: np.ndarray
@@ -77,7 +86,9 @@ class PushTExpert:
     """Plans in its own copy of the simulator; one instance per episode stream."""
 
     def __init__(self) -> None:
-        self._world = build_simulator()  # first, since it says what to install where the simulator is missing
+        self._world = (
+            build_simulator()
+        )  # first, since it says what to install where the simulator is missing
         self.starts, self.directions = candidate_pushes()
         self.walks = Walks(self.starts)
         self._push: Push | None = None
@@ -109,7 +120,9 @@ class PushTExpert:
         return np.clip(point_ahead(route, LEAD), 0.0, WORLD_SIZE).astype(np.float32)
 
     def _route(self, agent: np.ndarray, pose: np.ndarray, goal: np.ndarray) -> np.ndarray | None:
-        """Points (n, 2) from the agent to the end of the push under way; None if it is over or has come to nothing."""
+        """Points (n, 2) from the agent to the end of the push under
+        way; None if it is over or has come to nothing.
+        """
         push = self._push
         if push is None:
             return None
@@ -134,10 +147,14 @@ class PushTExpert:
         stop, _ = self._best_stop(agent, push.direction, pose, goal)
         if stop < 3.0:
             return None
-        return np.array([agent, on_line + push.direction * min(stop, 8.0), on_line + push.direction * stop])
+        return np.array(
+            [agent, on_line + push.direction * min(stop, 8.0), on_line + push.direction * stop]
+        )
 
     def _choose(self, agent: np.ndarray, pose: np.ndarray, goal: np.ndarray) -> Push | None:
-        """The push that shrinks the keypoint error most per step spent on it, the walk to it included."""
+        """The push that shrinks the keypoint error most per step
+        spent on it, the walk to it included.
+        """
         walk = self.walks.plan(to_block(agent, pose), pose)[0]
         starts, directions = to_world(self.starts, pose), turn(self.directions, pose[2])
         usable = within(starts, ARENA_MARGIN) & np.isfinite(walk)
@@ -145,7 +162,9 @@ class PushTExpert:
 
         def rate(number: int) -> float:
             stop, error = self._best_stop(starts[number], directions[number], pose, goal)
-            return (now - np.log(error + ERROR_FLOOR)) / ((walk[number] + stop) / STEP + PUSH_OVERHEAD)
+            return (now - np.log(error + ERROR_FLOOR)) / (
+                (walk[number] + stop) / STEP + PUSH_OVERHEAD
+            )
 
         rates = {n: rate(n) for n in np.flatnonzero(usable).tolist()}
         if not rates:
@@ -161,15 +180,20 @@ class PushTExpert:
         wall = np.where(direction > 0, WORLD_SIZE, 0.0)
         with np.errstate(divide="ignore", invalid="ignore"):
             room = float(np.nanmin(np.where(direction != 0.0, (wall - start) / direction, np.inf)))
-        error = keypoint_error(self._simulate(start, direction, pose, min(PUSH_LENGTH, max(room, 0.0))), goal)
+        error = keypoint_error(
+            self._simulate(start, direction, pose, min(PUSH_LENGTH, max(room, 0.0))), goal
+        )
         travel = np.arange(len(error)) * SUBSTEP * 2
         best = int((error + STOP_COST * travel).argmin())
         return float(travel[best]), float(error[best])
 
-    def _simulate(self, start: np.ndarray, direction: np.ndarray, pose: np.ndarray, length: float) -> np.ndarray:
+    def _simulate(
+        self, start: np.ndarray, direction: np.ndarray, pose: np.ndarray, length: float
+    ) -> np.ndarray:
         """Block poses (n, 3), one per 2 SUBSTEP of a straight push, the first before it."""
         world = self._world
-        # A step without any contact empties the solver's memory: the outcome depends on the arguments alone.
+        # A step without any contact empties the solver's memory: the outcome depends on the
+        # arguments alone.
         place(world, PARKED)
         world.space.step(world.dt)
         place(world, np.concatenate([start, pose]))

@@ -1,4 +1,6 @@
-"""Geometry of PushT for the expert: the block's outline, its frame, and ways around it. No physics here."""
+"""Geometry of PushT for the expert: the block's outline, its
+frame, and ways around it. No physics here.
+"""
 
 from __future__ import annotations
 
@@ -10,22 +12,28 @@ from foreact.envs.pusht import WORLD_SIZE
 
 AGENT_RADIUS = 15.0
 CLEARANCE = 5.0  # px kept free between agent and block on a walk
-TURN_CLEARANCE = 14.0  # px between agent and block at the corners of a walk; its cut corners stay beyond CLEARANCE
+TURN_CLEARANCE = 14.0  # px at the corners of a walk, whose cut corners stay beyond CLEARANCE
 WALK_MARGIN = 6.0  # px between a walk's corners and the walls
 
 # T outline in the block's own frame (px); the block's origin is the middle of the bar's outer edge.
-OUTLINE = np.array([(-60, 0), (60, 0), (60, 30), (15, 30), (15, 120), (-15, 120), (-15, 30), (-60, 30)], float)
+OUTLINE = np.array(
+    [(-60, 0), (60, 0), (60, 30), (15, 30), (15, 120), (-15, 120), (-15, 30), (-60, 30)], float
+)
 
 
 def keypoint_error(poses: np.ndarray, goal: np.ndarray) -> np.ndarray:
-    """Root mean square distance of the outline's corners to their goals: poses (..., 3), goal (3,) -> (...), px."""
+    """Root mean square distance of the outline's corners to their
+    goals: poses (..., 3), goal (3,) -> (...), px.
+    """
     return np.sqrt(((_corners(poses) - _corners(goal)) ** 2).sum(-1).mean(-1))
 
 
 def _corners(poses: np.ndarray) -> np.ndarray:
     cos, sin = np.cos(poses[..., 2:3]), np.sin(poses[..., 2:3])
     x, y = OUTLINE[:, 0], OUTLINE[:, 1]
-    return np.stack([cos * x - sin * y + poses[..., 0:1], sin * x + cos * y + poses[..., 1:2]], axis=-1)
+    return np.stack(
+        [cos * x - sin * y + poses[..., 0:1], sin * x + cos * y + poses[..., 1:2]], axis=-1
+    )
 
 
 def to_world(points: np.ndarray, pose: np.ndarray) -> np.ndarray:
@@ -41,7 +49,13 @@ def to_block(points: np.ndarray, pose: np.ndarray) -> np.ndarray:
 def turn(vectors: np.ndarray, angle: float) -> np.ndarray:
     """Rotate vectors (..., 2) by `angle`."""
     cos, sin = np.cos(angle), np.sin(angle)
-    return np.stack([cos * vectors[..., 0] - sin * vectors[..., 1], sin * vectors[..., 0] + cos * vectors[..., 1]], -1)
+    return np.stack(
+        [
+            cos * vectors[..., 0] - sin * vectors[..., 1],
+            sin * vectors[..., 0] + cos * vectors[..., 1],
+        ],
+        -1,
+    )
 
 
 def within(points: np.ndarray, margin: float) -> np.ndarray:
@@ -50,7 +64,9 @@ def within(points: np.ndarray, margin: float) -> np.ndarray:
 
 
 class Walks:
-    """Shortest ways for the agent around the block, in the block's frame; a way never comes closer than CLEARANCE."""
+    """Shortest ways for the agent around the block, in the block's
+    frame; a way never comes closer than CLEARANCE.
+    """
 
     def __init__(self, ends: np.ndarray) -> None:
         import shapely  # comes with the simulator
@@ -67,20 +83,29 @@ class Walks:
         self.node_end = self._lengths(self.nodes[:, None], ends[None])
 
     def _lengths(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Lengths of the straight ways a -> b (broadcast), infinite where the block is in the way."""
+        """Lengths of the straight ways a -> b (broadcast),
+        infinite where the block is in the way.
+        """
         a, b = np.broadcast_arrays(a, b)
         lines = self._shapely.linestrings(np.stack([a, b], axis=-2))
-        return np.where(self._shapely.intersects(self.obstacle, lines), np.inf, np.linalg.norm(a - b, axis=-1))
+        return np.where(
+            self._shapely.intersects(self.obstacle, lines), np.inf, np.linalg.norm(a - b, axis=-1)
+        )
 
-    def plan(self, agent: np.ndarray, pose: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    def plan(
+        self, agent: np.ndarray, pose: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Shortest ways from `agent` (2,), in the block's frame, to every end.
 
         Returns:
-            Lengths (P,), infinite where there is none; what `way` needs to trace them: the last node before each end
-            (P,) and before each node, -1 for none, and the point (2,) from which the ways leave the block.
+            Lengths (P,), infinite where there is none; what `way` needs to trace them: the last
+            node before each end (P,) and before each node, -1 for none, and the point (2,) from
+            which the ways leave the block.
         """
         where = agent
-        if self._shapely.intersects_xy(self.obstacle, agent[0], agent[1]):  # touching or nearly so: first step back
+        if self._shapely.intersects_xy(
+            self.obstacle, agent[0], agent[1]
+        ):  # touching or nearly so: first step back
             nearest = self.ring.interpolate(self.ring.project(self._shapely.Point(agent)))
             where = np.array([nearest.x, nearest.y])
         back = float(np.linalg.norm(where - agent))
@@ -102,7 +127,9 @@ class Walks:
         return np.where(self.reachable, lengths + back, np.inf), last, previous, where
 
     def way(self, agent: np.ndarray, end: int, pose: np.ndarray) -> np.ndarray | None:
-        """Corner points (n, 2) of the way from `agent` to end number `end`, both included; None if there is none."""
+        """Corner points (n, 2) of the way from `agent` to end number
+        `end`, both included; None if there is none.
+        """
         lengths, last, previous, where = self.plan(agent, pose)
         if not np.isfinite(lengths[end]):
             return None

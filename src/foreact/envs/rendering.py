@@ -1,4 +1,6 @@
-"""Headless drawing with MuJoCo: which OpenGL to use, whether it works, and one sentence where it does not."""
+"""Headless drawing with MuJoCo: which OpenGL to use, whether it
+works, and one sentence where it does not.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from typing import Any
 from foreact.errors import UserError
 
 HEADLESS = ("egl", "osmesa")  # in order of preference; both draw the same pixels
-CHECKED = "FOREACT_DRAWS_WITH"  # environment variable: the MUJOCO_GL that was seen to work, for worker processes
+# Environment variable: the MUJOCO_GL that was seen to work, for worker processes.
+CHECKED = "FOREACT_DRAWS_WITH"
 PROBE_SECONDS = 120
 PROBE = """
 try:
@@ -28,8 +31,9 @@ except Exception as error:
 def load_suite() -> Any:
     """`dm_control.suite`, after a picture was drawn to see that drawing works.
 
-    Where MUJOCO_GL is unset and no display can be drawn on, it is set to the first of egl and osmesa that works, and
-    processes started later inherit it. dm_control reads it when it is imported: whoever did so before has chosen.
+    Where MUJOCO_GL is unset and no display can be drawn on, it is set to the first of egl and
+    osmesa that works, and processes started later inherit it. dm_control reads it when it is
+    imported: whoever did so before has chosen.
 
     Raises:
         UserError: dm_control is not installed, or no picture can be drawn.
@@ -63,20 +67,27 @@ def choose_library() -> str:
                 os.environ["MUJOCO_GL"] = os.environ[CHECKED] = name
             return name
         failures[name] = failure
-    reasons = "; ".join(why if name == given else f"{name}: {why}" for name, why in failures.items())
+    reasons = "; ".join(
+        why if name == given else f"{name}: {why}" for name, why in failures.items()
+    )
     raise UserError(
-        f"MuJoCo cannot draw with MUJOCO_GL {f'set to {given}' if given else 'unset'} ({reasons}); install an OpenGL "
-        "library, `apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri` for egl or `apt-get install libosmesa6` for "
-        "osmesa, and set MUJOCO_GL to egl or osmesa accordingly before dm_control is imported."
+        f"MuJoCo cannot draw with MUJOCO_GL {f'set to {given}' if given else 'unset'} "
+        f"({reasons}); install an OpenGL library, `apt-get install libegl1 libegl-mesa0 "
+        "libgl1-mesa-dri` for egl or `apt-get install libosmesa6` for osmesa, and set MUJOCO_GL "
+        "to egl or osmesa accordingly before dm_control is imported."
     )
 
 
 def _headless() -> bool:
-    return sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+    return sys.platform == "linux" and not (
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
 
 
 def _try(name: str) -> str | None:
-    """Draw in a child process, since a failure may crash it and would spoil further tries; why it failed, or None."""
+    """Draw in a child process, since a failure may crash it and would
+    spoil further tries; why it failed, or None.
+    """
     environment = {**os.environ, **({"MUJOCO_GL": name} if name else {})}
     try:
         child = subprocess.run(
@@ -92,4 +103,8 @@ def _try(name: str) -> str | None:
     if child.returncode == 0:
         return None
     said = " ".join(child.stdout.split())
-    return said[:119] + "…" if len(said) > 120 else said or f"a trial ended with exit code {child.returncode}"
+    return (
+        said[:119] + "…"
+        if len(said) > 120
+        else said or f"a trial ended with exit code {child.returncode}"
+    )

@@ -2,6 +2,10 @@
 
 from foreact.plugs import Simulator
 
-PUSHT = Simulator(name="pusht", make="foreact.envs.pusht:make_pusht", collect="foreact.commands.collect:pusht")
-PUSHT_M = Simulator(name="pusht-m", make="foreact.envs.pusht:make_pusht_m", collect="foreact.commands.collect:pusht")
+PUSHT = Simulator(
+    name="pusht", make="foreact.envs.pusht:make_pusht", collect="foreact.commands.collect:pusht"
+)
+PUSHT_M = Simulator(
+    name="pusht-m", make="foreact.envs.pusht:make_pusht_m", collect="foreact.commands.collect:pusht"
+)
 DMC = Simulator(name="dmc", collect="foreact.commands.collect:deepmind_control")

@@ -1,4 +1,6 @@
-"""State-action traces: the small files that demonstrations are kept in. Making and rendering them is in `collect`."""
+"""State-action traces: the small files that demonstrations are kept
+in. Making and rendering them is in `collect`.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ class Traces:
 
     def rows(self, episode: int) -> slice:
         """Rows of `state` and `action` that belong to `episode`."""
-        return slice(int(self.episode_ends[episode - 1]) if episode else 0, int(self.episode_ends[episode]))
+        return slice(
+            int(self.episode_ends[episode - 1]) if episode else 0, int(self.episode_ends[episode])
+        )
 
     def episodes(self) -> list[TracedEpisode]:
         return [
@@ -80,8 +84,13 @@ def demonstrations(env: str) -> Path:
     folder = importlib.resources.files("foreact.envs") / "demonstrations"
     path = Path(str(folder / f"{env}.npz"))
     if not path.is_file():
-        known = sorted(p.name.removesuffix(".npz") for p in folder.iterdir() if p.name.endswith(".npz"))
-        raise UserError(f"No demonstrations ship for '{env}', only for {known}; make some with `foreact data collect`.")
+        known = sorted(
+            p.name.removesuffix(".npz") for p in folder.iterdir() if p.name.endswith(".npz")
+        )
+        raise UserError(
+            f"No demonstrations ship for '{env}', only for {known}; make some with "
+            "`foreact data collect`."
+        )
     return path
 
 
@@ -98,10 +107,14 @@ def load_traces(path: str | Path) -> Traces:
         with np.load(path, allow_pickle=False) as raw:
             content = {name: raw[name] for name in raw.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise UserError(f"The trace file {path} cannot be read ({error}); delete it and collect again.") from error
+        raise UserError(
+            f"The trace file {path} cannot be read ({error}); delete it and collect again."
+        ) from error
     fields = list(Traces.__dataclass_fields__)
     if set(content) != set(fields):
-        raise UserError(f"{path} should hold {fields}, found {sorted(content)}; it is no trace file.")
+        raise UserError(
+            f"{path} should hold {fields}, found {sorted(content)}; it is no trace file."
+        )
     traces = Traces(**{**content, "env": str(content["env"])})
     count, ends = len(traces), traces.episode_ends
     consistent = (
@@ -114,7 +127,9 @@ def load_traces(path: str | Path) -> Traces:
         and all(np.isfinite(a).all() for a in (traces.goal, traces.state, traces.action))
     )
     if not consistent:
-        raise UserError(f"The trace file {path} contradicts itself or holds NaN; delete it and collect again.")
+        raise UserError(
+            f"The trace file {path} contradicts itself or holds NaN; delete it and collect again."
+        )
     return traces
 
 
@@ -141,6 +156,8 @@ def save_traces(path: Path, env: str, episodes: Sequence[TracedEpisode]) -> None
             )
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"The trace file {path} could not be written ({error}); an older one is untouched.") from error
+        raise UserError(
+            f"The trace file {path} could not be written ({error}); an older one is untouched."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)

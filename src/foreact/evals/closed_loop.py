@@ -1,7 +1,8 @@
-"""Closed loop: a policy acts in simulated episodes; the score is the largest reward of each (UVA), or their sum.
+"""Closed loop: a policy acts in simulated episodes; the score is the largest reward of each (UVA),
+or their sum.
 
-Episodes are independent of one another and of how many run together: an episode's world, and every draw of the
-policy for it, depend on its own seed alone.
+Episodes are independent of one another and of how many run together: an episode's world, and every
+draw of the policy for it, depend on its own seed alone.
 """
 
 from __future__ import annotations
@@ -30,13 +31,17 @@ RESULT = "closed_loop.json"
 FORMAT = 1
 
 Score = Literal["max", "sum"]
-SCORES: dict[Score, str] = {"max": "largest reward of the episode", "sum": "sum of the episode's rewards"}
+SCORES: dict[Score, str] = {
+    "max": "largest reward of the episode",
+    "sum": "sum of the episode's rewards",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """Outcome of one episode: `score` is the largest reward of its `steps`, or their sum; `success` is None where no
-    score counts as solved; `video` lies beside the result file."""
+    """Outcome of one episode: `score` is the largest reward of its `steps`, or their sum; `success`
+    is None where no score counts as solved; `video` lies beside the result file.
+    """
 
     seed: int
     score: float
@@ -52,10 +57,12 @@ class ClosedLoopResult:
     Attributes:
         name: what the policy is called in tables.
         score: mean of the episodes' scores.
-        success: share of episodes with a score of at least `protocol["success_at"]`; None where that is None.
+        success: share of episodes with a score of at least `protocol["success_at"]`; None where
+            that is None.
         episodes: one per seed, in the order of the seeds.
         protocol: environment, step limit and what the policy says of itself.
-        latency: `calls`, and the mean, median and largest milliseconds per call and the mean per planned chunk.
+        latency: `calls`, and the mean, median and largest milliseconds per call and the mean per
+            planned chunk.
         wall_s: seconds the whole measurement took.
         versions: of the packages that matter, and the machine.
     """
@@ -109,8 +116,8 @@ def closed_loop(
         progress: show a bar.
 
     Raises:
-        UserError: no seeds, or some twice; policy and environment disagree on the spec; the policy plans NaN; a
-            worker process died.
+        UserError: no seeds, or some twice; policy and environment disagree on the spec; the policy
+            plans NaN; a worker process died.
     """
     began = time.perf_counter()
     seeds = _checked(seeds, at_once, workers, videos)
@@ -123,12 +130,20 @@ def closed_loop(
         _make_folder(out_dir / "videos" if films else out_dir)
     pool = EnvPool(make_env, workers=workers, max_steps=max_steps)
     scores, steps, calls = np.zeros(len(seeds)), np.zeros(len(seeds), dtype=int), []
-    bar = tqdm(total=len(seeds), desc=f"closed loop, {name}", unit="episode", disable=None if progress else True)
+    bar = tqdm(
+        total=len(seeds),
+        desc=f"closed loop, {name}",
+        unit="episode",
+        disable=None if progress else True,
+    )
     try:
         policy.spec.require_equal(pool.facts.spec, "the policy", "the environment")
         for first in range(0, len(seeds), at_once):
             numbers = range(first, min(first + at_once, len(seeds)))
-            starts = {i: Start(seeds[i], out_dir / films[i] if out_dir and i in films else None) for i in numbers}
+            starts = {
+                i: Start(seeds[i], out_dir / films[i] if out_dir and i in films else None)
+                for i in numbers
+            }
             for i, total, taken in _wave(pool, policy, starts, calls, score):
                 scores[i], steps[i] = total, taken
                 bar.update(1)
@@ -149,7 +164,9 @@ def closed_loop(
     result = ClosedLoopResult(
         name=name,
         score=estimate(scores, valid_range=score_range),
-        success=None if success_at is None else share(int((scores >= success_at).sum()), len(episodes)),
+        success=None
+        if success_at is None
+        else share(int((scores >= success_at).sum()), len(episodes)),
         episodes=episodes,
         protocol={
             "env": make_env,
@@ -180,10 +197,14 @@ def read_closed_loop(folder: Path) -> ClosedLoopResult:
         raw = json.loads(path.read_text())
     except (OSError, json.JSONDecodeError) as error:
         raise UserError(
-            f"There is no readable {RESULT} in {folder} ({error}); run `foreact eval closed-loop` first."
+            f"There is no readable {RESULT} in {folder} ({error}); run `foreact eval closed-loop` "
+            "first."
         ) from error
     if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
-        raise UserError(f"{path} is not a closed-loop result of format {FORMAT}; measure again with this version.")
+        raise UserError(
+            f"{path} is not a closed-loop result of format {FORMAT}; measure again "
+            "with this version."
+        )
     try:
         raw.pop("seeds")
         raw["score"] = Estimate(**raw["score"])
@@ -191,12 +212,17 @@ def read_closed_loop(folder: Path) -> ClosedLoopResult:
         raw["episodes"] = tuple(Episode(**e) for e in raw["episodes"])
         return ClosedLoopResult(**raw, folder=folder)
     except (KeyError, TypeError) as error:
-        raise UserError(f"{path} lacks entries or has unknown ones ({error}); measure again.") from error
+        raise UserError(
+            f"{path} lacks entries or has unknown ones ({error}); measure again."
+        ) from error
 
 
 def versions() -> dict[str, str]:
     """Versions that a number may depend on."""
-    found = {"python": platform.python_version(), "machine": f"{platform.system()} {platform.machine()}"}
+    found = {
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
     for package in ("foreact", "torch", "numpy", "gym-pusht", "pymunk", "dm-control", "mujoco"):
         try:
             found[package] = version(package)
@@ -206,9 +232,15 @@ def versions() -> dict[str, str]:
 
 
 def _wave(
-    pool: EnvPool, policy: Policy, starts: Mapping[int, Start], calls: list[tuple[float, int]], score: Score
+    pool: EnvPool,
+    policy: Policy,
+    starts: Mapping[int, Start],
+    calls: list[tuple[float, int]],
+    score: Score,
 ) -> Any:
-    """Run some episodes in step; yields (number, score, steps) as each ends. The policy counts them from 0."""
+    """Run some episodes in step; yields (number, score, steps) as
+    each ends. The policy counts them from 0.
+    """
     rows = {i: row for row, i in enumerate(starts)}
     policy.reset([begin.seed for begin in starts.values()])
     alive = list(starts)
@@ -219,7 +251,8 @@ def _wave(
         chunk = policy.act([rows[i] for i in alive])
         if not np.isfinite(chunk.actions).all():
             raise UserError(
-                f"The policy planned NaN or infinite actions at step {chunk.t0}; its weights or statistics are broken."
+                f"The policy planned NaN or infinite actions at step {chunk.t0}; its weights or "
+                "statistics are broken."
             )
         calls.append((chunk.infer_ms, len(alive)))
         played = pool.play({i: chunk.actions[row, : chunk.execute] for row, i in enumerate(alive)})
@@ -256,11 +289,13 @@ def _checked(seeds: Sequence[int], at_once: int, workers: int | None, videos: in
     if not numbers or len(set(numbers)) != len(numbers):
         found = "none" if not numbers else f"{len(numbers) - len(set(numbers))} that repeat another"
         raise UserError(
-            f"A closed loop needs one distinct seed per episode, found {found}; a repeat is no new episode."
+            f"A closed loop needs one distinct seed per episode, found {found}; a repeat is no "
+            "new episode."
         )
     if at_once < 1 or videos < 0 or (workers is not None and workers < 0):
         raise UserError(
-            f"at_once ({at_once}) must be at least 1, workers ({workers}) and videos ({videos}) at least 0."
+            f"at_once ({at_once}) must be at least 1, workers ({workers}) and videos ({videos}) "
+            "at least 0."
         )
     return numbers
 
@@ -281,4 +316,6 @@ def _write(path: Path, raw: Mapping[str, Any]) -> None:
         os.replace(temporary, path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise UserError(f"Writing {path} failed ({error.strerror}); make room, then measure again.") from error
+        raise UserError(
+            f"Writing {path} failed ({error.strerror}); make room, then measure again."
+        ) from error

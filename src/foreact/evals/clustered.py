@@ -1,4 +1,6 @@
-"""Means over windows of drives, with intervals that know that windows of one drive resemble each other."""
+"""Means over windows of drives, with intervals that know that
+windows of one drive resemble each other.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,10 @@ def clustered_estimate(
 ) -> Estimate:
     """Weighted mean of all values with a 95 % interval over independent groups.
 
-    Overlapping windows are no independent draws, so the spread is that of the groups: the linearised variance of a
-    ratio, G / (G - 1) sum_g (sum_i w_i (x_i - mean))^2 / (sum w)^2, with Student's quantile for G - 1 degrees of
-    freedom. With one value per group it is the interval of `estimate`.
+    Overlapping windows are no independent draws, so the spread is that of the groups: the
+    linearised variance of a ratio, G / (G - 1) sum_g (sum_i w_i (x_i - mean))^2 / (sum w)^2, with
+    Student's quantile for G - 1 degrees of freedom. With one value per group it is the interval of
+    `estimate`.
 
     Args:
         values: finite numbers, (N,).
@@ -40,11 +43,13 @@ def clustered_estimate(
     x, g = np.asarray(values, dtype=np.float64).reshape(-1), np.asarray(groups).reshape(-1)
     w = np.ones_like(x) if weights is None else np.asarray(weights, dtype=np.float64).reshape(-1)
     if not len(x) == len(g) == len(w):
-        raise UserError(f"Every value needs a group and a weight, found {len(x)}, {len(g)} and {len(w)}.")
+        raise UserError(
+            f"Every value needs a group and a weight, found {len(x)}, {len(g)} and {len(w)}."
+        )
     if not len(x) or not np.isfinite(x).all() or not (w > 0).all():
         raise UserError(
-            f"A mean needs at least one value, all finite, found {len(x)}, {int((~np.isfinite(x)).sum())} of them NaN "
-            "or infinite; look at what was measured."
+            f"A mean needs at least one value, all finite, found {len(x)}, "
+            f"{int((~np.isfinite(x)).sum())} of them NaN or infinite; look at what was measured."
         )
     mean = float((w * x).sum() / w.sum())
     _, of = np.unique(g, return_inverse=True)
@@ -52,5 +57,16 @@ def clustered_estimate(
     n = len(residuals)
     reach = 0.0
     if n > 1:
-        reach = student_quantile(n - 1) * math.sqrt(n / (n - 1) * np.square(residuals).sum()) / float(w.sum())
-    return Estimate(mean=mean, n=n, low=mean - reach, high=mean + reach, unit=unit, higher_is_better=higher_is_better)
+        reach = (
+            student_quantile(n - 1)
+            * math.sqrt(n / (n - 1) * np.square(residuals).sum())
+            / float(w.sum())
+        )
+    return Estimate(
+        mean=mean,
+        n=n,
+        low=mean - reach,
+        high=mean + reach,
+        unit=unit,
+        higher_is_better=higher_is_better,
+    )

@@ -33,7 +33,9 @@ class CopyBaseline:
     unigram: Tensor
 
     def token_losses(self, tokens: Tensor) -> Tensor:
-        """Cross-entropy of the tokens of all frames but the first: int64 (B, T, h, w) -> float64 (B, T-1, h, w)."""
+        """Cross-entropy of the tokens of all frames but the first:
+        int64 (B, T, h, w) -> float64 (B, T-1, h, w).
+        """
         following = tokens[:, 1:]
         drawn = (1.0 - self.keep) * self.unigram.to(tokens.device)[following]
         return -(drawn + self.keep * (following == tokens[:, :-1]).double()).log()
@@ -42,8 +44,8 @@ class CopyBaseline:
 def fit_copy(batches: Iterable[Batch], camera: str, vocab: int) -> CopyBaseline:
     """Fit the baseline to training windows.
 
-    One count is added to every token id and one token is taken to have changed into an id of average frequency, so that
-    what training never showed is unlikely, not impossible.
+    One count is added to every token id and one token is taken to have changed into an id of
+    average frequency, so that what training never showed is unlikely, not impossible.
 
     Args:
         batches: with `tokens[camera]` of two frames or more, without padding.
@@ -59,19 +61,25 @@ def fit_copy(batches: Iterable[Batch], camera: str, vocab: int) -> CopyBaseline:
     for batch in batches:
         tokens = whole_windows(batch, camera)
         if tokens.min() < 0 or tokens.max() >= vocab:
-            raise UserError(f"Token ids should lie in 0..{vocab - 1}, found {int(tokens.min())}..{int(tokens.max())}.")
+            raise UserError(
+                f"Token ids should lie in 0..{vocab - 1}, found "
+                f"{int(tokens.min())}..{int(tokens.max())}."
+            )
         counts += torch.bincount(tokens.flatten(), minlength=vocab)
         same = tokens[:, 1:] == tokens[:, :-1]
         copied.append(tokens[:, 1:][same])
         changed += int((~same).sum())
     if not copied:
-        raise UserError("There is no training window to fit the copy baseline to; give longer drives.")
+        raise UserError(
+            "There is no training window to fit the copy baseline to; give longer drives."
+        )
     unigram = counts / counts.sum()
     return CopyBaseline(keep=_likeliest_keep(unigram[torch.cat(copied)], changed), unigram=unigram)
 
 
 def _likeliest_keep(copied: Tensor, changed: int) -> float:
-    """The p that maximises sum_i log(p + (1 - p) u_i) + changed log(1 - p), with u_i the unigram of each kept token.
+    """The p that maximises sum_i log(p + (1 - p) u_i) + changed log(1 - p), with u_i the unigram of
+    each kept token.
 
     The sum is concave in p, so bisection finds where its derivative is zero.
     """
@@ -90,7 +98,8 @@ class AgainstCopy:
     Attributes:
         model: loss of the model.
         copy: loss of the baseline on the same tokens.
-        gain: copy minus model, window by window; the model is better where its interval lies above zero.
+        gain: copy minus model, window by window; the model is better where its interval lies above
+            zero.
         tokens: how many were predicted.
         windows: how many windows they came from.
     """
@@ -114,10 +123,12 @@ def against_copy(
     *,
     device: torch.device | str,
 ) -> AgainstCopy:
-    """Score a model and the baseline on the same tokens: those of every frame but the first of each window.
+    """Score a model and the baseline on the same tokens: those of every frame but the first of each
+    window.
 
     Args:
-        token_losses: int64 (B, T, h, w) -> float (B, T h w - 1), nats: the loss of each token but the first.
+        token_losses: int64 (B, T, h, w) -> float (B, T h w - 1), nats: the loss of each token but
+            the first.
         baseline: fitted to training tokens.
         batches: with `tokens[camera]`, without padding. `index` names the drive of each window.
         camera: stream to read.
@@ -154,11 +165,15 @@ def against_copy(
 def whole_windows(batch: Batch, camera: str) -> Tensor:
     """The tokens of a batch of windows (B, T, h, w) with T >= 2 and without padding."""
     if camera not in batch.tokens:
-        raise UserError(f"The data has no tokens of camera '{camera}', it has {sorted(batch.tokens)}; tokenize it.")
+        raise UserError(
+            f"The data has no tokens of camera '{camera}', it has "
+            f"{sorted(batch.tokens)}; tokenize it."
+        )
     tokens, valid = batch.tokens[camera], batch.valid.get(camera)
     if tokens.shape[1] < 2 or (valid is not None and not bool(valid.all())):
         raise UserError(
-            f"Copying the last frame is measured on whole windows of 2 frames or more, found {tokens.shape[1]} "
-            f"{'with padding' if valid is not None else 'frame'}; cut other windows."
+            "Copying the last frame is measured on whole windows of 2 frames or more, found "
+            f"{tokens.shape[1]} {'with padding' if valid is not None else 'frame'}; cut other "
+            "windows."
         )
     return tokens

@@ -1,4 +1,6 @@
-"""Correlations of what was estimated with what came true, with intervals over independent episodes."""
+"""Correlations of what was estimated with what came true, with
+intervals over independent episodes.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,9 @@ from foreact.errors import UserError
 from foreact.types import Estimate
 
 DRAWS = 1000
-"""Of the bootstrap; the interval's ends move by a few hundredths of its width from one seed to the next."""
+"""Of the bootstrap; the interval's ends move by a few hundredths
+of its width from one seed to the next.
+"""
 
 
 def correlation_estimate(
@@ -21,10 +25,11 @@ def correlation_estimate(
     ranks: bool = False,
     seed: int = 0,
 ) -> Estimate:
-    """Pearson's correlation, or Spearman's rank correlation, with a 95 % percentile bootstrap over groups.
+    """Pearson's correlation, or Spearman's rank correlation, with a 95 % percentile bootstrap over
+    groups.
 
-    Whole groups are drawn with replacement, since states of one episode resemble each other. With fewer than about ten
-    groups the interval is too narrow, as every percentile bootstrap's is.
+    Whole groups are drawn with replacement, since states of one episode resemble each other. With
+    fewer than about ten groups the interval is too narrow, as every percentile bootstrap's is.
 
     Args:
         x, y: finite numbers (N,), neither all alike.
@@ -40,11 +45,19 @@ def correlation_estimate(
     """
     x, y, groups = np.asarray(x, np.float64), np.asarray(y, np.float64), np.asarray(groups)
     if not len(x) == len(y) == len(groups):
-        raise UserError(f"A correlation needs pairs and a group for each, found {len(x)}, {len(y)} and {len(groups)}.")
-    if not (np.isfinite(x).all() and np.isfinite(y).all()) or len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         raise UserError(
-            f"A correlation needs finite values of which some differ, found {len(x)} pairs that are all alike, NaN or "
-            "infinite; look at what was measured."
+            f"A correlation needs pairs and a group for each, found {len(x)}, "
+            f"{len(y)} and {len(groups)}."
+        )
+    if (
+        not (np.isfinite(x).all() and np.isfinite(y).all())
+        or len(x) < 2
+        or np.ptp(x) == 0
+        or np.ptp(y) == 0
+    ):
+        raise UserError(
+            f"A correlation needs finite values of which some differ, found {len(x)} pairs that "
+            "are all alike, NaN or infinite; look at what was measured."
         )
     _, of = np.unique(groups, return_inverse=True)
     n = int(of.max()) + 1
@@ -56,7 +69,9 @@ def correlation_estimate(
         drawn = drawn[np.isfinite(drawn)]  # where a draw makes one side constant it has none
         if len(drawn):
             low, high = (float(q) for q in np.quantile(drawn, [0.025, 0.975]))
-    return Estimate(mean=mean, n=n, low=min(low, mean), high=max(high, mean), unit="", higher_is_better=True)
+    return Estimate(
+        mean=mean, n=n, low=min(low, mean), high=max(high, mean), unit="", higher_is_better=True
+    )
 
 
 def mean_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -72,7 +87,9 @@ def mean_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _correlation(x: np.ndarray, y: np.ndarray, weights: np.ndarray, ranks: bool) -> np.ndarray:
-    """Correlation of pairs (N,) of which each occurs `weights` (..., N) times: (...); NaN where a side is constant."""
+    """Correlation of pairs (N,) of which each occurs `weights` (..., N)
+    times: (...); NaN where a side is constant.
+    """
     if ranks:
         x, y = mean_ranks(x, weights), mean_ranks(y, weights)
     total = weights.sum(axis=-1, keepdims=True)

@@ -1,4 +1,6 @@
-"""Many environments in worker processes. Plays what it is told; scores and plans lie in closed_loop."""
+"""Many environments in worker processes. Plays what it is told;
+scores and plans lie in closed_loop.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class Start:
 
 @dataclass(frozen=True)
 class Played:
-    """What some steps of one episode brought: an observation and a reward per step; `done` ends the episode."""
+    """What some steps of one episode brought: an observation and a
+    reward per step; `done` ends the episode.
+    """
 
     observations: list[dict[str, np.ndarray]]
     rewards: list[float]
@@ -56,14 +60,16 @@ def make_env(path: str) -> Env:
         factory = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"The environment '{path}' cannot be found ({error}); give an import path 'module:function' whose "
-            "function takes no argument."
+            f"The environment '{path}' cannot be found ({error}); give an import path "
+            "'module:function' whose function takes no argument."
         ) from error
     return factory()
 
 
 class Stage:
-    """Environments in one process: episode number -> a running world. Worlds are reused for later episodes."""
+    """Environments in one process: episode number -> a running
+    world. Worlds are reused for later episodes.
+    """
 
     def __init__(self, path: str, max_steps: int | None) -> None:
         self._path = path
@@ -85,7 +91,9 @@ class Stage:
         return observations
 
     def play(self, actions: Mapping[int, np.ndarray]) -> dict[int, Played]:
-        """Play (e, A) actions in every episode named, stopping where it ends or its steps are used up."""
+        """Play (e, A) actions in every episode named, stopping
+        where it ends or its steps are used up.
+        """
         return {i: self._play(i, chunk) for i, chunk in actions.items()}
 
     def _play(self, i: int, actions: np.ndarray) -> Played:
@@ -116,7 +124,8 @@ class Stage:
 
 
 class EnvPool:
-    """Stages in `workers` spawned processes, or in this one for 0 workers. Episode i lives on stage i modulo workers.
+    """Stages in `workers` spawned processes, or in this one for 0 workers. Episode i lives on stage
+    i modulo workers.
 
     Args:
         path: import path "module:function" of an environment factory without arguments.
@@ -140,7 +149,10 @@ class EnvPool:
             for number in range(workers):
                 ours, theirs = context.Pipe()
                 process = context.Process(
-                    target=_serve, args=(theirs, path, max_steps), daemon=True, name=f"environments-{number}"
+                    target=_serve,
+                    args=(theirs, path, max_steps),
+                    daemon=True,
+                    name=f"environments-{number}",
                 )
                 process.start()
                 theirs.close()
@@ -202,7 +214,8 @@ class EnvPool:
         process = self._workers[number][0]
         process.join(timeout=5)
         return UserError(
-            f"Worker process {number + 1} of {len(self._workers)} died with exit code {process.exitcode} while its "
+            f"Worker process {number + 1} of {len(self._workers)} died with exit code "
+            f"{process.exitcode} while its "
             "environments ran; use fewer workers if memory ran out, and call from under "
             '`if __name__ == "__main__":` if you wrote a script.'
         )
@@ -210,7 +223,9 @@ class EnvPool:
 
 def _serve(connection: Connection, path: str, max_steps: int | None) -> None:
     """Life of a worker: answer until the parent hangs up."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it hangs up on us
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C is the parent's to handle; it hangs up on us
     torch.set_num_threads(1)
     stage: Stage | None = None
     try:

@@ -33,16 +33,29 @@ def estimate(
     """
     x = np.asarray(values, dtype=np.float64).reshape(-1)
     if not len(x) or not np.isfinite(x).all():
-        found = "none" if not len(x) else f"{int((~np.isfinite(x)).sum())} of {len(x)} that are NaN or infinite"
-        raise UserError(f"An estimate needs at least one finite value, found {found}; look at what was measured.")
+        found = (
+            "none"
+            if not len(x)
+            else f"{int((~np.isfinite(x)).sum())} of {len(x)} that are NaN or infinite"
+        )
+        raise UserError(
+            f"An estimate needs at least one finite value, found {found}; look at "
+            "what was measured."
+        )
     mean = float(x.mean())
-    reach = student_quantile(len(x) - 1) * float(x.std(ddof=1)) / math.sqrt(len(x)) if len(x) > 1 else 0.0
+    reach = (
+        student_quantile(len(x) - 1) * float(x.std(ddof=1)) / math.sqrt(len(x))
+        if len(x) > 1
+        else 0.0
+    )
     low, high = mean - reach, mean + reach
     if valid_range is not None:
         low, high = max(low, valid_range[0]), min(high, valid_range[1])
     # A mean at the edge of its range may lie outside of the cut interval by a rounding error.
     low, high = min(low, mean), max(high, mean)
-    return Estimate(mean=mean, n=len(x), low=low, high=high, unit=unit, higher_is_better=higher_is_better)
+    return Estimate(
+        mean=mean, n=len(x), low=low, high=high, unit=unit, higher_is_better=higher_is_better
+    )
 
 
 def share(successes: int, n: int, *, higher_is_better: bool = True) -> Estimate:
@@ -52,7 +65,9 @@ def share(successes: int, n: int, *, higher_is_better: bool = True) -> Estimate:
         UserError: no trial, or more successes than trials.
     """
     if n < 1 or not 0 <= successes <= n:
-        raise UserError(f"A share needs at least one trial and 0 to n successes, found {successes} of {n}.")
+        raise UserError(
+            f"A share needs at least one trial and 0 to n successes, found {successes} of {n}."
+        )
     p, z2 = successes / n, NORMAL_QUANTILE**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
     reach = NORMAL_QUANTILE / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
@@ -63,7 +78,8 @@ def share(successes: int, n: int, *, higher_is_better: bool = True) -> Estimate:
 def student_quantile(df: int) -> float:
     """97.5 % quantile of Student's t distribution with `df` >= 1 degrees of freedom.
 
-    Exact to rounding up to 2000 degrees of freedom; beyond, an expansion about the normal quantile, good to 1e-9.
+    Exact to rounding up to 2000 degrees of freedom; beyond, an expansion about the normal quantile,
+    good to 1e-9.
     """
     if df < 1:
         raise ValueError(f"Student's distribution has at least 1 degree of freedom, found {df}.")
@@ -80,7 +96,9 @@ def student_quantile(df: int) -> float:
 
 
 def _central_mass(t: float, df: int) -> float:
-    """P(|T| < t): for whole degrees of freedom a finite sum (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
+    """P(|T| < t): for whole degrees of freedom a finite sum
+    (Abramowitz and Stegun 26.7.3 and 26.7.4).
+    """
     theta = math.atan(t / math.sqrt(df))
     cosine, sine = math.cos(theta), math.sin(theta)
     odd = df % 2 == 1

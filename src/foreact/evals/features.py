@@ -1,7 +1,8 @@
-"""Feature networks for FID and FVD: any TorchScript file or module, its preprocessing as data, its weights as a hash.
+"""Feature networks for FID and FVD: any TorchScript file or module, its preprocessing as data, its
+weights as a hash.
 
-A Frechet distance is a property of the network and of the preprocessing as much as of the pictures, so every score is
-reported with `FeatureNetwork.describe()`.
+A Frechet distance is a property of the network and of the preprocessing as much as of the pictures,
+so every score is reported with `FeatureNetwork.describe()`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from foreact.checkpoints.torchscript import open_script
 from foreact.errors import UserError
 from foreact.types import to_model_range
 
-COMPARABLE = "Scores are comparable only under the same network hash, preprocessing and numbers of samples."
+COMPARABLE = (
+    "Scores are comparable only under the same network hash, preprocessing and numbers of samples."
+)
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
@@ -36,12 +39,15 @@ class Preprocessing:
 
     Attributes:
         size: (height, width) to resize to, or None to keep the size.
-        crop: resize the short side to `size` and cut out the centre, instead of stretching to `size`.
+        crop: resize the short side to `size` and cut out the centre, instead of stretching to
+            `size`.
         multiple: without `size`, height and width are resized down to multiples of this.
         antialias: whether shrinking averages over source pixels.
-        range: what `mean` and `std` are taken off: "model" [-1, 1], "unit" [0, 1] or "bytes" [0, 255].
+        range: what `mean` and `std` are taken off: "model" [-1, 1], "unit" [0, 1] or "bytes" [0,
+            255].
         mean, std: per channel.
-        clip_frames: for networks over clips: frames are repeated evenly until the clip has so many; None keeps them.
+        clip_frames: for networks over clips: frames are repeated evenly until the clip has so many;
+            None keeps them.
     """
 
     size: tuple[int, int] | None = None
@@ -58,7 +64,8 @@ class Preprocessing:
             raise UserError(f"Cropping needs a square size, found {self.size}; give size=(S, S).")
         if self.multiple < 1 or min(self.std) <= 0:
             raise UserError(
-                f"Preprocessing needs multiple >= 1 and std > 0, found multiple {self.multiple}, std {self.std}."
+                f"Preprocessing needs multiple >= 1 and std > 0, found multiple {self.multiple}, "
+                f"std {self.std}."
             )
 
     def __call__(self, images: Tensor) -> Tensor:
@@ -72,12 +79,15 @@ class Preprocessing:
         return (images - mean) / std
 
     def clip(self, clips: Tensor) -> Tensor:
-        """float32 (N, T, 3, H, W) in [-1, 1] -> float32 (N, 3, T', H', W'), the layout of video networks."""
+        """float32 (N, T, 3, H, W) in [-1, 1] -> float32 (N, 3, T',
+        H', W'), the layout of video networks.
+        """
         n, frames = clips.shape[:2]
         if self.clip_frames is not None:
             if self.clip_frames % frames:
                 raise UserError(
-                    f"Clips of {frames} frames cannot be repeated evenly to {self.clip_frames}; choose another number."
+                    f"Clips of {frames} frames cannot be repeated evenly to {self.clip_frames}; "
+                    "choose another number."
                 )
             clips = clips.repeat_interleave(self.clip_frames // frames, dim=1)
         return self(clips.flatten(0, 1)).unflatten(0, (n, -1)).transpose(1, 2)
@@ -85,14 +95,23 @@ class Preprocessing:
     def _resized(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         if self.size is None:
-            target = (height // self.multiple * self.multiple, width // self.multiple * self.multiple)
+            target = (
+                height // self.multiple * self.multiple,
+                width // self.multiple * self.multiple,
+            )
         elif self.crop:
             short = min(height, width)
-            target = (math.ceil(height * self.size[0] / short), math.ceil(width * self.size[1] / short))
+            target = (
+                math.ceil(height * self.size[0] / short),
+                math.ceil(width * self.size[1] / short),
+            )
         else:
             target = self.size
         if min(target) < 1:
-            raise UserError(f"Pictures of {height} x {width} pixels are smaller than multiples of {self.multiple}.")
+            raise UserError(
+                f"Pictures of {height} x {width} pixels are smaller than multiples of "
+                f"{self.multiple}."
+            )
         if target != (height, width):
             images = functional.interpolate(
                 images, size=target, mode="bilinear", align_corners=False, antialias=self.antialias
@@ -106,14 +125,21 @@ class Preprocessing:
 PREPROCESSING = {
     "none": Preprocessing(),
     "bytes": Preprocessing(range="bytes"),
-    "imagenet": Preprocessing(size=(224, 224), crop=True, range="unit", mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    "imagenet": Preprocessing(
+        size=(224, 224), crop=True, range="unit", mean=IMAGENET_MEAN, std=IMAGENET_STD
+    ),
     "inception": Preprocessing(size=(299, 299)),
     "dinov2": Preprocessing(multiple=14, range="unit", mean=IMAGENET_MEAN, std=IMAGENET_STD),
-    # The evaluation of VaViM takes the ImageNet statistics, which are of pictures in [0, 1], off pictures in [-1, 1].
-    "dinov2-reference": Preprocessing(multiple=14, antialias=False, mean=IMAGENET_MEAN, std=IMAGENET_STD),
+    # The evaluation of VaViM takes the ImageNet statistics, which are of pictures in [0, 1], off
+    # pictures in [-1, 1].
+    "dinov2-reference": Preprocessing(
+        multiple=14, antialias=False, mean=IMAGENET_MEAN, std=IMAGENET_STD
+    ),
     "i3d": Preprocessing(size=(224, 224), crop=True, antialias=False, clip_frames=16),
 }
-"""Named settings; "-reference" marks the ones that repeat a mistake so that published numbers can be compared."""
+"""Named settings; "-reference" marks the ones that repeat a mistake
+so that published numbers can be compared.
+"""
 
 
 @dataclass(frozen=True)
@@ -154,8 +180,12 @@ class FeatureNetwork:
     def _model_range(self, images: np.ndarray, dims: int) -> Tensor:
         if images.dtype != np.uint8 or images.ndim != dims or images.shape[-1] != 3:
             shape = "(N, H, W, 3)" if dims == 4 else "(N, T, H, W, 3)"
-            raise UserError(f"Features are taken of uint8 {shape}, found {images.dtype} {images.shape}.")
-        return to_model_range(torch.from_numpy(np.ascontiguousarray(images)).to(self.device).movedim(-1, -3))
+            raise UserError(
+                f"Features are taken of uint8 {shape}, found {images.dtype} {images.shape}."
+            )
+        return to_model_range(
+            torch.from_numpy(np.ascontiguousarray(images)).to(self.device).movedim(-1, -3)
+        )
 
     @torch.no_grad()
     def _rows(self, inputs: Tensor, n: int) -> np.ndarray:
@@ -168,8 +198,13 @@ class FeatureNetwork:
                 "choose preprocessing that fits it."
             ) from error
         if not isinstance(rows, Tensor) or rows.ndim != 2 or len(rows) != n:
-            found = f"shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
-            raise UserError(f"Feature network '{self.name}' should return one row per input ({n}, D), found {found}.")
+            found = (
+                f"shape {tuple(rows.shape)}" if isinstance(rows, Tensor) else type(rows).__name__
+            )
+            raise UserError(
+                f"Feature network '{self.name}' should return one row per input ({n}, "
+                f"D), found {found}."
+            )
         return rows.float().cpu().numpy()
 
 
@@ -179,8 +214,8 @@ def open_features(
     """Open a feature network.
 
     Args:
-        source: a TorchScript file, or an import path "module:function" of a factory without arguments that returns an
-            `nn.Module` with its weights loaded.
+        source: a TorchScript file, or an import path "module:function" of a factory without
+            arguments that returns an `nn.Module` with its weights loaded.
         preprocessing: a name of `PREPROCESSING` or the settings themselves.
         device: where to compute.
 
@@ -189,7 +224,10 @@ def open_features(
     """
     if isinstance(preprocessing, str):
         if preprocessing not in PREPROCESSING:
-            raise UserError(f"There is no preprocessing '{preprocessing}'; known ones are {', '.join(PREPROCESSING)}.")
+            raise UserError(
+                f"There is no preprocessing '{preprocessing}'; known ones are "
+                f"{', '.join(PREPROCESSING)}."
+            )
         preprocessing = PREPROCESSING[preprocessing]
     where = torch.device(device)
     path = Path(source).expanduser()
@@ -200,11 +238,13 @@ def open_features(
         digest = _weights_hash(module)
     else:
         raise UserError(
-            f"Expected a TorchScript file or an import path 'module:function' for features, found '{source}', "
-            "which is neither."
+            "Expected a TorchScript file or an import path 'module:function' for features, found "
+            f"'{source}', which is neither."
         )
     network = module.eval().to(where)
-    return FeatureNetwork(name=name, hash=digest, preprocessing=preprocessing, forward=network, device=where)
+    return FeatureNetwork(
+        name=name, hash=digest, preprocessing=preprocessing, forward=network, device=where
+    )
 
 
 def _import_module(source: str) -> nn.Module:
@@ -213,7 +253,8 @@ def _import_module(source: str) -> nn.Module:
         factory = getattr(importlib.import_module(module_name), function)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"'{source}' names no importable function ({error}); give 'module:function' on the Python path."
+            f"'{source}' names no importable function ({error}); give 'module:function' on the "
+            "Python path."
         ) from error
     try:
         found = factory()

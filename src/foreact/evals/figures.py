@@ -1,4 +1,6 @@
-"""Figures as PNG bytes; those of the report once for light and once for dark pages. Knows no HTML."""
+"""Figures as PNG bytes; those of the report once for light and
+once for dark pages. Knows no HTML.
+"""
 
 from __future__ import annotations
 
@@ -29,15 +31,21 @@ class FigurePair:
 
 
 def curves_figure(log: Sequence[Mapping[str, Any]]) -> FigurePair | None:
-    """Training curves: loss terms together, then one panel for every other logged number; None without entries."""
-    names = sorted({k for entry in log for k, v in entry.items() if k not in NOT_CURVES and _is_number(v)})
+    """Training curves: loss terms together, then one panel for every
+    other logged number; None without entries.
+    """
+    names = sorted(
+        {k for entry in log for k, v in entry.items() if k not in NOT_CURVES and _is_number(v)}
+    )
     if not names:
         return None
     terms = [n for n in names if "/" not in n and n != "lr"]
     panels = ([("loss", terms)] if terms else []) + [(n, [n]) for n in names if n not in terms]
 
     def draw(figure: Any) -> None:
-        axes = np.atleast_1d(figure.subplots(-(-len(panels) // 3), min(3, len(panels)), squeeze=False)).ravel()
+        axes = np.atleast_1d(
+            figure.subplots(-(-len(panels) // 3), min(3, len(panels)), squeeze=False)
+        ).ravel()
         for ax, (title, lines) in zip(axes, panels, strict=False):
             for colour, name in enumerate(lines):
                 points = [(e["step"], e[name]) for e in log if _is_number(e.get(name))]
@@ -46,7 +54,13 @@ def curves_figure(log: Sequence[Mapping[str, Any]]) -> FigurePair | None:
                 marker = "o" if len(steps) < 20 else ""
                 ax.plot(steps, values, color=shade, lw=1, alpha=0.35, marker=marker, ms=3)
                 # Losses are noisy draws; schedules and measurements are shown as they are.
-                ax.plot(steps, _smoothed(values) if name in terms else values, color=shade, lw=1.6, label=name)
+                ax.plot(
+                    steps,
+                    _smoothed(values) if name in terms else values,
+                    color=shade,
+                    lw=1.6,
+                    label=name,
+                )
             ax.set_title(title, fontsize=10)
             ax.set_xlabel("optimiser step")
             if len(lines) > 1:
@@ -58,7 +72,9 @@ def curves_figure(log: Sequence[Mapping[str, Any]]) -> FigurePair | None:
 
 
 def scores_figure(results: Sequence[ClosedLoopResult]) -> FigurePair | None:
-    """Every episode's score as a dot, one row per policy, with mean and interval; None without results."""
+    """Every episode's score as a dot, one row per policy, with
+    mean and interval; None without results.
+    """
     if not results:
         return None
 
@@ -72,9 +88,17 @@ def scores_figure(results: Sequence[ClosedLoopResult]) -> FigurePair | None:
             ax.scatter(scores, row + spread, s=18, color=shade, alpha=0.55, linewidths=0)
             mean = result.score
             ax.errorbar(
-                [mean.mean], [row], xerr=[[mean.mean - mean.low], [mean.high - mean.mean]], fmt="D", ms=7, lw=2.5,
-                capsize=6, color=shade, markeredgecolor=ax.spines["left"].get_edgecolor(), zorder=3,
-            )  # fmt: skip
+                [mean.mean],
+                [row],
+                xerr=[[mean.mean - mean.low], [mean.high - mean.mean]],
+                fmt="D",
+                ms=7,
+                lw=2.5,
+                capsize=6,
+                color=shade,
+                markeredgecolor=ax.spines["left"].get_edgecolor(),
+                zorder=3,
+            )
         ax.set_yticks(range(len(results)), [r.name for r in results])
         ax.set_ylim(len(results) - 0.4, -0.6)
         ax.set_xlabel("score of an episode (dots); mean with 95 % interval (diamond)")
@@ -96,9 +120,21 @@ def quality_figure(quality: VideoQuality) -> FigurePair:
                 if key not in quality.curves:
                     continue
                 line: Sequence[Estimate] = quality.curves[key]
-                ax.plot(quality.steps_ahead, [e.mean for e in line], "o-", color=shade, label=label, ms=4)
+                ax.plot(
+                    quality.steps_ahead,
+                    [e.mean for e in line],
+                    "o-",
+                    color=shade,
+                    label=label,
+                    ms=4,
+                )
                 ax.fill_between(
-                    quality.steps_ahead, [e.low for e in line], [e.high for e in line], color=shade, alpha=0.2, lw=0
+                    quality.steps_ahead,
+                    [e.low for e in line],
+                    [e.high for e in line],
+                    color=shade,
+                    alpha=0.2,
+                    lw=0,
                 )
             ax.set_title("PSNR (dB)" if name == "psnr" else "SSIM", fontsize=10)
             ax.set_xlabel("steps ahead")
@@ -109,13 +145,22 @@ def quality_figure(quality: VideoQuality) -> FigurePair:
 
 
 def actions_figure(spec: ActionSpec, actions: Mapping[str, np.ndarray]) -> bytes:
-    """Actions over time, PNG, one panel per dimension; label -> float (K, A) in the spec's units."""
+    """Actions over time, PNG, one panel per dimension; label
+    -> float (K, A) in the spec's units.
+    """
 
     def draw(figure: Any) -> None:
         axes = figure.subplots(1, spec.dim, squeeze=False)[0]
         for i, ax in enumerate(axes):
             for colour, (label, values) in zip(COLOURS, actions.items(), strict=False):
-                ax.plot(np.arange(len(values)), values[:, i], color=colour, marker="o", ms=3, label=label)
+                ax.plot(
+                    np.arange(len(values)),
+                    values[:, i],
+                    color=colour,
+                    marker="o",
+                    ms=3,
+                    label=label,
+                )
             ax.set_title(f"{spec.names[i]} ({spec.units[i]})", fontsize=10)
             ax.set_xlabel("steps from now")
         axes[0].legend(fontsize=8, frameon=False)
@@ -124,16 +169,28 @@ def actions_figure(spec: ActionSpec, actions: Mapping[str, np.ndarray]) -> bytes
 
 
 def figure_pair(draw: Callable[[Any], None], inches: tuple[float, float]) -> FigurePair:
-    """What `draw` puts on a matplotlib figure of this size (width, height), for either colour scheme."""
+    """What `draw` puts on a matplotlib figure of this size
+    (width, height), for either colour scheme.
+    """
     return FigurePair(_render(draw, inches, "#1f2328"), _render(draw, inches, "#d6dae0"))
 
 
-def _render(draw: Callable[[Any], None], inches: tuple[float, float], ink: str, *, transparent: bool = True) -> bytes:
-    # Imported here, since it takes a second and most commands draw nothing. No pyplot: it keeps global figures.
+def _render(
+    draw: Callable[[Any], None], inches: tuple[float, float], ink: str, *, transparent: bool = True
+) -> bytes:
+    # Imported here, since it takes a second and most commands draw nothing. No pyplot: it keeps
+    # global figures.
     import matplotlib
     from matplotlib.figure import Figure
 
-    inked = ("text.color", "axes.edgecolor", "axes.labelcolor", "axes.titlecolor", "xtick.color", "ytick.color")
+    inked = (
+        "text.color",
+        "axes.edgecolor",
+        "axes.labelcolor",
+        "axes.titlecolor",
+        "xtick.color",
+        "ytick.color",
+    )
     style: dict[Any, Any] = dict.fromkeys(inked, ink) | {
         "axes.spines.top": False,
         "axes.spines.right": False,
@@ -158,4 +215,6 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
+    )

@@ -12,17 +12,21 @@ Accumulation = Literal["exact", "reference"]
 
 
 class Moments:
-    """Mean and unbiased covariance of feature rows that arrive in batches; memory is one D x D matrix.
+    """Mean and unbiased covariance of feature rows that arrive in batches; memory is one D x D
+    matrix.
 
     Args:
-        accumulation: "exact" keeps centred moments in float64 and merges batches by Chan's formula. "reference" keeps
-            float32 sums of rows and of outer products, as the evaluation of VaViM does; where the mean is large beside
-            the spread, subtracting such sums loses most digits, so it serves comparison with published numbers only.
+        accumulation: "exact" keeps centred moments in float64 and merges batches by Chan's formula.
+            "reference" keeps float32 sums of rows and of outer products, as the evaluation of VaViM
+            does; where the mean is large beside the spread, subtracting such sums loses most
+            digits, so it serves comparison with published numbers only.
     """
 
     def __init__(self, accumulation: Accumulation = "exact") -> None:
         if accumulation not in ("exact", "reference"):
-            raise UserError(f"Moments are accumulated 'exact' or as 'reference', found '{accumulation}'.")
+            raise UserError(
+                f"Moments are accumulated 'exact' or as 'reference', found '{accumulation}'."
+            )
         self.accumulation = accumulation
         self.n = 0
         self._first = np.zeros(0)
@@ -38,10 +42,14 @@ class Moments:
         x = np.asarray(rows, dtype=dtype)
         if x.ndim != 2 or (self.n and x.shape[1] != self._first.shape[0]):
             expected = f"(N, {self._first.shape[0]})" if self.n else "(N, D)"
-            raise UserError(f"Features should have shape {expected}, found {x.shape}; use one network for all of them.")
+            raise UserError(
+                f"Features should have shape {expected}, found {x.shape}; use one "
+                "network for all of them."
+            )
         if not np.isfinite(x).all():
             raise UserError(
-                "The feature network returned NaN or infinite values; check its precision and preprocessing."
+                "The feature network returned NaN or infinite values; check its precision and "
+                "preprocessing."
             )
         if not len(x):
             return
@@ -65,7 +73,10 @@ class Moments:
     def mean(self) -> np.ndarray:
         """float64 (D,)."""
         self._require_rows(1)
-        return np.asarray(self._first / self.n if self.accumulation == "reference" else self._first, dtype=np.float64)
+        return np.asarray(
+            self._first / self.n if self.accumulation == "reference" else self._first,
+            dtype=np.float64,
+        )
 
     @property
     def covariance(self) -> np.ndarray:
@@ -80,22 +91,27 @@ class Moments:
 
     def _require_rows(self, least: int) -> None:
         if self.n < least:
-            raise UserError(f"A Frechet distance needs at least 2 samples on either side, found {self.n}.")
+            raise UserError(
+                f"A Frechet distance needs at least 2 samples on either side, found {self.n}."
+            )
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
     """Squared 2-Wasserstein distance of the Gaussians with these moments (Dowson and Landau 1982).
 
-    |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)). The trace of the root is the sum of the square roots of the
-    eigenvalues of C_a^(1/2) C_b C_a^(1/2), which is symmetric and has those of C_a C_b; that needs no general matrix
-    root and stays real for covariances of deficient rank.
+    |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
+    The trace of the root is the sum of the square roots of the
+    eigenvalues of C_a^(1/2) C_b C_a^(1/2), which is symmetric and has those of C_a C_b; that needs
+    no general matrix root and stays real for covariances of deficient rank.
 
     Raises:
         UserError: fewer than 2 samples on a side, or features of unlike width.
     """
     mean_a, mean_b = a.mean, b.mean
     if mean_a.shape != mean_b.shape:
-        raise UserError(f"Features of width {len(mean_a)} and {len(mean_b)} have no distance; use one network.")
+        raise UserError(
+            f"Features of width {len(mean_a)} and {len(mean_b)} have no distance; use one network."
+        )
     cov_a, cov_b = a.covariance, b.covariance
     values, vectors = np.linalg.eigh(cov_a)
     root_a = (vectors * np.sqrt(values.clip(min=0.0))) @ vectors.T

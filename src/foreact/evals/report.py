@@ -1,4 +1,6 @@
-"""One page for people, `report.html`: curves, scores, films, imagined futures. Needs nothing beside itself."""
+"""One page for people, `report.html`: curves, scores, films,
+imagined futures. Needs nothing beside itself.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +47,13 @@ def render_section(title: str, template: str, **values: Any) -> Section:
     """A section from a Jinja template, in which `figure(pair, alt)` shows a `FigurePair`."""
 
     def figure(pair: FigurePair | None, alt: str) -> Markup:
-        return Markup("") if pair is None else Markup(_FIGURE).format(**(_figure(pair) or {}), alt=alt)
+        return (
+            Markup("") if pair is None else Markup(_FIGURE).format(**(_figure(pair) or {}), alt=alt)
+        )
 
-    return Section(title, Markup(_environment().from_string(template).render(figure=figure, **values)))
+    return Section(
+        title, Markup(_environment().from_string(template).render(figure=figure, **values))
+    )
 
 
 _FIGURE = """<picture>
@@ -85,14 +91,17 @@ def write_report(
         futures: strips and films of imagined next to true futures.
         pictures: other pictures of what was measured, such as plans.
         config: the resolved configuration of the run.
-        facts: short statements for the end of the page, such as command, hardware and training time.
+        facts: short statements for the end of the page, such as command, hardware and training
+            time.
         size_limit: bytes; media that no longer fit are named, not shown.
 
     Raises:
         UserError: a picture or film is missing or of another kind, or the disk refuses.
     """
     films = [
-        Media(r.folder / e.video, f"{r.name}, seed {e.seed}: score {e.score:.3f} in {e.steps} steps")
+        Media(
+            r.folder / e.video, f"{r.name}, seed {e.seed}: score {e.score:.3f} in {e.steps} steps"
+        )
         for r in results
         if r.folder is not None
         for e in r.episodes
@@ -134,7 +143,8 @@ def write_report(
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(
-            f"The report {path} could not be written ({error.strerror}); make room or choose a folder."
+            f"The report {path} could not be written ({error.strerror}); make room or choose a "
+            "folder."
         ) from error
     return path
 
@@ -151,16 +161,22 @@ def _summary(results: Sequence[ClosedLoopResult]) -> str:
     if first.success is not None:
         text += f" and solves {first.success.mean:.0%} of them"
     if others:
-        text += "; in comparison, " + ", ".join(f"{o.name} scores {o.score.mean:.3f}" for o in others)
+        text += "; in comparison, " + ", ".join(
+            f"{o.name} scores {o.score.mean:.3f}" for o in others
+        )
     return text + "."
 
 
 def _environment() -> jinja2.Environment:
-    return jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    return jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
 
 
 def _template() -> jinja2.Template:
-    return _environment().from_string(files("foreact.evals").joinpath("report.html.j2").read_text(encoding="utf-8"))
+    return _environment().from_string(
+        files("foreact.evals").joinpath("report.html.j2").read_text(encoding="utf-8")
+    )
 
 
 def _size(pairs: Iterable[FigurePair | None]) -> int:
@@ -175,16 +191,23 @@ def _figure(pair: FigurePair | None) -> dict[str, str] | None:
 
 
 def _embedded(media: Sequence[Media], budget: int) -> tuple[list[dict[str, str]], list[str], int]:
-    """Files as data URIs while they fit into `budget` bytes; (shown, captions left out, budget left)."""
+    """Files as data URIs while they fit into `budget` bytes;
+    (shown, captions left out, budget left).
+    """
     shown, left = [], []
     for item in media:
         kind = MEDIA.get(item.path.suffix)
         if kind is None:
-            raise UserError(f"A report shows .png and .mp4 files, found {item.path}; convert it or leave it out.")
+            raise UserError(
+                f"A report shows .png and .mp4 files, found {item.path}; convert it "
+                "or leave it out."
+            )
         try:
             data = item.path.read_bytes()
         except OSError as error:
-            raise UserError(f"The report should show {item.path}, which cannot be read ({error.strerror}).") from error
+            raise UserError(
+                f"The report should show {item.path}, which cannot be read ({error.strerror})."
+            ) from error
         uri = _data_uri(data, kind)
         if len(uri) > budget:
             left.append(f"{item.caption} ({item.path.name})")

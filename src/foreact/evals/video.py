@@ -1,4 +1,6 @@
-"""How near imagined frames come to the true ones: PSNR and SSIM, against repeating the last frame seen."""
+"""How near imagined frames come to the true ones: PSNR and SSIM,
+against repeating the last frame seen.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,18 @@ from foreact.evals.estimate import estimate
 from foreact.types import EpisodeStore, Estimate
 
 ROUNDING_PSNR = 10.0 * float(np.log10(255.0**2 * 12.0))
-"""58.9 dB: the error of rounding to uint8 (variance 1/12). Means count nothing above, or equal frames would decide."""
+"""58.9 dB: the error of rounding to uint8 (variance 1/12). Means count
+nothing above, or equal frames would decide.
+"""
 
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03
 """Settings of SSIM in its paper (Wang et al. 2004)."""
 
 
 class FramePredictor(Protocol):
-    """What is measured: a model that imagines F frames from F frames, `context_stride` steps apart."""
+    """What is measured: a model that imagines F frames from F
+    frames, `context_stride` steps apart.
+    """
 
     camera: str
     frames: int
@@ -39,16 +45,22 @@ class FramePredictor(Protocol):
     ) -> np.ndarray: ...
 
     def predict_dynamics(
-        self, frames: np.ndarray, actions: np.ndarray, *, rng: torch.Generator, state: Mapping[str, np.ndarray] | None
+        self,
+        frames: np.ndarray,
+        actions: np.ndarray,
+        *,
+        rng: torch.Generator,
+        state: Mapping[str, np.ndarray] | None,
     ) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
 class Example:
-    """One window: uint8 (F, H, W, 3) each, and where it lies in the store; `anchor` is the step of "now".
+    """One window: uint8 (F, H, W, 3) each, and where it lies in the store; `anchor` is the step of
+    "now".
 
-    `predicted` and `reconstructed`, which is the true future through the tokenizer alone, are None where that was not
-    measured.
+    `predicted` and `reconstructed`, which is the true future through the tokenizer alone, are None
+    where that was not measured.
     """
 
     context: np.ndarray
@@ -70,8 +82,9 @@ class VideoQuality:
 
     Attributes:
         mode: "video" or "dynamics".
-        estimates: "psnr", "ssim" of the model, "psnr_copy", "ssim_copy" of repeating the last frame seen. A value per
-            episode is the mean over its windows and frames, so that the interval is one over independent episodes.
+        estimates: "psnr", "ssim" of the model, "psnr_copy", "ssim_copy" of repeating the last frame
+            seen. A value per episode is the mean over its windows and frames, so that the interval
+            is one over independent episodes.
         curves: the same names, one estimate per future frame.
         steps_ahead: steps from now to each future frame.
         windows: number of windows that were measured.
@@ -143,13 +156,17 @@ def video_quality(
                 kept.append(Example(context[row], truth[row], predicted[row], episode, anchor))
     owners = np.array([episode for episode, _ in anchors])
     per_episode = {
-        name: np.stack([np.concatenate(parts)[owners == e].mean(0) for e in sorted(set(owners.tolist()))])
+        name: np.stack(
+            [np.concatenate(parts)[owners == e].mean(0) for e in sorted(set(owners.tolist()))]
+        )
         for name, parts in values.items()
     }
     return VideoQuality(
         mode=mode,
         estimates={name: _estimate(name, v.mean(1)) for name, v in per_episode.items()},
-        curves={name: [_estimate(name, column) for column in v.T] for name, v in per_episode.items()},
+        curves={
+            name: [_estimate(name, column) for column in v.T] for name, v in per_episode.items()
+        },
         steps_ahead=[(i + 1) * model.context_stride for i in range(model.frames)],
         windows=len(anchors),
         seed=seed,
@@ -164,7 +181,9 @@ def _estimate(name: str, values: np.ndarray) -> Estimate:
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio in dB of uint8 images (N, H, W, 3), per image, (N,) float64; equal ones give inf."""
+    """Peak signal-to-noise ratio in dB of uint8 images (N, H, W, 3),
+    per image, (N,) float64; equal ones give inf.
+    """
     _check_pair(a, b)
     error = ((a.astype(np.float64) - b.astype(np.float64)) ** 2).mean(axis=(1, 2, 3))
     with np.errstate(divide="ignore"):
@@ -174,17 +193,22 @@ def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 def ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Structural similarity of uint8 images (N, H, W, 3), per image, (N,) float64 in -1..1.
 
-    Gaussian window of 11 x 11 with sigma 1.5, data range 255, over the places where the window lies inside the image;
-    the mean over places and colour channels.
+    Gaussian window of 11 x 11 with sigma 1.5, data range 255, over the places where the window lies
+    inside the image; the mean over places and colour channels.
 
     Raises:
         UserError: shapes or dtypes differ, or the images are smaller than the window.
     """
     _check_pair(a, b)
     if min(a.shape[1:3]) < WINDOW:
-        raise UserError(f"SSIM needs images of at least {WINDOW} x {WINDOW} pixels, found {a.shape[1]} x {a.shape[2]}.")
+        raise UserError(
+            f"SSIM needs images of at least {WINDOW} x {WINDOW} pixels, found "
+            f"{a.shape[1]} x {a.shape[2]}."
+        )
     # In slices, so that memory stays flat however many frames are compared.
-    return np.concatenate([_ssim(a[i : i + 64], b[i : i + 64]) for i in range(0, len(a), 64)] or [np.zeros(0)])
+    return np.concatenate(
+        [_ssim(a[i : i + 64], b[i : i + 64]) for i in range(0, len(a), 64)] or [np.zeros(0)]
+    )
 
 
 def _ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -211,7 +235,8 @@ def save_examples(quality: VideoQuality, folder: Path, fps: float) -> list[Path]
     """Write one PNG strip and one mp4 per example: context, then the true and the imagined future.
 
     Args:
-        fps: frames per second of the store; the films play in real time, but at least 4 frames a second.
+        fps: frames per second of the store; the films play in real time, but at least 4 frames a
+            second.
 
     Returns:
         The files, the PNG of an example before its mp4.
@@ -220,25 +245,37 @@ def save_examples(quality: VideoQuality, folder: Path, fps: float) -> list[Path]
     for example in quality.examples:
         name = f"{quality.mode}-episode-{example.episode}-step-{example.anchor}"
         save_image(folder / f"{name}.png", strip(example, quality.steps_ahead))
-        write_mp4(folder / f"{name}.mp4", film(example, quality.steps_ahead), max(fps / quality.steps_ahead[0], 4.0))
+        write_mp4(
+            folder / f"{name}.mp4",
+            film(example, quality.steps_ahead),
+            max(fps / quality.steps_ahead[0], 4.0),
+        )
         paths += [folder / f"{name}.png", folder / f"{name}.mp4"]
     return paths
 
 
 def strip(example: Example, steps_ahead: Sequence[int]) -> Any:
-    """A PIL picture: the context and the true future above, the context and the imagined future below."""
+    """A PIL picture: the context and the true future above, the
+    context and the imagined future below.
+    """
     rows = _labelled_rows(example, steps_ahead)
     tiles = [tile for row in rows for tile in row]
-    return contact_sheet([image for image, _ in tiles], [label for _, label in tiles], columns=len(rows[0]))
+    return contact_sheet(
+        [image for image, _ in tiles], [label for _, label in tiles], columns=len(rows[0])
+    )
 
 
 def film(example: Example, steps_ahead: Sequence[int]) -> np.ndarray:
-    """The rows of `strip` played next to each other, uint8 (T, H', W', 3); every frame says if it was seen or not."""
+    """The rows of `strip` played next to each other, uint8 (T, H', W',
+    3); every frame says if it was seen or not.
+    """
     moments = zip(*_labelled_rows(example, steps_ahead), strict=True)
     return np.stack([np.asarray(contact_sheet(*zip(*tiles, strict=True))) for tiles in moments])
 
 
-def _labelled_rows(example: Example, steps_ahead: Sequence[int]) -> list[list[tuple[np.ndarray, str]]]:
+def _labelled_rows(
+    example: Example, steps_ahead: Sequence[int]
+) -> list[list[tuple[np.ndarray, str]]]:
     """One row per kind of future: its frames, after the context, enlarged and labelled."""
     scale = max(1, 192 // example.context.shape[1])
     stride = steps_ahead[0]
@@ -246,7 +283,10 @@ def _labelled_rows(example: Example, steps_ahead: Sequence[int]) -> list[list[tu
     rows = []
     for word, future in example.futures().items():
         labels = [*past, *(f"{word} {step:+d}" for step in steps_ahead)]
-        frames = [frame.repeat(scale, axis=0).repeat(scale, axis=1) for frame in (*example.context, *future)]
+        frames = [
+            frame.repeat(scale, axis=0).repeat(scale, axis=1)
+            for frame in (*example.context, *future)
+        ]
         rows.append(list(zip(frames, labels, strict=True)))
     return rows
 
@@ -266,8 +306,8 @@ def _anchors(
             found += [(int(episode), before + int(c)) for c in np.sort(chosen)]
     if not found:
         raise UserError(
-            f"None of the {len(episodes)} episodes has the {before + after + 1} steps that a window takes; "
-            "give longer episodes."
+            f"None of the {len(episodes)} episodes has the {before + after + 1} steps that a "
+            "window takes; give longer episodes."
         )
     return found
 
@@ -275,7 +315,9 @@ def _anchors(
 def _read(
     model: FramePredictor, store: EpisodeStore, anchors: Sequence[tuple[int, int]], mode: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Context and truth, uint8 (B, F, H, W, 3), and actions (B, K, A), empty where not asked for."""
+    """Context and truth, uint8 (B, F, H, W, 3), and actions
+    (B, K, A), empty where not asked for.
+    """
     stride, frames = model.context_stride, model.frames
     context, truth, actions = [], [], []
     for episode, anchor in anchors:
@@ -284,14 +326,22 @@ def _read(
         context.append(video[:frames])
         truth.append(video[frames:])
         if mode == "dynamics":
-            actions.append(store.read(episode, anchor, anchor + model.horizon, ["action"])["action"])
-    return np.stack(context), np.stack(truth), np.stack(actions) if actions else np.zeros((0, 0, 0), np.float32)
+            actions.append(
+                store.read(episode, anchor, anchor + model.horizon, ["action"])["action"]
+            )
+    return (
+        np.stack(context),
+        np.stack(truth),
+        np.stack(actions) if actions else np.zeros((0, 0, 0), np.float32),
+    )
 
 
 def read_states(
     store: EpisodeStore, anchors: Sequence[tuple[int, int]], offsets: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """stream -> (B, P, S) at `offsets` from each (episode, anchor); before an episode its first step stands in."""
+    """stream -> (B, P, S) at `offsets` from each (episode, anchor);
+    before an episode its first step stands in.
+    """
     if not offsets:
         return {}
     found: dict[str, list[np.ndarray]] = {name: [] for name in store.spec.state}
@@ -305,8 +355,14 @@ def read_states(
 
 
 def _check_pair(a: np.ndarray, b: np.ndarray) -> None:
-    if a.dtype != np.uint8 or b.dtype != np.uint8 or a.shape != b.shape or a.ndim != 4 or a.shape[3] != 3:
+    if (
+        a.dtype != np.uint8
+        or b.dtype != np.uint8
+        or a.shape != b.shape
+        or a.ndim != 4
+        or a.shape[3] != 3
+    ):
         raise UserError(
-            f"Two stacks of uint8 images (N, H, W, 3) of one shape are compared, found {a.dtype} {a.shape} and "
-            f"{b.dtype} {b.shape}."
+            f"Two stacks of uint8 images (N, H, W, 3) of one shape are compared, found {a.dtype} "
+            f"{a.shape} and {b.dtype} {b.shape}."
         )

@@ -1,6 +1,8 @@
-"""Gaussian diffusion with a learned variance (arXiv 2102.09672), as UVA's heads use it: tables, loss, sampler.
+"""Gaussian diffusion with a learned variance (arXiv 2102.09672), as UVA's heads use it: tables,
+loss, sampler.
 
-The network is a function `predict(x_t, t)`; this file knows neither its architecture nor what the rows mean.
+The network is a function `predict(x_t, t)`; this file knows neither its architecture nor what the
+rows mean.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ def spaced_steps(steps: int, spacing: str) -> np.ndarray:
 
     Args:
         steps: number of training steps.
-        spacing: "N" for N steps from the first to the last, evenly spread and rounded; "ddimN" for N steps at a whole
-            stride from step 0 (only the spacing of DDIM; sampling stays ancestral); "" for all.
+        spacing: "N" for N steps from the first to the last, evenly spread and rounded; "ddimN" for
+            N steps at a whole stride from step 0 (only the spacing of DDIM; sampling stays
+            ancestral); "" for all.
 
     Raises:
         UserError: the text is neither, or N does not fit.
@@ -47,18 +50,24 @@ def spaced_steps(steps: int, spacing: str) -> np.ndarray:
     count = int(digits) if digits.isdecimal() else 0
     if not 1 <= count <= steps:
         raise UserError(
-            f"Sampling steps should be a number in 1..{steps}, or 'ddimN' with such a number, found '{spacing}'."
+            f"Sampling steps should be a number in 1..{steps}, or 'ddimN' with such a number, "
+            f"found '{spacing}'."
         )
     if strided:
         for stride in range(1, steps + 1):
             if len(kept := np.arange(0, steps, stride)) == count:
                 return kept
-        raise UserError(f"No whole stride visits {count} of {steps} steps; choose another number than in '{spacing}'.")
+        raise UserError(
+            f"No whole stride visits {count} of {steps} steps; choose another number "
+            f"than in '{spacing}'."
+        )
     if count == 1:
         return np.zeros(1, dtype=np.int64)
     stride = (steps - 1) / (count - 1)
     kept, position = [], 0.0
-    for _ in range(count):  # a running sum and Python's round-half-even, as in the reference, decide the ties
+    for _ in range(
+        count
+    ):  # a running sum and Python's round-half-even, as in the reference, decide the ties
         kept.append(round(position))
         position += stride
     return np.array(kept)
@@ -67,9 +76,9 @@ def spaced_steps(steps: int, spacing: str) -> np.ndarray:
 class GaussianDiffusion:
     """Noise schedule of `steps` training steps, or of the kept ones of them.
 
-    The network predicts (eps, v) on the channel axis: noise, and an interpolation between the two extreme log
-    variances of a reverse step. Tables are float64 numpy arrays of shape (len(self),); arithmetic is float32 on the
-    device of the inputs.
+    The network predicts (eps, v) on the channel axis: noise, and an interpolation between the two
+    extreme log variances of a reverse step. Tables are float64 numpy arrays of shape (len(self),);
+    arithmetic is float32 on the device of the inputs.
 
     Args:
         steps: training steps T.
@@ -96,12 +105,14 @@ class GaussianDiffusion:
         first = self.posterior_variance[1] if len(self) > 1 else self.betas[0]
         self.posterior_log_variance_clipped = np.log(np.append(first, self.posterior_variance[1:]))
         self.posterior_mean_coef1 = self.betas * np.sqrt(self.alphas_cumprod_prev) / remaining
-        self.posterior_mean_coef2 = (1.0 - self.alphas_cumprod_prev) * np.sqrt(1.0 - self.betas) / remaining
+        self.posterior_mean_coef2 = (
+            (1.0 - self.alphas_cumprod_prev) * np.sqrt(1.0 - self.betas) / remaining
+        )
 
     def __len__(self) -> int:
         return len(self.timestep_map)
 
-    # --- training ------------------------------------------------------------------------------------------------
+    # --- training ---------------------------------------------------------------------------------
 
     def draw_time(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor:
         """Uniform steps, int64 in [0, len(self)), on the generator's device."""
@@ -129,8 +140,12 @@ class GaussianDiffusion:
         mse, vb = self.terms(predict(x_t, t).float(), x, x_t, t, noise)
         return mse + vb
 
-    def terms(self, output: Tensor, x: Tensor, x_t: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """(mse, vb), each float32 (...), vb in bits per channel and without gradient to the predicted noise."""
+    def terms(
+        self, output: Tensor, x: Tensor, x_t: Tensor, t: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(mse, vb), each float32 (...), vb in bits per channel and
+        without gradient to the predicted noise.
+        """
         eps, v = output.chunk(2, dim=-1)
         mse = (eps - noise).square().mean(-1)
         at = self._at(t, t.device)
@@ -148,7 +163,7 @@ class GaussianDiffusion:
         vb = torch.where(t == 0, nll.mean(-1), kl.mean(-1)) / math.log(2.0)
         return mse, vb
 
-    # --- sampling ------------------------------------------------------------------------------------------------
+    # --- sampling ---------------------------------------------------------------------------------
 
     def sample(
         self,
@@ -163,8 +178,8 @@ class GaussianDiffusion:
 
         Args:
             predict: (x_t (..., C), t () int64, a step of training) -> (..., 2C).
-            normal: draws standard normal noise of the result's shape; called once at the start, then before every
-                step but the last.
+            normal: draws standard normal noise of the result's shape; called once at the start,
+                then before every step but the last.
             temperature: scale of the noise of the steps (not of the start).
             clip: limit every estimate of the data to [-1, 1].
             steps: spacing of this call's steps (see `spaced_steps`); None for every step.
@@ -180,7 +195,11 @@ class GaussianDiffusion:
             t = torch.tensor(int(self.timestep_map[i]), device=x.device)
             eps, v = predict(x, t).float().chunk(2, dim=-1)
             mean, log_variance = self._reverse(eps, v, x, at, clip=clip)
-            x = mean if i == 0 else mean + torch.exp(0.5 * log_variance) * normal().float() * temperature
+            x = (
+                mean
+                if i == 0
+                else mean + torch.exp(0.5 * log_variance) * normal().float() * temperature
+            )
         return x
 
     def spaced(self, spacing: str) -> GaussianDiffusion:
@@ -194,7 +213,9 @@ class GaussianDiffusion:
         return {}
 
     @staticmethod
-    def _reverse(eps: Tensor, v: Tensor, x_t: Tensor, at: _Coefficients, *, clip: bool) -> tuple[Tensor, Tensor]:
+    def _reverse(
+        eps: Tensor, v: Tensor, x_t: Tensor, at: _Coefficients, *, clip: bool
+    ) -> tuple[Tensor, Tensor]:
         """Mean and log variance of p(x_{t-1} | x_t), both (..., C)."""
         x = at.sqrt_recip_alphas_cumprod * x_t - at.sqrt_recipm1_alphas_cumprod * eps
         if clip:
@@ -244,12 +265,16 @@ class _Coefficients:
 
 
 def _log_discretized_normal(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Log probability of the bin of width 2/255 around x in [-1, 1]; the outermost bins reach to infinity."""
+    """Log probability of the bin of width 2/255 around x in [-1,
+    1]; the outermost bins reach to infinity.
+    """
     centred, inverse = x - mean, torch.exp(-log_scale)
     below_upper = _normal_cdf(inverse * (centred + 1.0 / 255.0))
     below_lower = _normal_cdf(inverse * (centred - 1.0 / 255.0))
     probability = torch.where(
-        x < -0.999, below_upper, torch.where(x > 0.999, 1.0 - below_lower, below_upper - below_lower)
+        x < -0.999,
+        below_upper,
+        torch.where(x > 0.999, 1.0 - below_lower, below_upper - below_lower),
     )
     return probability.clamp(min=1e-12).log()
 

@@ -1,6 +1,8 @@
-"""Flow matching on straight lines (rectified flow, arXiv 2209.03003): loss and solver, in the place of diffusion.
+"""Flow matching on straight lines (rectified flow, arXiv 2209.03003): loss and solver, in the place
+of diffusion.
 
-Same calls as `diffusion.GaussianDiffusion`, so that a head takes either. Time runs from 0 (noise) to 1 (data).
+Same calls as `diffusion.GaussianDiffusion`, so that a head takes either. Time runs from 0 (noise)
+to 1 (data).
 """
 
 from __future__ import annotations
@@ -20,15 +22,18 @@ Normal = Callable[[], Tensor]
 
 
 class FlowMatching:
-    """x_t = (1 - (1 - sigma) t) noise + t x; the network predicts the velocity x - (1 - sigma) noise.
+    """x_t = (1 - (1 - sigma) t) noise + t x; the network predicts the velocity x - (1 - sigma)
+    noise.
 
     Args:
-        time: how training draws t: "uniform"; "beta" = (1 - sigma) (1 - z) with z from Beta(1.5, 1), with more weight
-            on noisy t (as in arXiv 2410.24164); "logit_normal" = sigmoid of a standard normal, with more weight on the
-            middle; "stratified" = one uniform draw, then evenly spaced over the samples.
+        time: how training draws t: "uniform"; "beta" = (1 - sigma) (1 - z) with z from Beta(1.5,
+            1), with more weight on noisy t (as in arXiv 2410.24164); "logit_normal" = sigmoid of a
+            standard normal, with more weight on the middle; "stratified" = one uniform draw, then
+            evenly spaced over the samples.
         solver: "euler" (one call of the network per step) or "midpoint" (two).
         sigma: deviation of the noise that is left at t = 1 (arXiv 2210.02747, equation 22).
-        time_scale: what the network is told is t * time_scale; 1000 suits embeddings made for diffusion steps.
+        time_scale: what the network is told is t * time_scale; 1000 suits embeddings made for
+            diffusion steps.
     """
 
     outputs = 1
@@ -42,7 +47,9 @@ class FlowMatching:
         time_scale: float = 1000.0,
     ) -> None:
         if time not in ("uniform", "beta", "logit_normal", "stratified"):
-            raise UserError(f"Flow time should be uniform, beta, logit_normal or stratified, found '{time}'.")
+            raise UserError(
+                f"Flow time should be uniform, beta, logit_normal or stratified, found '{time}'."
+            )
         if solver not in ("euler", "midpoint"):
             raise UserError(f"The flow solver should be euler or midpoint, found '{solver}'.")
         if not 0.0 <= sigma < 1.0:
@@ -119,7 +126,8 @@ class FlowMatching:
     def path(self, predict: Predict, x: Tensor, steps: int) -> list[Tensor]:
         """The states after each of `steps` solver steps from the noise x, float32 (..., C).
 
-        Time stays float32 whatever the network computes in: in bfloat16 the sum of ten tenths is not one.
+        Time stays float32 whatever the network computes in: in bfloat16 the sum of ten tenths is
+            not one.
         """
         dt = 1.0 / steps
         states: list[Tensor] = []
@@ -148,5 +156,7 @@ def solver_steps(text: str) -> int:
         UserError: not a whole number of at least 1.
     """
     if not text.isdecimal() or int(text) < 1:
-        raise UserError(f"Sampling steps of a flow head should be a whole number of at least 1, found '{text}'.")
+        raise UserError(
+            f"Sampling steps of a flow head should be a whole number of at least 1, found '{text}'."
+        )
     return int(text)

@@ -1,4 +1,6 @@
-"""The causal transformer block of the GPTs, in muP form, and the key-value cache that one call owns."""
+"""The causal transformer block of the GPTs, in muP form, and
+the key-value cache that one call owns.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ class KVCache:
     """Keys and values of one attention layer, made by a call and gone with it.
 
     Args:
-        capacity: tokens to make room for. None: keep the tensors of a single pass as they are (with their gradients).
+        capacity: tokens to make room for. None: keep the tensors of a single pass as they are (with
+            their gradients).
 
     Attributes:
         length: tokens held.
@@ -32,13 +35,17 @@ class KVCache:
         return k.narrow(2, 0, self.length), v.narrow(2, 0, self.length)
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add (B, heads, N, head size) of N new tokens; returns keys and values of all tokens held."""
+        """Add (B, heads, N, head size) of N new tokens; returns
+        keys and values of all tokens held.
+        """
         start, self.length = self.length, self.length + k.shape[2]
         if self.capacity is None:
             assert start == 0, "a cache without capacity serves one pass"
             self._held = k, v
             return k, v
-        assert self.length <= self.capacity, f"the cache has room for {self.capacity} tokens, not {self.length}"
+        assert self.length <= self.capacity, (
+            f"the cache has room for {self.capacity} tokens, not {self.length}"
+        )
         if self._held is None:
             shape = (*k.shape[:2], self.capacity, k.shape[3])
             self._held = k.new_empty(shape), v.new_empty(shape)
@@ -48,7 +55,8 @@ class KVCache:
 
 
 class DrawsCache:
-    """Keys and values of one attention layer for D continuations of each of B contexts, which are held once.
+    """Keys and values of one attention layer for D continuations of each of B contexts, which are
+    held once.
 
     Args:
         context: what every continuation of a context has seen.
@@ -65,7 +73,8 @@ class DrawsCache:
         return self.context.length + self.own.length
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
-        """Take in N further tokens of each continuation, and let them attend to all that theirs has seen.
+        """Take in N further tokens of each continuation, and let them attend to all that theirs has
+        seen.
 
         Args:
             q, k, v: (B D, heads, N, head size), the continuations of a context one after another.
@@ -85,12 +94,19 @@ class DrawsCache:
         heads = q.shape[1]
         # One product for all continuations of a context: (B, heads, D N, head size).
         by_context = q.unflatten(0, (-1, self.draws)).transpose(1, 2).flatten(2, 3)
-        to_context = (by_context @ context_k.transpose(-1, -2)).unflatten(2, (self.draws, n)).transpose(1, 2)
+        to_context = (
+            (by_context @ context_k.transpose(-1, -2)).unflatten(2, (self.draws, n)).transpose(1, 2)
+        )
         weights = torch.cat([to_context.flatten(0, 1), to_own], dim=-1).softmax(-1)
         weights = functional.dropout(weights, dropout)
         on_context, on_own = weights.split([context_k.shape[2], past + n], dim=-1)
         on_context = on_context.unflatten(0, (-1, self.draws)).transpose(1, 2).flatten(2, 3)
-        seen = (on_context @ context_v).view(-1, heads, self.draws, n, q.shape[-1]).transpose(1, 2).flatten(0, 1)
+        seen = (
+            (on_context @ context_v)
+            .view(-1, heads, self.draws, n, q.shape[-1])
+            .transpose(1, 2)
+            .flatten(0, 1)
+        )
         return seen + on_own @ v
 
 
@@ -106,7 +122,14 @@ class Attention(nn.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, *, inner: int, base_width: int, base_inner: int, scale: float = 1.0
+        self,
+        width: int,
+        heads: int,
+        *,
+        inner: int,
+        base_width: int,
+        base_inner: int,
+        scale: float = 1.0,
     ) -> None:
         super().__init__()
         self.heads = heads
@@ -119,9 +142,13 @@ class Attention(nn.Module):
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         return q, k, v
 
-    def mix(self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    def mix(
+        self, q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False
+    ) -> Tensor:
         """Attend and project back: (B, heads, N, head size) queries -> (B, N, width)."""
-        mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale)
+        mixed = functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=causal, scale=self.scale
+        )
         return self.out(mixed.transpose(1, 2).flatten(-2))
 
 
@@ -139,15 +166,23 @@ class MLP(nn.Module):
 
 
 class CausalBlock(nn.Module):
-    """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x)); each token sees itself and what came before."""
+    """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x));
+    each token sees itself and what came before.
+    """
 
-    def __init__(self, width: int, heads: int, *, mlp_ratio: int, base_width: int, scale: float = 1.0) -> None:
+    def __init__(
+        self, width: int, heads: int, *, mlp_ratio: int, base_width: int, scale: float = 1.0
+    ) -> None:
         super().__init__()
-        self.attention = Attention(width, heads, inner=width, base_width=base_width, base_inner=base_width, scale=scale)
+        self.attention = Attention(
+            width, heads, inner=width, base_width=base_width, base_inner=base_width, scale=scale
+        )
         self.mlp = MLP(width, mlp_ratio, base_width=base_width)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        """(B, N, width) -> (B, N, width); with a cache, x are the N tokens that follow those held in it."""
+        """(B, N, width) -> (B, N, width); with a cache, x are the
+        N tokens that follow those held in it.
+        """
         q, k, v = self.attention.project(norm(x))
         past = 0 if cache is None else cache.length
         if cache is not None:
@@ -166,7 +201,8 @@ def norm(x: Tensor) -> Tensor:
 
 
 def init_blocks(blocks: nn.ModuleList, std: float, *, residual_std: float) -> None:
-    """muP initialisation: normal weights, zero queries, and a deviation of their own for the residual projections.
+    """muP initialisation: normal weights, zero queries, and a deviation of their own for the
+    residual projections.
 
     Args:
         blocks: modules with `attention` and `mlp` as here.

@@ -1,7 +1,9 @@
-"""GPT-2 (Radford et al., 2019) as Video Occupancy Models use it: learned positions, pre-norm blocks, a tied readout.
+"""GPT-2 (Radford et al., 2019) as Video Occupancy Models use it: learned positions, pre-norm
+blocks, a tied readout.
 
-A block of its own beside VaViM's in `gpt`: biases, learned norms, the tanh form of GELU, dropout and the usual scale of
-the scores, where VaViM's has muP and none of these. What they share is the cache and how a token is drawn.
+A block of its own beside VaViM's in `gpt`: biases, learned norms, the tanh form of GELU, dropout
+and the usual scale of the scores, where VaViM's has muP and none of these. What they share is the
+cache and how a token is drawn.
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from foreact.nn.products import Linear, linear
 
 INIT_STD = 0.02
 CPU_ELEMENTS = 2**23
-"""Most elements of a hidden layer to make at once on the CPU. Memory for larger tensors (32 MiB in float32) is fetched
-anew from the operating system, page by page, every time, which cost a tenth of a training step."""
+"""Most elements of a hidden layer to make at once on the CPU. Memory for larger tensors (32 MiB in
+float32) is fetched anew from the operating system, page by page, every time, which cost a tenth of
+a training step.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,16 +57,24 @@ class GPT2Config:
     def __post_init__(self) -> None:
         for name in ("vocab", "positions", "width", "heads", "layers"):
             if getattr(self, name) < 1:
-                raise UserError(f"The GPT's {name} should be at least 1, found {getattr(self, name)}.")
+                raise UserError(
+                    f"The GPT's {name} should be at least 1, found {getattr(self, name)}."
+                )
         if self.width % self.heads:
-            raise UserError(f"The GPT's width ({self.width}) should be a multiple of its heads ({self.heads}).")
+            raise UserError(
+                f"The GPT's width ({self.width}) should be a multiple of its heads ({self.heads})."
+            )
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
-                raise UserError(f"The GPT's {name} should be in [0, 1), found {getattr(self, name)}.")
+                raise UserError(
+                    f"The GPT's {name} should be in [0, 1), found {getattr(self, name)}."
+                )
 
 
 class GPT2Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); each token sees itself and what came before."""
+    """x + attention(norm(x)), then x + mlp(norm(x)); each
+    token sees itself and what came before.
+    """
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -76,8 +88,11 @@ class GPT2Block(nn.Module):
         self.down = Linear(4 * width, width)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor, cache: KVCache | DrawsCache | None = None, *, last: bool = False) -> Tensor:
-        """(B, N, width) -> (B, N, width); with a cache, x are the N tokens that follow those held in it.
+    def forward(
+        self, x: Tensor, cache: KVCache | DrawsCache | None = None, *, last: bool = False
+    ) -> Tensor:
+        """(B, N, width) -> (B, N, width); with a cache, x are the N tokens that follow those held
+        in it.
 
         With `last`, only the last token's output (B, 1, width) is computed.
         """
@@ -96,13 +111,19 @@ class GPT2Block(nn.Module):
             n, mask = q.shape[2], None
             if past and n > 1:
                 mask = torch.ones(n, past + n, dtype=torch.bool, device=x.device).tril(past)
-            mixed = functional.scaled_dot_product_attention(q, k, v, mask, dropout, is_causal=not past and n > 1)
+            mixed = functional.scaled_dot_product_attention(
+                q, k, v, mask, dropout, is_causal=not past and n > 1
+            )
         x = x + self.dropout(self.out(mixed.transpose(1, 2).flatten(-2)))
-        return x + self.dropout(self.down(functional.gelu(self.up(self.norm2(x)), approximate="tanh")))
+        return x + self.dropout(
+            self.down(functional.gelu(self.up(self.norm2(x)), approximate="tanh"))
+        )
 
 
 class GPT2(nn.Module):
-    """Token ids -> embeddings -> features -> logits: three steps, since callers mix in embeddings of their own."""
+    """Token ids -> embeddings -> features -> logits: three steps,
+    since callers mix in embeddings of their own.
+    """
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -116,7 +137,9 @@ class GPT2(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Normal weights of deviation 0.02, projections into the residual stream divided by sqrt(2 layers)."""
+        """Normal weights of deviation 0.02, projections into the
+        residual stream divided by sqrt(2 layers).
+        """
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=INIT_STD)
@@ -125,16 +148,23 @@ class GPT2(nn.Module):
         for block in self.blocks:
             assert isinstance(block, GPT2Block)
             for into_stream in (block.out, block.down):
-                nn.init.normal_(into_stream.weight, std=INIT_STD / math.sqrt(2 * self.config.layers))
+                nn.init.normal_(
+                    into_stream.weight, std=INIT_STD / math.sqrt(2 * self.config.layers)
+                )
 
     def forward(self, x: Tensor, caches: Sequence[KVCache | DrawsCache] | None = None) -> Tensor:
         """Embedded inputs (B, N, width) -> normalised features (B, N, width).
 
         Args:
-            x: embeddings without positions, of the first N positions, or of the N that follow those held in the caches.
+            x: embeddings without positions, of the first N positions, or of the N that follow those
+                held in the caches.
             caches: one per block.
         """
-        parts = math.ceil(4 * x.numel() / CPU_ELEMENTS) if x.device.type == "cpu" and caches is None else 1
+        parts = (
+            math.ceil(4 * x.numel() / CPU_ELEMENTS)
+            if x.device.type == "cpu" and caches is None
+            else 1
+        )
         if parts <= 1:
             return self._run(x, caches)
         return torch.cat([self._run(part, None) for part in x.tensor_split(min(parts, len(x)))])
@@ -146,7 +176,9 @@ class GPT2(nn.Module):
         return self.norm(x)
 
     def last(self, x: Tensor, caches: Sequence[KVCache | DrawsCache]) -> Tensor:
-        """As `forward(x, caches)[:, -1]`, (B, width), without the work that only the others' features would need."""
+        """As `forward(x, caches)[:, -1]`, (B, width), without the work
+        that only the others' features would need.
+        """
         x = self._place(x, caches[0].length)
         for block, cache in zip(self.blocks[:-1], caches[:-1], strict=True):
             x = block(x, cache)
@@ -173,7 +205,9 @@ class GPT2(nn.Module):
 
 
 def matrices_decay(module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups of the trainable parameters: those of two axes and more decay, the others do not."""
+    """Two groups of the trainable parameters: those of two
+    axes and more decay, the others do not.
+    """
     trainable = [p for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in trainable if p.ndim >= 2], "lr": lr, "weight_decay": weight_decay},

@@ -21,7 +21,9 @@ class Attention(nn.Module):
         attention_dropout: on the attention weights.
     """
 
-    def __init__(self, width: int, heads: int, *, dropout: float = 0.0, attention_dropout: float = 0.0) -> None:
+    def __init__(
+        self, width: int, heads: int, *, dropout: float = 0.0, attention_dropout: float = 0.0
+    ) -> None:
         super().__init__()
         self.heads = heads
         self.attention_dropout = attention_dropout
@@ -63,11 +65,19 @@ class Block(nn.Module):
     """
 
     def __init__(
-        self, width: int, heads: int, *, mlp_ratio: float = 4.0, dropout: float = 0.0, attention_dropout: float = 0.0
+        self,
+        width: int,
+        heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attention = Attention(width, heads, dropout=dropout, attention_dropout=attention_dropout)
+        self.attention = Attention(
+            width, heads, dropout=dropout, attention_dropout=attention_dropout
+        )
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = MLP(width, int(width * mlp_ratio), dropout=dropout)
 
@@ -78,15 +88,20 @@ class Block(nn.Module):
 
 
 def sinusoid(t: Tensor, channels: int, max_period: float = 10000.0) -> Tensor:
-    """Cosines, then sines, of `t` at geometric frequencies: (...) -> float32 (..., channels), channels even."""
+    """Cosines, then sines, of `t` at geometric frequencies: (...)
+    -> float32 (..., channels), channels even.
+    """
     half = channels // 2
-    frequencies = torch.exp(torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(max_period) / half))
+    frequencies = torch.exp(
+        torch.arange(half, dtype=torch.float32, device=t.device) * (-math.log(max_period) / half)
+    )
     angles = t[..., None].float() * frequencies
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 def spread(items: Tensor, count: int) -> Tensor:
-    """Repeat K items along axis 1 so that `count` tokens share them equally: token j gets item floor(j K / count).
+    """Repeat K items along axis 1 so that `count` tokens share them equally: token j gets item
+    floor(j K / count).
 
     Args:
         items: (B, K, C).
@@ -102,7 +117,9 @@ def spread(items: Tensor, count: int) -> Tensor:
 
 
 def init_linear(module: nn.Module) -> None:
-    """Xavier-uniform weights and zero biases for every Linear inside, ones and zeros for every LayerNorm."""
+    """Xavier-uniform weights and zero biases for every Linear
+    inside, ones and zeros for every LayerNorm.
+    """
     for m in module.modules():
         if isinstance(m, nn.Linear):
             nn.init.xavier_uniform_(m.weight)

@@ -1,13 +1,16 @@
-"""Maximal update parametrisation (muP, arXiv 2203.03466): one learning rate and initialisation for every width.
+"""Maximal update parametrisation (muP, arXiv 2203.03466): one learning rate and initialisation for
+every width.
 
-Widths are measured against a base width; `multiplier = width / base`. A weight that maps a width to a width ("hidden")
-has its learning rate divided by the multiplier and its initial deviation by the multiplier's square root. Weights with
-one finite side (embeddings, inputs, readouts) keep both, and a readout divides its input by the multiplier.
-Attention scores are divided by the head's size instead of its square root. The multipliers are plain floats on the
-modules, so they survive copies, sharding and checkpoints.
+Widths are measured against a base width; `multiplier = width / base`. A weight that maps a width to
+a width ("hidden") has its learning rate divided by the multiplier and its initial deviation by the
+multiplier's square root. Weights with one finite side (embeddings, inputs, readouts) keep both, and
+a readout divides its input by the multiplier. Attention scores are divided by the head's size
+instead of its square root. The multipliers are plain floats on the modules, so they survive copies,
+sharding and checkpoints.
 
-One deviation from the published table, made by the authors of VaViM and kept: weight decay is not multiplied back, so
-the effective decay of hidden weights (lr x weight decay in AdamW) falls with the width.
+One deviation from the published table, made by the authors of VaViM and kept: weight decay is not
+multiplied back, so the effective decay of hidden weights (lr x weight decay in AdamW) falls with
+the width.
 """
 
 from __future__ import annotations
@@ -52,5 +55,8 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[
     others: list[nn.Parameter] = []
     for p in model.parameters():
         (by_multiplier.setdefault(hidden[id(p)], []) if id(p) in hidden else others).append(p)
-    groups = [{"params": ps, "lr": lr / m, "weight_decay": weight_decay} for m, ps in by_multiplier.items()]
+    groups = [
+        {"params": ps, "lr": lr / m, "weight_decay": weight_decay}
+        for m, ps in by_multiplier.items()
+    ]
     return [*groups, {"params": others, "lr": lr, "weight_decay": weight_decay}]

@@ -1,12 +1,13 @@
 """x weight^T + bias by the kernel that is fastest here for the number of rows: one, a few, or many.
 
-Torch's own product is `functional.linear`. In float32 on the CPU it is not always the fastest there is, and which one
-is depends on the processor, so each of the others is timed against it once per process (see `foreact.machine`) and
-taken only where it is clearly faster:
+Torch's own product is `functional.linear`. In float32 on the CPU it is not always the fastest there
+is, and which one is depends on the processor, so each of the others is timed against it once per
+process (see `foreact.machine`) and taken only where it is clearly faster:
 
-    one row     numpy's matrix-vector product, while torch keeps to one thread: the whole work of decoding
-    a few rows  weight x^T, transposed, when nothing is learned: a denoiser's step for the actions of one robot
-    many rows   oneDNN's product instead of MKL's, which keeps to AVX2 on some processors that have AVX-512
+    one row     numpy's matrix-vector product, while torch keeps to one thread: decoding
+    a few rows  weight x^T, transposed, when nothing is learned: a denoiser's step for the actions
+    of one robot
+    many rows   oneDNN's instead of MKL's, which on some processors makes no use of AVX-512
 """
 
 from __future__ import annotations
@@ -25,11 +26,17 @@ from torch.nn import functional
 from foreact import machine
 
 FEW = 32
-"""Rows up to which weight x^T was found faster; with more, every kernel comes near the processor's peak."""
+"""Rows up to which weight x^T was found faster; with more, every
+kernel comes near the processor's peak.
+"""
 HEAVY = 2**18
-"""Numbers in a weight from which on that is so; a smaller one does not pay for the copy of the result."""
+"""Numbers in a weight from which on that is so; a smaller one
+does not pay for the copy of the result.
+"""
 WORTHWHILE = 2**20
-"""Multiplications from which on oneDNN's product can be faster, its call being slower by 10 microseconds."""
+"""Multiplications from which on oneDNN's product can be faster,
+its call being slower by 10 microseconds.
+"""
 
 
 class Linear(nn.Linear):
@@ -45,7 +52,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return functional.linear(x, weight, bias)
     rows = x.numel() // max(1, x.shape[-1])
     learning = torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad)
-    if rows == 1 and bias is None and torch.get_num_threads() == 1 and not learning and numpy_is_faster():
+    if (
+        rows == 1
+        and bias is None
+        and torch.get_num_threads() == 1
+        and not learning
+        and numpy_is_faster()
+    ):
         return _by_numpy(x, weight)
     if 1 < rows <= FEW and weight.numel() >= HEAVY and not learning and transposed_is_faster():
         return _transposed(x, weight, bias)
@@ -56,9 +69,11 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @contextmanager
 def rows_by_numpy(x: Tensor, weight: Tensor) -> Iterator[None]:
-    """Within the block, `linear` multiplies single rows like those of x by numpy, where that is faster.
+    """Within the block, `linear` multiplies single rows like those of x by numpy, where that is
+    faster.
 
-    Torch computes with one thread there: its threads and those of numpy's BLAS stay busy for a while after each piece
+    Torch computes with one thread there: its threads and those of numpy's BLAS stay busy for a
+        while after each piece
     of work, and with both in use each waits for the other's at every layer.
 
     Args:
@@ -79,30 +94,37 @@ def _float32_on_cpu(x: Tensor, weight: Tensor) -> bool:
 
 
 def _ones(*shape: int) -> Tensor:
-    return torch.ones(shape, dtype=torch.float32, device="cpu")  # whatever the caller's defaults are
+    return torch.ones(
+        shape, dtype=torch.float32, device="cpu"
+    )  # whatever the caller's defaults are
 
 
-# --- one row -----------------------------------------------------------------------------------------------------
+# --- one row --------------------------------------------------------------------------------------
 
 
 def _by_numpy(x: Tensor, weight: Tensor) -> Tensor:
-    # By DLPack, since `Tensor.numpy` fixes the size of the storage for good, which FSDP frees and fills again.
+    # By DLPack, since `Tensor.numpy` fixes the size of the storage for good, which FSDP frees and
+    # fills again.
     row = np.matmul(np.from_dlpack(weight.detach()), np.from_dlpack(x.detach().reshape(-1)))
     return torch.from_numpy(row).view(*x.shape[:-1], -1)
 
 
 def numpy_is_faster() -> bool:
-    """Whether numpy reads a matrix that is larger than the caches faster than torch does with its present threads."""
+    """Whether numpy reads a matrix that is larger than the caches
+    faster than torch does with its present threads.
+    """
     return _numpy_is_faster(torch.get_num_threads())
 
 
 @cache
 def _numpy_is_faster(threads: int) -> bool:
     x, weight = _ones(1, 2048), _ones(2048, 2048)
-    return machine.clearly_faster(lambda: functional.linear(x, weight), lambda: _by_numpy(x, weight))
+    return machine.clearly_faster(
+        lambda: functional.linear(x, weight), lambda: _by_numpy(x, weight)
+    )
 
 
-# --- a few rows --------------------------------------------------------------------------------------------------
+# --- a few rows -----------------------------------------------------------------------------------
 
 
 def _transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -115,10 +137,12 @@ def _transposed(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def transposed_is_faster() -> bool:
     """Whether the product with x as the second operand is faster."""
     x, weight, bias = _ones(8, 1024), _ones(1024, 1024), _ones(1024)
-    return machine.clearly_faster(lambda: functional.linear(x, weight, bias), lambda: _transposed(x, weight, bias))
+    return machine.clearly_faster(
+        lambda: functional.linear(x, weight, bias), lambda: _transposed(x, weight, bias)
+    )
 
 
-# --- many rows ---------------------------------------------------------------------------------------------------
+# --- many rows ------------------------------------------------------------------------------------
 
 
 def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -127,7 +151,9 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @cache
 def onednn_is_faster() -> bool:
-    """Whether this build of torch has oneDNN's operators, which it does not document, and they multiply faster."""
+    """Whether this build of torch has oneDNN's operators, which it
+    does not document, and they multiply faster.
+    """
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return False
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
@@ -136,7 +162,9 @@ def onednn_is_faster() -> bool:
         return False
     x, weight = _ones(256, 512), _ones(512, 512)
     with machine.one_thread():
-        return machine.clearly_faster(lambda: functional.linear(x, weight), lambda: _by_onednn(x, weight))
+        return machine.clearly_faster(
+            lambda: functional.linear(x, weight), lambda: _by_onednn(x, weight)
+        )
 
 
 class _OneDNN(torch.autograd.Function):

@@ -1,4 +1,6 @@
-"""Smaller weights for decoding: bfloat16, or int8 rows with a scale each. Reading weights is what decoding costs."""
+"""Smaller weights for decoding: bfloat16, or int8 rows with a scale
+each. Reading weights is what decoding costs.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Int8Linear(nn.Module):
-    """A matrix without bias as int8 rows, each with the scale that takes its largest weight to 127."""
+    """A matrix without bias as int8 rows, each with the scale
+    that takes its largest weight to 127.
+    """
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -24,21 +28,26 @@ class Int8Linear(nn.Module):
         scale = (weight.abs().amax(dim=1).clamp_min(1e-12) / 127.0).to(torch.bfloat16)
         self.weight: Tensor
         self.scale: Tensor
-        self.register_buffer("weight", (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8))
+        self.register_buffer(
+            "weight", (weight / scale.float()[:, None]).round().clamp(-127, 127).to(torch.int8)
+        )
         self.register_buffer("scale", scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """bfloat16 (..., inputs) -> bfloat16 (..., outputs)."""
-        # torch's kernel reads int8, 16 inputs at a time and past the end of others; else weights are widened first.
+        # torch's kernel reads int8, 16 inputs at a time and past the end of others; else weights
+        # are widened first.
         if x.device.type == "cpu" and x.shape[-1] % 16 == 0:
             rows = x.reshape(-1, x.shape[-1]).contiguous()
-            product = torch._weight_int8pack_mm  # pyright: ignore[reportPrivateImportUsage]  # torch has no public name
+            # torch has no public name for it.
+            product = torch._weight_int8pack_mm  # pyright: ignore[reportPrivateImportUsage]
             return product(rows, self.weight, self.scale).view(*x.shape[:-1], -1)
         return functional.linear(x, self.weight.to(x.dtype)) * self.scale
 
 
 def reduce_weights(model: M, precision: WeightPrecision) -> M:
-    """Change a model's weights in place for inference; embeddings and readouts are bfloat16 at least.
+    """Change a model's weights in place for inference; embeddings and readouts are bfloat16 at
+    least.
 
     Args:
         model: a GPT of `HiddenLinear` modules, in evaluation mode.

@@ -1,1 +1,3 @@
-"""Policies: from what was observed to the actions to play, in the environment's units. Nothing here simulates."""
+"""Policies: from what was observed to the actions to play, in the
+environment's units. Nothing here simulates.
+"""

@@ -1,4 +1,6 @@
-"""Policies that any score should be compared with: one stays where it is, one moves at random. No network."""
+"""Policies that any score should be compared with: one stays where
+it is, one moves at random. No network.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,14 @@ class _Baseline:
 
     def __init__(self, spec: StreamSpec, *, execute: int = 8) -> None:
         if spec.action is None:
-            raise UserError("The spec has no actions, so nothing can act on it; choose a task with an action stream.")
+            raise UserError(
+                "The spec has no actions, so nothing can act on it; choose a task "
+                "with an action stream."
+            )
         if execute < 1:
-            raise UserError(f"execute is {execute}; at least one action is played before planning again.")
+            raise UserError(
+                f"execute is {execute}; at least one action is played before planning again."
+            )
         self.spec = spec
         self.action: ActionSpec = spec.action
         self.execute = execute
@@ -55,9 +62,11 @@ class _Baseline:
 
 
 class DoNothing(_Baseline):
-    """Stays where it is: the present position for absolute actions, zeros for deltas and relative poses.
+    """Stays where it is: the present position for absolute actions, zeros for deltas and relative
+    poses.
 
-    The position is read from the state entry that carries the action's name, bare or as "agent_<name>".
+    The position is read from the state entry that carries the action's name, bare or as
+    "agent_<name>".
 
     Raises:
         UserError: absolute actions without such a state entry.
@@ -67,7 +76,11 @@ class DoNothing(_Baseline):
 
     def __init__(self, spec: StreamSpec, *, execute: int = 8) -> None:
         super().__init__(spec, execute=execute)
-        self._entries = [self._entry(name) for name in self.action.names] if self.action.mode == "absolute" else []
+        self._entries = (
+            [self._entry(name) for name in self.action.names]
+            if self.action.mode == "absolute"
+            else []
+        )
 
     def _entry(self, action: str) -> tuple[str, int]:
         for stream, names in self.spec.state.items():
@@ -75,8 +88,9 @@ class DoNothing(_Baseline):
                 if wanted in names:
                     return stream, names.index(wanted)
         raise UserError(
-            f"Doing nothing needs the present value of action '{action}', but no state entry is called '{action}' or "
-            f"'agent_{action}'; name it so in the spec, or leave this baseline out."
+            f"Doing nothing needs the present value of action '{action}', but no state entry is "
+            f"called '{action}' or 'agent_{action}'; name it so in the spec, or leave this "
+            "baseline out."
         )
 
     def _target(self, episode: _Seen) -> np.ndarray:
@@ -99,7 +113,10 @@ class RandomPolicy(_Baseline):
     def __init__(self, spec: StreamSpec, *, execute: int = 8) -> None:
         super().__init__(spec, execute=execute)
         if self.action.low is None or self.action.high is None:
-            raise UserError("A random policy draws within the action bounds, but the spec has none; add low and high.")
+            raise UserError(
+                "A random policy draws within the action bounds, but the spec has "
+                "none; add low and high."
+            )
         self._low, self._high = self.action.low, self.action.high
 
     def _target(self, episode: _Seen) -> np.ndarray:

@@ -15,10 +15,15 @@ from foreact.types import Observation
 
 
 def generator_for(*key: int) -> torch.Generator:
-    """A generator that depends on the whole key, such as (episode seed, step), and on nothing else."""
-    # SeedSequence mixes, so that neighbouring seeds and steps give unrelated draws, and takes no negative words.
+    """A generator that depends on the whole key, such as
+    (episode seed, step), and on nothing else.
+    """
+    # SeedSequence mixes, so that neighbouring seeds and steps give unrelated draws, and takes no
+    # negative words.
     words = [k % 2**64 for k in key]
-    return torch.Generator().manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1))
+    return torch.Generator().manual_seed(
+        int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
+    )
 
 
 @dataclass
@@ -38,7 +43,8 @@ E = TypeVar("E", bound=Episode)
 
 
 class Memory(Generic[E]):
-    """The episodes of a policy, numbered 0, 1, ... in the order of their seeds; see `foreact.types.Policy`.
+    """The episodes of a policy, numbered 0, 1, ... in the order of their seeds; see
+    `foreact.types.Policy`.
 
     Args:
         begin: an episode of that seed, of which nothing has been seen.
@@ -64,12 +70,15 @@ class Memory(Generic[E]):
         steps = {episode.step for episode in episodes}
         if len(steps) != 1 or -1 in steps:
             raise ValueError(
-                f"act plans for episodes observed up to one and the same step; these are at {sorted(steps)}."
+                "act plans for episodes observed up to one and the same step; these are at "
+                f"{sorted(steps)}."
             )
         return episodes, steps.pop()
 
 
-def pictures_of(obs: Observation, camera: str, rows: int, size: tuple[int, int] | None) -> np.ndarray:
+def pictures_of(
+    obs: Observation, camera: str, rows: int, size: tuple[int, int] | None
+) -> np.ndarray:
     """The pictures that a policy watches, one per running episode.
 
     Args:
@@ -86,13 +95,21 @@ def pictures_of(obs: Observation, camera: str, rows: int, size: tuple[int, int] 
     """
     frames = obs.cameras.get(camera)
     if frames is None:
-        raise UserError(f"The policy watches camera '{camera}'; the observation has {sorted(obs.cameras)}.")
-    fits = frames.dtype == np.uint8 and frames.ndim == 4 and frames.shape[::3] == (rows, 3) and frames.size > 0
+        raise UserError(
+            f"The policy watches camera '{camera}'; the observation has {sorted(obs.cameras)}."
+        )
+    fits = (
+        frames.dtype == np.uint8
+        and frames.ndim == 4
+        and frames.shape[::3] == (rows, 3)
+        and frames.size > 0
+    )
     if not fits or (size is not None and frames.shape[1:3] != tuple(size)):
         expected = f"({rows}, {'H, W' if size is None else f'{size[0]}, {size[1]}'}, 3)"
         raise UserError(
-            f"Camera '{camera}' should be uint8 {expected}, found {frames.dtype} {frames.shape}; give one RGB picture "
-            f"per running episode{'' if size is None else ', as large as in training'}."
+            f"Camera '{camera}' should be uint8 {expected}, found {frames.dtype} {frames.shape}; "
+            "give one RGB picture per running "
+            f"episode{'' if size is None else ', as large as in training'}."
         )
     return frames
 
@@ -115,10 +132,14 @@ class History(Episode):
         self.step += 1
         # A copy: environments may reuse the array in which they draw.
         self.frames[self.step] = np.array(frame, dtype=np.uint8)
-        self.states[self.step] = {name: np.array(values, np.float32) for name, values in states.items()}
+        self.states[self.step] = {
+            name: np.array(values, np.float32) for name, values in states.items()
+        }
         for kept in (self.frames, self.states, self.latents):
             kept.pop(self.step - reach - 1, None)
 
     def steps(self, offsets: Sequence[int]) -> list[int]:
-        """Steps at `offsets` (each <= 0) from now; before the start of the episode its first frame stands in."""
+        """Steps at `offsets` (each <= 0) from now; before the start
+        of the episode its first frame stands in.
+        """
         return [max(self.step + offset, 0) for offset in offsets]

@@ -1,4 +1,6 @@
-"""The policy of a model that turns recent frames into actions and remembers nothing else, such as a family of yours."""
+"""The policy of a model that turns recent frames into actions and
+remembers nothing else, such as a family of yours.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from foreact.policies.memory import History, Memory, generator_for, pictures_of
 from foreact.types import ActionChunk, Observation, StreamSpec
 
 Decide = Callable[[Tensor, dict[str, Tensor], torch.Generator], Tensor]
-"""frames uint8 (T, 3, H, W), states {stream: normalised (T, S)}, generator -> normalised actions (K, A)."""
+"""frames uint8 (T, 3, H, W), states {stream: normalised (T, S)},
+generator -> normalised actions (K, A).
+"""
 
 
 class PlainPolicy:
@@ -31,7 +35,8 @@ class PlainPolicy:
         spec: of the task.
         stats: statistics of the actions, and of the states where there are any.
         camera: which one is watched.
-        frames: how many of the newest frames are shown, T; before an episode its first frame stands in.
+        frames: how many of the newest frames are shown, T; before an episode its first frame stands
+            in.
         execute: actions played before planning again.
         device: where `decide` computes.
         facts: what `describe` tells.
@@ -50,7 +55,10 @@ class PlainPolicy:
         facts: dict[str, Any] | None = None,
     ) -> None:
         if spec.action is None:
-            raise UserError("The weights' task has no actions, so they cannot act; name weights of another task.")
+            raise UserError(
+                "The weights' task has no actions, so they cannot act; name weights "
+                "of another task."
+            )
         if frames < 1 or execute < 1:
             raise UserError(f"frames ({frames}) and execute ({execute}) must be at least 1.")
         self.spec, self.action, self.decide, self.stats = spec, spec.action, decide, stats
@@ -65,7 +73,11 @@ class PlainPolicy:
         episodes = self._memory.episodes(ids)
         pictures = pictures_of(obs, self.camera, len(episodes), self.spec.cameras[self.camera])
         for i, (episode, picture) in enumerate(zip(episodes, pictures, strict=True)):
-            episode.add(picture, {name: values[i] for name, values in obs.state.items()}, reach=self.frames - 1)
+            episode.add(
+                picture,
+                {name: values[i] for name, values in obs.state.items()},
+                reach=self.frames - 1,
+            )
 
     @torch.inference_mode()
     def act(self, ids: Sequence[int] | None = None) -> ActionChunk:
@@ -73,22 +85,34 @@ class PlainPolicy:
         episodes, step = self._memory.now(ids)
         actions = np.stack([self._plan(episode) for episode in episodes])
         if self.execute > actions.shape[1]:
-            raise UserError(f"execute is {self.execute}; the model plans {actions.shape[1]} actions, choose 1 to that.")
+            raise UserError(
+                f"execute is {self.execute}; the model plans {actions.shape[1]} "
+                "actions, choose 1 to that."
+            )
         return ActionChunk(actions, self.execute, step, (time.perf_counter() - began) * 1e3)
 
     def describe(self) -> dict[str, Any]:
-        return {"context": self.frames, "execute": self.execute, "device": str(self.device), **self.facts}
+        return {
+            "context": self.frames,
+            "execute": self.execute,
+            "device": str(self.device),
+            **self.facts,
+        }
 
     def _plan(self, episode: History) -> np.ndarray:
         """float32 (K, A) in the units of the spec, within its bounds."""
         steps = episode.steps(range(1 - self.frames, 1))
         frames = torch.from_numpy(np.stack([episode.frames[s] for s in steps])).permute(0, 3, 1, 2)
         states = {
-            name: self.stats.encode(torch.from_numpy(np.stack([episode.states[s][name] for s in steps])), name)
+            name: self.stats.encode(
+                torch.from_numpy(np.stack([episode.states[s][name] for s in steps])), name
+            )
             for name in episode.states[episode.step]
         }
         rng = generator_for(episode.seed, episode.step)
-        planned = self.decide(frames.to(self.device), {k: v.to(self.device) for k, v in states.items()}, rng)
+        planned = self.decide(
+            frames.to(self.device), {k: v.to(self.device) for k, v in states.items()}, rng
+        )
         actions = np.asarray(self.stats.decode(planned.float().cpu(), "action"), np.float32)
         low = -np.inf if self.action.low is None else np.asarray(self.action.low, np.float32)
         high = np.inf if self.action.high is None else np.asarray(self.action.high, np.float32)
@@ -113,13 +137,21 @@ def open_plain(
     """
     checkpoint = load_checkpoint(path)
     if checkpoint.spec is None or checkpoint.stats is None:
-        raise UserError(f"{path} has no spec or no statistics, so it cannot act; export it again with its task.")
+        raise UserError(
+            f"{path} has no spec or no statistics, so it cannot act; export it again with its task."
+        )
     model: nn.Module = build(checkpoint, device)
 
     def of_model(pictures: Tensor, states: dict[str, Tensor], rng: torch.Generator) -> Tensor:
         return decide(model, pictures, states, rng)
 
     return PlainPolicy(
-        of_model, checkpoint.spec, checkpoint.stats, camera=camera, frames=frames, execute=execute, device=device,
+        of_model,
+        checkpoint.spec,
+        checkpoint.stats,
+        camera=camera,
+        frames=frames,
+        execute=execute,
+        device=device,
         facts={"policy": checkpoint.family, "weights": checkpoint.hash},
-    )  # fmt: skip
+    )

@@ -1,4 +1,6 @@
-"""Release archives, both ways: files <-> one .tar.gz, whole or in parts, streamed in constant memory."""
+"""Release archives, both ways: files <-> one .tar.gz, whole or
+in parts, streamed in constant memory.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ from typing import Any, cast
 
 from tqdm import tqdm
 
-from foreact.checkpoints.manifest import BLOCK, MANIFEST, FileFacts, read_manifest, record, sha256_of
+from foreact.checkpoints.manifest import (
+    BLOCK,
+    MANIFEST,
+    FileFacts,
+    read_manifest,
+    record,
+    sha256_of,
+)
 from foreact.errors import UserError
 from foreact.released.parts import PartsReader, PartsWriter, find_parts, suffixes
 
@@ -28,9 +37,21 @@ MAX_TOTAL = 200_000_000_000
 MAX_NAME = 2**16
 """Bytes of an extended header; real ones hold a long name."""
 EXTENDED = {
-    tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK,
-}  # fmt: skip
-DAMAGE = (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, ValueError, OverflowError, RecursionError)
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+}
+DAMAGE = (
+    tarfile.TarError,
+    gzip.BadGzipFile,
+    zlib.error,
+    EOFError,
+    ValueError,
+    OverflowError,
+    RecursionError,
+)
 UNITS = {"": 1, "B": 1} | {
     unit: base**power
     for power, letter in enumerate("KMGT", start=1)
@@ -39,7 +60,8 @@ UNITS = {"": 1, "B": 1} | {
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size as `split` reads it: 1900MB is 1900 * 10**6, 1900M and 1900MiB are 1900 * 2**20.
+    """Bytes of a size as `split` reads it: 1900MB is 1900 * 10**6, 1900M and 1900MiB are 1900 *
+    2**20.
 
     Raises:
         UserError: it is no positive size.
@@ -50,7 +72,7 @@ def parse_size(text: str) -> int:
     return int(found[1]) * UNITS[found[2].upper()]
 
 
-# --- packing ---------------------------------------------------------------------------------------------------
+# --- packing --------------------------------------------------------------------------------------
 
 
 def pack(
@@ -61,9 +83,11 @@ def pack(
     extension: str | None = None,
     progress: bool = True,
 ) -> list[Path]:
-    """Write files and folders as STEM.tar.gz, or as STEM_chunked.tar.gz.part_aa, ... where that is too large.
+    """Write files and folders as STEM.tar.gz, or as STEM_chunked.tar.gz.part_aa, ... where that is
+    too large.
 
-    The same content gives the same bytes: names are sorted, owners and times are left out. The hash of every part goes
+    The same content gives the same bytes: names are sorted, owners and times are left out. The hash
+        of every part goes
     to the manifest beside them.
 
     Args:
@@ -77,34 +101,47 @@ def pack(
         The parts, in order.
 
     Raises:
-        UserError: nothing to pack, two sources of one name, an archive of that name exists, or the disk refuses.
-            Nothing is left half-written.
+        UserError: nothing to pack, two sources of one name, an archive of that name exists, or the
+            disk refuses. Nothing is left half-written.
     """
     if max_size < 1:
         raise UserError(f"A part should have at least 1 byte, found {max_size}.")
     stem = Path(stem)
     name = stem.name.removesuffix(".tar.gz").removesuffix("_chunked")
     if name in ("", ".."):
-        raise UserError(f"'{stem}' does not name an archive; give its path, such as {stem / 'weights'}.")
+        raise UserError(
+            f"'{stem}' does not name an archive; give its path, such as {stem / 'weights'}."
+        )
     stem = stem.with_name(name)
     lone, whole = f"{name}.tar.gz", f"{name}_chunked.tar.gz"
     if stem.parent.is_dir():
         for path in sorted(stem.parent.iterdir()):
             # A part left over from an older archive would become the end of the new one.
             if path.name == lone or path.name.startswith(f"{whole}.part_"):
-                raise UserError(f"{path} exists; remove the old archive first or choose another name.")
+                raise UserError(
+                    f"{path} exists; remove the old archive first or choose another name."
+                )
     members = _members(sources, extension)
     total = sum(path.stat().st_size for path in members.values() if path.is_file())
     try:
         with (
             _scratch(stem.parent, ".pack-") as scratch,
-            tqdm(total=total, unit="B", unit_scale=True, desc=f"pack {stem.name}", disable=not progress) as bar,
+            tqdm(
+                total=total,
+                unit="B",
+                unit_scale=True,
+                desc=f"pack {stem.name}",
+                disable=not progress,
+            ) as bar,
         ):
             with closing(PartsWriter(scratch, max_size)) as writer:
                 _write_tar(members, writer, bar.update)
             names = [lone]
             if len(writer.facts) > 1:
-                names = [f"{whole}.part_{suffix}" for suffix, _ in zip(suffixes(), writer.facts, strict=False)]
+                names = [
+                    f"{whole}.part_{suffix}"
+                    for suffix, _ in zip(suffixes(), writer.facts, strict=False)
+                ]
             for index, name in enumerate(names):
                 os.replace(writer.path(index), stem.parent / name)
         record(stem.parent, dict(zip(names, writer.facts, strict=True)))
@@ -123,24 +160,38 @@ def _members(sources: Sequence[Path], extension: str | None) -> dict[str, Path]:
             raise UserError(f"There is no {source} to pack.")
         found = {top.name: top}
         if top.is_dir():
-            inside = {f"{top.name}/{path.relative_to(top).as_posix()}": path for path in top.rglob("*")}
-            kept = {k: p for k, p in inside.items() if not ending or (p.is_file() and p.name.endswith(ending))}
+            inside = {
+                f"{top.name}/{path.relative_to(top).as_posix()}": path for path in top.rglob("*")
+            }
+            kept = {
+                k: p
+                for k, p in inside.items()
+                if not ending or (p.is_file() and p.name.endswith(ending))
+            }
             found = kept if ending else found | kept
         if twice := sorted(set(found) & set(members)):
             raise UserError(f"Two sources are called '{twice[0]}'; rename one of them.")
         members |= found
-    odd = [p for p in members.values() if not p.is_file() and not (p.is_dir() and not p.is_symlink())]
+    odd = [
+        p for p in members.values() if not p.is_file() and not (p.is_dir() and not p.is_symlink())
+    ]
     if odd:
         raise UserError(f"{odd[0]} is neither a file nor a plain folder and cannot be packed.")
     if unprintable := [name for name in members if not name.isprintable()]:
-        raise UserError(f"The name {unprintable[0]!r} cannot be printed and is not packed; rename it.")
+        raise UserError(
+            f"The name {unprintable[0]!r} cannot be printed and is not packed; rename it."
+        )
     if not any(path.is_file() for path in members.values()):
         of = f" that ends in {ending}" if ending else ""
-        raise UserError(f"There is no file{of} in {', '.join(map(str, sources)) or 'an empty list'} to pack.")
+        raise UserError(
+            f"There is no file{of} in {', '.join(map(str, sources)) or 'an empty list'} to pack."
+        )
     return dict(sorted(members.items()))
 
 
-def _write_tar(members: dict[str, Path], writer: PartsWriter, advance: Callable[[int], object]) -> None:
+def _write_tar(
+    members: dict[str, Path], writer: PartsWriter, advance: Callable[[int], object]
+) -> None:
     # Weights hardly compress: level 1 costs a few per cent of size and saves most of the time.
     packed: Any = gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=writer, mtime=0)
     with packed, tarfile.open(fileobj=packed, mode="w|", bufsize=BLOCK) as tar:
@@ -167,7 +218,7 @@ class _Watched:
         return data
 
 
-# --- unpacking -------------------------------------------------------------------------------------------------
+# --- unpacking ------------------------------------------------------------------------------------
 
 
 def unpack(
@@ -180,12 +231,14 @@ def unpack(
 ) -> list[Path]:
     """Extract an archive, whole or in parts, into a folder.
 
-    Parts that a manifest beside them names are first checked against it. Only plain files and folders are extracted,
-    and only below `out`; they appear there when the last byte of the archive has been checked.
+    Parts that a manifest beside them names are first checked against it. Only plain files and
+    folders are extracted, and only below `out`; they appear there when the last byte of the archive
+    has been checked.
 
     Args:
         src: a .tar.gz, any part of a set, or the folder that holds them.
-        out: the folder; made where it is missing. What it holds stays, and nothing in it is replaced.
+        out: the folder; made where it is missing. What it holds stays, and nothing in it is
+            replaced.
         max_members: how many files and folders the archive may hold.
         max_total: how many bytes it may unpack to.
         progress: show a bar over the bytes read.
@@ -194,8 +247,8 @@ def unpack(
         What appeared in `out`, sorted.
 
     Raises:
-        UserError: a part is missing, swapped, cut short or damaged, a member is unsafe or exists already, a limit is
-            passed, or the disk refuses. Nothing is left half-written.
+        UserError: a part is missing, swapped, cut short or damaged, a member is unsafe or exists
+            already, a limit is passed, or the disk refuses. Nothing is left half-written.
     """
     parts, out = find_parts(src), Path(out)
     total = sum(path.stat().st_size for path in parts)
@@ -203,7 +256,9 @@ def unpack(
         _check_parts(parts, total, progress)
         with (
             _scratch(out, ".unpack-") as scratch,
-            tqdm(total=total, unit="B", unit_scale=True, desc="unpack", disable=not progress) as bar,
+            tqdm(
+                total=total, unit="B", unit_scale=True, desc="unpack", disable=not progress
+            ) as bar,
             closing(PartsReader(parts, bar.update)) as reader,
         ):
             try:
@@ -218,7 +273,9 @@ def unpack(
     return placed
 
 
-def _extract(reader: PartsReader, scratch: Path, out: Path, max_members: int, max_total: int) -> None:
+def _extract(
+    reader: PartsReader, scratch: Path, out: Path, max_members: int, max_total: int
+) -> None:
     left = max_total
 
     def spend(size: int) -> None:
@@ -226,7 +283,8 @@ def _extract(reader: PartsReader, scratch: Path, out: Path, max_members: int, ma
         left -= size
         if left < 0:
             raise UserError(
-                f"The archive unpacks to more than {max_total:,} bytes; raise the limit if you trust its source."
+                f"The archive unpacks to more than {max_total:,} bytes; raise the limit if you "
+                "trust its source."
             )
 
     # A stream is read from front to back, so of a file gzip asks for no more than `read`.
@@ -236,7 +294,8 @@ def _extract(reader: PartsReader, scratch: Path, out: Path, max_members: int, ma
         for number, member in enumerate(tar):
             if number == max_members:
                 raise UserError(
-                    f"The archive holds more than {max_members:,} files; raise the limit if you trust its source."
+                    f"The archive holds more than {max_members:,} files; raise the limit if you "
+                    "trust its source."
                 )
             _place(tar, member, scratch, out)
         # Reading on to the end is what checks the length and checksum of gzip.
@@ -246,7 +305,8 @@ def _extract(reader: PartsReader, scratch: Path, out: Path, max_members: int, ma
 
 
 class _StrictHeader(tarfile.TarInfo):
-    """A header that is damaged, which tarfile silently takes for the archive's end, or of absurd length, is an error.
+    """A header that is damaged, which tarfile silently takes for the archive's end, or of absurd
+    length, is an error.
 
     tarfile reads an extended header (a long name, say) into memory whole, whatever size it claims.
     """
@@ -270,13 +330,20 @@ def _place(tar: tarfile.TarFile, member: tarfile.TarInfo, scratch: Path, out: Pa
     if name == PurePosixPath():
         return  # "." itself
     if not member.name.isprintable():
-        raise UserError(f"The archive holds the name {member.name!r}, which cannot be printed; it was not unpacked.")
+        raise UserError(
+            f"The archive holds the name {member.name!r}, which cannot be printed; it "
+            "was not unpacked."
+        )
     if name.is_absolute() or ".." in name.parts or not (scratch / name).is_relative_to(scratch):
-        raise UserError(f"The archive wants to write to '{member.name}', outside its folder; it was not unpacked.")
+        raise UserError(
+            f"The archive wants to write to '{member.name}', outside its folder; it "
+            "was not unpacked."
+        )
     # The holes of a sparse file cost an attacker nothing and count towards no limit.
     if not (member.isreg() or member.isdir()) or member.issparse():
         raise UserError(
-            f"'{member.name}' in the archive is a link, a device or sparse, which weights never are; it was refused."
+            f"'{member.name}' in the archive is a link, a device or sparse, which weights never "
+            "are; it was refused."
         )
     if os.path.lexists(out / name.parts[0]):
         raise UserError(f"{out / name.parts[0]} exists; remove it or choose another folder.")
@@ -291,7 +358,9 @@ def _place(tar: tarfile.TarFile, member: tarfile.TarInfo, scratch: Path, out: Pa
         with open(target, "xb") as file:
             shutil.copyfileobj(source, file, BLOCK)
     except (FileExistsError, NotADirectoryError, ValueError):
-        raise UserError(f"The archive holds '{member.name}' twice or in an impossible place.") from None
+        raise UserError(
+            f"The archive holds '{member.name}' twice or in an impossible place."
+        ) from None
     if target.stat().st_size != member.size:
         raise tarfile.ReadError(f"{member.name} is cut short")
 
@@ -309,11 +378,13 @@ def _scratch(folder: Path, prefix: str) -> Iterator[Path]:
             folder.rmdir()
 
 
-# --- what is wrong with a set of parts -------------------------------------------------------------------------
+# --- what is wrong with a set of parts ------------------------------------------------------------
 
 
 def _check_parts(parts: Sequence[Path], total: int, progress: bool) -> None:
-    """Compare the parts with the manifest beside them; parts that it does not name are left to gzip's checksum."""
+    """Compare the parts with the manifest beside them; parts that it
+    does not name are left to gzip's checksum.
+    """
     known = read_manifest(parts[0].parent)
     if not any(path.name in known for path in parts):
         return
@@ -331,28 +402,37 @@ def _check_parts(parts: Sequence[Path], total: int, progress: bool) -> None:
             why = f"it holds what {others[0]} should hold" if others else "its SHA-256 differs"
             if wanted.bytes is not None and found.bytes != wanted.bytes:
                 why += f" and it has {found.bytes:,} bytes instead of {wanted.bytes:,}"
-            raise UserError(f"{path} is not the file that {MANIFEST} describes ({why}); download it again.")
+            raise UserError(
+                f"{path} is not the file that {MANIFEST} describes ({why}); download it again."
+            )
 
 
 def _diagnosis(parts: Sequence[Path], current: Path, error: Exception) -> str:
-    """One sentence on an archive that could not be read to its end: the likeliest cause that the parts show."""
+    """One sentence on an archive that could not be read to its end:
+    the likeliest cause that the parts show.
+    """
     if len(parts) == 1:
         what = "is cut short" if isinstance(error, EOFError) else "is damaged or no .tar.gz"
         return f"{current} {what} ({error}); download it again."
     seen: dict[str, Path] = {}
     for path in parts:
         if (other := seen.setdefault(sha256_of(path), path)) is not path:
-            return f"{path} holds the same as {other.name}: a part is there twice; download it again."
+            return (
+                f"{path} holds the same as {other.name}: a part is there twice; download it again."
+            )
     sizes = [path.stat().st_size for path in parts]
     for path, size in zip(parts[:-1], sizes, strict=False):
         if size < max(sizes):
             return (
-                f"{path} has {size:,} bytes where others have {max(sizes):,}: it is cut short or swapped with another."
+                f"{path} has {size:,} bytes where others have {max(sizes):,}: it is cut short or "
+                "swapped with another."
             )
     if isinstance(error, EOFError):
         return (
-            f"The archive ends too early: {parts[-1]} is cut short or parts after it are missing; download them again."
+            f"The archive ends too early: {parts[-1]} is cut short or parts after it are missing; "
+            "download them again."
         )
     return (
-        f"The archive is damaged at {current} ({error}): that part is corrupt or parts are swapped; download it again."
+        f"The archive is damaged at {current} ({error}): that part is corrupt or parts are "
+        "swapped; download it again."
     )

@@ -1,4 +1,5 @@
-"""The released models, by id: what each is, which files hold it, and where the release's own table is wrong.
+"""The released models, by id: what each is, which files hold it, and where the release's own table
+is wrong.
 
 Sizes and hashes of the files are not part of it: the release publishes none.
 """
@@ -23,7 +24,8 @@ class Size:
         layers: of both.
         head_dim: channels of one attention head.
         parameters, action_parameters: exact counts, the tied output layer counted once.
-        label, action_label: the counts as published, which are rounded and for size S differ from the exact one.
+        label, action_label: the counts as published, which are rounded and for size S differ from
+            the exact one.
     """
 
     width: int
@@ -43,7 +45,8 @@ class Entry:
     Attributes:
         id: what the user types.
         title: name of the model, or what the files hold.
-        candidates: sets of file names in the order to try them; a set is taken whole. Empty where none is known.
+        candidates: sets of file names in the order to try them; a set is taken whole. Empty where
+            none is known.
         stage: "pretrained", "finetuned" or "action"; None for what is no model.
         pretraining_steps: optimiser steps of the pre-training.
         total_steps: the same including the fine-tuning, where there was one.
@@ -65,7 +68,9 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Catalogue:
-    """A release: its name, the address its files lie under, and its entries in the order of its table."""
+    """A release: its name, the address its files lie under, and
+    its entries in the order of its table.
+    """
 
     release: str
     url: str
@@ -80,7 +85,9 @@ class Catalogue:
         for entry in self.entries:
             if entry.id == id:
                 return entry
-        raise UserError(f"The release has nothing called '{id}'{did_you_mean(id, [e.id for e in self.entries])}")
+        raise UserError(
+            f"The release has nothing called '{id}'{did_you_mean(id, [e.id for e in self.entries])}"
+        )
 
 
 @cache
@@ -91,6 +98,10 @@ def catalogue() -> Catalogue:
 
     def entry(facts: dict[str, Any]) -> Entry:
         candidates = tuple(tuple(names) for names in facts["candidates"])
-        return Entry(**{**facts, "candidates": candidates, "size": sizes.get(facts.get("size", ""))})
+        return Entry(
+            **{**facts, "candidates": candidates, "size": sizes.get(facts.get("size", ""))}
+        )
 
-    return Catalogue(release=raw["release"], url=raw["url"], entries=tuple(map(entry, raw["entries"])))
+    return Catalogue(
+        release=raw["release"], url=raw["url"], entries=tuple(map(entry, raw["entries"]))
+    )

@@ -20,11 +20,15 @@ from foreact.types import StreamSpec
 
 def layouts() -> list[Layout]:
     """All kinds of foreign checkpoints that some family reads."""
-    return [layout for name in families_with("layouts") for layout in FAMILIES.find(name).get("layouts")]
+    return [
+        layout for name in families_with("layouts") for layout in FAMILIES.find(name).get("layouts")
+    ]
 
 
 def read_content(path: Path) -> Any:
-    """The content of a torch.save file or of a DeepSpeed directory, the latter as its fused file would have it."""
+    """The content of a torch.save file or of a DeepSpeed directory,
+    the latter as its fused file would have it.
+    """
     return read_zero_directory(path) if is_zero_directory(path) else read_torch_file(path)
 
 
@@ -44,7 +48,12 @@ def recognise(payload: Any, path: Path) -> Layout:
 
 
 def convert(
-    src: Path, dst: Path, *, spec: StreamSpec | None = None, dtype: torch.dtype | None = None, **options: Any
+    src: Path,
+    dst: Path,
+    *,
+    spec: StreamSpec | None = None,
+    dtype: torch.dtype | None = None,
+    **options: Any,
 ) -> Converted:
     """Write a foreign checkpoint as our folder.
 
@@ -53,30 +62,39 @@ def convert(
         dst: the folder to write.
         spec: what the numbers mean; checked against the file's sizes.
         dtype: type to store floating-point tensors in; None keeps theirs.
-        options: what the file does not tell, see the `options` of its layout; None counts as not said.
+        options: what the file does not tell, see the `options` of its layout; None counts as not
+            said.
 
     Raises:
-        UserError: the file is damaged, unsafe, unknown, contradicts itself, `spec` or the options; nothing is written
-            then.
+        UserError: the file is damaged, unsafe, unknown, contradicts itself, `spec` or the options;
+            nothing is written then.
     """
     src, dst = Path(src), Path(dst)
     payload = _read(src)
     layout = recognise(payload, src)
     chosen = chosen_options(layout, src, options)
     if spec is not None and not layout.has_spec:
-        raise UserError(f"{src} is {layout.title}, which belongs to no task; convert it without --task.")
-    return layout.convert(Request(src=src, dst=dst, payload=payload, spec=spec, dtype=dtype), chosen)
+        raise UserError(
+            f"{src} is {layout.title}, which belongs to no task; convert it without --task."
+        )
+    return layout.convert(
+        Request(src=src, dst=dst, payload=payload, spec=spec, dtype=dtype), chosen
+    )
 
 
 def start_training(src: Path, dst: Path, **options: Any) -> Path:
-    """Write a foreign checkpoint of a training as a run folder to train on from; returns its checkpoint.
+    """Write a foreign checkpoint of a training as a run folder to train on from; returns its
+    checkpoint.
 
     Raises:
         UserError: the file is damaged, unsafe or unknown, or tells no state of a training.
     """
     layout = recognise(_read(src), src)
     if layout.start_training is None:
-        raise UserError(f"{src} is {layout.title}, whose state of training is not read; convert its weights instead.")
+        raise UserError(
+            f"{src} is {layout.title}, whose state of training is not read; convert "
+            "its weights instead."
+        )
     return layout.start_training(src, dst, chosen_options(layout, src, options))
 
 
@@ -99,11 +117,15 @@ def chosen_options(layout: Layout, src: Path, options: Mapping[str, Any]) -> Any
     known = [f.name for f in dataclasses.fields(layout.options)]
     if unknown := [name for name in said if name not in known]:
         knows = f"knows {', '.join(known)}" if known else "tells all itself"
-        raise UserError(f"{src} is {layout.title}, which {knows}; convert it without --{unknown[0]}.")
+        raise UserError(
+            f"{src} is {layout.title}, which {knows}; convert it without --{unknown[0]}."
+        )
     return layout.options(**said)
 
 
 def _read(src: Path) -> Any:
     if (src / "config.json").is_file():
-        raise UserError(f"{src} is a checkpoint of this project already; nothing is to be converted.")
+        raise UserError(
+            f"{src} is a checkpoint of this project already; nothing is to be converted."
+        )
     return read_content(src)

@@ -1,4 +1,6 @@
-"""The files of a release: which set the server has, which of it is already here, and what each must be."""
+"""The files of a release: which set the server has, which of it
+is already here, and what each must be.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from foreact.checkpoints.manifest import FileFacts, parse_checksums, read_manifest, record, sha256_of
+from foreact.checkpoints.manifest import (
+    FileFacts,
+    parse_checksums,
+    read_manifest,
+    record,
+    sha256_of,
+)
 from foreact.errors import UserError
 from foreact.released.transfer import Client, MissingFileError
 
@@ -26,16 +34,18 @@ def fetch(
     client: Client | None = None,
     progress: bool = True,
 ) -> list[Path]:
-    """Bring one set of files into a folder and record their bytes, hashes and origin in its manifest.
+    """Bring one set of files into a folder and record their bytes, hashes and origin in its
+    manifest.
 
-    Files that the manifest already names are hashed again and not downloaded again. A set whose files the server does
-    not have is passed over for the next one.
+    Files that the manifest already names are hashed again and not downloaded again. A set whose
+    files the server does not have is passed over for the next one.
 
     Args:
         candidates: sets of file names, in the order to try them; a set is taken whole.
         out: the folder; made where it is missing.
         base_url: the address that the names are appended to.
-        known: name -> what the file should be, from a source that the caller trusts. Must then name every file.
+        known: name -> what the file should be, from a source that the caller trusts. Must then name
+            every file.
         client: how patient to be.
         progress: show a bar.
 
@@ -43,8 +53,8 @@ def fetch(
         The files, in the order of the set.
 
     Raises:
-        UserError: no set exists, a file is not what it should be, or the server fails for too long. What was received
-            stays in NAME.part for the next call, unless it is known to be wrong.
+        UserError: no set exists, a file is not what it should be, or the server fails for too long.
+            What was received stays in NAME.part for the next call, unless it is known to be wrong.
     """
     client, out = client or Client(), Path(out)
     for name in {name for names in candidates for name in names}:
@@ -53,7 +63,10 @@ def fetch(
     if known is not None:
         named = [names for names in candidates if all(name in known for name in names)]
         if not named:
-            raise UserError(f"The checksums do not name {_either(candidates)}; give those of this release or none.")
+            raise UserError(
+                f"The checksums do not name {_either(candidates)}; give those of this "
+                "release or none."
+            )
         candidates = named
     made = not out.exists()
     try:
@@ -61,7 +74,9 @@ def fetch(
         with _sole_writer(out):
             return _fetch_first(candidates, out, base_url, known, client, progress)
     except OSError as error:
-        raise UserError(f"{out} cannot be written ({error}); choose another folder or make room.") from None
+        raise UserError(
+            f"{out} cannot be written ({error}); choose another folder or make room."
+        ) from None
     finally:
         if made and out.is_dir() and not any(out.iterdir()):
             out.rmdir()
@@ -94,7 +109,11 @@ def _fetch_first(
     progress: bool,
 ) -> list[Path]:
     wanted = read_manifest(out) if known is None else known
-    held = [names for names in candidates if all(name in wanted and (out / name).is_file() for name in names)]
+    held = [
+        names
+        for names in candidates
+        if all(name in wanted and (out / name).is_file() for name in names)
+    ]
     for names in held[:1] or candidates:
         try:
             return _fetch_set(names, out, base_url, wanted, client, progress)
@@ -114,7 +133,10 @@ def _fetch_set(
 ) -> list[Path]:
     urls = {name: f"{base_url.rstrip('/')}/{urllib.parse.quote(name)}" for name in names}
     absent = [name for name in names if not (out / name).is_file()]
-    sizes = {name: client.size(urls[name]) if name in absent else (out / name).stat().st_size for name in names}
+    sizes = {
+        name: client.size(urls[name]) if name in absent else (out / name).stat().st_size
+        for name in names
+    }
     _require_room(out, sum(sizes[name] or 0 for name in absent))
     total = None if None in sizes.values() else sum(size or 0 for size in sizes.values())
     done = 0
@@ -141,17 +163,24 @@ def _checked(
     found = FileFacts(sha256=sha256_of(path, advance), bytes=path.stat().st_size, url=url)
     if wanted is not None and found.sha256 != wanted.sha256:
         raise UserError(
-            f"{path} is damaged or another file: its SHA-256 is not {wanted.sha256}; remove it to get it anew."
+            f"{path} is damaged or another file: its SHA-256 is not {wanted.sha256}; remove it to "
+            "get it anew."
         )
     if wanted is None and (size := client.size(url)) != found.bytes:
-        raise UserError(f"{path} has {found.bytes:,} bytes and {url} has {size}; remove the file to get it anew.")
+        raise UserError(
+            f"{path} has {found.bytes:,} bytes and {url} has {size}; remove the file "
+            "to get it anew."
+        )
     return found
 
 
 def _require_room(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise UserError(f"{folder} has {free / 1e9:.1f} GB of free space, the download needs {needed / 1e9:.1f} GB.")
+        raise UserError(
+            f"{folder} has {free / 1e9:.1f} GB of free space, the download needs "
+            f"{needed / 1e9:.1f} GB."
+        )
 
 
 @contextmanager
@@ -162,7 +191,9 @@ def _sole_writer(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise UserError(f"Another download is writing to {folder}; wait for it or choose another folder.") from None
+            raise UserError(
+                f"Another download is writing to {folder}; wait for it or choose another folder."
+            ) from None
         except OSError:
             pass  # some network file systems have no locks
         yield

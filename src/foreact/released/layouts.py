@@ -1,4 +1,6 @@
-"""Layouts: how checkpoints of other projects are recognised, read and written as ours, one value for each kind."""
+"""Layouts: how checkpoints of other projects are recognised, read and
+written as ours, one value for each kind.
+"""
 
 from __future__ import annotations
 
@@ -82,8 +84,8 @@ class Layout:
         convert: `(request, options) -> Converted`; raises a `UserError` before anything is written.
         options: frozen dataclass of what the file does not tell; see `option`.
         has_spec: whether its numbers have a meaning that a task can tell.
-        start_training: `(src, dst, options) -> Path`, which writes weights and moments of the optimiser as a run to
-            train on from; None where the files hold none.
+        start_training: `(src, dst, options) -> Path`, which writes weights and moments of the
+            optimiser as a run to train on from; None where the files hold none.
     """
 
     name: str
@@ -118,13 +120,22 @@ def write_converted(
     told = {} if facts is None else {"facts": facts}
     card = {"source": request.src.name, **told, "account": report.splitlines()}
     digest = save_checkpoint(
-        request.dst, family=family, config=config, state=state, spec=spec, stats=stats, tokenizer=tokenizer, card=card,
+        request.dst,
+        family=family,
+        config=config,
+        state=state,
+        spec=spec,
+        stats=stats,
+        tokenizer=tokenizer,
+        card=card,
         dtype=request.dtype,
-    )  # fmt: skip
+    )
     return Converted(path=request.dst, hash=digest, report=report)
 
 
-def require_whole(module: type[nn.Module], config: Any, state: Mapping[str, Tensor], where: str) -> None:
+def require_whole(
+    module: type[nn.Module], config: Any, state: Mapping[str, Tensor], where: str
+) -> None:
     """See that a state has all tensors of a module, in their shapes, and no more.
 
     Args:

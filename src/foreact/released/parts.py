@@ -1,8 +1,9 @@
-"""One long file cut into parts NAME.part_aa, NAME.part_ab, ...: their names, and reading or writing them as one.
+"""One long file cut into parts NAME.part_aa, NAME.part_ab, ...: their names, and reading or writing
+them as one.
 
 The suffixes are those of `split`, so that their alphabetical order is the order of the parts and
-`cat NAME.part_*` is the whole: aa ... yz, then zaaa ... zyzz, then zzaaaa ... Sets that use up all two-letter
-suffixes instead (`split -a 2`: ... yz, za ... zz) are understood too.
+`cat NAME.part_*` is the whole: aa ... yz, then zaaa ... zyzz, then zzaaaa ... Sets that use up all
+two-letter suffixes instead (`split -a 2`: ... yz, za ... zz) are understood too.
 """
 
 from __future__ import annotations
@@ -32,16 +33,20 @@ def find_parts(src: Path) -> list[Path]:
     """The files that make up one archive, in order.
 
     Args:
-        src: a lone file, any part of a set, or a folder that holds one archive (.tar.gz, whole or in parts).
+        src: a lone file, any part of a set, or a folder that holds one archive (.tar.gz, whole or
+            in parts).
 
     Raises:
-        UserError: there is none, there are several, or a part is missing between the first and the last.
+        UserError: there is none, there are several, or a part is missing between the first and the
+            last.
     """
     src = Path(src)
     if src.is_dir():
         src = _only_archive(src)
     if not src.is_file():
-        raise UserError(f"There is no file {src}; give an archive, its first part, or the folder that holds it.")
+        raise UserError(
+            f"There is no file {src}; give an archive, its first part, or the folder that holds it."
+        )
     found = PART.fullmatch(src.name)
     if found is None:
         return [src]
@@ -54,8 +59,8 @@ def find_parts(src: Path) -> list[Path]:
     missing = [suffix for suffix in expected if suffix not in parts]
     if missing:
         raise UserError(
-            f"{found['whole']}.part_{missing[0]} is missing: {src.parent} holds the parts {', '.join(sorted(parts))}; "
-            "download it again."
+            f"{found['whole']}.part_{missing[0]} is missing: {src.parent} holds the parts "
+            f"{', '.join(sorted(parts))}; download it again."
         )
     return [parts[suffix] for suffix in expected]
 
@@ -74,7 +79,9 @@ def _only_archive(folder: Path) -> Path:
             first.setdefault(whole, path)
     if len(first) != 1:
         names = ", ".join(first) or "none"
-        raise UserError(f"{folder} should hold one archive (.tar.gz or its parts), found {names}; name a file.")
+        raise UserError(
+            f"{folder} should hold one archive (.tar.gz or its parts), found {names}; name a file."
+        )
     return next(iter(first.values()))
 
 
@@ -89,7 +96,9 @@ class PartsReader:
         current: the file that the last bytes came from.
     """
 
-    def __init__(self, paths: Sequence[Path], advance: Callable[[int], object] = lambda count: None) -> None:
+    def __init__(
+        self, paths: Sequence[Path], advance: Callable[[int], object] = lambda count: None
+    ) -> None:
         self._rest = list(paths)
         self._advance = advance
         self._next()

@@ -1,7 +1,9 @@
-"""Reads foreign torch.save files without running them: only the globals named here exist, and all of them are ours.
+"""Reads foreign torch.save files without running them: only the globals named here exist, and all
+of them are ours.
 
-`torch.load` of the released files needs dill, omegaconf and `weights_only=False`, which runs whatever the file says.
-This reader knows tensors, containers, numpy values and omegaconf configs; anything else is refused by name.
+`torch.load` of the released files needs dill, omegaconf and `weights_only=False`, which runs
+whatever the file says. This reader knows tensors, containers, numpy values and omegaconf configs;
+anything else is refused by name.
 """
 
 from __future__ import annotations
@@ -24,21 +26,37 @@ from foreact.released.standins import GLOBALS, plain
 
 # What a damaged or hostile byte stream can make an unpickler raise; each becomes one sentence.
 DAMAGE = (
-    pickle.UnpicklingError, EOFError, AttributeError, ImportError, IndexError, KeyError, TypeError, ValueError,
-    RuntimeError, OverflowError, MemoryError, AssertionError, struct.error, zipfile.BadZipFile, NotImplementedError,
-)  # fmt: skip
+    pickle.UnpicklingError,
+    EOFError,
+    AttributeError,
+    ImportError,
+    IndexError,
+    KeyError,
+    TypeError,
+    ValueError,
+    RuntimeError,
+    OverflowError,
+    MemoryError,
+    AssertionError,
+    struct.error,
+    zipfile.BadZipFile,
+    NotImplementedError,
+)
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a torch.save file before torch 1.6
 
 
 def read_torch_file(path: Path) -> Any:
-    """The content of a torch.save file, zip or legacy layout, as plain Python containers and CPU tensors.
+    """The content of a torch.save file, zip or legacy layout, as plain Python containers and CPU
+    tensors.
 
-    Tensors of the zip layout are memory-mapped copy-on-write: entries that are not used cost no memory. Configs of
-    omegaconf come back as dict and list with their interpolations as they stand; see `resolve_references`.
+    Tensors of the zip layout are memory-mapped copy-on-write: entries that are not used cost no
+    memory. Configs of omegaconf come back as dict and list with their interpolations as they stand;
+    see `resolve_references`.
 
     Raises:
-        UserError: the file is missing, cut short, no torch.save file, or names a global that is not on the list.
+        UserError: the file is missing, cut short, no torch.save file, or names a global that is not
+            on the list.
     """
     path = Path(path)
     if not path.is_file():
@@ -50,7 +68,8 @@ def read_torch_file(path: Path) -> Any:
             return plain(_read_zip(path) if is_zip else _read_legacy(file, path))
     except DAMAGE as error:
         raise UserError(
-            f"{path} is cut short, damaged or no torch.save file ({type(error).__name__}: {error}); copy it again."
+            f"{path} is cut short, damaged or no torch.save file ({type(error).__name__}: "
+            f"{error}); copy it again."
         ) from None
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error}).") from None
@@ -69,7 +88,9 @@ def read_pickle_bytes(data: bytes, where: str) -> Any:
     try:
         return plain(_Reader(io.BytesIO(data), where, _no_storage).load())
     except DAMAGE as error:
-        raise UserError(f"{where} is damaged ({type(error).__name__}: {error}); copy the file again.") from None
+        raise UserError(
+            f"{where} is damaged ({type(error).__name__}: {error}); copy the file again."
+        ) from None
 
 
 class _Reader(pickle.Unpickler):
@@ -86,8 +107,9 @@ class _Reader(pickle.Unpickler):
             return GLOBALS[module, name]
         except KeyError:
             raise UserError(
-                f"{self.where} asks for '{module}.{name}', which is not on the list of things a checkpoint may hold; "
-                "it was not read. Convert it where you trust it, or get the file from its authors."
+                f"{self.where} asks for '{module}.{name}', which is not on the list of things a "
+                "checkpoint may hold; it was not read. Convert it where you trust it, or get the "
+                "file from its authors."
             ) from None
 
     def persistent_load(self, pid: Any) -> Tensor:
@@ -104,7 +126,9 @@ def _read_zip(path: Path) -> Any:
         pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
             raise pickle.UnpicklingError("no data.pkl inside")
-        if any(info.compress_type != zipfile.ZIP_STORED for info in entries.values()):  # before any is unpacked
+        if any(
+            info.compress_type != zipfile.ZIP_STORED for info in entries.values()
+        ):  # before any is unpacked
             raise pickle.UnpicklingError("packed entries, which torch.save never writes")
         root = pickles[0].removesuffix("data.pkl")
         if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
@@ -140,7 +164,9 @@ def _map_entry(path: Path, info: zipfile.ZipInfo, dtype: torch.dtype, count: int
 
 
 def _read_legacy(file: io.BufferedReader, path: Path) -> Any:
-    """Five pickles (magic, version, system, object, storage keys), then per storage its length and its bytes."""
+    """Five pickles (magic, version, system, object, storage keys),
+    then per storage its length and its bytes.
+    """
     storages: dict[str, Tensor] = {}
 
     def storage(pid: Any) -> Tensor:
@@ -174,9 +200,17 @@ def _read_legacy(file: io.BufferedReader, path: Path) -> Any:
 
 
 def _storage_id(pid: Any) -> tuple[torch.dtype, str, int]:
-    """("storage", type, key, device, count[, view]) -> dtype, key, count; the device is not asked for."""
+    """("storage", type, key, device, count[, view]) -> dtype,
+    key, count; the device is not asked for.
+    """
     tag, dtype, key, _, count, *view = pid
-    if tag != "storage" or not isinstance(dtype, torch.dtype) or type(count) is not int or count < 0 or any(view):
+    if (
+        tag != "storage"
+        or not isinstance(dtype, torch.dtype)
+        or type(count) is not int
+        or count < 0
+        or any(view)
+    ):
         raise pickle.UnpicklingError(f"a storage of the unknown form {str(pid)[:80]}")
     return dtype, str(key), count
 
@@ -185,7 +219,8 @@ REFERENCE = re.compile(r"\$\{\s*([A-Za-z_0-9]+(?:\.[A-Za-z_0-9]+)*)\s*\}")
 
 
 def resolve_references(config: Any) -> Any:
-    """Replace `${a.b}` in the texts of a config by what stands at a.b; every other interpolation stays as it is.
+    """Replace `${a.b}` in the texts of a config by what stands at a.b; every other interpolation
+    stays as it is.
 
     The reference registers a resolver `eval` that runs config text as Python; here nothing is run.
 
@@ -213,7 +248,9 @@ def _resolve(value: Any, root: Any, trail: tuple[str, ...]) -> Any:
 def _follow(match: re.Match[str], root: Any, trail: tuple[str, ...]) -> Any:
     name = match[1]
     if name in trail:
-        raise UserError(f"The config refers to itself: {' -> '.join((*trail, name))}; it cannot be read.")
+        raise UserError(
+            f"The config refers to itself: {' -> '.join((*trail, name))}; it cannot be read."
+        )
     target = root
     for part in name.split("."):
         if isinstance(target, dict) and part in target:

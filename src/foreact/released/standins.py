@@ -1,4 +1,6 @@
-"""Our own objects behind every global that a foreign pickle may name, and the way from them to plain values."""
+"""Our own objects behind every global that a foreign pickle may
+name, and the way from them to plain values.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,18 @@ class _Call:
 
 
 class _Record(metaclass=_Sealed):
-    """An object of a class that is not here: its attributes are kept in `__dict__`, its code is not."""
+    """An object of a class that is not here: its attributes are
+    kept in `__dict__`, its code is not.
+    """
 
     def plain(self) -> Any:
         return {k: v for k, v in vars(self).items() if not k.startswith("__")}
 
 
 class _ConfigContainer(_Record):
-    """omegaconf's DictConfig or ListConfig; a None or an interpolation stands in place of the content."""
+    """omegaconf's DictConfig or ListConfig; a None or an
+    interpolation stands in place of the content.
+    """
 
     def plain(self) -> Any:
         return vars(self).get("_content")
@@ -110,7 +116,11 @@ class _DType(_Record):
 
     def numpy(self) -> np.dtype:
         code, order = vars(self)["code"], vars(self).get("order", "|")
-        if not isinstance(code, str) or not FLAT.fullmatch(code) or order not in ("<", ">", "|", "="):
+        if (
+            not isinstance(code, str)
+            or not FLAT.fullmatch(code)
+            or order not in ("<", ">", "|", "=")
+        ):
             raise ValueError(f"a numpy array of type {code}")
         return np.dtype(code).newbyteorder(order) if order in "<>" else np.dtype(code)
 
@@ -146,9 +156,18 @@ def _tensor(storage: Tensor, offset: int, size: Any, stride: Any, *_: Any) -> Te
 
 def _named_type(name: str) -> Any:
     """dill names the built-in types by strings, of Python 2 or 3."""
-    names = {"IntType": int, "LongType": int, "FloatType": float, "StringType": str, "UnicodeType": str,
-             "BooleanType": bool, "ListType": list, "DictType": dict, "TupleType": tuple,
-             "NoneType": type(None)}  # fmt: skip
+    names = {
+        "IntType": int,
+        "LongType": int,
+        "FloatType": float,
+        "StringType": str,
+        "UnicodeType": str,
+        "BooleanType": bool,
+        "ListType": list,
+        "DictType": dict,
+        "TupleType": tuple,
+        "NoneType": type(None),
+    }
     known = {**names, **{t.__name__: t for t in names.values()}}
     if name not in known:
         raise ValueError(f"the type {name}")
@@ -156,7 +175,8 @@ def _named_type(name: str) -> Any:
 
 
 def plain(value: Any, _done: dict[int, tuple[Any, Any]] | None = None) -> Any:
-    """Nested containers with every stand-in replaced by the value it stands for; what was shared stays shared.
+    """Nested containers with every stand-in replaced by the value it stands for; what was shared
+    stays shared.
 
     Raises:
         RecursionError: a container holds itself.
@@ -181,17 +201,45 @@ def plain(value: Any, _done: dict[int, tuple[Any, Any]] | None = None) -> Any:
 
 
 _STORAGES = {
-    "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
-    "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
+    "DoubleStorage": torch.float64,
+    "FloatStorage": torch.float32,
+    "HalfStorage": torch.float16,
+    "BFloat16Storage": torch.bfloat16,
+    "LongStorage": torch.int64,
+    "IntStorage": torch.int32,
+    "ShortStorage": torch.int16,
+    "CharStorage": torch.int8,
+    "ByteStorage": torch.uint8,
+    "BoolStorage": torch.bool,
     "UntypedStorage": torch.uint8,
-}  # fmt: skip
-_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "bool")
+}
+_DTYPES = (
+    "float64",
+    "float32",
+    "float16",
+    "bfloat16",
+    "int64",
+    "int32",
+    "int16",
+    "int8",
+    "uint8",
+    "bool",
+)
 _BUILTINS: dict[str, Any] = {
-    t.__name__: t for t in (dict, list, tuple, set, frozenset, int, float, complex, str, bool, object)
+    t.__name__: t
+    for t in (dict, list, tuple, set, frozenset, int, float, complex, str, bool, object)
 } | {"long": int, "unicode": str, "bytes": _Call(lambda: b"")}
-_NODES = ("AnyNode", "StringNode", "IntegerNode", "FloatNode", "BooleanNode", "PathNode", "BytesNode", "EnumNode",
-          "InterpolationResultNode")  # fmt: skip
+_NODES = (
+    "AnyNode",
+    "StringNode",
+    "IntegerNode",
+    "FloatNode",
+    "BooleanNode",
+    "PathNode",
+    "BytesNode",
+    "EnumNode",
+    "InterpolationResultNode",
+)
 
 GLOBALS: dict[tuple[str, str], Any] = {
     ("collections", "OrderedDict"): collections.OrderedDict,
@@ -214,17 +262,35 @@ GLOBALS: dict[tuple[str, str], Any] = {
     ("mup.infshape", "InfShape"): _BaseShape,
     # DeepSpeed's own objects in its checkpoints; of these only numbers matter to us.
     ("deepspeed.runtime.zero.config", "ZeroStageEnum"): _Call(int),
-    **{("deepspeed.runtime.fp16.loss_scaler", name): _Record for name in ("LossScaler", "DynamicLossScaler")},
+    **{
+        ("deepspeed.runtime.fp16.loss_scaler", name): _Record
+        for name in ("LossScaler", "DynamicLossScaler")
+    },
     ("deepspeed.utils.tensor_fragment", "fragment_address"): _Record,
     ("deepspeed.runtime.utils", "fragment_address"): _Record,
-    **{(module, name): kind for module in ("builtins", "__builtin__") for name, kind in _BUILTINS.items()},
-    **{(module, "_load_type"): _Call(_named_type) for module in ("dill._dill", "dill.dill", "dill")},
-    **{("torch", name): dtype for name, dtype in (_STORAGES | {n: getattr(torch, n) for n in _DTYPES}).items()},
+    **{
+        (module, name): kind
+        for module in ("builtins", "__builtin__")
+        for name, kind in _BUILTINS.items()
+    },
+    **{
+        (module, "_load_type"): _Call(_named_type) for module in ("dill._dill", "dill.dill", "dill")
+    },
+    **{
+        ("torch", name): dtype
+        for name, dtype in (_STORAGES | {n: getattr(torch, n) for n in _DTYPES}).items()
+    },
     **{("torch.storage", name): dtype for name, dtype in _STORAGES.items()},
-    **{(f"pathlib{sub}", name): _Path for sub in ("", "._local") for name in ("Path", "PosixPath", "PurePosixPath",
-                                                                            "WindowsPath", "PureWindowsPath")},
+    **{
+        (f"pathlib{sub}", name): _Path
+        for sub in ("", "._local")
+        for name in ("Path", "PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
+    },
     ("numpy", "dtype"): _DType,
     ("numpy", "ndarray"): _Array,
-    **{(f"{core}.multiarray", "_reconstruct"): _Call(lambda *_: _Array()) for core in ("numpy.core", "numpy._core")},
+    **{
+        (f"{core}.multiarray", "_reconstruct"): _Call(lambda *_: _Array())
+        for core in ("numpy.core", "numpy._core")
+    },
     **{(f"{core}.multiarray", "scalar"): _Call(_scalar) for core in ("numpy.core", "numpy._core")},
-}  # fmt: skip
+}

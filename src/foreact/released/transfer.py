@@ -1,4 +1,6 @@
-"""One file over HTTP, from a connection that may break off at any byte: resumed, retried, checked, only then named."""
+"""One file over HTTP, from a connection that may break off at any byte:
+resumed, retried, checked, only then named.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class MissingFileError(UserError):
 
 
 class BrokenTransferError(Exception):
-    """The transfer failed in a way that another try may mend; `wait` is the server's wish in seconds."""
+    """The transfer failed in a way that another try may mend;
+    `wait` is the server's wish in seconds.
+    """
 
     def __init__(self, reason: str, wait: int | None = None) -> None:
         super().__init__(reason)
@@ -62,7 +66,8 @@ class Client:
     def __post_init__(self) -> None:
         if self.timeout <= 0 or self.attempts < 1:
             raise UserError(
-                f"A timeout above 0 and 1 try or more are needed, found {self.timeout} and {self.attempts}."
+                f"A timeout above 0 and 1 try or more are needed, found {self.timeout} and "
+                f"{self.attempts}."
             )
 
     def size(self, url: str) -> int | None:
@@ -79,7 +84,10 @@ class Client:
 
         try:
             return ask("HEAD")
-        except (BrokenTransferError, UserError):  # not every server knows HEAD; the head of a GET says the same
+        except (
+            BrokenTransferError,
+            UserError,
+        ):  # not every server knows HEAD; the head of a GET says the same
             return self.patiently(lambda: ask("GET"), url)
 
     def text(self, url: str) -> str:
@@ -99,15 +107,19 @@ class Client:
             raise UserError(f"{url} is no text.") from None
 
     def download(
-        self, url: str, target: Path, known: FileFacts | None = None, at: Callable[[int], object] = lambda count: None
+        self,
+        url: str,
+        target: Path,
+        known: FileFacts | None = None,
+        at: Callable[[int], object] = lambda count: None,
     ) -> FileFacts:
         """Bring one file to `target`, going on from `target`.part where an earlier try broke off.
 
         Args:
             url: its address, http or https.
             target: the name it gets once it is complete and checked.
-            known: what it should be. Without it, the length that the server announces is what is checked, and the
-                hash where the server's ETag is one.
+            known: what it should be. Without it, the length that the server announces is what is
+                checked, and the hash where the server's ETag is one.
             at: told the bytes received so far.
 
         Raises:
@@ -118,14 +130,17 @@ class Client:
         if part.about.get("url") != url:
             part.discard()
         try:
-            self.patiently(lambda: self._go_on(url, part, known, at), target.name, lambda: part.size)
+            self.patiently(
+                lambda: self._go_on(url, part, known, at), target.name, lambda: part.size
+            )
             facts = FileFacts(sha256=sha256_of(part.path), bytes=part.size, url=url)
             expected = known.sha256 if known is not None else part.about.get("sha256")
             if expected is not None and facts.sha256 != expected:
                 source = "the checksums say" if known is not None else "its server says"
                 raise WrongFileError(
-                    f"{url} brought a file with SHA-256 {facts.sha256}, where {source} {expected}; it was thrown away: "
-                    "run the command again, and if that ends the same, the server holds another file."
+                    f"{url} brought a file with SHA-256 {facts.sha256}, where {source} "
+                    f"{expected}; it was thrown away: run the command again, and if that ends the "
+                    "same, the server holds another file."
                 )
         except WrongFileError:
             part.discard()
@@ -133,8 +148,12 @@ class Client:
         part.finish()
         return facts
 
-    def patiently(self, action: Callable[[], Any], what: str, progress: Callable[[], int] = lambda: 0) -> Any:
-        """Repeat `action` after a `BrokenTransferError`, waiting longer each time that `progress` stands still."""
+    def patiently(
+        self, action: Callable[[], Any], what: str, progress: Callable[[], int] = lambda: 0
+    ) -> Any:
+        """Repeat `action` after a `BrokenTransferError`, waiting
+        longer each time that `progress` stands still.
+        """
         best, failures = progress(), 0
         while True:
             try:
@@ -144,12 +163,19 @@ class Client:
                 best = max(best, progress())
                 if failures >= self.attempts:
                     raise UserError(
-                        f"{what} could not be received in {failures} tries ({error}); run the same command again "
-                        "later, it goes on from where it stopped."
+                        f"{what} could not be received in {failures} tries ({error}); run the "
+                        "same command again later, it goes on from where it stopped."
                     ) from None
-                self.sleep(min(LONGEST_WAIT, error.wait if error.wait is not None else 2.0 ** (failures - 1)))
+                self.sleep(
+                    min(
+                        LONGEST_WAIT,
+                        error.wait if error.wait is not None else 2.0 ** (failures - 1),
+                    )
+                )
 
-    def _go_on(self, url: str, part: Partial, known: FileFacts | None, at: Callable[[int], object]) -> None:
+    def _go_on(
+        self, url: str, part: Partial, known: FileFacts | None, at: Callable[[int], object]
+    ) -> None:
         """One request; returns when the file is complete."""
         begun, about = part.size, part.about
         if begun and begun == about.get("total"):
@@ -170,15 +196,21 @@ class Client:
             if response.status == 206:
                 start, total = _content_range(response)
                 total = about.get("total") if total is None else total
-                if start != begun or total != about.get("total", total) or _changed(response, about):
+                if (
+                    start != begun
+                    or total != about.get("total", total)
+                    or _changed(response, about)
+                ):
                     part.discard()
-                    raise BrokenTransferError("the file changed on the server or another range was sent than asked for")
+                    raise BrokenTransferError(
+                        "the file changed on the server or another range was sent than asked for"
+                    )
             else:
                 begun = 0  # the whole file: it is new, has changed, or the server knows no ranges
             if known is not None and None not in (total, known.bytes) and total != known.bytes:
                 raise WrongFileError(
-                    f"{url} announces {total:,} bytes where the checksums say {known.bytes:,}; the server holds "
-                    "another file."
+                    f"{url} announces {total:,} bytes where the checksums say {known.bytes:,}; "
+                    "the server holds another file."
                 )
             if not begun:
                 part.discard()
@@ -192,7 +224,10 @@ class Client:
                 os.fsync(file.fileno())
             chunked = bool(getattr(response, "chunked", False))
         if total is None and known is None and not chunked:
-            raise WrongFileError(f"{url} came without a length, so nobody can tell whether it is whole; pass --sha256.")
+            raise WrongFileError(
+                f"{url} came without a length, so nobody can tell whether it is "
+                "whole; pass --sha256."
+            )
         if total is not None and begun > total:
             part.discard()
             raise BrokenTransferError(f"{begun:,} bytes came where {total:,} were announced")
@@ -205,7 +240,9 @@ class Client:
         _require_http(url)
         opener = urllib.request.build_opener(_Redirects)
         request = urllib.request.Request(
-            url, headers={"Accept-Encoding": "identity", "User-Agent": "foreact", **(headers or {})}, method=method
+            url,
+            headers={"Accept-Encoding": "identity", "User-Agent": "foreact", **(headers or {})},
+            method=method,
         )
         try:
             return opener.open(request, timeout=self.timeout)
@@ -244,7 +281,9 @@ class Partial:
     def remember(self, url: str, total: int | None, response: http.client.HTTPResponse) -> None:
         etag = response.headers.get("ETag", "")
         # A weak ETag promises the same meaning, not the same bytes.
-        validator = etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
+        validator = (
+            etag if etag and not etag.startswith("W/") else response.headers.get("Last-Modified")
+        )
         sha256 = etag.strip('"').lower()
         notes = {
             "url": url,
@@ -252,7 +291,9 @@ class Partial:
             "validator": validator,
             "sha256": sha256 if SHA256.fullmatch(sha256) else None,
         }
-        self._notes.write_text(json.dumps({k: v for k, v in notes.items() if v is not None}), encoding="utf-8")
+        self._notes.write_text(
+            json.dumps({k: v for k, v in notes.items() if v is not None}), encoding="utf-8"
+        )
 
     def discard(self) -> None:
         self.path.unlink(missing_ok=True)
@@ -266,7 +307,9 @@ class Partial:
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects to https, and to http only from http."""
 
-    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+    def redirect_request(
+        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
+    ) -> Any:
         _require_http(newurl, secure=req.type == "https")
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         if request is not None:
@@ -277,18 +320,27 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 def _require_http(url: str, secure: bool = False) -> None:
     schemes = ("https",) if secure else ("https", "http")
     if urllib.parse.urlsplit(url).scheme not in schemes:
-        raise UserError(f"{url} is not an address of {' or '.join(schemes)}, so it is not followed; check --base-url.")
+        raise UserError(
+            f"{url} is not an address of {' or '.join(schemes)}, so it is not "
+            "followed; check --base-url."
+        )
 
 
 def _refusal(url: str, error: urllib.error.HTTPError) -> Exception:
     if error.code in MISSING:
-        return MissingFileError(f"{url} does not exist ({error.code}); check the name and --base-url.")
+        return MissingFileError(
+            f"{url} does not exist ({error.code}); check the name and --base-url."
+        )
     if error.code == 416:
         return RangeRefusedError("the server refused to go on from where the last try stopped")
     if error.code in BUSY:
-        return BrokenTransferError(f"the server answered {error.code}", _whole(error.headers.get("Retry-After")))
+        return BrokenTransferError(
+            f"the server answered {error.code}", _whole(error.headers.get("Retry-After"))
+        )
     reason = str(error.reason).partition("\n")[0]
-    return UserError(f"{url} is refused by its server ({error.code} {reason}); check --base-url and your access.")
+    return UserError(
+        f"{url} is refused by its server ({error.code} {reason}); check --base-url and your access."
+    )
 
 
 def _received(response: http.client.HTTPResponse, limit: int | None = None) -> Iterator[bytes]:
@@ -297,12 +349,16 @@ def _received(response: http.client.HTTPResponse, limit: int | None = None) -> I
         try:
             data = response.read1(READ)
         except (OSError, http.client.HTTPException) as error:
-            raise BrokenTransferError(f"the connection broke: {error or type(error).__name__}") from None
+            raise BrokenTransferError(
+                f"the connection broke: {error or type(error).__name__}"
+            ) from None
         if not data:
             return
         count += len(data)
         if limit is not None and count > limit:
-            raise UserError(f"{response.url} has more than {limit:,} bytes, which is no list of checksums.")
+            raise UserError(
+                f"{response.url} has more than {limit:,} bytes, which is no list of checksums."
+            )
         yield data
 
 
@@ -324,4 +380,8 @@ def _whole(text: str | None) -> int | None:
 def _changed(response: http.client.HTTPResponse, about: Mapping[str, Any]) -> bool:
     """Whether a 206 answer names another version of the file than the one that was begun."""
     etag = response.headers.get("ETag")
-    return etag is not None and about.get("validator", "").startswith('"') and etag != about["validator"]
+    return (
+        etag is not None
+        and about.get("validator", "").startswith('"')
+        and etag != about["validator"]
+    )

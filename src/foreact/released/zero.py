@@ -1,11 +1,13 @@
-"""DeepSpeed ZeRO checkpoint directories, as Lightning writes them -> the one file they would be when fused.
+"""DeepSpeed ZeRO checkpoint directories, as Lightning writes them -> the one file they would be
+when fused.
 
     run.ckpt/latest                                     names the folder, "checkpoint"
-    run.ckpt/checkpoint/mp_rank_00_model_states.pt      half-precision weights, names and shapes, what Lightning added
-    run.ckpt/checkpoint/[bf16_]zero_pp_rank_{r}_mp_rank_00_optim_states.pt      float32 weights and moments of rank r
+    run.ckpt/checkpoint/mp_rank_00_model_states.pt      half-precision weights, what Lightning added
+    run.ckpt/checkpoint/[bf16_]zero_pp_rank_{r}_mp_rank_00_optim_states.pt   float32, of rank r
 
-Stages 1 and 2 lay the parameters of a group end to end, fill up to a multiple of 2 x ranks numbers and give each rank
-an equal part. Stage 3 splits every parameter by itself into equal parts, the last one filled up.
+Stages 1 and 2 lay the parameters of a group end to end, fill up to a multiple of 2 x ranks numbers
+and give each rank an equal part. Stage 3 splits every parameter by itself into equal parts, the
+last one filled up.
 """
 
 from __future__ import annotations
@@ -28,11 +30,27 @@ from foreact.released.pickles import read_torch_file
 OPTIMIZER_FILE = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
 # What DeepSpeed itself keeps in the file of the model; all else in it is Lightning's.
 OWN_ENTRIES = {
-    "module", "buffer_names", "optimizer", "param_shapes", "frozen_param_shapes", "frozen_param_fragments",
-    "shared_params", "lr_scheduler", "data_sampler", "random_ltd", "sparse_tensor_module_names",
-    "csr_tensor_module_names", "skipped_steps", "global_steps", "global_samples", "dp_world_size", "mp_world_size",
-    "ds_config", "ds_version", "autotp_config",
-}  # fmt: skip
+    "module",
+    "buffer_names",
+    "optimizer",
+    "param_shapes",
+    "frozen_param_shapes",
+    "frozen_param_fragments",
+    "shared_params",
+    "lr_scheduler",
+    "data_sampler",
+    "random_ltd",
+    "sparse_tensor_module_names",
+    "csr_tensor_module_names",
+    "skipped_steps",
+    "global_steps",
+    "global_samples",
+    "dp_world_size",
+    "mp_world_size",
+    "ds_config",
+    "ds_version",
+    "autotp_config",
+}
 
 MAX_RANKS = 100_000
 
@@ -40,17 +58,21 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 def is_zero_directory(path: Path) -> bool:
-    """Whether a path can only be a DeepSpeed directory: a folder that is not one of our checkpoints."""
+    """Whether a path can only be a DeepSpeed directory: a
+    folder that is not one of our checkpoints.
+    """
     return path.is_dir() and not (path / "config.json").is_file()
 
 
 def read_zero_directory(path: Path) -> dict[str, Any]:
-    """The content of a directory as its fused file would have it: Lightning's entries, `state_dict` in float32.
+    """The content of a directory as its fused file would have it: Lightning's entries, `state_dict`
+    in float32.
 
     Tensors stand on memory maps of the files; only those that lie across two ranks are copied.
 
     Raises:
-        UserError: it is no such directory, a rank's file is missing or cut short, or its parts contradict each other.
+        UserError: it is no such directory, a rank's file is missing or cut short, or its parts
+            contradict each other.
     """
     with _refusing_odd_forms(path):
         read = _Directory(Path(path))
@@ -98,28 +120,51 @@ def read_zero_moments(path: Path) -> ZeroMoments:
 
         def moment(name: str) -> dict[str, Tensor]:
             return _merged(
-                read, [[_tensor(read, s.get(name), rank) for s in group] for rank, group in enumerate(states)]
+                read,
+                [
+                    [_tensor(read, s.get(name), rank) for s in group]
+                    for rank, group in enumerate(states)
+                ],
             )
 
         told = inner[0].get("param_groups") if isinstance(inner[0], Mapping) else None
-        settings = told if isinstance(told, list) and len(told) == len(read.shapes) else [{} for _ in read.shapes]
+        settings = (
+            told
+            if isinstance(told, list) and len(told) == len(read.shapes)
+            else [{} for _ in read.shapes]
+        )
         return ZeroMoments(
             first=moment("exp_avg"),
             second=moment("exp_avg_sq"),
             step=_steps(read, states[0][0], settings[0]),
             groups=[list(g) for g in read.shapes],
-            settings=[{k: g[k] for k in ("lr", "weight_decay", "betas", "eps") if k in g} for g in settings],
+            settings=[
+                {k: g[k] for k in ("lr", "weight_decay", "betas", "eps") if k in g}
+                for g in settings
+            ],
         )
 
 
 @contextmanager
 def _refusing_odd_forms(path: Path) -> Iterator[None]:
-    """Whatever goes wrong because an entry is not of the form that DeepSpeed writes becomes one sentence."""
+    """Whatever goes wrong because an entry is not of the form that
+    DeepSpeed writes becomes one sentence.
+    """
     try:
         yield
-    except (TypeError, ValueError, AttributeError, IndexError, KeyError, RuntimeError, OverflowError) as error:
+    except (
+        TypeError,
+        ValueError,
+        AttributeError,
+        IndexError,
+        KeyError,
+        RuntimeError,
+        OverflowError,
+    ) as error:
         reason = str(error).partition("\n")[0]
-        raise UserError(f"The DeepSpeed checkpoint {path} holds an entry of an odd form ({reason}).") from None
+        raise UserError(
+            f"The DeepSpeed checkpoint {path} holds an entry of an odd form ({reason})."
+        ) from None
 
 
 class _Directory:
@@ -147,9 +192,14 @@ class _Directory:
         if self.stage not in (1, 2, 3):
             raise self.error(f"was written by ZeRO stage {self.stage}; stages 1, 2 and 3 are known")
         if missing := sorted(set(range(self.world)) - set(files)):
-            raise self.error(f"lacks the optimiser files of ranks {missing} of {self.world}; copy all of it")
+            raise self.error(
+                f"lacks the optimiser files of ranks {missing} of {self.world}; copy all of it"
+            )
         if extra := sorted(set(files) - set(range(self.world))):
-            raise self.error(f"holds files of ranks {extra}, but was written by {self.world} ranks; copy it afresh")
+            raise self.error(
+                f"holds files of ranks {extra}, but was written by {self.world} "
+                "ranks; copy it afresh"
+            )
         ranks = tqdm(range(self.world), desc="ranks", disable=self.world < 8, leave=False)
         self.optimizer = [self._optimizer(files[r]) for r in ranks]
         self.model = self.model_of(0)
@@ -164,7 +214,11 @@ class _Directory:
 
     def model_of(self, rank: int) -> Mapping[str, Any]:
         """The model file of a rank; before stage 3 there is one for all."""
-        name = f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt" if self.stage == 3 else "mp_rank_00_model_states.pt"
+        name = (
+            f"zero_pp_rank_{rank}_mp_rank_00_model_states.pt"
+            if self.stage == 3
+            else "mp_rank_00_model_states.pt"
+        )
         content = read_torch_file(self.folder / name)
         if not isinstance(content, Mapping):
             raise self.error(f"holds something else in {name}")
@@ -177,12 +231,20 @@ class _Directory:
                 continue
             rank, split = int(match[1]), int(match[2])
             if split != 0:
-                raise self.error("is split by tensor parallelism, which is not read here; fuse it with DeepSpeed")
+                raise self.error(
+                    "is split by tensor parallelism, which is not read here; fuse it with DeepSpeed"
+                )
             if rank in files:
-                raise self.error(f"holds rank {rank} twice ({files[rank].name}, {file.name}); keep those of one run")
+                raise self.error(
+                    f"holds rank {rank} twice ({files[rank].name}, {file.name}); "
+                    "keep those of one run"
+                )
             files[rank] = file
         if not files:
-            raise self.error("holds no files zero_pp_rank_*_mp_rank_00_optim_states.pt; give the folder above them")
+            raise self.error(
+                "holds no files zero_pp_rank_*_mp_rank_00_optim_states.pt; give the "
+                "folder above them"
+            )
         return files
 
     def _optimizer(self, file: Path) -> Mapping[str, Any]:
@@ -199,7 +261,10 @@ def _folder(path: Path) -> Path:
     if not tag or Path(tag).name != tag:
         raise UserError(f"The file {latest} should name a folder beside it, found '{tag[:80]}'.")
     if latest.is_file() and not (path / tag).is_dir():
-        raise UserError(f"The file {latest} names the folder '{tag}', which is not there; copy all of the checkpoint.")
+        raise UserError(
+            f"The file {latest} names the folder '{tag}', which is not there; copy "
+            "all of the checkpoint."
+        )
     return path / tag if (path / tag).is_dir() else path
 
 
@@ -212,8 +277,11 @@ def _flat_weights(read: _Directory, rank: int) -> list[Tensor]:
 
 
 def _base_state(read: _Directory, rank: int) -> Any:
-    # Stages 1 and 2 keep the state of the inner optimiser beside the weights, stage 3 wraps it once more.
-    return read.optimizer[rank].get("optimizer_state_dict" if read.stage == 3 else "base_optimizer_state")
+    # Stages 1 and 2 keep the state of the inner optimiser beside the weights, stage 3 wraps it once
+    # more.
+    return read.optimizer[rank].get(
+        "optimizer_state_dict" if read.stage == 3 else "base_optimizer_state"
+    )
 
 
 def _group_states(read: _Directory, rank: int, inner: Any) -> list[Mapping[str, Any]]:
@@ -221,7 +289,11 @@ def _group_states(read: _Directory, rank: int, inner: Any) -> list[Mapping[str, 
     states = inner.get("state") if isinstance(inner, Mapping) else inner
     if isinstance(states, Mapping):
         states = [states[i] for i in sorted(states)]
-    if not isinstance(states, list) or not states or not all(isinstance(s, Mapping) for s in states):
+    if (
+        not isinstance(states, list)
+        or not states
+        or not all(isinstance(s, Mapping) for s in states)
+    ):
         raise read.error(f"holds no state of the optimiser of rank {rank}")
     return states
 
@@ -243,9 +315,13 @@ def _merged(read: _Directory, flat: list[list[Tensor]]) -> dict[str, Tensor]:
     """[rank][group] flat partitions -> name -> tensor."""
     if read.stage == 3:
         whole = [torch.cat(groups) if len(groups) > 1 else groups[0] for groups in flat]
-        return _join_parameters(read, whole, {k: v for group in read.shapes for k, v in group.items()})
+        return _join_parameters(
+            read, whole, {k: v for group in read.shapes for k, v in group.items()}
+        )
     if any(len(groups) != len(read.shapes) for groups in flat):
-        raise read.error(f"has {len(read.shapes)} groups of parameters, its ranks {[len(g) for g in flat]}")
+        raise read.error(
+            f"has {len(read.shapes)} groups of parameters, its ranks {[len(g) for g in flat]}"
+        )
     state: dict[str, Tensor] = {}
     for index, shapes in enumerate(read.shapes):
         state |= _join_group(read, [groups[index] for groups in flat], shapes)
@@ -258,7 +334,10 @@ def _join_group(read: _Directory, parts: list[Tensor], shapes: Shapes) -> dict[s
     for rank, part in enumerate(parts):
         unpadded = min(size, max(0, total - rank * size))  # some versions save without the filling
         if part.numel() not in (size, unpadded):
-            raise read.error(f"is cut short or mixed: rank {rank} holds {part.numel()} numbers of a group, not {size}")
+            raise read.error(
+                f"is cut short or mixed: rank {rank} holds {part.numel()} numbers of "
+                f"a group, not {size}"
+            )
     state: dict[str, Tensor] = {}
     start = 0
     for name, shape in shapes.items():
@@ -279,7 +358,9 @@ def _join_parameters(read: _Directory, parts: list[Tensor], shapes: Shapes) -> d
     for rank, part in enumerate(parts):
         if part.numel() != sum(each.values()):
             wanted = sum(each.values())
-            raise read.error(f"is cut short or mixed: rank {rank} holds {part.numel()} numbers, not {wanted}")
+            raise read.error(
+                f"is cut short or mixed: rank {rank} holds {part.numel()} numbers, not {wanted}"
+            )
     state: dict[str, Tensor] = {}
     start = 0
     for name, shape in shapes.items():

@@ -31,8 +31,8 @@ def load_policy(
         weights: a checkpoint folder or a shipped name.
         execute: actions played before planning again; None: what is usual for the family.
         device: where it computes; None: CUDA if there is one.
-        options: the family's own, such as `temperature` for "uva"; `foreact eval closed-loop --weights WEIGHTS --help`
-            explains them.
+        options: the family's own, such as `temperature` for "uva"; `foreact eval closed-loop
+            --weights WEIGHTS --help` explains them.
 
     Raises:
         UserError: there are no such weights, they cannot act, or an option is unknown.
@@ -43,13 +43,22 @@ def load_policy(
     cls = None if family.policy_options is None else family.get("policy_options")
     known = [] if cls is None else [f.name for f in dataclasses.fields(cls)]
     if unknown := [name for name in options if name not in known]:
-        raise UserError(f"Policies of the family '{family.name}' have no option '{unknown[0]}'"
-                        f"{did_you_mean(unknown[0], known)}")  # fmt: skip
-    return opener(path, None if cls is None else cls(**options), execute=execute, device=pick_device(device))
+        raise UserError(
+            f"Policies of the family '{family.name}' have no option '{unknown[0]}'"
+            f"{did_you_mean(unknown[0], known)}"
+        )
+    return opener(
+        path, None if cls is None else cls(**options), execute=execute, device=pick_device(device)
+    )
 
 
 def open_policy(
-    weights: str, task: Task, options: Any = None, *, execute: int | None = None, device: str | None = None
+    weights: str,
+    task: Task,
+    options: Any = None,
+    *,
+    execute: int | None = None,
+    device: str | None = None,
 ) -> Policy:
     """The baseline of that name, or the policy of a checkpoint, checked against the task.
 
@@ -73,40 +82,81 @@ def with_variant(task: Task, variant: str | None) -> Task:
     if variant is None:
         return task
     if variant not in task.variants:
-        raise UserError(f"Task '{task.name}' has no variant '{variant}'{did_you_mean(variant, task.variants)}")
+        raise UserError(
+            f"Task '{task.name}' has no variant '{variant}'{did_you_mean(variant, task.variants)}"
+        )
     return dataclasses.replace(task, env=task.variants[variant])
 
 
 def run_closed_loop(
-    task: Task, policies: Mapping[str, Policy], seeds: Sequence[int], out: Path, videos: int, workers: int | None
+    task: Task,
+    policies: Mapping[str, Policy],
+    seeds: Sequence[int],
+    out: Path,
+    videos: int,
+    workers: int | None,
 ) -> list[loop.ClosedLoopResult]:
     """Every policy on the same seeds; only the first is filmed."""
     return [
-        measure(task, policy, seeds, Path(name).name, out, videos=videos if i == 0 else 0, workers=workers)
+        measure(
+            task,
+            policy,
+            seeds,
+            Path(name).name,
+            out,
+            videos=videos if i == 0 else 0,
+            workers=workers,
+        )
         for i, (name, policy) in enumerate(policies.items())
     ]
 
 
 def measure(
-    task: Task, policy: Policy, seeds: Sequence[int], name: str, out: Path, *, videos: int, workers: int | None,
+    task: Task,
+    policy: Policy,
+    seeds: Sequence[int],
+    name: str,
+    out: Path,
+    *,
+    videos: int,
+    workers: int | None,
     max_steps: int | None = None,
-) -> loop.ClosedLoopResult:  # fmt: skip
+) -> loop.ClosedLoopResult:
     """Score one policy by the task's rule, into the folder `out / name`."""
     if task.env is None:
-        raise UserError(f"Nothing simulates task '{task.name}', so nothing can act in it; name a task with an env.")
+        raise UserError(
+            f"Nothing simulates task '{task.name}', so nothing can act in it; name a "
+            "task with an env."
+        )
     # A sum has no range, and no value from which on it means that the task is solved.
-    rule: dict[str, Any] = {} if task.score == "max" else {"score": "sum", "score_range": None, "success_at": None}
+    rule: dict[str, Any] = (
+        {} if task.score == "max" else {"score": "sum", "score_range": None, "success_at": None}
+    )
     return loop.closed_loop(
-        task.env, policy, seeds, name=name, out_dir=out / name, videos=videos, workers=workers, max_steps=max_steps,
+        task.env,
+        policy,
+        seeds,
+        name=name,
+        out_dir=out / name,
+        videos=videos,
+        workers=workers,
+        max_steps=max_steps,
         **rule,
-    )  # fmt: skip
+    )
 
 
 def report_scores(
-    out: Path, task: Task, results: Sequence[loop.ClosedLoopResult], *, title: str, facts: Mapping[str, Any]
+    out: Path,
+    task: Task,
+    results: Sequence[loop.ClosedLoopResult],
+    *,
+    title: str,
+    facts: Mapping[str, Any],
 ) -> Path:
     """Write `report.html` into `out`; returns its path."""
-    return write_report(out / "report.html", title=title, score_note=task.score_note, results=results, facts=facts)
+    return write_report(
+        out / "report.html", title=title, score_note=task.score_note, results=results, facts=facts
+    )
 
 
 def seconds_per_plan(result: loop.ClosedLoopResult) -> float:

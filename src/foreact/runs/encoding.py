@@ -19,14 +19,17 @@ from foreact.machine import Precision, autocast, choose_precision
 from foreact.runs.ranks import Ranks
 
 SHARD_STEPS = 4096
-"""Default rows per shard, rounded up to whole chunks: what a process that is killed loses at most."""
+"""Default rows per shard, rounded up to whole chunks: what a process that is killed loses at most.
+"""
 
 
 class StreamEncoder:
-    """Encodes the frames of one camera into its stream: `latents_<camera>` float16, or `tokens_<camera>` uint16.
+    """Encodes the frames of one camera into its stream: `latents_<camera>` float16, or
+    `tokens_<camera>` uint16.
 
-    What a row holds depends on its frame, the tokenizer, the precision and the batch it is encoded in; batches start
-    anew in every shard, so that no row depends on who encodes which shard, or when.
+    What a row holds depends on its frame, the tokenizer, the precision and the batch it is encoded
+    in; batches start anew in every shard, so that no row depends on who encodes which shard, or
+    when.
 
     Args:
         store: where the frames lie.
@@ -57,13 +60,21 @@ class StreamEncoder:
     ) -> None:
         if batch_size < 1:
             raise UserError(f"Expected batch_size >= 1, found {batch_size}.")
-        self.store, self.camera, self.batch_size, self.hash = store, camera, batch_size, tokenizer.hash
+        self.store, self.camera, self.batch_size, self.hash = (
+            store,
+            camera,
+            batch_size,
+            tokenizer.hash,
+        )
         self.tokenizer, self.prepare = tokenizer.tokenizer, tokenizer.prepare
         self.device = torch.device(device)
         self.precision: Precision = choose_precision(precision, torch.device(device))
         self.vocab = self.tokenizer.vocab
         if self.vocab is not None and self.vocab > 2**16:
-            raise UserError(f"Tokens are stored in 16 bits; a vocabulary of {self.vocab} does not fit into 65536.")
+            raise UserError(
+                f"Tokens are stored in 16 bits; a vocabulary of {self.vocab} does not "
+                "fit into 65536."
+            )
         row = self.encode(store.gather(camera, np.arange(1)), 0)
         self.stream = open_stream(
             store.path,
@@ -77,7 +88,9 @@ class StreamEncoder:
         """Encode and write one shard; `progress` is told the number of frames after each batch."""
         starts = range(shard.start, shard.stop, self.batch_size)
         parts = []
-        with ThreadPoolExecutor(1) as reader:  # decodes the next batch of frames while this one is encoded
+        with ThreadPoolExecutor(
+            1
+        ) as reader:  # decodes the next batch of frames while this one is encoded
             ahead = reader.submit(self._read, shard, starts[0])
             for start in starts:
                 frames = ahead.result()
@@ -99,35 +112,47 @@ class StreamEncoder:
             float16 (T, c, h, w) in scaled units, or uint16 (T, h, w) in 0..vocab-1.
 
         Raises:
-            UserError: the result is not finite or not in the vocabulary, or the batch does not fit in memory.
+            UserError: the result is not finite or not in the vocabulary, or the batch does not fit
+                in memory.
         """
-        rng = torch.Generator(self.device).manual_seed(start)  # for tokenizers that draw: nobody else's draws matter
+        rng = torch.Generator(self.device).manual_seed(
+            start
+        )  # for tokenizers that draw: nobody else's draws matter
         try:
             video = self.prepare(torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2)[None])
             with autocast(self.device, self.precision):
                 codes = self.tokenizer.encode(video, rng=rng)[0]
         except torch.OutOfMemoryError:
             raise UserError(
-                f"{len(frames)} frames at once do not fit in the memory of {self.device}; lower --batch-size."
+                f"{len(frames)} frames at once do not fit in the memory of {self.device}; lower "
+                "--batch-size."
             ) from None
         rows = (codes.float() if self.vocab is None else codes).cpu().numpy()
         self.require_valid(rows, start)
         return rows.astype(np.float16 if self.vocab is None else np.uint16)
 
     def _read(self, shard: Shard, start: int) -> np.ndarray:
-        return self.store.gather(self.camera, np.arange(start, min(start + self.batch_size, shard.stop)))
+        return self.store.gather(
+            self.camera, np.arange(start, min(start + self.batch_size, shard.stop))
+        )
 
     def require_valid(self, rows: np.ndarray, start: int) -> None:
-        """Raise a `UserError` unless tokens are in the vocabulary, and latents numbers that float16 can hold."""
+        """Raise a `UserError` unless tokens are in the vocabulary,
+        and latents numbers that float16 can hold.
+        """
         if self.vocab is None:
-            wrong, meant = ~(np.abs(rows) <= np.finfo(np.float16).max), "numbers within the range of float16"
+            wrong, meant = (
+                ~(np.abs(rows) <= np.finfo(np.float16).max),
+                "numbers within the range of float16",
+            )
         else:
             wrong, meant = (rows < 0) | (rows >= self.vocab), f"tokens in 0..{self.vocab - 1}"
         if wrong.any():
             at = np.argwhere(wrong)[0]
             raise UserError(
-                f"Camera '{self.camera}' of {self.store.path} should be encoded into {meant}, found {rows[tuple(at)]} "
-                f"at step {start + at[0]}; check that tokenizer and store are whole."
+                f"Camera '{self.camera}' of {self.store.path} should be encoded into {meant}, "
+                f"found {rows[tuple(at)]} at step {start + at[0]}; check that tokenizer and store "
+                "are whole."
             )
 
     def finish(self, steps: int) -> None:
@@ -159,14 +184,18 @@ class Throughput:
     def __str__(self) -> str:
         if not self.frames:
             return "nothing was left to encode"
-        return f"{self.frames} frames in {self.seconds:.1f} s, {self.frames / self.seconds:.1f} frames/s"
+        rate = self.frames / self.seconds
+        return f"{self.frames} frames in {self.seconds:.1f} s, {rate:.1f} frames/s"
 
 
-def encode_stream(encoder: StreamEncoder, *, shard_steps: int = SHARD_STEPS, ranks: Ranks | None = None) -> Throughput:
-    """Fill the stream of `encoder` and finish it, alone or together with the other processes of torchrun.
+def encode_stream(
+    encoder: StreamEncoder, *, shard_steps: int = SHARD_STEPS, ranks: Ranks | None = None
+) -> Throughput:
+    """Fill the stream of `encoder` and finish it, alone or together with the other processes of
+    torchrun.
 
-    Shard i is the work of process i modulo their number. The first process shows the progress of all, waits for the
-    others and finishes; they return as soon as their own shards are done.
+    Shard i is the work of process i modulo their number. The first process shows the progress of
+    all, waits for the others and finishes; they return as soon as their own shards are done.
 
     Args:
         encoder: of this process.
@@ -182,7 +211,10 @@ def encode_stream(encoder: StreamEncoder, *, shard_steps: int = SHARD_STEPS, ran
     if (not mine and ranks.rank > 0) or stream.finished:
         return Throughput(0, 0.0)
     total = sum(map(len, missing))
-    with ranks.working(stream.notes), tqdm(total=total, unit="frame", desc="encode", disable=ranks.rank > 0) as bar:
+    with (
+        ranks.working(stream.notes),
+        tqdm(total=total, unit="frame", desc="encode", disable=ranks.rank > 0) as bar,
+    ):
 
         def progress(frames: int) -> None:
             ranks.report(frames)

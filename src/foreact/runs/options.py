@@ -1,7 +1,7 @@
 """Options that the runs of several systems have, with the words that --help has for them.
 
-A run is one dataclass, `class MyRun(TrainingRun, Episodes)`, with options of its own; --help shows those of the last
-base first, and its own last.
+A run is one dataclass, `class MyRun(TrainingRun, Episodes)`, with options of its own; --help shows
+those of the last base first, and its own last.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Command lines whose options depend on what some of them say: which weights, which task, which run."""
+"""Command lines whose options depend on what some of them say:
+which weights, which task, which run.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ T = TypeVar("T")
 
 
 def option_value(args: Sequence[str], option: str) -> str | None:
-    """The value of `--option value` or `--option=value`, before anything is parsed; None where it is not there."""
+    """The value of `--option value` or `--option=value`, before
+    anything is parsed; None where it is not there.
+    """
     for word, following in zip(args, [*args[1:], ""], strict=True):
         if word == option:
             return following or None
@@ -30,7 +34,8 @@ def parse_parts(parts: Sequence[Any], args: Sequence[str], *, prog: str) -> list
     """Several dataclasses as one command line.
 
     Args:
-        parts: their instances, which hold the defaults; the docstring of the first one heads `--help`.
+        parts: their instances, which hold the defaults; the docstring of the first one heads
+            `--help`.
         args: command line after the verb.
         prog: verb, for `--help`.
 
@@ -47,7 +52,12 @@ def parse_parts(parts: Sequence[Any], args: Sequence[str], *, prog: str) -> list
 
 
 def parse_run(
-    cls: type[T], args: Sequence[str], *, prog: str, recipe: Callable[[dict[str, str]], T], choices: Sequence[str]
+    cls: type[T],
+    args: Sequence[str],
+    *,
+    prog: str,
+    recipe: Callable[[dict[str, str]], T],
+    choices: Sequence[str],
 ) -> T:
     """The run that the command line asks for.
 
@@ -62,14 +72,19 @@ def parse_run(
     if "from" in chosen:
         folder = Path(chosen.pop("from"))
         if not (folder / "config.json").is_file():
-            raise UserError(f"--from expects the folder of an earlier run; {folder} holds no config.json.")
-        default = config_from_json(cls, read_json(folder / "config.json"), where=str(folder / "config.json"))
+            raise UserError(
+                f"--from expects the folder of an earlier run; {folder} holds no config.json."
+            )
+        default = config_from_json(
+            cls, read_json(folder / "config.json"), where=str(folder / "config.json")
+        )
         default = dataclasses.replace(cast(Any, default), out=folder)
         rest = [*rest, *(word for name, value in chosen.items() for word in (f"--{name}", value))]
     else:
         default = recipe(chosen)
     about = (
-        f"{cls.__doc__}\n\n--from FOLDER goes on with the run in that folder, with its configuration as the defaults."
+        f"{cls.__doc__}\n\n--from FOLDER goes on with the run in that folder, with its "
+        "configuration as the defaults."
     )
     return tyro.cli(cls, prog=prog, args=rest, default=default, description=about)
 
@@ -95,5 +110,7 @@ def checked(chosen: dict[str, str], **known: Sequence[str]) -> dict[str, Any]:
     """The options that decide the defaults, if they have known values."""
     for name, values in known.items():
         if name in chosen and chosen[name] not in values:
-            raise UserError(f"--{name} should be one of {', '.join(values)}, found '{chosen[name]}'.")
+            raise UserError(
+                f"--{name} should be one of {', '.join(values)}, found '{chosen[name]}'."
+            )
     return dict(chosen)

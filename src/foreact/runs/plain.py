@@ -1,4 +1,6 @@
-"""Training a model that learns from windows of a task's episodes and needs nothing else, such as a family of yours."""
+"""Training a model that learns from windows of a task's episodes and
+needs nothing else, such as a family of yours.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,8 @@ def train_plain(
     fit: Callable[[Any, StreamSpec], Any] | None = None,
     train: TrainConfig | None = None,
 ) -> Path:
-    """The verb `foreact train NAME` of a family that learns from windows: parse, train, write the weights.
+    """The verb `foreact train NAME` of a family that learns from windows: parse, train, write the
+    weights.
 
     Statistics of actions and states are fitted on the training side; both are brought to [-1, 1].
 
@@ -66,13 +69,21 @@ def train_plain(
     """
     config, module = family.get("config"), family.get("module")
     cls = dataclasses.make_dataclass(
-        "PlainRun", [("model", config, field(default_factory=config))], bases=(PlainRun,), frozen=True, kw_only=True,
-    )  # fmt: skip
+        "PlainRun",
+        [("model", config, field(default_factory=config))],
+        bases=(PlainRun,),
+        frozen=True,
+        kw_only=True,
+    )
     cls.__doc__ = f"Train {family.title}."
     default = cls(task=task, out=Path("runs") / family.verb, train=train or TrainConfig())
     prog = f"foreact train {family.verb}"
     run: PlainRun = parse_run(
-        cls, args, prog=prog, recipe=lambda chosen: dataclasses.replace(default, **chosen), choices=("task",)
+        cls,
+        args,
+        prog=prog,
+        recipe=lambda chosen: dataclasses.replace(default, **chosen),
+        choices=("task",),
     )
 
     device = pick_device(run.device)
@@ -81,7 +92,9 @@ def train_plain(
         run = dataclasses.replace(run, model=fit(run.model, store.spec))
     sides = split_store(store, run.val_ratio, run.train.seed)
     normalizer = Normalizer.fit_store(store, sides[0], "limits")
-    training, validation = (WindowDataset(store, window(run.model), side, normalizer) for side in sides)
+    training, validation = (
+        WindowDataset(store, window(run.model), side, normalizer) for side in sides
+    )
     torch.manual_seed(run.train.seed)
     model = module(run.model)
     if run.init is not None:
@@ -96,11 +109,23 @@ def train_plain(
     )
 
     def export(state: Mapping[str, Tensor], path: Path) -> None:
-        save_checkpoint(path, family=family.name, config=run.model, state=state, spec=store.spec, stats=normalizer)
+        save_checkpoint(
+            path,
+            family=family.name,
+            config=run.model,
+            state=state,
+            spec=store.spec,
+            stats=normalizer,
+        )
 
     result = train_on(
-        training, model, run, verb=f"train {family.verb}", evaluators=[ValidationLoss(validation)], export=export,
+        training,
+        model,
+        run,
+        verb=f"train {family.verb}",
+        evaluators=[ValidationLoss(validation)],
+        export=export,
         device=device,
-    )  # fmt: skip
+    )
     card = {"recipe": shlex.join(["foreact", "train", family.verb, *args])}
     return publish(run, result, config=run.model, card=card, best=True)

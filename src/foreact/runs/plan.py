@@ -1,17 +1,24 @@
-"""What a training will take, worked out without starting it: parameters, memory, steps, tokens, arithmetic, time.
+"""What a training will take, worked out without starting it: parameters, memory, steps, tokens,
+arithmetic, time.
 
-Formulas, per process unless said otherwise, for N parameters of which T are trained, on R processes:
+Formulas, per process unless said otherwise, for N parameters of which T are trained, on R
+processes:
 
-    weights 4 N bytes, gradients 4 T, AdamW's moments 8 T, average 4 T (float32); each divided by R with fsdp, except
-        that gradients stay whole where several micro-batches are accumulated before they are exchanged
-    copies  ddp: bfloat16 copies of the matrices, 2 N; fsdp: the two largest blocks and all that belongs to no block
-    activations: tokens of a micro-batch x the inputs and outputs of every linear layer, in the type of autocast. For a
-        transformer with memory-efficient attention that is 32 bytes per layer, token and channel in bfloat16, the
-        34 of Korthikanti et al. (arXiv 2205.05198) without the dropout masks; softmax over the vocabulary: its
-        logits in the type of autocast and twice in float32
-    arithmetic per token: 6 N where weights are trained and 2 N where frozen (Kaplan et al., arXiv 2001.08361; N with
-        embedding tables, as in Hoffmann et al., arXiv 2203.15556), and for attention 12 or 4 per layer, channel and
-        token attended to (Chowdhery et al., arXiv 2204.02311; causal masks are not deducted)
+    weights 4 N bytes, gradients 4 T, AdamW's moments 8 T, average 4 T (float32); each divided by R
+    with fsdp, except
+        that gradients stay whole where several micro-batches are accumulated before they are
+        exchanged
+    copies  ddp: bfloat16 copies of the matrices, 2 N; fsdp: the two largest blocks and all that
+        belongs to no block
+    activations: tokens of a micro-batch x the inputs and outputs of every linear layer, in the type
+        of autocast. For a transformer with memory-efficient attention that is 32 bytes per layer,
+        token and channel in bfloat16, the 34 of Korthikanti et al. (arXiv 2205.05198) without the
+        dropout masks; softmax over the vocabulary: its logits in the type of autocast and twice in
+        float32
+    arithmetic per token: 6 N where weights are trained and 2 N where frozen (Kaplan et al., arXiv
+        2001.08361; N with embedding tables, as in Hoffmann et al., arXiv 2203.15556), and for
+        attention 12 or 4 per layer, channel and token attended to (Chowdhery et al., arXiv
+        2204.02311; causal masks are not deducted)
 """
 
 from __future__ import annotations
@@ -60,7 +67,9 @@ class Plan:
 
     @property
     def hours(self) -> float | None:
-        """Time of the whole run without data waits, evaluations and saving; None where the speed is unknown."""
+        """Time of the whole run without data waits, evaluations and
+        saving; None where the speed is unknown.
+        """
         if self.tflops is None:
             return None
         return self.steps * self.flops_per_step / (self.tflops * 1e12 * self.processes) / 3600
@@ -72,7 +81,11 @@ class Plan:
             ("steps", f"{self.steps:,}"),
             ("per step", f"{self.samples_per_step:,} samples, {self.tokens_per_step:,} tokens"),
             ("in all", f"{self.steps * self.samples_per_step:,} samples, {self.tokens:,} tokens"),
-            ("arithmetic", f"{self.flops_per_step:.3g} FLOP per step, {self.steps * self.flops_per_step:.3g} in all"),
+            (
+                "arithmetic",
+                f"{self.flops_per_step:.3g} FLOP per step, "
+                f"{self.steps * self.flops_per_step:.3g} in all",
+            ),
             ("memory", f"{_gib(sum(self.memory.values()))} per process"),
             *((f"  {part}", _gib(size)) for part, size in self.memory.items()),
         ]
@@ -95,23 +108,32 @@ def plan(
     Args:
         model: a `foreact.types.Trainable`, best built on the device "meta".
         config: how it would be trained.
-        tokens_per_sample: length of the sequence that the model reads; where parts of a model read sequences of their
-            own, name of the submodule -> length, such as {"vavim": 4608, "expert": 48}. A part's attention is taken
-            to look at all of them.
+        tokens_per_sample: length of the sequence that the model reads; where parts of a model read
+            sequences of their own, name of the submodule -> length, such as {"vavim": 4608,
+            "expert": 48}. A part's attention is taken to look at all of them.
         processes: number of processes.
         vocab: size of the softmax over which the loss of each token is taken; 0: none.
         tflops: sustained speed of one process, 10^12 operations per second.
 
     Raises:
-        UserError: a speed or number of processes that is not positive, or parameters outside the named parts.
+        UserError: a speed or number of processes that is not positive, or parameters outside the
+            named parts.
     """
     if processes < 1 or (tflops is not None and not tflops > 0):
-        raise UserError(f"A plan needs a positive number of processes and speed, found {processes} and {tflops}.")
-    lengths = {"": tokens_per_sample} if isinstance(tokens_per_sample, int) else dict(tokens_per_sample)
+        raise UserError(
+            "A plan needs a positive number of processes and speed, found "
+            f"{processes} and {tflops}."
+        )
+    lengths = (
+        {"": tokens_per_sample} if isinstance(tokens_per_sample, int) else dict(tokens_per_sample)
+    )
     parts = {name: model.get_submodule(name) for name in lengths}
     named = {id(p) for part in parts.values() for p in part.parameters()}
     if outside := [name for name, p in model.named_parameters() if id(p) not in named]:
-        raise UserError(f"'{outside[0]}' lies outside the parts {sorted(lengths)}; give the tokens that it reads.")
+        raise UserError(
+            f"'{outside[0]}' lies outside the parts {sorted(lengths)}; give the "
+            "tokens that it reads."
+        )
     attended = sum(lengths.values())
     samples = config.batch_size * config.accumulate * processes
     trained, frozen = _count(model)
@@ -123,8 +145,13 @@ def plan(
         steps=config.steps,
         samples_per_step=samples,
         tokens_per_step=samples * attended,
-        memory=_memory(model, config, {name: (parts[name], n) for name, n in lengths.items()}, processes, vocab),
-        flops_per_step=float(samples * sum(n * _flops_per_token(parts[name], attended) for name, n in lengths.items())),
+        memory=_memory(
+            model, config, {name: (parts[name], n) for name, n in lengths.items()}, processes, vocab
+        ),
+        flops_per_step=float(
+            samples
+            * sum(n * _flops_per_token(parts[name], attended) for name, n in lengths.items())
+        ),
         tflops=tflops,
     )
 
@@ -155,13 +182,19 @@ def _flops_per_token(module: nn.Module, attended: int) -> int:
 
 
 def _memory(
-    model: nn.Module, config: TrainConfig, parts: Mapping[str, tuple[nn.Module, int]], processes: int, vocab: int
+    model: nn.Module,
+    config: TrainConfig,
+    parts: Mapping[str, tuple[nn.Module, int]],
+    processes: int,
+    vocab: int,
 ) -> dict[str, int]:
     trained, frozen = _count(model)
     half = 4 if config.precision == "fp32" else 2  # auto: what GPUs compute in
     divided = config.parallel == "fsdp" and processes > 1
     share = processes if divided else 1
-    averaged = sum(p.numel() for p in averaged_parameters(model).values()) if config.ema.enabled else 0
+    averaged = (
+        sum(p.numel() for p in averaged_parameters(model).values()) if config.ema.enabled else 0
+    )
     memory = {
         "weights": 4 * (trained + frozen) // share,
         "gradients": 4 * trained // (1 if config.accumulate > 1 else share),

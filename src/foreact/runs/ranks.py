@@ -1,4 +1,5 @@
-"""Processes of torchrun that share work through files alone: no collective calls, no process group, any file system.
+"""Processes of torchrun that share work through files alone: no collective calls, no process group,
+any file system.
 
 Each one writes `<rank>.json` into a folder: how far it is and, should it fail, its last words.
 """
@@ -27,13 +28,15 @@ class Ranks:
     Args:
         rank: its number.
         count: how many there are.
-        patience: seconds without any sign of life from the others after which the first one gives them up.
+        patience: seconds without any sign of life from the others after which the first one gives
+            them up.
     """
 
     def __init__(self, rank: int = 0, count: int = 1, *, patience: float = 600.0) -> None:
         if not 0 <= rank < count:
             raise UserError(
-                f"RANK should be in 0..{count - 1} for WORLD_SIZE {count}, found {rank}; start with torchrun."
+                f"RANK should be in 0..{count - 1} for WORLD_SIZE {count}, found {rank}; start "
+                "with torchrun."
             )
         self.rank, self.count, self.patience = rank, count, patience
         self._folder: Path | None = None
@@ -43,7 +46,11 @@ class Ranks:
     @staticmethod
     def of_torchrun(*, patience: float = 600.0) -> Ranks:
         """As RANK and WORLD_SIZE say; alone without them."""
-        return Ranks(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")), patience=patience)
+        return Ranks(
+            int(os.environ.get("RANK", "0")),
+            int(os.environ.get("WORLD_SIZE", "1")),
+            patience=patience,
+        )
 
     @contextmanager
     def working(self, folder: Path) -> Iterator[None]:
@@ -53,7 +60,8 @@ class Ranks:
             return
         folder.mkdir(exist_ok=True)
         self._folder = folder
-        # An earlier run that was cut leaves notes as well: only those that change from now on are of this one.
+        # An earlier run that was cut leaves notes as well: only those that change from now on are
+        #     of this one.
         self._found = self._notes()
         self._steps = 0
         self._write(None)
@@ -92,10 +100,15 @@ class Ranks:
             if (notes := self._notes()) != seen:
                 seen, since = notes, time.monotonic()
             elif time.monotonic() - since > self.patience:
-                words = [f"; process {rank} said: {e}" for rank, n in notes.items() if (e := json.loads(n)["error"])]
+                words = [
+                    f"; process {rank} said: {e}"
+                    for rank, n in notes.items()
+                    if (e := json.loads(n)["error"])
+                ]
                 raise UserError(
-                    f"{remaining} {unit} of the other {self.count - 1} processes are not done, and none of them gave a "
-                    f"sign of life for {self.patience:g} s{''.join(words)}; start again, what was done is kept."
+                    f"{remaining} {unit} of the other {self.count - 1} processes are not done, "
+                    f"and none of them gave a sign of life for {self.patience:g} "
+                    f"s{''.join(words)}; start again, what was done is kept."
                 )
             time.sleep(POLL_SECONDS)
         yield 0
@@ -119,4 +132,6 @@ class Ranks:
             temporary.write_text(note)
             os.replace(temporary, self._folder / f"{self.rank}.json")
         except OSError as problem:
-            raise UserError(f"Process {self.rank} cannot write to {self._folder} ({problem}); make room.") from problem
+            raise UserError(
+                f"Process {self.rank} cannot write to {self._folder} ({problem}); make room."
+            ) from problem

@@ -32,27 +32,31 @@ R = TypeVar("R", bound=Run)
 
 
 def open_run(run: R, device: torch.device, *, free: Sequence[str] = ()) -> R:
-    """Create the run's folder and write `config.json`; in an existing one check that it is the same run.
+    """Create the run's folder and write `config.json`; in an existing one check that it is the same
+    run.
 
     Args:
         run: as asked for.
         device: where it trains, which decides what precision "auto" means.
-        free: top-level entries that a resumed run may change (the loop checks its own config itself).
+        free: top-level entries that a resumed run may change (the loop checks its own config
+            itself).
 
     Returns:
         The run as written, with the precision that it trains in.
     """
     folder, path = run.out, run.out / "config.json"
     before = read_json(path) if path.exists() else None
-    run = dataclasses.replace(run, train=run.train.with_precision(device, (before or {}).get("train")))
+    run = dataclasses.replace(
+        run, train=run.train.with_precision(device, (before or {}).get("train"))
+    )
     raw = config_to_json(run)
     if before is not None:
         for name, value in raw.items():
             if name not in free and before.get(name) != value:
                 entry, old, new = _first_difference(name, before.get(name), value)
                 raise UserError(
-                    f"{folder} holds a run with {entry} = {old}, now it is {new}; give another --out, "
-                    f"or resume it with --from {folder}."
+                    f"{folder} holds a run with {entry} = {old}, now it is {new}; give another "
+                    f"--out, or resume it with --from {folder}."
                 )
     if is_main_process():
         try:
@@ -60,7 +64,8 @@ def open_run(run: R, device: torch.device, *, free: Sequence[str] = ()) -> R:
             write_json(path, raw)
         except OSError as error:
             raise UserError(
-                f"The run folder {folder} cannot be written ({error.strerror}); choose another --out."
+                f"The run folder {folder} cannot be written ({error.strerror}); choose another "
+                "--out."
             ) from None
     return run
 
@@ -69,7 +74,9 @@ def resources(train: TrainConfig, device: torch.device) -> dict[str, Any]:
     """What a run computes on, for `say`."""
     precision = choose_precision(train.precision, device)
     return {
-        "device": device if device.type == "cuda" else f"{device}, {torch.get_num_threads()} threads",
+        "device": device
+        if device.type == "cuda"
+        else f"{device}, {torch.get_num_threads()} threads",
         "precision": explain_precision(precision, device),
         "workers": f"{train.loader_processes(device)} loader processes",
     }
@@ -102,17 +109,25 @@ def process_count() -> int:
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The named device, or CUDA where there is one, else the CPU, on which torch keeps to the cores it may use."""
+    """The named device, or CUDA where there is one, else the CPU, on
+    which torch keeps to the cores it may use.
+    """
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores():
-        torch.set_num_threads(cores())  # torch counts the cores of the machine, a container may grant fewer
+        torch.set_num_threads(
+            cores()
+        )  # torch counts the cores of the machine, a container may grant fewer
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise UserError(f"Device '{name}' was asked for, but torch sees no CUDA device; use --device cpu.")
+        raise UserError(
+            f"Device '{name}' was asked for, but torch sees no CUDA device; use --device cpu."
+        )
     try:
         return torch.device(name)
     except RuntimeError:
-        raise UserError(f"There is no device '{name}'; give cpu, cuda or cuda:1 and the like.") from None
+        raise UserError(
+            f"There is no device '{name}'; give cpu, cuda or cuda:1 and the like."
+        ) from None
 
 
 def say(title: str, **facts: Any) -> None:

@@ -1,4 +1,6 @@
-"""Where a task's data comes from: its default store, and the latents that training reads from it."""
+"""Where a task's data comes from: its default store, and the
+latents that training reads from it.
+"""
 
 from __future__ import annotations
 
@@ -20,12 +22,15 @@ from foreact.tasks import find_task
 from foreact.tokenizers.kl_vae import KLVAE
 from foreact.types import Codes, Task
 
-# Pictures up to this many bytes are held in memory, since a random frame costs the reading of a whole chunk.
+# Pictures up to this many bytes are held in memory, since a random frame costs the reading of a
+# whole chunk.
 MEMORY_LIMIT = 4 * 2**30
 DEFAULT_TASK = "pusht"
 
 
-def open_pictures(task: str | None, data: Path | None, camera: str | None) -> tuple[RowStore, list[str]]:
+def open_pictures(
+    task: str | None, data: Path | None, camera: str | None
+) -> tuple[RowStore, list[str]]:
     """The episodes and the cameras that a tokenizer learns from.
 
     Args:
@@ -43,31 +48,41 @@ def open_pictures(task: str | None, data: Path | None, camera: str | None) -> tu
         cameras = [camera]
     if not cameras or not set(cameras) <= set(store.spec.cameras):
         wanted = f"'{camera}'" if camera is not None else "any"
-        raise UserError(f"{store.path} has the cameras {sorted(store.spec.cameras)}, which do not include {wanted}.")
+        raise UserError(
+            f"{store.path} has the cameras {sorted(store.spec.cameras)}, which do not "
+            f"include {wanted}."
+        )
     return store, cameras
 
 
 def open_task_store(task: Task, path: Path | None) -> RowStore:
-    """Open `path`, or the task's default store `data/<task>.zarr`, made from its demonstrations where it is missing."""
+    """Open `path`, or the task's default store `data/<task>.zarr`, made
+    from its demonstrations where it is missing.
+    """
     if path is None:
         path = Path("data") / f"{task.name}.zarr"
         if not path.exists():
             if task.demonstrations is None:
                 raise UserError(
-                    f"Task '{task.name}' brings no demonstrations and {path} does not exist; make it with "
-                    f"`foreact data collect --env {task.name} --episodes 300` or name a store with --data."
+                    f"Task '{task.name}' brings no demonstrations and {path} does not exist; make "
+                    f"it with `foreact data collect --env {task.name} --episodes 300` or name a "
+                    "store with --data."
                 )
             _call(task.demonstrations, path)
     return open_episodes(path, task.spec, memory_limit=MEMORY_LIMIT)
 
 
 def open_held_out_store(task: Task, path: Path | None) -> RowStore:
-    """Open `path`, or `data/<task>-held-out.zarr`, made by the task's expert on seeds that no training uses."""
+    """Open `path`, or `data/<task>-held-out.zarr`, made by the
+    task's expert on seeds that no training uses.
+    """
     if path is None:
         path = Path("data") / f"{task.name}-held-out.zarr"
         if not path.exists():
             if task.held_out is None:
-                raise UserError(f"Task '{task.name}' cannot make held-out episodes; name a store with --data.")
+                raise UserError(
+                    f"Task '{task.name}' cannot make held-out episodes; name a store with --data."
+                )
             _call(task.held_out, path)
     return open_episodes(path, task.spec, memory_limit=MEMORY_LIMIT)
 
@@ -77,8 +92,9 @@ def split_store(store: RowStore, val_ratio: float, seed: int) -> tuple[np.ndarra
     training, validation = split_episodes(len(store), val_ratio, seed)
     if len(training) == 0 or len(validation) == 0:
         raise UserError(
-            f"{store.path} has {len(store)} episode{'s' * (len(store) > 1)}, of which val_ratio {val_ratio} leaves "
-            f"{len(training)} to train on and {len(validation)} to validate; training needs at least one of each."
+            f"{store.path} has {len(store)} episode{'s' * (len(store) > 1)}, of which val_ratio "
+            f"{val_ratio} leaves {len(training)} to train on and {len(validation)} to validate; "
+            "training needs at least one of each."
         )
     return training, validation
 
@@ -91,66 +107,90 @@ def _call(function: str, path: Path) -> None:
 
 
 def ensure_latents(
-    store: RowStore, camera: str, vae: KLVAE, vae_hash: str, *, batch_size: int = 64, device: str = "cpu"
+    store: RowStore,
+    camera: str,
+    vae: KLVAE,
+    vae_hash: str,
+    *,
+    batch_size: int = 64,
+    device: str = "cpu",
 ) -> None:
-    """Encode every frame of `camera` once into the stream `latents_<camera>`, unless this tokenizer already did.
+    """Encode every frame of `camera` once into the stream `latents_<camera>`, unless this tokenizer
+    already did.
 
-    The stream holds the posterior mean in scaled units, float16 (N, c, h, w), with the tokenizer's hash beside it.
-    Work that was cut short goes on after the last whole shard.
+    The stream holds the posterior mean in scaled units, float16 (N, c, h, w), with the tokenizer's
+    hash beside it. Work that was cut short goes on after the last whole shard.
     """
     if store.tokenizer_hash(f"latents_{camera}") != vae_hash:
         height, width = vae.config.image_size
-        _encode(store, camera, LoadedTokenizer(vae.to(device).eval(), vae_hash, (height, width)), batch_size, device)
+        _encode(
+            store,
+            camera,
+            LoadedTokenizer(vae.to(device).eval(), vae_hash, (height, width)),
+            batch_size,
+            device,
+        )
 
 
-def ensure_codes(store: RowStore, camera: str, tokenizer: LoadedTokenizer, *, device: torch.device | str) -> None:
-    """Encode every frame of `camera` once into the stream `tokens_<camera>`, unless the store has codes.
+def ensure_codes(
+    store: RowStore, camera: str, tokenizer: LoadedTokenizer, *, device: torch.device | str
+) -> None:
+    """Encode every frame of `camera` once into the stream `tokens_<camera>`, unless the store has
+    codes.
 
-    Codes that do not say who made them, as in released shards, are taken to be this tokenizer's, with a warning.
+    Codes that do not say who made them, as in released shards, are taken to be this tokenizer's,
+    with a warning.
 
     Raises:
-        UserError: the codes are those of another tokenizer, or of another grid; or there are none and the store cannot
-            be written.
+        UserError: the codes are those of another tokenizer, or of another grid; or there are none
+            and the store cannot be written.
     """
     stream = f"tokens_{camera}"
     if not store.has(stream):
         _encode(store, camera, tokenizer, 64, device)
     found = store.tokenizer_hash(stream)
     if found is None:
-        warnings.warn(f"The codes of {store.path} do not say which tokenizer made them.", stacklevel=2)
+        warnings.warn(
+            f"The codes of {store.path} do not say which tokenizer made them.", stacklevel=2
+        )
         assert tokenizer.tokenizer.vocab is not None
         codes = store.gather(stream, np.arange(int(np.sum(store.lengths))))
         if codes.min() < 0 or codes.max() >= tokenizer.tokenizer.vocab:
             raise UserError(
                 f"The codes of {store.path} are {codes.min()}..{codes.max()}, the tokenizer's are "
-                f"0..{tokenizer.tokenizer.vocab - 1}; use codes and a tokenizer that belong together."
+                f"0..{tokenizer.tokenizer.vocab - 1}; use codes and a tokenizer that belong "
+                "together."
             )
     elif found != tokenizer.hash:
         raise UserError(
-            f"The codes of {store.path} were made with the tokenizer {found}, the one given is {tokenizer.hash}; give "
-            "that one, or replace them with `foreact tokenize`."
+            f"The codes of {store.path} were made with the tokenizer {found}, the one given is "
+            f"{tokenizer.hash}; give that one, or replace them with `foreact tokenize`."
         )
     assert isinstance(tokenizer.tokenizer, Codes)
     grid = store.gather(stream, np.arange(1)).shape[1:]
     if grid != tuple(tokenizer.tokenizer.grid):
         raise UserError(
-            f"The codes of {store.path} have the grid {grid}, those of the tokenizer {tokenizer.tokenizer.grid}; use "
-            "codes and a tokenizer that belong together."
+            f"The codes of {store.path} have the grid {grid}, those of the tokenizer "
+            f"{tokenizer.tokenizer.grid}; use codes and a tokenizer that belong together."
         )
 
 
 def _encode(
-    store: RowStore, camera: str, tokenizer: LoadedTokenizer, batch_size: int, device: torch.device | str
+    store: RowStore,
+    camera: str,
+    tokenizer: LoadedTokenizer,
+    batch_size: int,
+    device: torch.device | str,
 ) -> None:
     if not isinstance(store, ZarrStore):
         raise UserError(
-            f"{store.path} lacks what this tokenizer makes of '{camera}', and shards are not written to; `foreact data "
-            "import-d4rl` makes a store of them, to which it is added."
+            f"{store.path} lacks what this tokenizer makes of '{camera}', and shards are not "
+            "written to; `foreact data import-d4rl` makes a store of them, to which it is added."
         )
     if process_count() > 1:  # each would encode every frame
         raise UserError(
-            f"{store.path} lacks what this tokenizer makes of '{camera}', and only one process can add it here; run "
-            "`foreact tokenize` before you start several."
+            f"{store.path} lacks what this tokenizer makes of '{camera}', and only one process "
+            "can add it here; run `foreact tokenize` before you start several."
         )
     encode_stream(StreamEncoder(store, camera, tokenizer, batch_size=batch_size, device=device))
     store.refresh()

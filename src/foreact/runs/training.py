@@ -1,4 +1,6 @@
-"""A training from its first line to its weights: it says what it will do, learns from windows, and publishes."""
+"""A training from its first line to its weights: it says what it
+will do, learns from windows, and publishes.
+"""
 
 from __future__ import annotations
 
@@ -60,16 +62,31 @@ def train_on(
 
     def micro_batches(start: int, rank: int, world: int) -> Iterator[Batch]:
         return batches(
-            windows, batch_size=run.train.batch_size, seed=run.train.seed, workers=run.train.loader_processes(device),
-            start=start, rank=rank, world=world,
-        )  # fmt: skip
+            windows,
+            batch_size=run.train.batch_size,
+            seed=run.train.seed,
+            workers=run.train.loader_processes(device),
+            start=start,
+            rank=rank,
+            world=world,
+        )
 
     result = train(
-        model, micro_batches, run.train, run.out, prepare=prepare, evaluators=evaluators, export=export, device=device
+        model,
+        micro_batches,
+        run.train,
+        run.out,
+        prepare=prepare,
+        evaluators=evaluators,
+        export=export,
+        device=device,
     )
     if result.interrupted:
         if is_main_process():
-            print(f"Stopped after step {result.step}; everything is saved. Go on with: foreact {verb} --from {run.out}")
+            print(
+                f"Stopped after step {result.step}; everything is saved. Go on with: foreact "
+                f"{verb} --from {run.out}"
+            )
         raise SystemExit(130)
     return result
 
@@ -85,7 +102,8 @@ def publish(
     leave_out: tuple[str, ...] = (),
     facts: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write exported weights, with what was measured, as the run's result; returns that folder, `run.out/weights`.
+    """Write exported weights, with what was measured, as the run's result; returns that folder,
+    `run.out/weights`.
 
     Their family, spec, statistics and tokenizer are those of the export.
 

@@ -9,7 +9,9 @@ from foreact.data.windows.loader import Windows, spread_batches
 
 
 class ValidationLoss:
-    """The training loss and its logs on validation windows spread over all episodes, with the same draws every time."""
+    """The training loss and its logs on validation windows spread over
+    all episodes, with the same draws every time.
+    """
 
     name = "val"
     every: int | None = None

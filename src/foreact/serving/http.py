@@ -1,4 +1,6 @@
-"""A small HTTP server around a function from request to reply: standard library, loopback by default."""
+"""A small HTTP server around a function from request to reply:
+standard library, loopback by default.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +16,28 @@ Handle = Callable[[str, str, bytes], tuple[int, Any]]
 """(method, path with query, body) -> (status, JSON value)."""
 
 MAX_BODY = 64 * 2**20
-"""Largest body in bytes by default: six uncompressed 1600 x 900 pictures in base64 and room to spare."""
+"""Largest body in bytes by default: six uncompressed 1600 x 900
+pictures in base64 and room to spare.
+"""
 
 log = logging.getLogger(__name__)
 
 
 def make_server(
-    handle: Handle, *, host: str = "127.0.0.1", port: int = 0, max_body: int = MAX_BODY, timeout_s: float = 30.0
+    handle: Handle,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    max_body: int = MAX_BODY,
+    timeout_s: float = 30.0,
 ) -> ThreadingHTTPServer:
     """A server that is bound and waits for `serve_forever`; a thread per connection calls `handle`.
 
     Args:
-        handle: answers a request; it must stand being called by several threads. What it raises becomes a 500 with
-            one sentence, and a traceback in the log.
-        host: address to listen on. There is no authentication: anything but loopback is for networks you trust.
+        handle: answers a request; it must stand being called by several threads. What it raises
+            becomes a 500 with one sentence, and a traceback in the log.
+        host: address to listen on. There is no authentication: anything but loopback is for
+            networks you trust.
         port: 0 takes any free one; `server_address` tells which.
         max_body: larger bodies are refused before they are read.
         timeout_s: a connection that sends nothing for so long is closed.
@@ -51,7 +61,9 @@ def make_server(
             if "Transfer-Encoding" in self.headers or not (length.isascii() and length.isdigit()):
                 return self._refuse(411, "Send the body whole, with a Content-Length.")
             if len(length) > 18 or int(length) > max_body:
-                return self._refuse(413, f"The body has {length} bytes, at most {max_body} are taken.")
+                return self._refuse(
+                    413, f"The body has {length} bytes, at most {max_body} are taken."
+                )
             body = self.rfile.read(int(length))
             if len(body) < int(length):  # the client went away
                 self.close_connection = True
@@ -61,7 +73,10 @@ def make_server(
                 text = json.dumps(reply, allow_nan=False)
             except Exception:
                 log.exception("%s %s failed", self.command, self.path)
-                status, text = 500, json.dumps({"detail": "The server failed on this request; its log says why."})
+                status, text = (
+                    500,
+                    json.dumps({"detail": "The server failed on this request; its log says why."}),
+                )
             return self._send(status, text)
 
         def _refuse(self, status: int, sentence: str) -> None:
@@ -89,4 +104,6 @@ def make_server(
     try:
         return Server((host, port), Handler)
     except (OSError, OverflowError) as error:
-        raise UserError(f"Cannot listen on {host}:{port} ({error}); choose another --port or --host.") from None
+        raise UserError(
+            f"Cannot listen on {host}:{port} ({error}); choose another --port or --host."
+        ) from None

@@ -2,11 +2,13 @@
 
     GET  /alive    -> true
     POST /reset    -> true, and what was seen so far is forgotten
-    POST /infer    {images, ego2world, canbus, timestamp, command, calibration} -> {trajectory, aux_outputs}
+    POST /infer    {images, ego2world, canbus, timestamp, command, calibration}
+                  -> {trajectory, aux_outputs}
 
-Every path takes `?session=NAME`, so that several simulators can drive at once, and `/reset` takes `&seed=N`; a client
-that knows neither drives in one session of its own. Only the camera that the policy watches is decoded, and images may
-be PNG, JPEG or .npy beside the torch.save'd tensors of the original (https://github.com/atonderski/neuro-ncap).
+Every path takes `?session=NAME`, so that several simulators can drive at once, and `/reset` takes
+`&seed=N`; a client that knows neither drives in one session of its own. Only the camera that the
+policy watches is decoded, and images may be PNG, JPEG or .npy beside the torch.save'd tensors of
+the original (https://github.com/atonderski/neuro-ncap).
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Session:
-    """One simulator's episode: its own policy (they share the network's weights) and the time of its newest frame."""
+    """One simulator's episode: its own policy (they share the
+    network's weights) and the time of its newest frame.
+    """
 
     policy: Policy
     seed: int
@@ -65,8 +69,9 @@ class NeuroNCAP:
         make_policy: gives a policy for a new session; policies may share a model.
         camera: name of the policy's camera.
         seed: of every episode whose `/reset` names none.
-        gaps: what to do when two frames are not half a second apart, give or take half of it. "keep" warns and goes
-            on, as the original does; "restart" warns and forgets the frames before the gap.
+        gaps: what to do when two frames are not half a second apart, give or take half of it.
+            "keep" warns and goes on, as the original does; "restart" warns and forgets the frames
+            before the gap.
         max_sessions: beyond so many, the one idle for longest is forgotten.
     """
 
@@ -96,11 +101,15 @@ class NeuroNCAP:
             body: of the request.
 
         Returns:
-            200 and the reply, 422 and {"detail": [{loc, msg, type}, ...]} for a request that breaks the schema or
-            cannot be used, 404 or 405 for one to nowhere.
+            200 and the reply, 422 and {"detail": [{loc, msg, type}, ...]} for a request that breaks
+            the schema or cannot be used, 404 or 405 for one to nowhere.
         """
         url = urlsplit(path)
-        routes = {"/alive": ("GET", self._alive), "/reset": ("POST", self._reset), "/infer": ("POST", self._infer)}
+        routes = {
+            "/alive": ("GET", self._alive),
+            "/reset": ("POST", self._reset),
+            "/infer": ("POST", self._infer),
+        }
         if url.path not in routes:
             return 404, {"detail": f"There is no {url.path}; known are {', '.join(routes)}."}
         wanted, answer = routes[url.path]
@@ -116,7 +125,9 @@ class NeuroNCAP:
         try:
             seed = int(query.get("seed", self._seed))
         except ValueError:
-            return _refusal(("query", "seed"), f"should be a whole number, found {query['seed'][:40]!r}")
+            return _refusal(
+                ("query", "seed"), f"should be a whole number, found {query['seed'][:40]!r}"
+            )
         with self._lock:
             session = self._session(query)
             session.seed = seed
@@ -142,7 +153,9 @@ class NeuroNCAP:
             session = self._session(query)
             self._watch_time(session, request["timestamp"])
             try:
-                session.policy.observe(Observation({self._camera: picture[None]}, {"command": command}))
+                session.policy.observe(
+                    Observation({self._camera: picture[None]}, {"command": command})
+                )
             except UserError as error:
                 return _refusal(("body",), str(error))
             session.timestamp = request["timestamp"]
@@ -167,8 +180,10 @@ class NeuroNCAP:
         if abs(passed - PERIOD_S) > PERIOD_S / 2:
             log.warning(
                 "%.3f s between two frames instead of %.3f s; the frames before it are %s",
-                passed, PERIOD_S, "forgotten" if self._gaps == "restart" else "kept",
-            )  # fmt: skip
+                passed,
+                PERIOD_S,
+                "forgotten" if self._gaps == "restart" else "kept",
+            )
             if self._gaps == "restart":
                 session.restart()
 
@@ -181,7 +196,7 @@ def _problem(loc: tuple[str, ...], message: str, kind: str = "value_error") -> d
     return {"loc": list(loc), "msg": message, "type": kind}
 
 
-# --- the schema of /infer; what nobody needs is checked too, since it gives a confused client away early ------------
+# --- the schema of /infer; what nobody needs is checked too, since it gives a confused client away
 
 
 def _problems(request: Any) -> Iterator[dict[str, Any]]:
@@ -195,7 +210,9 @@ def _problems(request: Any) -> Iterator[dict[str, Any]]:
 
 
 def _check_fields(
-    found: Mapping[str, Any], fields: Mapping[str, tuple[Callable[[Any], bool], str]], loc: tuple[str, ...]
+    found: Mapping[str, Any],
+    fields: Mapping[str, tuple[Callable[[Any], bool], str]],
+    loc: tuple[str, ...],
 ) -> Iterator[dict[str, Any]]:
     for name, (fits, expected) in fields.items():
         if name not in found:
@@ -205,7 +222,11 @@ def _check_fields(
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
+    return (
+        isinstance(value, int | float)
+        and not isinstance(value, bool)
+        and -LARGEST <= value <= LARGEST
+    )
 
 
 def _is_whole(value: Any) -> bool:
@@ -215,7 +236,11 @@ def _is_whole(value: Any) -> bool:
 def _is_array(value: Any, shape: tuple[int, ...]) -> bool:
     if not shape:
         return _is_number(value)
-    return isinstance(value, list) and len(value) == shape[0] and all(_is_array(row, shape[1:]) for row in value)
+    return (
+        isinstance(value, list)
+        and len(value) == shape[0]
+        and all(_is_array(row, shape[1:]) for row in value)
+    )
 
 
 def _are_arrays(value: Any, shape: tuple[int, ...]) -> bool:
@@ -229,12 +254,18 @@ _REQUEST: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "ego2world": (lambda v: _is_array(v, (4, 4)), "4 x 4 numbers"),
     "canbus": (lambda v: _is_array(v, (16,)), "16 numbers"),
-    "timestamp": (lambda v: _is_whole(v) and 0 <= v <= MAX_TIMESTAMP, "a whole number of microseconds"),
+    "timestamp": (
+        lambda v: _is_whole(v) and 0 <= v <= MAX_TIMESTAMP,
+        "a whole number of microseconds",
+    ),
     "command": (lambda v: _is_whole(v) and v in COMMANDS, "0 (right), 1 (left) or 2 (straight)"),
     "calibration": (lambda v: isinstance(v, dict), "an object"),
 }
 _CALIBRATION: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "camera2image": (lambda v: _are_arrays(v, (3, 3)), "an object of 3 x 3 numbers, one per camera"),
+    "camera2image": (
+        lambda v: _are_arrays(v, (3, 3)),
+        "an object of 3 x 3 numbers, one per camera",
+    ),
     "camera2ego": (lambda v: _are_arrays(v, (4, 4)), "an object of 4 x 4 numbers, one per camera"),
     "lidar2ego": (lambda v: _is_array(v, (4, 4)), "4 x 4 numbers"),
 }

@@ -1,4 +1,6 @@
-"""Pictures from the network: decoded without running anything, and no larger than they should be."""
+"""Pictures from the network: decoded without running anything,
+and no larger than they should be.
+"""
 
 from __future__ import annotations
 
@@ -20,15 +22,17 @@ from foreact.errors import UserError
 from foreact.released.pickles import read_torch_file
 
 MAX_PIXELS = 16_000_000
-"""Largest height x width that is taken; several times what the cameras of the driving data sets give."""
+"""Largest height x width that is taken; several times what the
+cameras of the driving data sets give.
+"""
 
 
 def decode_picture(text: str, where: str) -> np.ndarray:
     """A picture sent as text.
 
     Args:
-        text: base64 of a PNG, a JPEG, an .npy file, or a torch.save'd tensor (in the layout of torch 1.6
-            and later), the last two uint8 (H, W, 3) RGB.
+        text: base64 of a PNG, a JPEG, an .npy file, or a torch.save'd tensor (in the layout of
+            torch 1.6 and later), the last two uint8 (H, W, 3) RGB.
         where: what it is, for error messages.
 
     Returns:
@@ -48,7 +52,10 @@ def decode_picture(text: str, where: str) -> np.ndarray:
     elif data.startswith(b"PK\x03\x04"):
         picture = _read_torch(data, where)
     else:
-        raise UserError(f"{where} is of no known kind; send a PNG, a JPEG, an .npy file or a torch.save'd tensor.")
+        raise UserError(
+            f"{where} is of no known kind; send a PNG, a JPEG, an .npy file or a "
+            "torch.save'd tensor."
+        )
     return picture
 
 
@@ -57,7 +64,13 @@ def _read_image(data: bytes, where: str) -> np.ndarray:
         image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG"))
         _require_picture((image.height, image.width, 3), where)
         return np.array(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, AssertionError, Image.DecompressionBombError) as error:
+    except (
+        OSError,
+        SyntaxError,
+        ValueError,
+        AssertionError,
+        Image.DecompressionBombError,
+    ) as error:
         raise UserError(f"{where} is a damaged picture ({error}); send it again.") from None
 
 
@@ -65,14 +78,20 @@ def _read_npy(data: bytes, where: str) -> np.ndarray:
     file = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(file)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+        read = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
         shape, fortran, dtype = read(file)
     except (ValueError, KeyError, TypeError, tokenize.TokenError) as error:
         raise UserError(f"{where} is a damaged .npy file ({error}); send it again.") from None
     _require_picture(shape, where, str(dtype))
     body = data[file.tell() :]
     if len(body) != math.prod(shape):
-        raise UserError(f"{where} should hold {math.prod(shape)} bytes of pixels, found {len(body)}; send it again.")
+        raise UserError(
+            f"{where} should hold {math.prod(shape)} bytes of pixels, found "
+            f"{len(body)}; send it again."
+        )
     return np.frombuffer(body, np.uint8).reshape(shape, order="F" if fortran else "C").copy()
 
 
@@ -83,8 +102,12 @@ def _read_torch(data: bytes, where: str) -> np.ndarray:
     except (zipfile.BadZipFile, ValueError, NotImplementedError, struct.error) as error:
         raise UserError(f"{where} is a damaged torch.save file ({error}); send it again.") from None
     if packed:  # a few bytes could unfold to any size; torch.save never packs
-        raise UserError(f"{where} is a compressed torch.save file; send it as torch.save writes it.")
-    with tempfile.TemporaryDirectory(prefix="foreact-") as folder:  # the restricted reader maps files
+        raise UserError(
+            f"{where} is a compressed torch.save file; send it as torch.save writes it."
+        )
+    with tempfile.TemporaryDirectory(
+        prefix="foreact-"
+    ) as folder:  # the restricted reader maps files
         file = Path(folder) / "picture.pt"
         file.write_bytes(data)
         try:
@@ -92,7 +115,9 @@ def _read_torch(data: bytes, where: str) -> np.ndarray:
         except UserError as error:
             raise UserError(str(error).replace(str(file), where)) from None
         if not isinstance(found, Tensor):
-            raise UserError(f"{where} holds a {type(found).__name__}; send one uint8 tensor (H, W, 3).")
+            raise UserError(
+                f"{where} holds a {type(found).__name__}; send one uint8 tensor (H, W, 3)."
+            )
         _require_picture(tuple(found.shape), where, str(found.dtype).removeprefix("torch."))
         return found.numpy().copy(order="C")
 
@@ -101,4 +126,7 @@ def _require_picture(shape: tuple[int, ...], where: str, dtype: str = "uint8") -
     if dtype != "uint8" or len(shape) != 3 or shape[2] != 3 or min(shape) < 1:
         raise UserError(f"{where} should be uint8 (H, W, 3), found {dtype} {tuple(shape)}.")
     if shape[0] * shape[1] > MAX_PIXELS:
-        raise UserError(f"{where} has {shape[0]} x {shape[1]} pixels, more than {MAX_PIXELS:,}; send a smaller one.")
+        raise UserError(
+            f"{where} has {shape[0]} x {shape[1]} pixels, more than {MAX_PIXELS:,}; "
+            "send a smaller one."
+        )

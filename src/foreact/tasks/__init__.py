@@ -1,4 +1,6 @@
-"""Tasks by name: built in, by entry point (group "foreact.tasks"), or by import path (`my_package.my_task`)."""
+"""Tasks by name: built in, by entry point (group "foreact.tasks"),
+or by import path (`my_package.my_task`).
+"""
 
 from __future__ import annotations
 

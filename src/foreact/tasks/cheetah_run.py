@@ -18,6 +18,7 @@ TASK = Task(
     held_out="foreact.envs.collect_dmc:cheetah_run_held_out_to_store",
     score="sum",
     score_note=(
-        "An episode's score is the sum of its rewards over 500 decisions (1000 control steps); 1000 is the most."
+        "An episode's score is the sum of its rewards over 500 decisions (1000 control steps); "
+        "1000 is the most."
     ),
 )

@@ -14,7 +14,7 @@ TASK = Task(
     held_out="foreact.envs.collect:held_out_to_store",
     proprioception={"state": 2},  # where the disc is
     score_note=(
-        "An episode's score is the largest share of the target that the block covered in 300 steps, divided by 0.95: "
-        "1 means solved, 0 means it never touched the target."
+        "An episode's score is the largest share of the target that the block covered in 300 "
+        "steps, divided by 0.95: 1 means solved, 0 means it never touched the target."
     ),
 )

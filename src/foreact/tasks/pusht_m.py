@@ -1,4 +1,6 @@
-"""PushT-M: PushT with a target that lies elsewhere in every episode, drawn from the episode's seed."""
+"""PushT-M: PushT with a target that lies elsewhere in every
+episode, drawn from the episode's seed.
+"""
 
 from __future__ import annotations
 

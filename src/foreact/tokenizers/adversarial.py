@@ -1,9 +1,11 @@
-"""The adversarial stage of an image tokenizer: autoencoder and discriminator trained against each other, side by side.
+"""The adversarial stage of an image tokenizer: autoencoder and discriminator trained against each
+other, side by side.
 
-Published trainers step the autoencoder against the discriminator of the last step, then the discriminator on pictures
-that were decoded before the autoencoder moved. Neither update sees the other one's, so a single backward pass gives
-both gradients and a single optimiser makes both steps, as long as every parameter sees its own loss only: the
-discriminator judges detached pictures, and the autoencoder is judged by a discriminator whose weights are detached.
+Published trainers step the autoencoder against the discriminator of the last step, then the
+discriminator on pictures that were decoded before the autoencoder moved. Neither update sees the
+other one's, so a single backward pass gives both gradients and a single optimiser makes both steps,
+as long as every parameter sees its own loss only: the discriminator judges detached pictures, and
+the autoencoder is judged by a discriminator whose weights are detached.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ class AdversarialConfig:
     start: int = 0
     """Optimiser steps before both sides of the game begin."""
     adaptive: bool = False
-    """Scale the term so that it moves the last layer as much as the rest of the loss does (arXiv 2012.09841, eq. 7)."""
+    """Scale the term so that it moves the last layer as much as the
+    rest of the loss does (arXiv 2012.09841, eq. 7).
+    """
     channels: int = 64
     """Feature maps of the discriminator's first convolution."""
     layers: int = 3
@@ -46,15 +50,19 @@ class AdversarialConfig:
             raise UserError(f"The adversarial weight should be a number >= 0, found {self.weight}.")
         for name, least in (("start", 0), ("channels", 1), ("layers", 1)):
             if getattr(self, name) < least:
-                raise UserError(f"The adversarial {name} should be at least {least}, found {getattr(self, name)}.")
+                raise UserError(
+                    f"The adversarial {name} should be at least {least}, found "
+                    f"{getattr(self, name)}."
+                )
 
 
 class AdversarialTraining(nn.Module):
     """A tokenizer together with its discriminator; meets `foreact.types.Trainable`.
 
-    The wrapper is what is trained and resumed, `tokenizer` is what is kept: its weights and config know nothing of the
-    discriminator. How far training is stands in the buffer `forwards`, because a module is not told the step and a
-    resumed run must not begin the game anew. With several processes each normalises the discriminator's batches alone.
+    The wrapper is what is trained and resumed, `tokenizer` is what is kept: its weights and config
+    know nothing of the discriminator. How far training is stands in the buffer `forwards`, because
+    a module is not told the step and a resumed run must not begin the game anew. With several
+    processes each normalises the discriminator's batches alone.
 
     Args:
         tokenizer: trained in place.
@@ -65,12 +73,15 @@ class AdversarialTraining(nn.Module):
         UserError: the tokenizer's pictures are too small for the discriminator.
     """
 
-    def __init__(self, tokenizer: VQTokenizer, config: AdversarialConfig, *, accumulate: int = 1) -> None:
+    def __init__(
+        self, tokenizer: VQTokenizer, config: AdversarialConfig, *, accumulate: int = 1
+    ) -> None:
         super().__init__()
         if min(tokenizer.config.image_size) < smallest_side(config.layers):
             raise UserError(
-                f"A discriminator of {config.layers} layers needs pictures of at least {smallest_side(config.layers)} "
-                f"pixels along either side, found image_size {tokenizer.config.image_size}; use fewer layers."
+                f"A discriminator of {config.layers} layers needs pictures of at least "
+                f"{smallest_side(config.layers)} pixels along either side, found image_size "
+                f"{tokenizer.config.image_size}; use fewer layers."
             )
         self.config = config
         self.tokenizer = tokenizer
@@ -80,15 +91,17 @@ class AdversarialTraining(nn.Module):
         self.register_buffer("forwards", torch.zeros((), dtype=torch.int64))
 
     def forward(self, batch: Batch, *, rng: torch.Generator) -> LossOut:
-        """The tokenizer's own loss, and both sides of the game once it has begun and while training.
+        """The tokenizer's own loss, and both sides of the game once it has begun and while
+        training.
 
         Args:
             batch: as the tokenizer takes it.
             rng: unused: nothing is drawn.
 
         Returns:
-            The sum of the two losses, and the tokenizer's logs with "deceive" (the autoencoder's term), "judge" (the
-            discriminator's loss) and "adaptive" (the factor on the former) where they count.
+            The sum of the two losses, and the tokenizer's logs with "deceive" (the autoencoder's
+            term), "judge" (the discriminator's loss) and "adaptive" (the factor on the former)
+            where they count.
         """
         found = self.tokenizer.reconstruct(batch)
         if not self.training:
@@ -99,7 +112,9 @@ class AdversarialTraining(nn.Module):
             return LossOut(found.loss, found.logs)
         fixed = {name: p.detach() for name, p in self.discriminator.named_parameters()}
         deceive = deceive_loss(functional_call(self.discriminator, fixed, (found.decoded,)))
-        judge = judge_loss(self.discriminator(found.images), self.discriminator(found.decoded.detach()))
+        judge = judge_loss(
+            self.discriminator(found.images), self.discriminator(found.decoded.detach())
+        )
         factor = torch.ones_like(deceive)
         if self.config.adaptive:
             factor = adaptive_factor(found.loss, deceive, self.tokenizer.last_layer)
@@ -109,10 +124,18 @@ class AdversarialTraining(nn.Module):
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """The tokenizer's groups, then the discriminator's."""
-        return [*self.tokenizer.param_groups(lr, weight_decay), *kernels_decay(self.discriminator, lr, weight_decay)]
+        return [
+            *self.tokenizer.param_groups(lr, weight_decay),
+            *kernels_decay(self.discriminator, lr, weight_decay),
+        ]
 
 
 def adaptive_factor(loss: Tensor, deceive: Tensor, last_layer: Tensor) -> Tensor:
-    """() ratio of the two losses' gradient norms at the last layer, at most 10,000 (arXiv 2012.09841, eq. 7)."""
-    own, other = (torch.autograd.grad(term, last_layer, retain_graph=True)[0].norm() for term in (loss, deceive))
+    """() ratio of the two losses' gradient norms at the last layer,
+    at most 10,000 (arXiv 2012.09841, eq. 7).
+    """
+    own, other = (
+        torch.autograd.grad(term, last_layer, retain_graph=True)[0].norm()
+        for term in (loss, deceive)
+    )
     return (own / (other + 1e-4)).clamp(max=1e4).detach()

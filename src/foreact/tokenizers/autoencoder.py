@@ -1,8 +1,10 @@
-"""Convolutional encoder and decoder of latent diffusion models (arXiv 2112.10752), shared by the image tokenizers.
+"""Convolutional encoder and decoder of latent diffusion models (arXiv 2112.10752), shared by the
+image tokenizers.
 
-Level i works at 1/2^i of the picture's size with `channels * multipliers[i]` feature maps. Self-attention sits in every
-middle part, and in the levels whose *nominal* resolution, `nominal_resolution / 2^i`, is in `attention_resolutions`:
-the actual size of the pictures plays no part in it.
+Level i works at 1/2^i of the picture's size with `channels * multipliers[i]` feature maps.
+Self-attention sits in every middle part, and in the levels whose *nominal* resolution,
+`nominal_resolution / 2^i`, is in `attention_resolutions`: the actual size of the pictures plays no
+part in it.
 """
 
 from __future__ import annotations
@@ -16,7 +18,12 @@ from foreact.errors import UserError
 
 
 def check_shape(
-    name: str, *, channels: int, multipliers: Sequence[int], norm_groups: int, image_size: Sequence[int]
+    name: str,
+    *,
+    channels: int,
+    multipliers: Sequence[int],
+    norm_groups: int,
+    image_size: Sequence[int],
 ) -> None:
     """Refuse sizes of which no encoder and decoder can be made.
 
@@ -29,18 +36,20 @@ def check_shape(
         UserError: with the entry that is wrong.
     """
     if not multipliers or min(multipliers) < 1:
-        raise UserError(f"The {name}'s multipliers should be whole numbers >= 1, found {multipliers}.")
+        raise UserError(
+            f"The {name}'s multipliers should be whole numbers >= 1, found {multipliers}."
+        )
     # The first level normalises the base width itself; every other width is a multiple of it.
     if channels % norm_groups:
         raise UserError(
-            f"The {name}'s norm_groups should divide its channels, found {norm_groups} groups for {channels} channels; "
-            "choose another norm_groups."
+            f"The {name}'s norm_groups should divide its channels, found {norm_groups} groups for "
+            f"{channels} channels; choose another norm_groups."
         )
     stride = 2 ** (len(multipliers) - 1)
     if len(image_size) != 2 or any(side < stride or side % stride for side in image_size):
         raise UserError(
-            f"The {name}'s image_size should be two multiples of its stride {stride}, found {image_size}; change "
-            "image_size or the number of multipliers."
+            f"The {name}'s image_size should be two multiples of its stride {stride}, found "
+            f"{image_size}; change image_size or the number of multipliers."
         )
 
 
@@ -49,7 +58,9 @@ def group_norm(channels: int, groups: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1 convolution on the shortcut where widths differ."""
+    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1
+    convolution on the shortcut where widths differ.
+    """
 
     def __init__(self, inputs: int, outputs: int, norm_groups: int) -> None:
         super().__init__()
@@ -80,7 +91,9 @@ class AttentionBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, h, w) -> (N, C, h, w)."""
         y = self.norm(x)
-        q, k, v = (f(y).flatten(2).transpose(1, 2)[:, None] for f in (self.query, self.key, self.value))
+        q, k, v = (
+            f(y).flatten(2).transpose(1, 2)[:, None] for f in (self.query, self.key, self.value)
+        )
         y = scaled_dot_product_attention(q, k, v)[:, 0]
         return x + self.out(y.transpose(1, 2).reshape(x.shape))
 
@@ -110,12 +123,17 @@ class Upsample(nn.Module):
 class Level(nn.Module):
     """Residual blocks at one size, each followed by attention where asked for."""
 
-    def __init__(self, inputs: int, outputs: int, blocks: int, norm_groups: int, attention: bool) -> None:
+    def __init__(
+        self, inputs: int, outputs: int, blocks: int, norm_groups: int, attention: bool
+    ) -> None:
         super().__init__()
         self.blocks = nn.ModuleList(
-            ResidualBlock(inputs if j == 0 else outputs, outputs, norm_groups) for j in range(blocks)
+            ResidualBlock(inputs if j == 0 else outputs, outputs, norm_groups)
+            for j in range(blocks)
         )
-        self.attentions = nn.ModuleList(AttentionBlock(outputs, norm_groups) for _ in range(blocks if attention else 0))
+        self.attentions = nn.ModuleList(
+            AttentionBlock(outputs, norm_groups) for _ in range(blocks if attention else 0)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         for j, block in enumerate(self.blocks):
@@ -167,7 +185,13 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(image_channels, channels, 3, padding=1)
         widths = [channels * m for m in multipliers]
         self.levels = nn.ModuleList(
-            Level(before, width, blocks, norm_groups, nominal_resolution // 2**i in attention_resolutions)
+            Level(
+                before,
+                width,
+                blocks,
+                norm_groups,
+                nominal_resolution // 2**i in attention_resolutions,
+            )
             for i, (before, width) in enumerate(zip([channels, *widths[:-1]], widths, strict=True))
         )
         self.downsamples = nn.ModuleList(Downsample(width) for width in widths[:-1])
@@ -176,7 +200,9 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, image_channels, H, W) -> (N, out_channels, h, w); H and W are multiples of 2^(levels-1)."""
+        """(N, image_channels, H, W) -> (N, out_channels, h, w);
+        H and W are multiples of 2^(levels-1).
+        """
         x = self.conv_in(x)
         for i, level in enumerate(self.levels):
             x = level(x)
@@ -188,12 +214,13 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """The mirror image of `Encoder`, with one residual block more per level.
 
-    Levels are numbered as in the encoder, 0 being the full size, and run from the last to the first; `upsamples[i]`
-    leads from level i + 1 to level i.
+    Levels are numbered as in the encoder, 0 being the full size, and run from the last to the
+    first; `upsamples[i]` leads from level i + 1 to level i.
 
     Args:
         in_channels: latent channels.
-        channels, multipliers, blocks, nominal_resolution, attention_resolutions, norm_groups, image_channels: those of
+        channels, multipliers, blocks, nominal_resolution, attention_resolutions, norm_groups,
+        image_channels: those of
             the encoder (`blocks` too: the extra one is added here).
     """
 
@@ -214,7 +241,13 @@ class Decoder(nn.Module):
         self.conv_in = nn.Conv2d(in_channels, widths[-1], 3, padding=1)
         self.middle = Middle(widths[-1], norm_groups)
         self.levels = nn.ModuleList(
-            Level(before, width, blocks + 1, norm_groups, nominal_resolution // 2**i in attention_resolutions)
+            Level(
+                before,
+                width,
+                blocks + 1,
+                norm_groups,
+                nominal_resolution // 2**i in attention_resolutions,
+            )
             for i, (before, width) in enumerate(zip([*widths[1:], widths[-1]], widths, strict=True))
         )
         self.upsamples = nn.ModuleList(Upsample(width) for width in widths[1:])

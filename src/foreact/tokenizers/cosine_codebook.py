@@ -1,9 +1,12 @@
-"""A codebook on the unit sphere that follows its latents by a moving average, not by a gradient (BEiT v2, 2208.06366).
+"""A codebook on the unit sphere that follows its latents by a moving average, not by a gradient
+(BEiT v2, 2208.06366).
 
     latents z, length 1 ─► nearest row ─► code
-                           row of code i <- normalise(decay * row + (1 - decay) * normalise(sum of the z with code i))
+                           row of code i <- normalise(decay * row + (1 - decay) * normalise(sum of
+                           the z with code i))
 
-The look-up of a step sees the rows from before it. In evaluation nothing changes: the reference counts codes there too.
+The look-up of a step sees the rows from before it. In evaluation nothing changes: the reference
+counts codes there too.
 """
 
 from __future__ import annotations
@@ -16,11 +19,13 @@ from foreact.tokenizers.quantize import Quantized, Quantizer
 
 
 class CosineCodebook(Quantizer):
-    """A `Quantizer` whose rows are buffers. Training forwards gather; `after_step` moves the rows, once per step.
+    """A `Quantizer` whose rows are buffers. Training forwards gather; `after_step` moves the rows,
+    once per step.
 
-    So that gradient accumulation and several processes give one process's result, `step_sums` belong to a whole
-    optimiser step: forwards add to them, and a loop over several processes sums them over these before `after_step`, as
-    it does with gradients. They are zero between steps, and so no part of the state; a skipped step zeroes them too.
+    So that gradient accumulation and several processes give one process's result, `step_sums`
+    belong to a whole optimiser step: forwards add to them, and a loop over several processes sums
+    them over these before `after_step`, as it does with gradients. They are zero between steps, and
+    so no part of the state; a skipped step zeroes them too.
 
     Args:
         codes: number of rows, V.
@@ -30,9 +35,10 @@ class CosineCodebook(Quantizer):
     Attributes:
         weight: float32 (V, c), rows of length 1.
         cluster_size: float32 (V,), moving average of how many latents of a step get each code.
-        initialised: bool (), whether the rows were ever taken from latents; random directions until then.
-        step_sums: what this step's training forwards have gathered, latents per code (V,) and their sum (V, c), both
-            float32; empty before the first of them.
+        initialised: bool (), whether the rows were ever taken from latents; random directions until
+            then.
+        step_sums: what this step's training forwards have gathered, latents per code (V,) and their
+            sum (V, c), both float32; empty before the first of them.
     """
 
     weight: Tensor
@@ -78,8 +84,10 @@ class CosineCodebook(Quantizer):
 
         Args:
             z: latents (N, c, h, w) with N h w >= V.
-            order: int64, at least V different numbers below N h w; the first V latents in this order are the start.
-            iterations: assignments, each followed by moving every row into the middle of its latents.
+            order: int64, at least V different numbers below N h w; the first V latents in this
+                order are the start.
+            iterations: assignments, each followed by moving every row into the middle of its
+                latents.
 
         Returns:
             float32 (V,), latents per row in the last assignment; `cluster_size` is left alone.
@@ -89,7 +97,9 @@ class CosineCodebook(Quantizer):
         """
         vectors = self._vectors(z)
         if min(len(vectors), len(order)) < len(self.weight):
-            raise ValueError(f"{len(self.weight)} rows cannot start from {min(len(vectors), len(order))} latents")
+            raise ValueError(
+                f"{len(self.weight)} rows cannot start from {min(len(vectors), len(order))} latents"
+            )
         self.weight.copy_(vectors[order[: len(self.weight)]])
         hits = torch.zeros_like(self.cluster_size)
         for _ in range(iterations):

@@ -1,4 +1,6 @@
-"""The patch discriminator of image autoencoders (arXiv 1611.07004, section 3.2.2) and its hinge losses."""
+"""The patch discriminator of image autoencoders (arXiv
+1611.07004, section 3.2.2) and its hinge losses.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +13,23 @@ from torch.nn.functional import relu
 class PatchGAN(nn.Module):
     """Judges overlapping patches of a picture: one logit each, above 0 for real.
 
-    4x4 convolutions, `layers` of them with stride 2 and then two of stride 1, with batch normalisation after all but
-    the first and the last. A picture needs at least `smallest_side` pixels along either axis.
+    4x4 convolutions, `layers` of them with stride 2 and then two of stride 1, with batch
+    normalisation after all but the first and the last. A picture needs at least `smallest_side`
+    pixels along either axis.
 
     Args:
-        channels: feature maps of the first convolution; doubled by each following one, up to eight times.
+        channels: feature maps of the first convolution; doubled by each following one, up to eight
+            times.
         layers: convolutions of stride 2.
     """
 
     def __init__(self, channels: int = 64, layers: int = 3) -> None:
         super().__init__()
         widths = [channels * min(2**i, 8) for i in range(layers + 1)]
-        parts: list[nn.Module] = [nn.Conv2d(3, widths[0], 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        parts: list[nn.Module] = [
+            nn.Conv2d(3, widths[0], 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+        ]
         for i, (inputs, outputs) in enumerate(pairwise(widths), start=1):
             stride = 2 if i < layers else 1
             parts += [
@@ -44,12 +51,16 @@ class PatchGAN(nn.Module):
 
 
 def smallest_side(layers: int) -> int:
-    """Pixels that a picture needs along either axis to leave a `PatchGAN` of that many layers one logit."""
+    """Pixels that a picture needs along either axis to leave a
+    `PatchGAN` of that many layers one logit.
+    """
     return 3 * 2**layers
 
 
 def judge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """() hinge loss of the discriminator: real logits above 1 and fake ones below -1 cost nothing."""
+    """() hinge loss of the discriminator: real logits above 1
+    and fake ones below -1 cost nothing.
+    """
     return 0.5 * (relu(1.0 - real).mean() + relu(1.0 + fake).mean())
 
 

@@ -1,8 +1,10 @@
-"""KL autoencoder of latent diffusion models (arXiv 2112.10752), the tokenizer of UVA (arXiv 2503.00200).
+"""KL autoencoder of latent diffusion models (arXiv 2112.10752), the tokenizer of UVA (arXiv
+2503.00200).
 
-Equal to the reference's `kl16` with the default config. Deviations: the latents of `encode` are the posterior's mean
-unless the config says "sample", so that the same picture always gives the same input to a policy; the KL term is
-counted per pixel value, so that its weight does not change with the size of the pictures.
+Equal to the reference's `kl16` with the default config. Deviations: the latents of `encode` are the
+posterior's mean unless the config says "sample", so that the same picture always gives the same
+input to a policy; the KL term is counted per pixel value, so that its weight does not change with
+the size of the pictures.
 """
 
 from __future__ import annotations
@@ -24,21 +26,25 @@ from foreact.types import Batch, LossOut
 
 @dataclass(frozen=True, kw_only=True)
 class KLVAEConfig:
-    """Sizes and loss weights; the defaults are the published 66.46 M-parameter autoencoder of stride 16.
+    """Sizes and loss weights; the defaults are the published 66.46 M-parameter autoencoder of
+    stride 16.
 
     Attributes:
         channels: base width.
         multipliers: width of each level over `channels`; n levels give stride 2^(n-1).
         blocks: residual blocks per level of the encoder (the decoder has one more).
         latent_channels: channels of the latent, c.
-        nominal_resolution, attention_resolutions: encoder levels whose nominal resolution, `nominal_resolution / 2^i`,
-            is listed have self-attention, whatever the size of the pictures.
+        nominal_resolution, attention_resolutions: encoder levels whose nominal resolution,
+            `nominal_resolution / 2^i`, is listed have self-attention, whatever the size of the
+            pictures.
         norm_groups: groups of every normalisation; divides every width.
         image_size: (height, width) of the pictures in pixels.
-        scale: factor from the posterior's values to the latents that models see, 1 / their standard deviation.
+        scale: factor from the posterior's values to the latents that models see, 1 / their standard
+            deviation.
         posterior: whether latents are the posterior's mean or a draw from it (as in the reference).
         kl_weight: weight of the KL term in the loss.
-        perceptual_weight: weight of the perceptual term; above 0 training needs a perceptual distance.
+        perceptual_weight: weight of the perceptual term; above 0 training needs a perceptual
+            distance.
 
     Raises:
         UserError: a value is impossible.
@@ -60,19 +66,38 @@ class KLVAEConfig:
     def __post_init__(self) -> None:
         for name in ("channels", "latent_channels", "nominal_resolution", "norm_groups"):
             if getattr(self, name) < 1:
-                raise UserError(f"The autoencoder's {name} should be at least 1, found {getattr(self, name)}.")
-        fewest = 0 if set(self.multipliers) == {1} else 1  # only a residual block can change the width
+                raise UserError(
+                    f"The autoencoder's {name} should be at least 1, found {getattr(self, name)}."
+                )
+        fewest = (
+            0 if set(self.multipliers) == {1} else 1
+        )  # only a residual block can change the width
         if self.blocks < fewest:
-            raise UserError(f"The autoencoder's blocks should be at least {fewest}, found {self.blocks}.")
-        check_shape("autoencoder", channels=self.channels, multipliers=self.multipliers, norm_groups=self.norm_groups,
-                    image_size=self.image_size)  # fmt: skip
+            raise UserError(
+                f"The autoencoder's blocks should be at least {fewest}, found {self.blocks}."
+            )
+        check_shape(
+            "autoencoder",
+            channels=self.channels,
+            multipliers=self.multipliers,
+            norm_groups=self.norm_groups,
+            image_size=self.image_size,
+        )
         if not (math.isfinite(self.scale) and self.scale > 0):
-            raise UserError(f"The autoencoder's scale should be a number above 0, found {self.scale}.")
+            raise UserError(
+                f"The autoencoder's scale should be a number above 0, found {self.scale}."
+            )
         if self.posterior not in ("mean", "sample"):
-            raise UserError(f"The autoencoder's posterior should be 'mean' or 'sample', found '{self.posterior}'.")
+            raise UserError(
+                "The autoencoder's posterior should be 'mean' or 'sample', found "
+                f"'{self.posterior}'."
+            )
         for name in ("kl_weight", "perceptual_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise UserError(f"The autoencoder's {name} should be a number >= 0, found {getattr(self, name)}.")
+                raise UserError(
+                    f"The autoencoder's {name} should be a number >= 0, found "
+                    f"{getattr(self, name)}."
+                )
 
     @property
     def stride(self) -> int:
@@ -99,7 +124,9 @@ class Posterior:
 
     @staticmethod
     def from_moments(moments: Tensor) -> Posterior:
-        """(N, 2c, h, w), means before log-variances. In float32 whatever the network computed in."""
+        """(N, 2c, h, w), means before log-variances. In
+        float32 whatever the network computed in.
+        """
         mean, logvar = moments.float().chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(-30.0, 20.0))
 
@@ -112,23 +139,29 @@ class Posterior:
         return self.mean + self.std * noise
 
     def kl(self) -> Tensor:
-        """(N,) KL divergence from the standard normal distribution, in nats, summed over each picture's latent."""
+        """(N,) KL divergence from the standard normal distribution,
+        in nats, summed over each picture's latent.
+        """
         terms = self.mean.square() + self.logvar.exp() - 1.0 - self.logvar
         return 0.5 * terms.flatten(1).sum(dim=1)
 
 
 class KLVAE(nn.Module):
-    """Autoencoder with a normal posterior; meets `foreact.types.Tokenizer` and `foreact.types.Trainable`.
+    """Autoencoder with a normal posterior; meets `foreact.types.Tokenizer` and
+    `foreact.types.Trainable`.
 
     Args:
         config: sizes and loss weights.
-        perceptual: distance for the perceptual term of the loss. It is not part of the module: neither saved nor moved.
+        perceptual: distance for the perceptual term of the loss. It is not part of the module:
+            neither saved nor moved.
     """
 
     vocab: int | None = None
     perceptual: PerceptualDistance | None
 
-    def __init__(self, config: KLVAEConfig, *, perceptual: PerceptualDistance | None = None) -> None:
+    def __init__(
+        self, config: KLVAEConfig, *, perceptual: PerceptualDistance | None = None
+    ) -> None:
         super().__init__()
         self.config = config
         shape: dict[str, Any] = {
@@ -139,7 +172,9 @@ class KLVAE(nn.Module):
             "norm_groups": config.norm_groups,
         }
         c = config.latent_channels
-        self.encoder = Encoder(**shape, out_channels=2 * c, attention_resolutions=config.attention_resolutions)
+        self.encoder = Encoder(
+            **shape, out_channels=2 * c, attention_resolutions=config.attention_resolutions
+        )
         self.decoder = Decoder(**shape, in_channels=c, attention_resolutions=())
         self.to_moments = nn.Conv2d(2 * c, 2 * c, 1)
         self.from_latents = nn.Conv2d(c, c, 1)
@@ -152,7 +187,9 @@ class KLVAE(nn.Module):
         return self.config.grid
 
     def moments(self, images: Tensor) -> Tensor:
-        """Means and log-variances of the posterior, unscaled: (N, 3, H, W) in [-1, 1] -> (N, 2c, h, w)."""
+        """Means and log-variances of the posterior, unscaled: (N,
+        3, H, W) in [-1, 1] -> (N, 2c, h, w).
+        """
         return self.to_moments(self.encoder(images))
 
     def reconstruct(self, values: Tensor) -> Tensor:
@@ -164,7 +201,8 @@ class KLVAE(nn.Module):
 
         Args:
             video: float (B, T, 3, H, W) in [-1, 1], of the config's image_size.
-            rng: source of the draws where the config's posterior is "sample"; unused where it is "mean".
+            rng: source of the draws where the config's posterior is "sample"; unused where it is
+                "mean".
 
         Returns:
             float32 (B, T, c, h, w).
@@ -172,14 +210,20 @@ class KLVAE(nn.Module):
         Raises:
             ValueError: `video` has another shape or dtype, or a draw is asked for without `rng`.
         """
-        if not video.is_floating_point() or video.ndim != 5 or tuple(video.shape[2:]) != (3, *self.config.image_size):
+        if (
+            not video.is_floating_point()
+            or video.ndim != 5
+            or tuple(video.shape[2:]) != (3, *self.config.image_size)
+        ):
             raise ValueError(
                 f"encode expects floats in [-1, 1] of shape (B, T, 3, {self.config.image_size[0]}, "
                 f"{self.config.image_size[1]}), found {video.dtype} {tuple(video.shape)}; use "
                 "foreact.tokenizers.images.prepare first"
             )
         if self.config.posterior == "sample" and rng is None:
-            raise ValueError("this autoencoder samples its posterior; pass rng, or set posterior to 'mean'")
+            raise ValueError(
+                "this autoencoder samples its posterior; pass rng, or set posterior to 'mean'"
+            )
         posterior = Posterior.from_moments(self.moments(video.flatten(0, 1)))
         if self.config.posterior == "sample":
             assert rng is not None
@@ -202,23 +246,27 @@ class KLVAE(nn.Module):
         """
         if z.ndim != 5 or z.shape[2] != self.config.latent_channels:
             raise ValueError(
-                f"decode expects latents (B, T, {self.config.latent_channels}, h, w), found {tuple(z.shape)}"
+                f"decode expects latents (B, T, {self.config.latent_channels}, h, w), found "
+                f"{tuple(z.shape)}"
             )
         images = self.reconstruct(z.flatten(0, 1) / self.config.scale)
         return images.clamp(-1.0, 1.0).unflatten(0, z.shape[:2])
 
     def forward(self, batch: Batch, *, rng: torch.Generator) -> LossOut:
-        """Loss of the frames of all cameras: L1 + kl_weight * KL + perceptual_weight * perceptual distance.
+        """Loss of the frames of all cameras: L1 + kl_weight * KL + perceptual_weight * perceptual
+        distance.
 
-        Every term is a mean over the valid frames. The posterior is sampled, whatever `encode` does.
+        Every term is a mean over the valid frames. The posterior is sampled, whatever `encode`
+        does.
 
         Args:
-            batch: `video` uint8 (B, T, 3, H, W) per camera, resized here where the size differs from the config's;
-                `valid` per camera, where given.
+            batch: `video` uint8 (B, T, 3, H, W) per camera, resized here where the size differs
+                from the config's; `valid` per camera, where given.
             rng: source of the posterior's draws.
 
         Returns:
-            Loss and its unweighted terms: "l1" per pixel value in the units of [-1, 1], "kl" in nats per pixel value,
+            Loss and its unweighted terms: "l1" per pixel value in the units of [-1, 1], "kl" in
+                nats per pixel value,
             "perceptual" where it counts; and "latent_std", of the posterior's unscaled means.
 
         Raises:
@@ -235,8 +283,8 @@ class KLVAE(nn.Module):
         if self.config.perceptual_weight > 0:
             if self.perceptual is None:
                 raise UserError(
-                    f"The autoencoder's perceptual_weight is {self.config.perceptual_weight} but no perceptual "
-                    "distance was given; pass one, or set perceptual_weight to 0."
+                    f"The autoencoder's perceptual_weight is {self.config.perceptual_weight} but "
+                    "no perceptual distance was given; pass one, or set perceptual_weight to 0."
                 )
             terms["perceptual"] = (self.perceptual(decoded, images) * weight).sum()
             loss = loss + self.config.perceptual_weight * terms["perceptual"]
@@ -245,14 +293,21 @@ class KLVAE(nn.Module):
         return LossOut(loss, logs)
 
     def _frames(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Frames of all cameras, float32 (N, 3, H, W) in [-1, 1], and their weights (N,), which sum to 1."""
+        """Frames of all cameras, float32 (N, 3, H, W) in [-1, 1],
+        and their weights (N,), which sum to 1.
+        """
         if not batch.video:
-            raise UserError("The autoencoder trains on video, but the batch has none; add a camera to the window.")
+            raise UserError(
+                "The autoencoder trains on video, but the batch has none; add a "
+                "camera to the window."
+            )
         frames, valid = [], []
         for camera, video in batch.video.items():
             frames.append(prepare(video.flatten(0, 1), self.config.image_size))
             mask = batch.valid.get(camera)
-            valid.append(video.new_ones(len(video) * video.shape[1]) if mask is None else mask.flatten())
+            valid.append(
+                video.new_ones(len(video) * video.shape[1]) if mask is None else mask.flatten()
+            )
         weight = torch.cat([v.float() for v in valid])
         return torch.cat(frames), weight / weight.sum().clamp_min(1.0)
 
@@ -267,7 +322,8 @@ class KLVAE(nn.Module):
 
 
 def measure_scale(values: Tensor) -> float:
-    """The config's `scale` for given unscaled latents of any shape: 1 / their standard deviation about their mean.
+    """The config's `scale` for given unscaled latents of any shape: 1 / their standard deviation
+    about their mean.
 
     Latents that `encode` returned are unscaled by dividing them by the scale it used.
 
@@ -276,7 +332,9 @@ def measure_scale(values: Tensor) -> float:
     """
     std = values.double().std(correction=0).item()
     if not (math.isfinite(std) and std > 0):
-        raise ValueError(f"the standard deviation of the latents is {std}; a scale needs latents that vary")
+        raise ValueError(
+            f"the standard deviation of the latents is {std}; a scale needs latents that vary"
+        )
     return 1.0 / std
 
 
@@ -286,5 +344,7 @@ def with_scale(config: KLVAEConfig, values: Tensor) -> KLVAEConfig:
 
 
 def _normal_like(reference: Tensor, rng: torch.Generator) -> Tensor:
-    """Standard normal draws in the shape and on the device of `reference`; the generator may live on the CPU."""
+    """Standard normal draws in the shape and on the device of
+    `reference`; the generator may live on the CPU.
+    """
     return torch.randn(reference.shape, generator=rng, device=rng.device).to(reference.device)

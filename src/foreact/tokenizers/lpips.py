@@ -1,4 +1,6 @@
-"""LPIPS (arXiv 1801.03924): how different two pictures look, by the features of VGG16 and learned weights of them."""
+"""LPIPS (arXiv 1801.03924): how different two pictures look, by the
+features of VGG16 and learned weights of them.
+"""
 
 from __future__ import annotations
 
@@ -43,14 +45,19 @@ def last_of_stages() -> list[str]:
 
 
 def lpips(
-    network: Mapping[str, Tensor], weights: Sequence[Tensor], *, shift: Sequence[float], scale: Sequence[float]
+    network: Mapping[str, Tensor],
+    weights: Sequence[Tensor],
+    *,
+    shift: Sequence[float],
+    scale: Sequence[float],
 ) -> FeatureDistance:
     """The distance made of given weights; the widths follow from their shapes.
 
     Args:
         network: state dict of `vgg16`.
         weights: one per stage, float (C,), of the squared differences of unit-length features.
-        shift, scale: per-channel statistics of pictures in [-1, 1] that the network expects to be taken off.
+        shift, scale: per-channel statistics of pictures in [-1, 1] that the network expects to be
+            taken off.
 
     Raises:
         ValueError: the tensors make no VGG16 or do not belong together.
@@ -63,7 +70,9 @@ def lpips(
     widths = [len(network[name]) for name in heads]
     wanted, found = [*widths, 3, 3], [len(values) for values in (*weights, shift, scale)]
     if found != wanted:
-        raise ValueError(f"its weights, shift and scale should be of {wanted} channels, found {found}")
+        raise ValueError(
+            f"its weights, shift and scale should be of {wanted} channels, found {found}"
+        )
     with torch.device("meta"):
         features = vgg16(widths)
     try:

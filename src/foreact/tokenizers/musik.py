@@ -1,11 +1,14 @@
-"""Codes that keep what actions change: multi-step inverse kinematics, MUSIK (arXiv 2211.00164), with a codebook.
+"""Codes that keep what actions change: multi-step inverse kinematics, MUSIK (arXiv 2211.00164),
+with a codebook.
 
-The encoder and codebook of `vq` without a way back to pixels. What trains them is a question that only needs what the
-actions move: given a state and one a few steps later, which action came first? It is asked by contrast (InfoNCE, arXiv
-1807.03748; energies of actions as in arXiv 2109.00137): the true action against actions drawn uniformly from [-1, 1].
+The encoder and codebook of `vq` without a way back to pixels. What trains them is a question that
+only needs what the actions move: given a state and one a few steps later, which action came first?
+It is asked by contrast (InfoNCE, arXiv 1807.03748; energies of actions as in arXiv 2109.00137): the
+true action against actions drawn uniformly from [-1, 1].
 
-A state is a stack of T frames. Equal in its function to MUSIK as Video Occupancy Models use it; the order of the
-candidates, which that code shuffles, changes neither loss nor gradient and is left alone.
+A state is a stack of T frames. Equal in its function to MUSIK as Video Occupancy Models use it; the
+order of the candidates, which that code shuffles, changes neither loss nor gradient and is left
+alone.
 """
 
 from __future__ import annotations
@@ -27,7 +30,8 @@ from foreact.types import Batch, LossOut
 
 @dataclass(frozen=True, kw_only=True)
 class MusikConfig:
-    """Sizes and loss weights; the defaults are those of Video Occupancy Models, except for the actions.
+    """Sizes and loss weights; the defaults are those of Video Occupancy Models, except for the
+    actions.
 
     Attributes:
         actions: numbers per action, A.
@@ -39,7 +43,8 @@ class MusikConfig:
         features: channels before the codes, and after them again.
         codes: size of the codebook, V.
         code_dim: length of a code.
-        normalized: search codes by angle, both sides brought to length 1, or by distance (published).
+        normalized: search codes by angle, both sides brought to length 1, or by distance
+            (published).
         summary: numbers that sum up a frame for the inverse model.
         hidden: hidden units of the inverse model.
         negatives: drawn actions that the true one is told from.
@@ -47,7 +52,8 @@ class MusikConfig:
         image_size: (height, width) in pixels to which frames are brought.
         codebook_weight: weight in the loss of the term that moves codes towards latents.
         commitment_weight: weight of the term that moves latents towards their codes.
-        entropy_weight: weight of the term that spreads latents over all codes; see `Quantizer.entropy`.
+        entropy_weight: weight of the term that spreads latents over all codes; see
+            `Quantizer.entropy`.
 
     Raises:
         UserError: a value is impossible.
@@ -73,20 +79,41 @@ class MusikConfig:
     entropy_weight: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("actions", "frames", "channels", "blocks", "features", "codes", "code_dim", "summary", "hidden",
-                     "negatives", "norm_groups"):  # fmt: skip
+        for name in (
+            "actions",
+            "frames",
+            "channels",
+            "blocks",
+            "features",
+            "codes",
+            "code_dim",
+            "summary",
+            "hidden",
+            "negatives",
+            "norm_groups",
+        ):
             if getattr(self, name) < 1:
-                raise UserError(f"MUSIK's {name} should be at least 1, found {getattr(self, name)}.")
-        check_shape("MUSIK encoder", channels=self.channels, multipliers=self.multipliers,
-                    norm_groups=self.norm_groups, image_size=self.image_size)  # fmt: skip
+                raise UserError(
+                    f"MUSIK's {name} should be at least 1, found {getattr(self, name)}."
+                )
+        check_shape(
+            "MUSIK encoder",
+            channels=self.channels,
+            multipliers=self.multipliers,
+            norm_groups=self.norm_groups,
+            image_size=self.image_size,
+        )
         levels = range(len(self.multipliers))
         if list(self.attention) != sorted(set(self.attention) & set(levels)):
             raise UserError(
-                f"MUSIK's attention should be levels in 0..{levels[-1]}, ascending, found {self.attention}."
+                f"MUSIK's attention should be levels in 0..{levels[-1]}, ascending, found "
+                f"{self.attention}."
             )
         for name in ("codebook_weight", "commitment_weight", "entropy_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise UserError(f"MUSIK's {name} should be a number >= 0, found {getattr(self, name)}.")
+                raise UserError(
+                    f"MUSIK's {name} should be a number >= 0, found {getattr(self, name)}."
+                )
 
     @property
     def stride(self) -> int:
@@ -130,7 +157,8 @@ class ActionEnergy(nn.Module):
 
 
 class Musik(nn.Module):
-    """Encoder, codebook and inverse model; meets `foreact.types.Codes` and `foreact.types.Trainable`.
+    """Encoder, codebook and inverse model; meets `foreact.types.Codes` and
+    `foreact.types.Trainable`.
 
     Args:
         config: sizes and loss weights.
@@ -157,7 +185,9 @@ class Musik(nn.Module):
         self.to_code = nn.Conv2d(config.features, config.code_dim, 1)
         self.from_code = nn.Conv2d(config.code_dim, config.features, 1)
         self.summary = nn.Linear(config.features * math.prod(config.grid), config.summary)
-        self.energy = ActionEnergy(2 * config.frames * config.summary, config.actions, config.hidden)
+        self.energy = ActionEnergy(
+            2 * config.frames * config.summary, config.actions, config.hidden
+        )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -189,13 +219,18 @@ class Musik(nn.Module):
         size = self.config.image_size
         if not video.is_floating_point() or video.ndim != 5 or tuple(video.shape[2:]) != (3, *size):
             raise ValueError(
-                f"encode expects floats in [-1, 1] of shape (B, T, 3, {size[0]}, {size[1]}), found {video.dtype} "
-                f"{tuple(video.shape)}; use foreact.tokenizers.images.prepare first"
+                f"encode expects floats in [-1, 1] of shape (B, T, 3, {size[0]}, {size[1]}), "
+                f"found {video.dtype} {tuple(video.shape)}; use foreact.tokenizers.images.prepare "
+                "first"
             )
-        return self.quantizer.encode(self.latents(video.flatten(0, 1))).unflatten(0, video.shape[:2])
+        return self.quantizer.encode(self.latents(video.flatten(0, 1))).unflatten(
+            0, video.shape[:2]
+        )
 
     def summarize(self, values: Tensor) -> Tensor:
-        """Rows of the codebook of states, (B T, c, h, w), the frames of a state in a row -> (B, T * summary)."""
+        """Rows of the codebook of states, (B T, c, h, w), the frames
+        of a state in a row -> (B, T * summary).
+        """
         frames = functional.relu(self.from_code(values).flatten(1))
         return self.summary(frames).view(-1, self.config.frames * self.config.summary)
 
@@ -203,16 +238,17 @@ class Musik(nn.Module):
         """InfoNCE of the inverse model, and the codebook's loss of either state.
 
         Args:
-            batch: `video` of one camera, uint8 (B, F, 3, H, W): its first T frames are the state, its last T the later
-                one; resized here where the size differs from the config's. The first of `actions` (B, >= 1, A), in
-                [-1, 1], is the one that was taken in the state. Frames that stand in for those before an episode's
-                begin count like any other.
+            batch: `video` of one camera, uint8 (B, F, 3, H, W): its first T frames are the state,
+                its last T the later one; resized here where the size differs from the config's. The
+                first of `actions` (B, >= 1, A), in [-1, 1], is the one that was taken in the state.
+                Frames that stand in for those before an episode's begin count like any other.
             rng: draws the negatives.
 
         Returns:
-            The loss, and logs: "infonce" in nats (knowing nothing costs log(negatives + 1)), "accuracy", the share of
-            true actions that are told from all their negatives, the codebook's unweighted terms ("entropy" where it
-            counts), and its use.
+            The loss, and logs: "infonce" in nats (knowing nothing costs log(negatives + 1)),
+                "accuracy", the share of
+            true actions that are told from all their negatives, the codebook's unweighted terms
+            ("entropy" where it counts), and its use.
 
         Raises:
             UserError: the batch has not one camera, too few frames, or other actions.
@@ -230,7 +266,9 @@ class Musik(nn.Module):
         config = self.config
         latents = [self.latents(frames.flatten(0, 1)) for frames in (now, later)]
         states = [self.quantizer(z) for z in latents]
-        energies = self.energy(torch.cat([self.summarize(state.values) for state in states], dim=1), candidates)
+        energies = self.energy(
+            torch.cat([self.summarize(state.values) for state in states], dim=1), candidates
+        )
         truth = torch.zeros(len(energies), dtype=torch.int64, device=energies.device)
         terms = {
             "infonce": functional.cross_entropy(-energies, truth),
@@ -253,19 +291,32 @@ class Musik(nn.Module):
         """The first and the last T frames, float32 (B, T, 3, H, W) in [-1, 1]."""
         t = self.config.frames
         if len(batch.video) != 1:
-            raise UserError(f"MUSIK learns from one camera, and the batch has {sorted(batch.video)}; choose one.")
+            raise UserError(
+                "MUSIK learns from one camera, and the batch has "
+                f"{sorted(batch.video)}; choose one."
+            )
         (video,) = batch.video.values()
         if video.shape[1] < 2 * t:
-            raise UserError(f"MUSIK needs two states of {t} frames, and the windows have {video.shape[1]} frames.")
-        return prepare(video[:, :t], self.config.image_size), prepare(video[:, -t:], self.config.image_size)
+            raise UserError(
+                f"MUSIK needs two states of {t} frames, and the windows have "
+                f"{video.shape[1]} frames."
+            )
+        return prepare(video[:, :t], self.config.image_size), prepare(
+            video[:, -t:], self.config.image_size
+        )
 
     def _candidates(self, batch: Batch, rng: torch.Generator) -> Tensor:
         """The true action, then drawn ones: float32 (B, 1 + negatives, A)."""
         config, actions = self.config, batch.actions
         if actions is None or actions.shape[2] != config.actions:
             found = "none" if actions is None else f"actions of {actions.shape[2]} numbers"
-            raise UserError(f"MUSIK was made for actions of {config.actions} numbers, and the batch has {found}.")
-        drawn = torch.rand(len(actions), config.negatives, config.actions, generator=rng, device=rng.device)
+            raise UserError(
+                f"MUSIK was made for actions of {config.actions} numbers, and the "
+                f"batch has {found}."
+            )
+        drawn = torch.rand(
+            len(actions), config.negatives, config.actions, generator=rng, device=rng.device
+        )
         return torch.cat([actions[:, :1], (2.0 * drawn - 1.0).to(actions.device)], dim=1)
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,4 +1,6 @@
-"""Perceptual distances between pictures: the protocol, and one over the features of any frozen network."""
+"""Perceptual distances between pictures: the protocol, and one
+over the features of any frozen network.
+"""
 
 from __future__ import annotations
 
@@ -19,21 +21,26 @@ class PerceptualDistance(Protocol):
 
 
 class FeatureDistance:
-    """Squared distance of unit-normalised features, weighted, averaged over positions and summed over layers.
+    """Squared distance of unit-normalised features, weighted, averaged over positions and summed
+    over layers.
 
-    The form of LPIPS (arXiv 1801.03924, eq. 1), whose learned weights `foreact.tokenizers.lpips` gives; without them
-    every channel counts alike. It is no module, so an autoencoder that trains with it does not save it.
+    The form of LPIPS (arXiv 1801.03924, eq. 1), whose learned weights `foreact.tokenizers.lpips`
+    gives; without them every channel counts alike. It is no module, so an autoencoder that trains
+    with it does not save it.
 
     Args:
-        network: any module that takes float (N, 3, H, W); frozen and set to evaluation here, and moved to the device
-            of the pictures when called.
-        layers: names of submodules of `network`, as in `named_modules`, whose outputs (N, C, h, w) are compared.
-        weights: one float (C,) per layer; the default is the mean over layers, every channel counting 1.
-        mean, std: per-channel statistics that `network` expects to be taken off pictures in [0, 1]; the defaults leave
-            pictures in [-1, 1] as they are.
+        network: any module that takes float (N, 3, H, W); frozen and set to evaluation here, and
+            moved to the device of the pictures when called.
+        layers: names of submodules of `network`, as in `named_modules`, whose outputs (N, C, h, w)
+            are compared.
+        weights: one float (C,) per layer; the default is the mean over layers, every channel
+            counting 1.
+        mean, std: per-channel statistics that `network` expects to be taken off pictures in [0, 1];
+            the defaults leave pictures in [-1, 1] as they are.
 
     Raises:
-        ValueError: `layers` is empty or names a submodule that does not exist, or there are not as many weights.
+        ValueError: `layers` is empty or names a submodule that does not exist, or there are not as
+            many weights.
     """
 
     def __init__(
@@ -53,7 +60,10 @@ class FeatureDistance:
         if weights is None:
             weights = [torch.tensor([1.0 / len(layers)])] * len(layers)
         if len(weights) != len(layers):
-            raise ValueError(f"weights should be one tensor per layer, found {len(weights)} for {len(layers)} layers")
+            raise ValueError(
+                f"weights should be one tensor per layer, found {len(weights)} for "
+                f"{len(layers)} layers"
+            )
         self.weights = [w.detach().float().view(-1, 1, 1) for w in weights]
         self.mean, self.std = (torch.tensor(v).view(1, -1, 1, 1) for v in (mean, std))
 
@@ -61,12 +71,16 @@ class FeatureDistance:
         features = self._features(torch.cat([x, y]))
         distances = []
         for name, weights in zip(self.layers, self.weights, strict=True):
-            a, b = normalize(features[name], dim=1, eps=1e-10).chunk(2)  # eps as in the published LPIPS
+            a, b = normalize(features[name], dim=1, eps=1e-10).chunk(
+                2
+            )  # eps as in the published LPIPS
             distances.append(((a - b).square() * weights.to(a.device)).sum(dim=1).mean(dim=(1, 2)))
         return torch.stack(distances).sum(dim=0)
 
     def _features(self, pictures: Tensor) -> dict[str, Tensor]:
-        """Outputs of the named layers; hooks live for this call only, so `network` stays free for other uses."""
+        """Outputs of the named layers; hooks live for this call
+        only, so `network` stays free for other uses.
+        """
         network = self.network.to(pictures.device)
         mean, std = self.mean.to(pictures.device), self.std.to(pictures.device)
         found: dict[str, Tensor] = {}

@@ -1,7 +1,10 @@
-"""Vector quantisation: the nearest row of a learned codebook, and the terms that train it (arXiv 1711.00937).
+"""Vector quantisation: the nearest row of a learned codebook, and the terms that train it (arXiv
+1711.00937).
 
-With `normalized` codes the search is by angle (arXiv 2110.04627, section 3.2): latents and rows are brought to length 1
-first, as in LlamaGen (arXiv 2406.06525). Without, it is by Euclidean distance, as in taming's VQGAN (arXiv 2012.09841).
+With `normalized` codes the search is by angle (arXiv 2110.04627, section 3.2): latents and rows are
+    brought to length 1
+first, as in LlamaGen (arXiv 2406.06525). Without, it is by Euclidean distance, as in taming's VQGAN
+(arXiv 2012.09841).
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ class Quantized:
     """Quantised latents with what a loss needs.
 
     Attributes:
-        values: float32 (N, c, h, w), rows of the codebook; the gradient passes straight through to the latents.
+        values: float32 (N, c, h, w), rows of the codebook; the gradient passes straight through to
+            the latents.
         codes: int64 (N, h, w).
         codebook: () mean squared distance that moves the rows towards the latents.
         commitment: () the same distance, moving the latents towards their rows.
@@ -35,7 +39,8 @@ class Quantized:
 
 
 class Quantizer(nn.Module):
-    """A codebook and the search for its nearest row. Everything is computed in float32, also under autocast.
+    """A codebook and the search for its nearest row. Everything is computed in float32, also under
+    autocast.
 
     Args:
         codes: number of rows, V.
@@ -69,7 +74,9 @@ class Quantizer(nn.Module):
         )
 
     def encode(self, z: Tensor) -> Tensor:
-        """Latents (N, c, h, w) -> int64 (N, h, w), the nearest row's number; the first one of equals."""
+        """Latents (N, c, h, w) -> int64 (N, h, w), the nearest
+        row's number; the first one of equals.
+        """
         return self._search(self._prepared(z))
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -77,10 +84,12 @@ class Quantizer(nn.Module):
         return self.rows[codes].permute(0, 3, 1, 2)
 
     def entropy(self, z: Tensor) -> Tensor:
-        """LlamaGen's entropy term: low where every latent is sure of its code and all codes are in use alike.
+        """LlamaGen's entropy term: low where every latent is sure of its code and all codes are in
+        use alike.
 
-        With p_i = softmax(-|z_i - e|^2 / 0.01) over the rows e, and p their mean over all positions i:
-        mean_i H(p_i) - H(p), where H(p) = -sum p log(p + 1e-5). It holds a probability per position and row, twice.
+        With p_i = softmax(-|z_i - e|^2 / 0.01) over the rows e, and p their mean over all positions
+        i: mean_i H(p_i) - H(p), where H(p) = -sum p log(p + 1e-5). It holds a probability per
+        position and row, twice.
 
         Args:
             z: latents (N, c, h, w).
@@ -90,7 +99,9 @@ class Quantizer(nn.Module):
         """
         with torch.autocast(z.device.type, enabled=False):
             flat, rows = _flat(self._prepared(z)), self.rows
-            distances = flat.square().sum(1, keepdim=True) + rows.square().sum(1) - 2.0 * flat @ rows.T
+            distances = (
+                flat.square().sum(1, keepdim=True) + rows.square().sum(1) - 2.0 * flat @ rows.T
+            )
             log_p = (-distances / ENTROPY_TEMPERATURE).log_softmax(dim=1)
             p = log_p.exp()
             mean = p.mean(dim=0)

@@ -1,4 +1,6 @@
-"""Vision transformer with a class token and learned positions (arXiv 2010.11929), as BEiT v2 builds it (2208.06366)."""
+"""Vision transformer with a class token and learned positions (arXiv
+2010.11929), as BEiT v2 builds it (2208.06366).
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,8 @@ from torch.nn import functional
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention. Keys have no bias: it would add the same number to all scores of a query.
+    """Multi-head self-attention. Keys have no bias: it would add the same number to all scores of a
+    query.
 
     Args:
         width: channels, a multiple of `heads`.
@@ -30,7 +33,9 @@ class Attention(nn.Module):
         bias = torch.cat([self.query_bias, torch.zeros_like(self.query_bias), self.value_bias])
         qkv = functional.linear(x, self.qkv.weight, bias)
         q, k, v = qkv.unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.out(functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
+        return self.out(
+            functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2)
+        )
 
 
 class Block(nn.Module):
@@ -56,7 +61,8 @@ class ViT(nn.Module):
     Args:
         channels: of the input.
         patch: pixels along the side of a patch.
-        grid: (rows, columns) of patches that the table of positions has; other grids interpolate it.
+        grid: (rows, columns) of patches that the table of positions has; other grids interpolate
+            it.
         width: channels of a token.
         depth: blocks.
         heads: attention heads.
@@ -64,7 +70,15 @@ class ViT(nn.Module):
     """
 
     def __init__(
-        self, *, channels: int, patch: int, grid: tuple[int, int], width: int, depth: int, heads: int, mlp_ratio: int
+        self,
+        *,
+        channels: int,
+        patch: int,
+        grid: tuple[int, int],
+        width: int,
+        depth: int,
+        heads: int,
+        mlp_ratio: int,
     ) -> None:
         super().__init__()
         self.grid = grid
@@ -76,10 +90,17 @@ class ViT(nn.Module):
         self._initialise()
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, channels, H, W), multiples of the patch -> (N, H/patch * W/patch, width), patches row by row."""
+        """(N, channels, H, W), multiples of the patch -> (N,
+        H/patch * W/patch, width), patches row by row.
+        """
         x = self.patches(images)
         positions = self.positions_of((x.shape[2], x.shape[3]))
-        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], dim=1) + positions
+        tokens = (
+            torch.cat(
+                [self.class_token.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], dim=1
+            )
+            + positions
+        )
         for block in self.blocks:
             tokens = block(tokens)
         return self.norm(tokens[:, 1:])
@@ -87,8 +108,9 @@ class ViT(nn.Module):
     def positions_of(self, grid: tuple[int, int]) -> Tensor:
         """Positions of the class token and of a grid's patches, (1, 1 + rows * columns, width).
 
-        Where the grid is not the table's own, the table is interpolated with scale (n + 0.1) / n_table, as DINO and
-        BEiT do: the tenth, once a guard against a row that rounding lost, moves every sample point a little.
+        Where the grid is not the table's own, the table is interpolated with scale (n + 0.1) /
+        n_table, as DINO and BEiT do: the tenth, once a guard against a row that rounding lost,
+        moves every sample point a little.
         """
         if grid == self.grid:
             return self.positions

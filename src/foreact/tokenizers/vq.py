@@ -1,9 +1,11 @@
-"""Vector-quantised autoencoder of pictures, of two published forms that differ in their quantiser alone.
+"""Vector-quantised autoencoder of pictures, of two published forms that differ in their quantiser
+alone.
 
-- LlamaGen's tokenizer (arXiv 2406.06525, section 2.1), which VaViM reads: the default config, equal to the released
-  `vq_ds16_c2i` in its function. Deviation in training: the pictures' error is their absolute difference (LlamaGen:
-  squared).
-- taming's VQGAN (arXiv 2012.09841), which Video Occupancy Models read: `TAMING`, equal to the published f16 network.
+- LlamaGen's tokenizer (arXiv 2406.06525, section 2.1), which VaViM reads: the default config, equal
+  to the released `vq_ds16_c2i` in its function. Deviation in training: the pictures' error is their
+  absolute difference (LlamaGen: squared).
+- taming's VQGAN (arXiv 2012.09841), which Video Occupancy Models read: `TAMING`, equal to the
+  published f16 network.
 
 Frames that are padding take no part in any term of the loss.
 """
@@ -19,7 +21,13 @@ from torch import Tensor, nn
 
 from foreact.errors import UserError
 from foreact.tokenizers.autoencoder import Decoder, Encoder, check_shape
-from foreact.tokenizers.images import Preprocessing, from_legacy_range, prepare, require_video, to_legacy_range
+from foreact.tokenizers.images import (
+    Preprocessing,
+    from_legacy_range,
+    prepare,
+    require_video,
+    to_legacy_range,
+)
 from foreact.tokenizers.perceptual import PerceptualDistance
 from foreact.tokenizers.quantize import Quantizer, codebook_use
 from foreact.types import Batch, LossOut
@@ -27,25 +35,32 @@ from foreact.types import Batch, LossOut
 
 @dataclass(frozen=True, kw_only=True)
 class VQConfig:
-    """Sizes and loss weights; the defaults are the published 71.88 M-parameter tokenizer of stride 16.
+    """Sizes and loss weights; the defaults are the published 71.88 M-parameter tokenizer of stride
+    16.
 
     Attributes:
         channels: base width.
         multipliers: width of each level over `channels`; n levels give stride 2^(n-1).
-        attention: levels with self-attention in the encoder and in the decoder, counted from the last one, which is 0.
+        attention: levels with self-attention in the encoder and in the decoder, counted from the
+            last one, which is 0.
         blocks: residual blocks per level of the encoder (the decoder has one more).
         features: channels between the convolutions and the quantiser.
         codes: size of the codebook, V.
         code_dim: length of a code.
-        normalized: search codes by angle, both sides brought to length 1 (LlamaGen), or by distance (taming).
+        normalized: search codes by angle, both sides brought to length 1 (LlamaGen), or by distance
+            (taming).
         norm_groups: groups of every normalisation; divides every width.
-        image_size: (height, width) in pixels to which frames are brought for training and tokenizing.
-        preprocessing: how frames are resized, and the range of values that the network itself sees; callers see
-            [-1, 1] with either. "legacy" is for weights that were made with it, never for new ones.
+        image_size: (height, width) in pixels to which frames are brought for training and
+            tokenizing.
+        preprocessing: how frames are resized, and the range of values that the network itself sees;
+            callers see [-1, 1] with either. "legacy" is for weights that were made with it, never
+            for new ones.
         codebook_weight: weight in the loss of the term that moves codes towards latents.
         commitment_weight: weight of the term that moves latents towards their codes.
-        entropy_weight: weight of the term that spreads latents over all codes; see `Quantizer.entropy`.
-        perceptual_weight: weight of the perceptual term; above 0 training needs a perceptual distance.
+        entropy_weight: weight of the term that spreads latents over all codes; see
+            `Quantizer.entropy`.
+        perceptual_weight: weight of the perceptual term; above 0 training needs a perceptual
+            distance.
 
     Raises:
         UserError: a value is impossible.
@@ -70,21 +85,32 @@ class VQConfig:
     def __post_init__(self) -> None:
         for name in ("channels", "blocks", "features", "codes", "code_dim", "norm_groups"):
             if getattr(self, name) < 1:
-                raise UserError(f"The tokenizer's {name} should be at least 1, found {getattr(self, name)}.")
-        check_shape("tokenizer", channels=self.channels, multipliers=self.multipliers, norm_groups=self.norm_groups,
-                    image_size=self.image_size)  # fmt: skip
+                raise UserError(
+                    f"The tokenizer's {name} should be at least 1, found {getattr(self, name)}."
+                )
+        check_shape(
+            "tokenizer",
+            channels=self.channels,
+            multipliers=self.multipliers,
+            norm_groups=self.norm_groups,
+            image_size=self.image_size,
+        )
         levels = range(len(self.multipliers))
         if list(self.attention) != sorted(set(self.attention) & set(levels)):
             raise UserError(
-                f"The tokenizer's attention should be levels in 0..{levels[-1]}, ascending, found {self.attention}."
+                f"The tokenizer's attention should be levels in 0..{levels[-1]}, ascending, found "
+                f"{self.attention}."
             )
         if self.preprocessing not in get_args(Preprocessing):
             raise UserError(
-                f"The tokenizer's preprocessing should be 'symmetric' or 'legacy', found '{self.preprocessing}'."
+                "The tokenizer's preprocessing should be 'symmetric' or 'legacy', found "
+                f"'{self.preprocessing}'."
             )
         for name in ("codebook_weight", "commitment_weight", "entropy_weight", "perceptual_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise UserError(f"The tokenizer's {name} should be a number >= 0, found {getattr(self, name)}.")
+                raise UserError(
+                    f"The tokenizer's {name} should be a number >= 0, found {getattr(self, name)}."
+                )
 
     @property
     def stride(self) -> int:
@@ -97,8 +123,12 @@ class VQConfig:
         return self.image_size[0] // self.stride, self.image_size[1] // self.stride
 
 
-TAMING = VQConfig(codes=1024, code_dim=256, normalized=False, codebook_weight=0.25, commitment_weight=1.0)
-"""taming's published f16 network of 1024 codes. Its loss weighs the codebook's term where most weigh the latents'."""
+TAMING = VQConfig(
+    codes=1024, code_dim=256, normalized=False, codebook_weight=0.25, commitment_weight=1.0
+)
+"""taming's published f16 network of 1024 codes. Its loss weighs the
+codebook's term where most weigh the latents'.
+"""
 
 
 @dataclass(frozen=True)
@@ -123,7 +153,8 @@ class VQTokenizer(nn.Module):
 
     Args:
         config: sizes and loss weights.
-        perceptual: distance for the perceptual term of the loss. It is not part of the module: neither saved nor moved.
+        perceptual: distance for the perceptual term of the loss. It is not part of the module:
+            neither saved nor moved.
     """
 
     vocab: int | None
@@ -173,7 +204,9 @@ class VQTokenizer(nn.Module):
         return self.to_code(self.encoder(images))
 
     def draw(self, values: Tensor) -> Tensor:
-        """Rows of the codebook (N, c, h, w) -> float32 (N, 3, H, W), nominally in [-1, 1], not clamped."""
+        """Rows of the codebook (N, c, h, w) -> float32 (N, 3, H,
+        W), nominally in [-1, 1], not clamped.
+        """
         images = self.decoder(self.from_code(values)).float()
         return from_legacy_range(images) if self.config.preprocessing == "legacy" else images
 
@@ -191,7 +224,9 @@ class VQTokenizer(nn.Module):
             ValueError: `video` has another shape or dtype.
         """
         require_video(video, multiple_of=self.config.stride)
-        return self.quantizer.encode(self.latents(video.flatten(0, 1))).unflatten(0, video.shape[:2])
+        return self.quantizer.encode(self.latents(video.flatten(0, 1))).unflatten(
+            0, video.shape[:2]
+        )
 
     def decode(self, z: Tensor) -> Tensor:
         """Pictures of tokens.
@@ -207,7 +242,9 @@ class VQTokenizer(nn.Module):
             UserError: a token is not in the codebook.
         """
         if z.ndim != 4 or z.is_floating_point() or z.dtype == torch.bool:
-            raise ValueError(f"decode expects integer tokens (B, T, h, w), found {z.dtype} {tuple(z.shape)}")
+            raise ValueError(
+                f"decode expects integer tokens (B, T, h, w), found {z.dtype} {tuple(z.shape)}"
+            )
         require_tokens(z, self.config.codes)
         images = self.draw(self.quantizer.lookup(z.flatten(0, 1).long()))
         return images.clamp(-1.0, 1.0).unflatten(0, z.shape[:2])
@@ -225,20 +262,23 @@ class VQTokenizer(nn.Module):
     def reconstruct(self, batch: Batch) -> Reconstruction:
         """Encode, quantise and decode the valid frames of all cameras.
 
-        The loss is L1 + codebook_weight * codebook + commitment_weight * commitment + entropy_weight * entropy +
-        perceptual_weight * perceptual distance, each term a mean over the valid frames.
+        The loss is L1 + codebook_weight * codebook + commitment_weight * commitment +
+        entropy_weight * entropy + perceptual_weight * perceptual distance, each term a mean over
+        the valid frames.
 
         Args:
-            batch: `video` uint8 (B, T, 3, H, W) per camera, resized here where the size differs from the config's;
-                `valid` per camera, where given.
+            batch: `video` uint8 (B, T, 3, H, W) per camera, resized here where the size differs
+                from the config's; `valid` per camera, where given.
 
         Returns:
-            Pictures, loss and logs: the unweighted terms ("l1" per pixel value in the units of [-1, 1]; "entropy" and
-            "perceptual" where they count), "codebook_usage", the share of the codebook that these frames use, and
-            "perplexity" of their codes.
+            Pictures, loss and logs: the unweighted terms ("l1" per pixel value in the units of [-1,
+                1]; "entropy" and
+            "perceptual" where they count), "codebook_usage", the share of the codebook that these
+            frames use, and "perplexity" of their codes.
 
         Raises:
-            UserError: the batch has no valid frame, or a perceptual term is asked for without a distance.
+            UserError: the batch has no valid frame, or a perceptual term is asked for without a
+                distance.
         """
         config = self.config
         images = self._frames(batch)
@@ -250,15 +290,19 @@ class VQTokenizer(nn.Module):
             "codebook": quantized.codebook,
             "commitment": quantized.commitment,
         }
-        loss = terms["l1"] + config.codebook_weight * terms["codebook"] + config.commitment_weight * terms["commitment"]
+        loss = (
+            terms["l1"]
+            + config.codebook_weight * terms["codebook"]
+            + config.commitment_weight * terms["commitment"]
+        )
         if config.entropy_weight > 0:
             terms["entropy"] = self.quantizer.entropy(z)
             loss = loss + config.entropy_weight * terms["entropy"]
         if config.perceptual_weight > 0:
             if self.perceptual is None:
                 raise UserError(
-                    f"The tokenizer's perceptual_weight is {config.perceptual_weight} but no perceptual distance was "
-                    "given; pass one, or set perceptual_weight to 0."
+                    f"The tokenizer's perceptual_weight is {config.perceptual_weight} but no "
+                    "perceptual distance was given; pass one, or set perceptual_weight to 0."
                 )
             terms["perceptual"] = self.perceptual(decoded, images).mean()
             loss = loss + config.perceptual_weight * terms["perceptual"]
@@ -269,7 +313,9 @@ class VQTokenizer(nn.Module):
     def _frames(self, batch: Batch) -> Tensor:
         """Valid frames of all cameras, float32 (N, 3, H, W) in [-1, 1]."""
         if not batch.video:
-            raise UserError("The tokenizer trains on video, but the batch has none; add a camera to the window.")
+            raise UserError(
+                "The tokenizer trains on video, but the batch has none; add a camera to the window."
+            )
         frames = []
         for camera, video in batch.video.items():
             mask = batch.valid.get(camera)
@@ -277,7 +323,9 @@ class VQTokenizer(nn.Module):
             frames.append(prepare(chosen, self.config.image_size, self.config.preprocessing))
         images = torch.cat(frames)
         if len(images) == 0:
-            raise UserError("Every frame of the batch is padding; choose windows that touch their episodes.")
+            raise UserError(
+                "Every frame of the batch is padding; choose windows that touch their episodes."
+            )
         return images
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:

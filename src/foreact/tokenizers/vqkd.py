@@ -1,10 +1,12 @@
-"""VQ-KD, the tokenizer of BEiT v2 (arXiv 2208.06366, section 2.2): codes that tell what a teacher sees in each patch.
+"""VQ-KD, the tokenizer of BEiT v2 (arXiv 2208.06366, section 2.2): codes that tell what a teacher
+sees in each patch.
 
-    picture ─► ViT ─► to_code ─► codebook on the sphere ─► from_code: small ViT ─► the teacher's patch features
+    picture ─► ViT ─► to_code ─► codebook on the sphere ─► from_code: small ViT ─► the teacher's
+    patch features
                                        └─► codes
 
-No pixel is ever predicted, so there is no way back to pixels. With DINO (arXiv 2104.14294) as the teacher these are the
-codes that Video Occupancy Models (arXiv 2407.09533) call DINO's.
+No pixel is ever predicted, so there is no way back to pixels. With DINO (arXiv 2104.14294) as the
+teacher these are the codes that Video Occupancy Models (arXiv 2407.09533) call DINO's.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ from foreact.types import Batch, LossOut
 
 @dataclass(frozen=True, kw_only=True)
 class VQKDConfig:
-    """Sizes and training constants; the defaults are the published tokenizer, ViT-B/16 with 8192 codes.
+    """Sizes and training constants; the defaults are the published tokenizer, ViT-B/16 with 8192
+    codes.
 
     Attributes:
         patch: pixels along the side of a patch, which gets one code.
@@ -39,9 +42,12 @@ class VQKDConfig:
         codes: size of the codebook, V.
         code_dim: length of a code.
         features: length of the teacher's feature of a patch.
-        position_grid: (rows, columns) of the learned position tables; pictures of another grid interpolate them.
-        image_size: (height, width) in pixels to which frames are brought for training and tokenizing.
-        preprocessing: how the network is shown frames, see `foreact.tokenizers.images.Preprocessing`.
+        position_grid: (rows, columns) of the learned position tables; pictures of another grid
+            interpolate them.
+        image_size: (height, width) in pixels to which frames are brought for training and
+            tokenizing.
+        preprocessing: how the network is shown frames, see
+            `foreact.tokenizers.images.Preprocessing`.
         commitment_weight: weight in the loss of the term that moves latents towards their codes.
         codebook_decay: of the codebook's moving average, per optimiser step.
 
@@ -65,23 +71,48 @@ class VQKDConfig:
     codebook_decay: float = 0.99
 
     def __post_init__(self) -> None:
-        for name in ("patch", "width", "depth", "decoder_depth", "heads", "mlp_ratio", "codes", "code_dim", "features"):
+        for name in (
+            "patch",
+            "width",
+            "depth",
+            "decoder_depth",
+            "heads",
+            "mlp_ratio",
+            "codes",
+            "code_dim",
+            "features",
+        ):
             if getattr(self, name) < 1:
-                raise UserError(f"VQ-KD's {name} should be at least 1, found {getattr(self, name)}.")
+                raise UserError(
+                    f"VQ-KD's {name} should be at least 1, found {getattr(self, name)}."
+                )
         if self.width % self.heads:
-            raise UserError(f"VQ-KD's heads should divide its width {self.width}, found {self.heads} heads.")
+            raise UserError(
+                f"VQ-KD's heads should divide its width {self.width}, found {self.heads} heads."
+            )
         if min(self.position_grid) < 1:
-            raise UserError(f"VQ-KD's position_grid should be at least 1 x 1, found {self.position_grid}.")
+            raise UserError(
+                f"VQ-KD's position_grid should be at least 1 x 1, found {self.position_grid}."
+            )
         if min(self.image_size) < self.patch or any(s % self.patch for s in self.image_size):
             raise UserError(
-                f"VQ-KD's image_size should be multiples of its patch of {self.patch} pixels, found {self.image_size}."
+                f"VQ-KD's image_size should be multiples of its patch of {self.patch} pixels, "
+                f"found {self.image_size}."
             )
         if self.preprocessing not in ("symmetric", "legacy"):
-            raise UserError(f"VQ-KD's preprocessing should be 'symmetric' or 'legacy', found '{self.preprocessing}'.")
+            raise UserError(
+                "VQ-KD's preprocessing should be 'symmetric' or 'legacy', found "
+                f"'{self.preprocessing}'."
+            )
         if not (math.isfinite(self.commitment_weight) and self.commitment_weight >= 0):
-            raise UserError(f"VQ-KD's commitment_weight should be a number >= 0, found {self.commitment_weight}.")
+            raise UserError(
+                "VQ-KD's commitment_weight should be a number >= 0, found "
+                f"{self.commitment_weight}."
+            )
         if not 0.0 <= self.codebook_decay < 1.0:
-            raise UserError(f"VQ-KD's codebook_decay should be in [0, 1), found {self.codebook_decay}.")
+            raise UserError(
+                f"VQ-KD's codebook_decay should be in [0, 1), found {self.codebook_decay}."
+            )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -93,17 +124,20 @@ class Teacher(Protocol):
     """A frozen network that says what is in each patch."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """float32 (N, 3, H, W) in [-1, 1] -> float (N, h w, D), patches row by row, on VQ-KD's grid."""
+        """float32 (N, 3, H, W) in [-1, 1] -> float (N, h w, D),
+        patches row by row, on VQ-KD's grid.
+        """
         ...
 
 
 class VQKD(nn.Module):
-    """Encoder, codebook and feature decoder; meets `foreact.types.Codes` and `foreact.types.Trainable`.
+    """Encoder, codebook and feature decoder; meets `foreact.types.Codes` and
+    `foreact.types.Trainable`.
 
     Args:
         config: sizes and training constants.
-        teacher: whose features are learned; only training needs one. It is not part of the module: neither saved nor
-            moved.
+        teacher: whose features are learned; only training needs one. It is not part of the module:
+            neither saved nor moved.
     """
 
     vocab: int | None
@@ -114,16 +148,23 @@ class VQKD(nn.Module):
         self.config = config
         self.vocab = config.codes
         shape: dict[str, Any] = {
-            "grid": config.position_grid, "width": config.width, "heads": config.heads, "mlp_ratio": config.mlp_ratio,
-        }  # fmt: skip
+            "grid": config.position_grid,
+            "width": config.width,
+            "heads": config.heads,
+            "mlp_ratio": config.mlp_ratio,
+        }
         self.encoder = ViT(channels=3, patch=config.patch, depth=config.depth, **shape)
         self.to_code = nn.Sequential(
-            nn.Linear(config.width, config.width), nn.Tanh(), nn.Linear(config.width, config.code_dim)
+            nn.Linear(config.width, config.width),
+            nn.Tanh(),
+            nn.Linear(config.width, config.code_dim),
         )
         self.quantizer = CosineCodebook(config.codes, config.code_dim, decay=config.codebook_decay)
         self.decoder = ViT(channels=config.code_dim, patch=1, depth=config.decoder_depth, **shape)
         self.to_features = nn.Sequential(
-            nn.Linear(config.width, config.width), nn.Tanh(), nn.Linear(config.width, config.features)
+            nn.Linear(config.width, config.width),
+            nn.Tanh(),
+            nn.Linear(config.width, config.features),
         )
         # An assignment would register a teacher that happens to be a module among the parameters.
         self.__dict__["teacher"] = teacher
@@ -140,7 +181,9 @@ class VQKD(nn.Module):
 
     @property
     def step_sums(self) -> tuple[Tensor, ...]:
-        """What a loop over several processes sums over these before `after_step`; see `CosineCodebook`."""
+        """What a loop over several processes sums over these
+        before `after_step`; see `CosineCodebook`.
+        """
         return self.quantizer.step_sums
 
     def latents(self, images: Tensor) -> Tensor:
@@ -155,7 +198,9 @@ class VQKD(nn.Module):
         return images.shape[2] // self.config.patch, images.shape[3] // self.config.patch
 
     def predict(self, values: Tensor) -> Tensor:
-        """Rows of the codebook (N, c, h, w) -> what the teacher should say of each patch, (N, h w, D)."""
+        """Rows of the codebook (N, c, h, w) -> what the teacher
+        should say of each patch, (N, h w, D).
+        """
         return self.to_features(self.decoder(values))
 
     def encode(self, video: Tensor, *, rng: torch.Generator | None = None) -> Tensor:
@@ -172,34 +217,45 @@ class VQKD(nn.Module):
             ValueError: `video` has another shape or dtype.
         """
         require_video(video, multiple_of=self.config.patch)
-        return self.quantizer.encode(self.latents(video.flatten(0, 1))).unflatten(0, video.shape[:2])
+        return self.quantizer.encode(self.latents(video.flatten(0, 1))).unflatten(
+            0, video.shape[:2]
+        )
 
     def forward(self, batch: Batch, *, rng: torch.Generator) -> LossOut:
-        """One minus the cosine to the teacher's features + commitment_weight * commitment, of all valid frames.
+        """One minus the cosine to the teacher's features + commitment_weight * commitment, of all
+        valid frames.
 
         Args:
             batch: `video` uint8 (B, T, 3, H, W) per camera; `valid` per camera, where given.
             rng: unused: nothing is drawn.
 
         Returns:
-            Loss and logs: "distance" (1 - cosine) and "commitment"; "codebook_usage", the share of the codebook that
+            Loss and logs: "distance" (1 - cosine) and "commitment"; "codebook_usage", the share of
+                the codebook that
             these frames use, and "perplexity" of their codes.
 
         Raises:
-            UserError: there is no teacher, its features do not fit, or the batch has no valid frame.
+            UserError: there is no teacher, its features do not fit, or the batch has no valid
+                frame.
         """
         distance, quantized = self.compare(batch)
         loss = distance + self.config.commitment_weight * quantized.commitment
         logs = {"distance": distance.detach(), "commitment": quantized.commitment.detach()}
-        logs["codebook_usage"], logs["perplexity"] = codebook_use(quantized.codes, self.config.codes)
+        logs["codebook_usage"], logs["perplexity"] = codebook_use(
+            quantized.codes, self.config.codes
+        )
         return LossOut(loss, logs)
 
     def compare(self, batch: Batch) -> tuple[Tensor, Quantized]:
-        """How far the valid frames of a batch are from the teacher, () mean of 1 - cosine, and what became of them."""
+        """How far the valid frames of a batch are from the teacher, ()
+        mean of 1 - cosine, and what became of them.
+        """
         images = self.frames(batch)
         target = self.teach(images)
         quantized = self.quantizer(self.latents(images))
-        return 1.0 - cosine_similarity(self.predict(quantized.values).float(), target, dim=-1).mean(), quantized
+        return 1.0 - cosine_similarity(
+            self.predict(quantized.values).float(), target, dim=-1
+        ).mean(), quantized
 
     def after_step(self) -> None:
         """Move the codebook; see `CosineCodebook.after_step`."""
@@ -220,7 +276,10 @@ class VQKD(nn.Module):
             for camera, video in batch.video.items()
         ]
         if not sum(map(len, frames)):
-            raise UserError("VQ-KD trains on video, and the batch has no valid frame; add a camera to the window.")
+            raise UserError(
+                "VQ-KD trains on video, and the batch has no valid frame; add a "
+                "camera to the window."
+            )
         return torch.cat(frames)
 
     @torch.no_grad()
@@ -233,22 +292,25 @@ class VQKD(nn.Module):
         teacher: Teacher | None = self.__dict__["teacher"]
         if teacher is None:
             raise UserError(
-                "VQ-KD learns from a teacher, and none was given; pass a network that gives patch features."
+                "VQ-KD learns from a teacher, and none was given; pass a network that gives patch "
+                "features."
             )
         found = teacher(images)
         expected = (len(images), math.prod(self.patches_of(images)), self.config.features)
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         if shape != expected:
             raise UserError(
-                f"The teacher should give (pictures, patches, features) = {expected} for pictures of "
-                f"{images.shape[2]} x {images.shape[3]} pixels, found {shape}; choose patch, image_size and features "
-                "that fit it."
+                f"The teacher should give (pictures, patches, features) = {expected} for pictures "
+                f"of {images.shape[2]} x {images.shape[3]} pixels, found {shape}; choose patch, "
+                "image_size and features that fit it."
             )
         return found.float()
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Matrices and kernels decay; biases, normalisations, class tokens and positions do not."""
-        tables = {id(p) for vit in (self.encoder, self.decoder) for p in (vit.class_token, vit.positions)}
+        tables = {
+            id(p) for vit in (self.encoder, self.decoder) for p in (vit.class_token, vit.positions)
+        }
         decayed = [p for p in self.parameters() if p.ndim > 1 and id(p) not in tables]
         others = [p for p in self.parameters() if p.ndim == 1 or id(p) in tables]
         return [

@@ -1,4 +1,6 @@
-"""Training: one visible loop and what it needs. The only room that knows ranks; models and data know nothing of it."""
+"""Training: one visible loop and what it needs. The only room that
+knows ranks; models and data know nothing of it.
+"""
 
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMA, EMAConfig

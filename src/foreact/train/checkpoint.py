@@ -1,10 +1,11 @@
 """Checkpoints of a run: whole or absent on disk, newest and best kept, exact restore.
 
-    run/checkpoints/step-00000123/   model, optimiser and average (torch.distributed.checkpoint), rng-<rank>.pt,
+    run/checkpoints/step-00000123/   model, optimiser and average (DCP), rng-<rank>.pt,
                                      weights/ (where the caller exports), train.json (written last)
 
-A folder is built under a hidden name, synced and renamed; whatever a kill leaves behind is hidden, and swept at the
-next start. Files here serve to go on with one's own run (they hold pickles); `weights/` is what one shares.
+A folder is built under a hidden name, synced and renamed; whatever a kill leaves behind is hidden,
+and swept at the next start. Files here serve to go on with one's own run (they hold pickles);
+`weights/` is what one shares.
 """
 
 from __future__ import annotations
@@ -60,7 +61,9 @@ class BestTable:
     entries: list[tuple[int, float]] = field(default_factory=list)
 
     def offer(self, step: int, value: float) -> bool:
-        """Take `value` in if it is among the k best; returns whether it was. NaN and infinities never are."""
+        """Take `value` in if it is among the k best; returns
+        whether it was. NaN and infinities never are.
+        """
         if self.k == 0 or not math.isfinite(value):
             return False
         if len(self.entries) >= self.k:
@@ -98,11 +101,15 @@ class Checkpoints:
         """Steps with a whole checkpoint, ascending."""
         if not self.folder.is_dir():
             return []
-        found = (STEP_FOLDER.fullmatch(p.parent.name) for p in self.folder.glob("step-*/train.json"))
+        found = (
+            STEP_FOLDER.fullmatch(p.parent.name) for p in self.folder.glob("step-*/train.json")
+        )
         return sorted(int(m.group(1)) for m in found if m)
 
     def sweep(self) -> None:
-        """Remove what an interrupted save or deletion left behind; only while no other process writes here."""
+        """Remove what an interrupted save or deletion left behind;
+        only while no other process writes here.
+        """
         for leftover in self.folder.glob(f"{HIDDEN}*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -121,7 +128,8 @@ class Checkpoints:
             step: optimiser steps done.
             state: tensors, as from `capture`.
             record: JSON-able content of train.json.
-            weights: gives the weights to export, on rank 0; called by every process if there is an `export`.
+            weights: gives the weights to export, on rank 0; called by every process if there is an
+                `export`.
             export: writes them into the folder it is given.
 
         Returns:
@@ -166,7 +174,9 @@ class Checkpoints:
         return final
 
     def remove(self, step: int) -> None:
-        """Delete a checkpoint so that a kill in between cannot leave a partial one under its name."""
+        """Delete a checkpoint so that a kill in between cannot
+        leave a partial one under its name.
+        """
         doomed = self.folder / f"{HIDDEN}old-{self.path(step).name}"
         shutil.rmtree(doomed, ignore_errors=True)
         os.replace(self.path(step), doomed)
@@ -186,7 +196,9 @@ class Checkpoints:
         """Replace train.json of a whole checkpoint; every process calls it."""
         self._together(lambda: write_record(self.path(step), record), only_main=True)
 
-    def load(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None) -> None:
+    def load(
+        self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None
+    ) -> None:
         """Restore model, optimiser, average and the process's global generators in place.
 
         Raises:
@@ -200,16 +212,20 @@ class Checkpoints:
         if ema is not None:
             ema.load(state["ema"], int(state["ema_step"]))
         generators = folder / f"rng-{self.world.rank:05d}.pt"
-        if generators.exists():  # a process that was not there when the checkpoint was written has none
+        if (
+            generators.exists()
+        ):  # a process that was not there when the checkpoint was written has none
             set_rng_state(torch.load(generators, weights_only=True))
 
     def load_start(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Give `model` the weights and `optimizer` the moments of a checkpoint, for a run of its own.
+        """Give `model` the weights and `optimizer` the moments of a checkpoint, for a run of its
+        own.
 
         The optimiser's groups keep their settings (learning rates, weight decay).
 
         Raises:
-            UserError: the checkpoint is damaged, or is one of another model or of other trainable parameters.
+            UserError: the checkpoint is damaged, or is one of another model or of other trainable
+                parameters.
         """
         groups = get_optimizer_state_dict(model, optimizer)["param_groups"]
         state = capture(model, optimizer, None)
@@ -219,12 +235,17 @@ class Checkpoints:
         set_optimizer_state_dict(model, optimizer, {**state["optimizer"], "param_groups": groups})
 
     def _read(self, folder: Path, state: dict[str, Any]) -> None:
-        """Fill the tensors of `state`, as from `capture`, with those of a checkpoint of any number of processes."""
+        """Fill the tensors of `state`, as from `capture`, with those
+        of a checkpoint of any number of processes.
+        """
         self._require_same_structure(folder, state)
         try:
             with single_process_is_meant():
                 state_dict_loader.load(
-                    state, checkpoint_id=folder, process_group=self.world.control, no_dist=self.world.size == 1
+                    state,
+                    checkpoint_id=folder,
+                    process_group=self.world.control,
+                    no_dist=self.world.size == 1,
                 )
         except CheckpointException as error:
             raise unreadable(folder, _first(error)) from error
@@ -234,27 +255,41 @@ class Checkpoints:
             metadata = FileSystemReader(folder).read_metadata().state_dict_metadata
         except (OSError, EOFError, ValueError) as error:
             raise unreadable(folder, error) from error
-        saved = {name: tuple(m.size) for name, m in metadata.items() if isinstance(m, TensorStorageMetadata)}
-        here = {f"model.{name}": tuple(t.shape) for name, t in state["model"].items() if isinstance(t, Tensor)}
+        saved = {
+            name: tuple(m.size)
+            for name, m in metadata.items()
+            if isinstance(m, TensorStorageMetadata)
+        }
+        here = {
+            f"model.{name}": tuple(t.shape)
+            for name, t in state["model"].items()
+            if isinstance(t, Tensor)
+        }
         for name in sorted({n for n in saved if n.startswith("model.")} | set(here)):
             if saved.get(name) != here.get(name):
                 raise UserError(
-                    f"The checkpoint {folder} is of another model: '{name.removeprefix('model.')}' has shape "
-                    f"{saved.get(name, 'none')} there and {here.get(name, 'none')} here; use the configuration of "
-                    "that run, or a new run folder."
+                    f"The checkpoint {folder} is of another model: "
+                    f"'{name.removeprefix('model.')}' has shape {saved.get(name, 'none')} there "
+                    f"and {here.get(name, 'none')} here; use the configuration of that run, or a "
+                    "new run folder."
                 )
         moment = ".exp_avg"
         prefix = "optimizer.state."
         trained = {n for n in saved if n.startswith(prefix) and n.endswith(moment)}
-        for name in sorted(trained ^ {f"{prefix}{name}{moment}" for name in state["optimizer"]["state"]}):
+        for name in sorted(
+            trained ^ {f"{prefix}{name}{moment}" for name in state["optimizer"]["state"]}
+        ):
             frozen, trains = ("here", "there") if name in trained else ("there", "here")
             raise UserError(
-                f"'{name.removeprefix(prefix).removesuffix(moment)}' is trained {trains} and frozen {frozen} "
-                f"({folder} is there); train the same parameters, or start from its weights alone."
+                f"'{name.removeprefix(prefix).removesuffix(moment)}' is trained {trains} and "
+                f"frozen {frozen} ({folder} is there); train the same parameters, or start from "
+                "its weights alone."
             )
 
     def _together(self, action: Callable[[], None], *, only_main: bool = False) -> None:
-        """Run `action`; a full or broken disk on any process becomes the same `UserError` on every process."""
+        """Run `action`; a full or broken disk on any process
+        becomes the same `UserError` on every process.
+        """
         message = None
         if not only_main or self.world.rank == 0:
             try:
@@ -266,13 +301,15 @@ class Checkpoints:
         failed = [m for m in self.world.gather(message) if m is not None]
         if failed:
             raise UserError(
-                f"Saving a checkpoint in {self.folder} failed ({failed[0]}); earlier checkpoints are whole: "
-                "make room or mend the disk, then start again to resume."
+                f"Saving a checkpoint in {self.folder} failed ({failed[0]}); earlier checkpoints "
+                "are whole: make room or mend the disk, then start again to resume."
             )
 
 
 def find_checkpoint(path: Path) -> tuple[Path, int] | None:
-    """Folder of checkpoints and step that `path` means: a checkpoint itself, or a run of which the newest is taken."""
+    """Folder of checkpoints and step that `path` means: a checkpoint
+    itself, or a run of which the newest is taken.
+    """
     if (match := STEP_FOLDER.fullmatch(path.name)) and (path / "train.json").is_file():
         return path.parent, int(match.group(1))
     steps = Checkpoints(path / "checkpoints", World()).steps()
@@ -316,11 +353,16 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
 
 def unreadable(folder: Path, why: BaseException) -> UserError:
     first_line = (str(why) or type(why).__name__).splitlines()[0]
-    return UserError(f"The checkpoint {folder} cannot be read ({first_line}); delete it to go on from an earlier one.")
+    return UserError(
+        f"The checkpoint {folder} cannot be read ({first_line}); delete it to go on "
+        "from an earlier one."
+    )
 
 
 def capture(model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None) -> dict[str, Any]:
-    """The run's tensors by parameter name, as torch.distributed.checkpoint wants them (sharded ones included)."""
+    """The run's tensors by parameter name, as
+    torch.distributed.checkpoint wants them (sharded ones included).
+    """
     state: dict[str, Any] = {
         "model": get_model_state_dict(model),
         "optimizer": get_optimizer_state_dict(model, optimizer),
@@ -342,9 +384,12 @@ def single_process_is_meant() -> Iterator[None]:
 def _dcp_save(state: dict[str, Any], folder: Path, world: World) -> None:
     try:
         with single_process_is_meant():
-            state_dict_saver.save(state, checkpoint_id=folder, process_group=world.control, no_dist=world.size == 1)
+            state_dict_saver.save(
+                state, checkpoint_id=folder, process_group=world.control, no_dist=world.size == 1
+            )
     except CheckpointException as error:
-        # torch wraps whatever happened on any rank; a full disk or Ctrl-C should come out as itself.
+        # torch wraps whatever happened on any rank; a full disk or Ctrl-C should come out as
+        # itself.
         raise _first(error) from error
 
 

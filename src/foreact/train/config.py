@@ -17,15 +17,33 @@ from foreact.machine import AnyPrecision
 from foreact.train.ema import EMAConfig
 from foreact.train.schedules import Schedule
 
-# Free to change on resume: they leave the gradient of a given step as it is, but for the precision, which is kept
-# unless another one is asked for (see `with_precision`). `accumulate` is checked together with the number of processes.
+# Free to change on resume: they leave the gradient of a given step as it is, but for the precision,
+#     which is kept
+# unless another one is asked for (see `with_precision`). `accumulate` is checked together with the
+# number of processes.
 FREE_ON_RESUME = frozenset(
     {
-        "steps", "accumulate", "workers", "log_every", "save_every", "keep", "best_k", "best_metric", "best_mode",
-        "eval_every", "compile", "max_minutes", "max_skipped", "timeout_minutes", "tensorboard", "wandb", "parallel",
-        "keep_at", "precision",
+        "steps",
+        "accumulate",
+        "workers",
+        "log_every",
+        "save_every",
+        "keep",
+        "best_k",
+        "best_metric",
+        "best_mode",
+        "eval_every",
+        "compile",
+        "max_minutes",
+        "max_skipped",
+        "timeout_minutes",
+        "tensorboard",
+        "wandb",
+        "parallel",
+        "keep_at",
+        "precision",
     }
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +51,18 @@ class TrainConfig:
     """How to train; what is trained (model, data) is configured elsewhere."""
 
     steps: int = 10_000
-    """Optimiser steps of the whole run; a resumed run may raise it. The schedule is stretched over them."""
+    """Optimiser steps of the whole run; a resumed run may raise
+    it. The schedule is stretched over them.
+    """
     batch_size: int = 32
-    """Samples per micro-batch and process; the global batch is batch_size * accumulate * processes."""
+    """Samples per micro-batch and process; the global batch is batch_size * accumulate * processes.
+    """
     accumulate: int = 1
     """Micro-batches per process and optimiser step."""
     accumulation: Literal["mean", "sum_first_alone"] = "mean"
-    """How the gradients of a step's micro-batches combine. sum_first_alone: as in the published VOC runs, their sum,
-    and the first step takes one micro-batch alone."""
+    """How the gradients of a step's micro-batches combine. sum_first_alone: as in the published VOC
+    runs, their sum, and the first step takes one micro-batch alone.
+    """
     lr: float = 1e-4
     """Base learning rate."""
     betas: tuple[float, float] = (0.9, 0.95)
@@ -52,8 +74,9 @@ class TrainConfig:
     warmup: int = 1000
     """Optimiser steps of linear warmup."""
     schedule_steps: int | None = None
-    """Optimiser steps over which the schedule is stretched; None: `steps`. More than `steps` ends it half way, as in
-    the published VOC runs."""
+    """Optimiser steps over which the schedule is stretched; None: `steps`. More than `steps` ends
+    it half way, as in the published VOC runs.
+    """
     drop: int = 0
     """Schedule wsd: optimiser steps at the end over which the learning rate falls; 0: none."""
     floor: float = 0.1
@@ -61,22 +84,26 @@ class TrainConfig:
     clip_grad: float | None = 1.0
     """Greatest gradient norm; None: no clipping."""
     precision: AnyPrecision = "auto"
-    """Autocast type of the forward pass; weights and optimiser stay float32. auto: bf16 where the device computes it
-    faster than fp32, and on resume what the run began with."""
+    """Autocast type of the forward pass; weights and optimiser stay float32. auto: bf16 where the
+    device computes it faster than fp32, and on resume what the run began with.
+    """
     ema: EMAConfig = field(default_factory=EMAConfig)
     """Averaged weights."""
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    """With several processes: ddp, each holds the whole model; fsdp, each holds a share of weights, gradients, moments
-    and average (FSDP2)."""
+    """With several processes: ddp, each holds the whole model; fsdp, each holds a share of weights,
+    gradients, moments and average (FSDP2).
+    """
     start_from: Path | None = None
-    """Checkpoint of another run (its run folder: the newest one) whose weights and optimiser moments a new run takes
-    over. Steps, schedule, data and average begin anew; the moments' own count does not, so there is no second bias
-    correction."""
+    """Checkpoint of another run (its run folder: the newest one) whose weights and optimiser
+    moments a new run takes over. Steps, schedule, data and average begin anew; the moments' own
+    count does not, so there is no second bias correction.
+    """
     seed: int = 42
     """Seed of every draw: micro-batch m draws from a generator seeded by (seed, m)."""
     workers: int | Literal["auto"] = "auto"
-    """Loader processes. auto: none where the CPU trains, since they would take its cores; else as many as there are
-    cores for, up to 8."""
+    """Loader processes. auto: none where the CPU trains, since they would take its cores; else as
+    many as there are cores for, up to 8.
+    """
     log_every: int = 20
     """Optimiser steps per entry of log.jsonl."""
     save_every: int = 1000
@@ -96,19 +123,30 @@ class TrainConfig:
     compile: bool = False
     """Compile the model with torch.compile."""
     max_minutes: float | None = None
-    """Stop cleanly after this wall time (saved, resumable); None: no limit. The schedule goes by steps all the same."""
+    """Stop cleanly after this wall time (saved, resumable); None: no
+    limit. The schedule goes by steps all the same.
+    """
     max_skipped: int = 20
     """Consecutive steps with a non-finite loss or gradient after which training gives up."""
     timeout_minutes: float = 10.0
-    """With several processes: how long one may wait for another before the run ends with an error."""
+    """With several processes: how long one may wait for another before the run ends with an error.
+    """
     tensorboard: bool = True
     """Write TensorBoard curves when tensorboard is installed."""
     wandb: str | None = None
     """Weights & Biases project to log to; None: off."""
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every", "keep", "eval_every",
-                     "max_skipped"):  # fmt: skip
+        for name in (
+            "steps",
+            "batch_size",
+            "accumulate",
+            "log_every",
+            "save_every",
+            "keep",
+            "eval_every",
+            "max_skipped",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} should be at least 1, found {getattr(self, name)}.")
         for name in ("warmup", "drop", "workers", "best_k", "weight_decay", "seed"):
@@ -128,23 +166,33 @@ class TrainConfig:
             ("best_mode", ("max", "min")),
         ):
             if getattr(self, name) not in choices:
-                raise UserError(f"{name} should be one of {', '.join(choices)}, found '{getattr(self, name)}'.")
+                raise UserError(
+                    f"{name} should be one of {', '.join(choices)}, found '{getattr(self, name)}'."
+                )
         if self.warmup > self.steps:
             raise UserError(f"warmup ({self.warmup}) should not exceed steps ({self.steps}).")
         if self.schedule_steps is not None and self.schedule_steps < self.steps:
-            raise UserError(f"schedule_steps ({self.schedule_steps}) should be at least steps ({self.steps}).")
+            raise UserError(
+                f"schedule_steps ({self.schedule_steps}) should be at least steps ({self.steps})."
+            )
         if self.drop and self.schedule != "wsd":
-            raise UserError(f"drop belongs to the schedule wsd; leave it out with '{self.schedule}', or choose wsd.")
+            raise UserError(
+                "drop belongs to the schedule wsd; leave it out with "
+                f"'{self.schedule}', or choose wsd."
+            )
         if self.warmup + self.drop > self.steps:
             raise UserError(
-                f"warmup ({self.warmup}) and drop ({self.drop}) should not exceed steps ({self.steps}) together."
+                f"warmup ({self.warmup}) and drop ({self.drop}) should not exceed steps "
+                f"({self.steps}) together."
             )
         if not 0.0 <= self.floor <= 1.0:
             raise UserError(f"floor should be in [0, 1], found {self.floor}.")
         if any(step < 1 for step in self.keep_at):
             raise UserError(f"keep_at should hold steps from 1 on, found {self.keep_at}.")
 
-    def with_precision(self, device: torch.device, saved: Mapping[str, Any] | None = None) -> TrainConfig:
+    def with_precision(
+        self, device: torch.device, saved: Mapping[str, Any] | None = None
+    ) -> TrainConfig:
         """This config with the precision that "auto" means on a device.
 
         Args:
@@ -175,7 +223,9 @@ class TrainConfig:
 
     @property
     def kept_steps(self) -> frozenset[int]:
-        """Steps whose checkpoints are saved and never pruned: those of `keep_at`, and the last one before the drop."""
+        """Steps whose checkpoints are saved and never pruned: those of
+        `keep_at`, and the last one before the drop.
+        """
         before_drop = {self.steps - self.drop} if 0 < self.drop < self.steps else set()
         return frozenset(self.keep_at) | before_drop
 
@@ -197,21 +247,29 @@ class TrainConfig:
             UserError: a setting that changes the mathematics differs, named with both values.
         """
         now = self.to_json()
-        saved = {**TrainConfig().to_json(), **saved}  # a setting younger than the run was at its default
+        saved = {
+            **TrainConfig().to_json(),
+            **saved,
+        }  # a setting younger than the run was at its default
         for name in sorted(set(now) - FREE_ON_RESUME):
             if saved[name] != now[name]:
                 raise UserError(
                     f"The run to resume has {name} = {saved[name]}, now it is {now[name]}; "
                     f"give the same {name}, or start a new run folder."
                 )
-        if self.accumulation == "sum_first_alone" and (self.accumulate, world) != (saved["accumulate"], saved_world):
+        if self.accumulation == "sum_first_alone" and (self.accumulate, world) != (
+            saved["accumulate"],
+            saved_world,
+        ):
             raise UserError(
-                f"With accumulation {self.accumulation} a run goes on as it began, with accumulate "
-                f"{saved['accumulate']} on {saved_world} processes; found {self.accumulate} on {world}."
+                f"With accumulation {self.accumulation} a run goes on as it began, with "
+                f"accumulate {saved['accumulate']} on {saved_world} processes; found "
+                f"{self.accumulate} on {world}."
             )
         if self.accumulate * world != saved["accumulate"] * saved_world:
             raise UserError(
-                f"The run to resume takes {saved['accumulate'] * saved_world} micro-batches per step "
-                f"(accumulate {saved['accumulate']} x {saved_world} processes), now it would be "
-                f"{self.accumulate * world} (accumulate {self.accumulate} x {world}); keep the product."
+                f"The run to resume takes {saved['accumulate'] * saved_world} micro-batches per "
+                f"step (accumulate {saved['accumulate']} x {saved_world} processes), now it would "
+                f"be {self.accumulate * world} (accumulate {self.accumulate} x {world}); keep the "
+                "product."
             )

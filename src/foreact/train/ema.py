@@ -16,7 +16,9 @@ from foreact.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class EMAConfig:
-    """Averaged weights: decay(s) = 1 - (1 + s / inv_gamma) ** -power, where s counts averaged steps."""
+    """Averaged weights: decay(s) = 1 - (1 + s / inv_gamma) **
+    -power, where s counts averaged steps.
+    """
 
     enabled: bool = True
     """Average the weights; evaluation and exported weights then use the average."""
@@ -33,28 +35,46 @@ class EMAConfig:
 
     def __post_init__(self) -> None:
         if not (self.inv_gamma > 0 and self.power > 0):
-            raise UserError(f"ema.inv_gamma and ema.power should be positive, found {self.inv_gamma} and {self.power}.")
+            raise UserError(
+                "ema.inv_gamma and ema.power should be positive, found "
+                f"{self.inv_gamma} and {self.power}."
+            )
         if not 0.0 <= self.min <= self.max <= 1.0:
-            raise UserError(f"Expected 0 <= ema.min <= ema.max <= 1, found min {self.min} and max {self.max}.")
+            raise UserError(
+                f"Expected 0 <= ema.min <= ema.max <= 1, found min {self.min} and max {self.max}."
+            )
         if self.update_after < 0:
             raise UserError(f"ema.update_after should be 0 or more, found {self.update_after}.")
 
     def decay(self, step: int) -> float:
-        """Decay of update number `step`, counted from 0; it is 0 (a plain copy) for the first updates."""
+        """Decay of update number `step`, counted from 0; it is 0
+        (a plain copy) for the first updates.
+        """
         s = step - self.update_after - 1
         if s <= 0:
             return 0.0
-        # expm1/log1p keep the digits of 1 - (1 + s / inv_gamma) ** -power where the decay is close to 0.
-        return min(max(-math.expm1(-self.power * math.log1p(s / self.inv_gamma)), self.min), self.max)
+        # expm1/log1p keep the digits of 1 - (1 + s / inv_gamma) ** -power where the decay is close
+        # to 0.
+        return min(
+            max(-math.expm1(-self.power * math.log1p(s / self.inv_gamma)), self.min), self.max
+        )
 
 
 def averaged_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that are averaged: trainable ones, except those of batch normalisation.
 
-    The others are simply taken from the model (UVA's rule), as are all buffers when the average is swapped in.
+    The others are simply taken from the model (UVA's rule), as are all buffers when the average is
+    swapped in.
     """
-    batch_norm = {id(p) for m in model.modules() if isinstance(m, _BatchNorm) for p in m.parameters(recurse=False)}
-    return {n: p for n, p in model.named_parameters() if p.requires_grad and id(p) not in batch_norm}
+    batch_norm = {
+        id(p)
+        for m in model.modules()
+        if isinstance(m, _BatchNorm)
+        for p in m.parameters(recurse=False)
+    }
+    return {
+        n: p for n, p in model.named_parameters() if p.requires_grad and id(p) not in batch_norm
+    }
 
 
 class EMA:
@@ -62,7 +82,8 @@ class EMA:
 
     Attributes:
         shadow: parameter name -> averaged tensor, in the parameter's shape, dtype and device.
-        step: updates done so far; it belongs to the state, or a resumed run would restart the decay at 0.
+        step: updates done so far; it belongs to the state, or a resumed run would restart the decay
+            at 0.
     """
 
     def __init__(self, model: nn.Module, config: EMAConfig) -> None:
@@ -82,7 +103,9 @@ class EMA:
 
     @contextmanager
     def swapped(self, model: nn.Module) -> Iterator[None]:
-        """Within the block `model` holds the averaged weights; afterwards its own again, also after an error."""
+        """Within the block `model` holds the averaged weights;
+        afterwards its own again, also after an error.
+        """
         self._swap(model)
         try:
             yield
@@ -99,7 +122,8 @@ class EMA:
 
     @torch.no_grad()
     def copy_to(self, target: nn.Module, source: nn.Module) -> None:
-        """Write the average into `target`, a second instance of the model; its buffers are left alone.
+        """Write the average into `target`, a second instance of the model; its buffers are left
+        alone.
 
         Args:
             target: receives averaged parameters, and those of `source` where nothing is averaged.
@@ -117,12 +141,15 @@ class EMA:
         """
         if set(shadow) != set(self.shadow):
             odd = sorted(set(shadow) ^ set(self.shadow))
-            raise UserError(f"The saved average has other parameters than the model: {odd[:3]}; use the same model.")
+            raise UserError(
+                f"The saved average has other parameters than the model: {odd[:3]}; "
+                "use the same model."
+            )
         for name, tensor in shadow.items():
             if tensor.shape != self.shadow[name].shape:
                 raise UserError(
-                    f"The saved average of '{name}' has shape {tuple(tensor.shape)}, the model expects "
-                    f"{tuple(self.shadow[name].shape)}; use the same model."
+                    f"The saved average of '{name}' has shape {tuple(tensor.shape)}, the model "
+                    f"expects {tuple(self.shadow[name].shape)}; use the same model."
                 )
             self.shadow[name].copy_(tensor)
         self.step = step

@@ -1,4 +1,6 @@
-"""Measurements during training: what an evaluator is, which are due, and running them on the averaged weights."""
+"""Measurements during training: what an evaluator is, which are due,
+and running them on the averaged weights.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class Evaluator(Protocol):
 
     Attributes:
         name: prefix of its metrics in the log, "<name>/<metric>".
-        every: optimiser steps between calls, None for the config's `eval_every`; the last step is always measured.
+        every: optimiser steps between calls, None for the config's `eval_every`; the last step is
+            always measured.
     """
 
     name: str
@@ -30,14 +33,17 @@ class Evaluator(Protocol):
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
         """Measure `model`, which holds the averaged weights and is in eval mode, without gradients.
 
-        Where the model in training is divided among processes, this is a whole copy for the occasion.
+        Where the model in training is divided among processes, this is a whole copy for the
+        occasion.
         """
         ...
 
 
 def due(evaluators: Sequence[Evaluator], step: int, config: TrainConfig) -> list[Evaluator]:
     """The evaluators to run after `step` optimiser steps."""
-    return [e for e in evaluators if step == config.steps or step % (e.every or config.eval_every) == 0]
+    return [
+        e for e in evaluators if step == config.steps or step % (e.every or config.eval_every) == 0
+    ]
 
 
 def require_known(metric: str | None, evaluators: Sequence[Evaluator]) -> None:
@@ -45,8 +51,8 @@ def require_known(metric: str | None, evaluators: Sequence[Evaluator]) -> None:
     names = [e.name for e in evaluators]
     if metric is not None and metric.split("/")[0] not in names:
         raise UserError(
-            f"best_metric '{metric}' belongs to no evaluator; give <evaluator>/<metric> with one of {names}, "
-            "or leave it out."
+            f"best_metric '{metric}' belongs to no evaluator; give <evaluator>/<metric> with one "
+            f"of {names}, or leave it out."
         )
 
 
@@ -55,7 +61,10 @@ def hollow_copy(model: nn.Module) -> nn.Module:
 
     Where a model's tensors are divided among processes, rank 0 alone cannot run it.
     """
-    empty = {id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad) for p in model.parameters()}
+    empty = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), p.requires_grad)
+        for p in model.parameters()
+    }
     return copy.deepcopy(model, empty)
 
 
@@ -67,8 +76,12 @@ def filled(hollow: nn.Module, state: dict[str, Tensor], device: torch.device) ->
 
 
 @torch.no_grad()
-def measure(evaluators: Sequence[Evaluator], model: nn.Module, ema: EMA | None, step: int) -> dict[str, float]:
-    """Metrics of every evaluator as "<evaluator>/<metric>"; the model is left as it was, in training mode."""
+def measure(
+    evaluators: Sequence[Evaluator], model: nn.Module, ema: EMA | None, step: int
+) -> dict[str, float]:
+    """Metrics of every evaluator as "<evaluator>/<metric>"; the
+    model is left as it was, in training mode.
+    """
     metrics: dict[str, float] = {}
     model.eval()
     with ema.swapped(model) if ema is not None else nullcontext():
@@ -79,13 +92,18 @@ def measure(evaluators: Sequence[Evaluator], model: nn.Module, ema: EMA | None, 
     return metrics
 
 
-def ranking_value(metrics: Mapping[str, float], wanted: str | None, evaluators: Sequence[Evaluator]) -> float | None:
-    """The metric that ranks checkpoints, None where none is wanted or its evaluator was not among `evaluators`.
+def ranking_value(
+    metrics: Mapping[str, float], wanted: str | None, evaluators: Sequence[Evaluator]
+) -> float | None:
+    """The metric that ranks checkpoints, None where none is wanted or its evaluator was not among
+    `evaluators`.
 
     Warns when the evaluator ran and did not give that metric.
     """
     if wanted is None or wanted.split("/")[0] not in [e.name for e in evaluators]:
         return None
     if wanted not in metrics:
-        warnings.warn(f"best_metric '{wanted}' was not measured; found {sorted(metrics)}.", stacklevel=2)
+        warnings.warn(
+            f"best_metric '{wanted}' was not measured; found {sorted(metrics)}.", stacklevel=2
+        )
     return metrics.get(wanted)

@@ -1,4 +1,6 @@
-"""What a run tells people: log.jsonl, TensorBoard, Weights & Biases, a progress line. Rank 0 only."""
+"""What a run tells people: log.jsonl, TensorBoard, Weights &
+Biases, a progress line. Rank 0 only.
+"""
 
 from __future__ import annotations
 
@@ -21,10 +23,14 @@ from foreact.train.config import TrainConfig
 
 
 class Averages:
-    """Sums of logged values since the last entry; plain numbers, so that a checkpoint can hold them."""
+    """Sums of logged values since the last entry; plain
+    numbers, so that a checkpoint can hold them.
+    """
 
     def __init__(self, sums: Mapping[str, list[float]] | None = None) -> None:
-        self.sums: dict[str, list[float]] = {name: list(pair) for name, pair in (sums or {}).items()}
+        self.sums: dict[str, list[float]] = {
+            name: list(pair) for name, pair in (sums or {}).items()
+        }
 
     def add(self, values: Mapping[str, float]) -> None:
         for name, value in values.items():
@@ -60,7 +66,8 @@ def read_log(path: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError as error:
             if any(lines[number + 1 :]):
                 raise UserError(
-                    f"Line {number + 1} of {path} is not JSON; move the file away to go on without its history."
+                    f"Line {number + 1} of {path} is not JSON; move the file away to go on "
+                    "without its history."
                 ) from error
     return entries
 
@@ -72,7 +79,8 @@ class Logs:
 
     Args:
         run_dir: folder of the run; log.jsonl and tensorboard/ lie in it.
-        step: optimiser steps already done; entries beyond are dropped, since those steps will be done again.
+        step: optimiser steps already done; entries beyond are dropped, since those steps will be
+            done again.
         config: the run's settings; wandb shows them.
 
     Raises:
@@ -83,7 +91,9 @@ class Logs:
         self.path = run_dir / "log.jsonl"
         try:
             self._truncate(step)
-            self._file = self.path.open("ab", buffering=0)  # no rest to write, and to fail again, at closing
+            self._file = self.path.open(
+                "ab", buffering=0
+            )  # no rest to write, and to fail again, at closing
         except OSError as error:
             raise self._unwritable(error) from error
         self._board = self._open_board(run_dir, step) if config.tensorboard else None
@@ -112,7 +122,9 @@ class Logs:
             self._wandb.finish()
 
     def _unwritable(self, error: OSError) -> UserError:
-        return UserError(f"Writing {self.path} failed ({error.strerror}); make room, then start again to resume.")
+        return UserError(
+            f"Writing {self.path} failed ({error.strerror}); make room, then start again to resume."
+        )
 
     def _truncate(self, step: int) -> None:
         if not self.path.exists():
@@ -136,8 +148,8 @@ class Logs:
             wandb: Any = importlib.import_module("wandb")  # by name, for pyright: few have it
         except ImportError as error:
             raise UserError(
-                "wandb logging was asked for, but wandb is not installed; run `pip install foreact[wandb]` "
-                "or leave the option out."
+                "wandb logging was asked for, but wandb is not installed; run `pip install "
+                "foreact[wandb]` or leave the option out."
             ) from error
         identity = run_dir / "wandb_id"
         if not identity.exists():
@@ -176,10 +188,11 @@ class Clock:
         self._waited += waited
 
     def read(self) -> dict[str, float]:
-        """Samples per second and share of time spent waiting for data since the last reading; then starts anew.
+        """Samples per second and share of time spent waiting for data since the last reading; then
+        starts anew.
 
-        Warns once when the wait exceeds a tenth of at least ten seconds; loaders start in the first reading, so it
-        does not count.
+        Warns once when the wait exceeds a tenth of at least ten seconds; loaders start in the first
+        reading, so it does not count.
         """
         elapsed = max(self._now() - self._start, 1e-9)
         out = {"samples_per_s": self._samples / elapsed, "data_wait": self._waited / elapsed}
@@ -187,11 +200,15 @@ class Clock:
         if self._readings > 1:
             self._all_elapsed += elapsed
             self._all_waited += self._waited
-        if not self._warned and self._all_elapsed >= 10.0 and self._all_waited > 0.1 * self._all_elapsed:
+        if (
+            not self._warned
+            and self._all_elapsed >= 10.0
+            and self._all_waited > 0.1 * self._all_elapsed
+        ):
             self._warned = True
             warnings.warn(
-                f"Training waits for data {self._all_waited / self._all_elapsed:.0%} of the time; raise `workers`, or "
-                "store latents instead of video.",
+                f"Training waits for data {self._all_waited / self._all_elapsed:.0%} of the time; "
+                "raise `workers`, or store latents instead of video.",
                 stacklevel=2,
             )
         self.reset()
@@ -206,7 +223,12 @@ class ProgressLine:
         self._plain = shown and not self._live
         self._began, self._first, self._total = time.perf_counter(), start, total
         self._bar = tqdm(
-            total=total, initial=start, disable=not self._live, unit="step", dynamic_ncols=True, smoothing=0.05
+            total=total,
+            initial=start,
+            disable=not self._live,
+            unit="step",
+            dynamic_ncols=True,
+            smoothing=0.05,
         )
 
     def advance(self) -> None:
@@ -220,7 +242,11 @@ class ProgressLine:
         elif self._plain:
             done = max(step - self._first, 1)
             left = (time.perf_counter() - self._began) / done * (self._total - step)
-            print(f"step {step}/{self._total}  {words}  {left / 60:.1f} min left", file=sys.stderr, flush=True)
+            print(
+                f"step {step}/{self._total}  {words}  {left / 60:.1f} min left",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def say(self, text: str) -> None:
         """One line that does not disturb the bar."""

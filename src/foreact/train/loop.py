@@ -1,9 +1,11 @@
-"""The training loop: micro-batches to optimiser steps, with averaging, evaluation, saving and exact resume.
+"""The training loop: micro-batches to optimiser steps, with averaging, evaluation, saving and exact
+resume.
 
-What makes a resumed run equal an undisturbed one: micro-batch m of the whole run is defined by m alone (its samples by
-`batches(start=m, ...)`, every draw by a generator seeded from (seed, m)), the learning rate by the step alone.
-With R processes and A accumulated micro-batches, rank r's a-th micro-batch of step s is m = (s A + a) R + r; so one
-process with A = 2 does what two processes with A = 1 do.
+What makes a resumed run equal an undisturbed one: micro-batch m of the whole run is defined by m
+    alone (its samples by
+`batches(start=m, ...)`, every draw by a generator seeded from (seed, m)), the learning rate by the
+step alone. With R processes and A accumulated micro-batches, rank r's a-th micro-batch of step s is
+m = (s A + a) R + r; so one process with A = 2 does what two processes with A = 1 do.
 """
 
 from __future__ import annotations
@@ -26,7 +28,15 @@ from foreact.train import parallel
 from foreact.train.checkpoint import BestTable, Checkpoints, Export, capture, find_checkpoint
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMA
-from foreact.train.evaluation import Evaluator, due, filled, hollow_copy, measure, ranking_value, require_known
+from foreact.train.evaluation import (
+    Evaluator,
+    due,
+    filled,
+    hollow_copy,
+    measure,
+    ranking_value,
+    require_known,
+)
 from foreact.train.logs import Averages, Clock, Logs, ProgressLine
 from foreact.train.optim import build_optimizer, clip_gradients, set_lr
 from foreact.train.rng import seeded
@@ -48,7 +58,8 @@ class TrainResult:
         interrupted: Ctrl-C, SIGTERM or a scheduler's warning ended the call; the same call resumes.
         checkpoint: folder of the newest checkpoint.
         weights: exported weights of the newest checkpoint, None without `export`.
-        best: exported weights of the best checkpoint by `best_metric` (its folder without `export`), None if unranked.
+        best: exported weights of the best checkpoint by `best_metric` (its folder without
+            `export`), None if unranked.
         best_value: its metric.
         metrics: the last evaluation's metrics in this call.
         skipped: steps left out because of a non-finite loss or gradient, in the whole run.
@@ -83,23 +94,25 @@ def train(
 
     Args:
         model: a `foreact.types.Trainable` module.
-        batches: `batches(start, rank, world)` yields this process's micro-batches start + rank, + world, ... of an
-            endless, reproducible sequence.
+        batches: `batches(start, rank, world)` yields this process's micro-batches start + rank, +
+            world, ... of an endless, reproducible sequence.
         config: how to train.
         run_dir: folder of the run; created if missing.
-        prepare: work on a batch on the device before the forward, without gradients, such as encoding video.
+        prepare: work on a batch on the device before the forward, without gradients, such as
+            encoding video.
         evaluators: measurements during training.
-        export: writes the weights to share (averaged ones if the average is on; CPU tensors by name) to the path it
-            is given; called for every checkpoint.
+        export: writes the weights to share (averaged ones if the average is on; CPU tensors by
+            name) to the path it is given; called for every checkpoint.
         device: where to train; None for this process's GPU, else the CPU.
-        resume: "auto" goes on from the newest checkpoint in `run_dir` if there is one, "must" demands one, "never"
-            demands that there is none.
+        resume: "auto" goes on from the newest checkpoint in `run_dir` if there is one, "must"
+            demands one, "never" demands that there is none.
 
     Returns:
         How it ended; on Ctrl-C too, after the current step is saved.
 
     Raises:
-        UserError: another run's folder, a changed setting, data that end, a full disk, a loss that stays non-finite.
+        UserError: another run's folder, a changed setting, data that end, a full disk, a loss that
+            stays non-finite.
     """
     began = time.perf_counter()
     if resume not in ("auto", "never", "must"):
@@ -115,7 +128,9 @@ def train(
 
 
 class _Run:
-    """Everything one call of `train` holds; the counters below are what a checkpoint's train.json restores."""
+    """Everything one call of `train` holds; the counters below are
+    what a checkpoint's train.json restores.
+    """
 
     def __init__(
         self,
@@ -135,10 +150,14 @@ class _Run:
         require_known(config.best_metric, evaluators)
         self.model = model.to(world.device)
         self.sharded = config.parallel == "fsdp" and world.size > 1
-        self.hollow = hollow_copy(self.model) if self.sharded and world.rank == 0 and evaluators else None
+        self.hollow = (
+            hollow_copy(self.model) if self.sharded and world.rank == 0 and evaluators else None
+        )
         if self.sharded:
             world.shard(self.model, half=self.precision == "bf16")
-        self.optimizer = build_optimizer(self.model, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas)
+        self.optimizer = build_optimizer(
+            self.model, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas
+        )
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         self.ema = EMA(self.model, config.ema) if config.ema.enabled else None
         self.rng = torch.Generator(device=world.device)
@@ -152,10 +171,12 @@ class _Run:
         self.best = BestTable(k=config.best_k if config.best_metric else 0, mode=config.best_mode)
         self.metrics: dict[str, float] = {}
 
-    # --- state ---------------------------------------------------------------------------------------------------
+    # --- state ------------------------------------------------------------------------------------
 
     def with_precision(self, config: TrainConfig) -> TrainConfig:
-        """The config with one precision for all processes, each of which times its own cores for "auto"."""
+        """The config with one precision for all processes, each
+        of which times its own cores for "auto".
+        """
         steps = self.world.broadcast(self.checkpoints.steps())
         saved = self.checkpoints.record(steps[-1])["config"] if steps else None
         config = config.with_precision(self.world.device, saved)
@@ -165,10 +186,13 @@ class _Run:
         steps = self.world.broadcast(self.checkpoints.steps())
         if resume == "never" and steps:
             raise UserError(
-                f"{self.run_dir} already holds a run at step {steps[-1]}; choose another folder, or allow to resume."
+                f"{self.run_dir} already holds a run at step {steps[-1]}; choose another folder, "
+                "or allow to resume."
             )
         if resume == "must" and not steps:
-            raise UserError(f"There is no checkpoint to resume in {self.run_dir}; check the folder.")
+            raise UserError(
+                f"There is no checkpoint to resume in {self.run_dir}; check the folder."
+            )
         if self.world.rank == 0:
             self.checkpoints.sweep()
         if not steps:
@@ -176,10 +200,13 @@ class _Run:
                 self.start_from(self.config.start_from)
             return
         record = self.checkpoints.record(steps[-1])
-        self.config.require_resumable(record["config"], world=self.world.size, saved_world=record["world"])
+        self.config.require_resumable(
+            record["config"], world=self.world.size, saved_world=record["world"]
+        )
         if self.config.steps < record["step"]:
             raise UserError(
-                f"{self.run_dir} has done {record['step']} steps, but steps is {self.config.steps}; raise steps."
+                f"{self.run_dir} has done {record['step']} steps, but steps is "
+                f"{self.config.steps}; raise steps."
             )
         self.checkpoints.load(steps[-1], self.model, self.optimizer, self.ema)
         self.step = self.saved = record["step"]
@@ -187,8 +214,12 @@ class _Run:
         self.skipped, self.skipped_in_a_row = record["skipped"], record["skipped_in_a_row"]
         self.seconds_before = record["seconds"]
         self.averages = Averages(record["averages"] if self.world.rank == 0 else None)
-        if (record["best_metric"], record["config"]["best_mode"]) == (self.config.best_metric, self.config.best_mode):
-            # Offered again one by one, since best_k may have changed; checkpoints that are gone cannot be best.
+        if (record["best_metric"], record["config"]["best_mode"]) == (
+            self.config.best_metric,
+            self.config.best_mode,
+        ):
+            # Offered again one by one, since best_k may have changed; checkpoints that are gone
+            # cannot be best.
             for step, value in record["best"]:
                 if step in steps:
                     self.best.offer(step, value)
@@ -197,7 +228,9 @@ class _Run:
     def start_from(self, path: Path) -> None:
         found = self.world.broadcast(find_checkpoint(path) if self.world.rank == 0 else None)
         if found is None:
-            raise UserError(f"start_from should be a run folder or one of its checkpoints; {path} holds none.")
+            raise UserError(
+                f"start_from should be a run folder or one of its checkpoints; {path} holds none."
+            )
         folder, step = found
         Checkpoints(folder, self.world).load_start(step, self.model, self.optimizer)
         if self.ema is not None:
@@ -205,7 +238,9 @@ class _Run:
 
     def prune(self) -> None:
         if self.world.rank == 0:
-            self.checkpoints.prune(self.config.keep, protected=[*self.best.steps, *self.config.kept_steps])
+            self.checkpoints.prune(
+                self.config.keep, protected=[*self.best.steps, *self.config.kept_steps]
+            )
 
     def record(self, seconds: float) -> dict[str, Any]:
         return {
@@ -255,7 +290,7 @@ class _Run:
             skipped=self.skipped,
         )
 
-    # --- the loop ------------------------------------------------------------------------------------------------
+    # --- the loop ---------------------------------------------------------------------------------
 
     def go(self, batches: Batches, signals: StopSignals, began: float) -> TrainResult:
         config, world = self.config, self.world
@@ -269,27 +304,35 @@ class _Run:
         try:
             if self.saved is not None:
                 bar.say(f"resumed at step {self.step} from {self.checkpoints.path(self.saved)}")
-            if self.evaluated < self.step:  # an interruption left out the evaluation of the restored step
+            if (
+                self.evaluated < self.step
+            ):  # an interruption left out the evaluation of the restored step
                 self.evaluate(logs, bar)
                 self.checkpoints.rewrite_record(self.step, self.record(seconds()))
             self.model.train()
             if config.compile:
                 self.model.compile()
             module = world.ddp(self.model)
-            stream = batches(config.micro_batches(self.step).start * world.size, world.rank, world.size)
+            stream = batches(
+                config.micro_batches(self.step).start * world.size, world.rank, world.size
+            )
             self.clock.reset()
             while self.step < config.steps and not stopping:
                 bad = self.one_step(module, stream)
                 bar.advance()
-                late = config.max_minutes is not None and time.perf_counter() - began > 60 * config.max_minutes
+                late = (
+                    config.max_minutes is not None
+                    and time.perf_counter() - began > 60 * config.max_minutes
+                )
                 interrupted, late = world.any(signals.requested, late)
                 stopping = interrupted or late
                 if self.step % config.log_every == 0 or self.step == config.steps:
                     self.log(logs, bar, seconds())
                 if bad and self.skipped_in_a_row >= config.max_skipped:
                     raise UserError(
-                        f"The loss or its gradient was not finite in {self.skipped_in_a_row} steps in a row (last: "
-                        f"step {self.step}); lower lr, set clip_grad, or look for bad samples in the data."
+                        f"The loss or its gradient was not finite in {self.skipped_in_a_row} "
+                        f"steps in a row (last: step {self.step}); lower lr, set clip_grad, or "
+                        "look for bad samples in the data."
                     )
                 paused = time.perf_counter()
                 ranked = False if interrupted else self.evaluate(logs, bar)
@@ -304,15 +347,25 @@ class _Run:
 
     def must_save(self) -> bool:
         config = self.config
-        return self.step % config.save_every == 0 or self.step == config.steps or self.step in config.kept_steps
+        return (
+            self.step % config.save_every == 0
+            or self.step == config.steps
+            or self.step in config.kept_steps
+        )
 
     def one_step(self, module: nn.Module, stream: Iterator[Batch]) -> bool:
-        """Do one optimiser step; returns whether it was skipped for a non-finite loss or gradient."""
+        """Do one optimiser step; returns whether it was
+        skipped for a non-finite loss or gradient.
+        """
         config, world = self.config, self.world
         factor = lr_factor(
-            config.schedule, self.step, warmup=config.warmup, steps=config.schedule_steps or config.steps,
-            drop=config.drop, floor=config.floor,
-        )  # fmt: skip
+            config.schedule,
+            self.step,
+            warmup=config.warmup,
+            steps=config.schedule_steps or config.steps,
+            drop=config.drop,
+            floor=config.floor,
+        )
         self.lr = set_lr(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
         parts: list[dict[str, Tensor]] = []
@@ -322,14 +375,19 @@ class _Run:
             asked = time.perf_counter()
             batch = next(stream, None)
             if batch is None:
-                raise UserError(f"The data ended at micro-batch {micro}; training needs an endless sequence.")
+                raise UserError(
+                    f"The data ended at micro-batch {micro}; training needs an endless sequence."
+                )
             self.clock.add(samples=len(batch) * world.size, waited=time.perf_counter() - asked)
             if number == mine[0]:
-                world.align()  # names the process that hangs, before the others wait for its gradients
+                # Names the process that hangs, before the others wait for its gradients.
+                world.align()
             parts.append(self.one_micro_batch(module, batch, micro, last=number == mine[-1]))
         norm = clip_gradients(self.parameters, config.clip_grad)
         names = [(i, name) for i, part in enumerate(parts) for name in part]
-        numbers = torch.stack([norm, *(parts[i][name].to(norm) for i, name in names)]).tolist()  # one wait for the GPU
+        numbers = torch.stack(
+            [norm, *(parts[i][name].to(norm) for i, name in names)]
+        ).tolist()  # one wait for the GPU
         found = dict(zip(names, numbers[1:], strict=True))
         values = [{name: found[i, name] for name in part} for i, part in enumerate(parts)]
         bad = not (math.isfinite(numbers[0]) and all(math.isfinite(v["loss"]) for v in values))
@@ -354,7 +412,9 @@ class _Run:
         self.step += 1
         return bad
 
-    def one_micro_batch(self, module: nn.Module, batch: Batch, micro: int, *, last: bool) -> dict[str, Tensor]:
+    def one_micro_batch(
+        self, module: nn.Module, batch: Batch, micro: int, *, last: bool
+    ) -> dict[str, Tensor]:
         batch = batch.to(self.world.device)
         rng = seeded(self.rng, self.config.seed, micro)
         if self.prepare is not None:
@@ -371,7 +431,13 @@ class _Run:
     def log(self, logs: Logs | None, bar: ProgressLine, seconds: float) -> None:
         merged = Averages.merge(self.world.gather(self.averages.sums))
         self.averages = Averages()
-        values = {**merged.means(), "lr": self.lr, "skipped": self.skipped, **self.clock.read(), "seconds": seconds}
+        values = {
+            **merged.means(),
+            "lr": self.lr,
+            "skipped": self.skipped,
+            **self.clock.read(),
+            "seconds": seconds,
+        }
         if logs is not None:
             logs.write(self.step, values)
         bar.show(self.step, values)
@@ -389,7 +455,9 @@ class _Run:
             if self.hollow is None:
                 metrics = measure(evaluators, self.model, self.ema, self.step)
             else:
-                metrics = measure(evaluators, filled(self.hollow, gathered, self.world.device), None, self.step)
+                metrics = measure(
+                    evaluators, filled(self.hollow, gathered, self.world.device), None, self.step
+                )
             logs.write(self.step, metrics)
             bar.say("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         metrics = self.metrics = self.world.broadcast(metrics)

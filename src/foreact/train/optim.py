@@ -17,10 +17,11 @@ def build_optimizer(
 ) -> torch.optim.AdamW:
     """Fused AdamW over `model.param_groups(lr, weight_decay)`, frozen parameters left out.
 
-    Every group keeps its base rate under "base_lr". State exists for every parameter from the start, with the values
-    that lazy creation would give, so the structure of a checkpoint does not depend on which parts of the model have
-    had a gradient so far (a task mode may be drawn late). Parameters without a gradient are skipped by the optimiser:
-    neither their moments nor, by weight decay, their values change.
+    Every group keeps its base rate under "base_lr". State exists for every parameter from the
+    start, with the values that lazy creation would give, so the structure of a checkpoint does not
+    depend on which parts of the model have had a gradient so far (a task mode may be drawn late).
+    Parameters without a gradient are skipped by the optimiser: neither their moments nor, by weight
+    decay, their values change.
 
     Args:
         model: a `foreact.types.Trainable` module, already on its device.
@@ -61,9 +62,11 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None) -> Tensor:
-    """() norm of the whole gradient before clipping; scales the gradient down to `max_norm` where that is given.
+    """() norm of the whole gradient before clipping; scales the gradient down to `max_norm` where
+    that is given.
 
-    Where gradients are divided among processes, the norm is that of all shares; every process calls this.
+    Where gradients are divided among processes, the norm is that of all shares; every process calls
+    this.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:

@@ -1,4 +1,6 @@
-"""The processes of one run, as torchrun starts them: join, talk, share the work (DDP, FSDP2), leave."""
+"""The processes of one run, as torchrun starts them: join,
+talk, share the work (DDP, FSDP2), leave.
+"""
 
 from __future__ import annotations
 
@@ -19,8 +21,9 @@ from torch.distributed.tensor import DTensor
 
 from foreact.errors import UserError
 
-# One rank may evaluate for hours while the others wait, so messages between processes have their own patient group;
-# a stuck process is found by `World.align` and by the gradient group, which are not patient.
+# One rank may evaluate for hours while the others wait, so messages between processes have their
+# own patient group; a stuck process is found by `World.align` and by the gradient group, which are
+# not patient.
 PATIENCE = timedelta(hours=48)
 
 
@@ -51,12 +54,16 @@ class World:
         if self.size == 1:
             return
         try:
-            dist.monitored_barrier(self.control, timeout=self.timeout, wait_all_ranks=self.rank == 0)
+            dist.monitored_barrier(
+                self.control, timeout=self.timeout, wait_all_ranks=self.rank == 0
+            )
         except RuntimeError as error:
             raise lost_process(error, self.timeout) from error
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's `value`, in rank order, on every process. Values are small and picklable."""
+        """Every process's `value`, in rank order, on every
+        process. Values are small and picklable.
+        """
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -95,10 +102,11 @@ class World:
         return box[0]
 
     def ddp(self, model: nn.Module) -> nn.Module:
-        """The module to call in training: `model` itself, or wrapped so that gradients are averaged over processes.
+        """The module to call in training: `model` itself, or wrapped so that gradients are averaged
+        over processes.
 
-        Unused parameters are looked for unless the model says that it has none; one that no process used keeps no
-        gradient, as in a single process.
+        Unused parameters are looked for unless the model says that it has none; one that no process
+        used keeps no gradient, as in a single process.
         """
         if self.size == 1 or isinstance(model, FSDPModule):
             return model
@@ -107,39 +115,45 @@ class World:
             find_unused_parameters=used_parameters(model) != "all",
             gradient_as_bucket_view=True,  # else every gradient is held twice
         )
-        # Not as an argument, which would keep rank 0's buffers from the other processes at the start as well.
+        # Not as an argument, which would keep rank 0's buffers from the other processes at the
+        # start as well.
         module.broadcast_buffers = False
         return module
 
     def shard(self, model: nn.Module, *, half: bool) -> None:
-        """Divide the model's parameters among the processes, in place (FSDP2); before its optimiser is built.
+        """Divide the model's parameters among the processes, in place (FSDP2); before its optimiser
+        is built.
 
-        Each block is gathered when it runs and let go again; what belongs to no block (embeddings, readouts) is
-        gathered for the whole forward and backward. The last block of a list stays until its backward, which comes
-        next; besides, a block of which only side results are used (keys and values for another model) gets no signal
-        to gather itself again.
+        Each block is gathered when it runs and let go again; what belongs to no block (embeddings,
+        readouts) is gathered for the whole forward and backward. The last block of a list stays
+        until its backward, which comes next; besides, a block of which only side results are used
+        (keys and values for another model) gets no signal to gather itself again.
 
         Args:
             model: on this process's device; rank 0's values count.
-            half: whether training runs under bfloat16 autocast. Blocks of matrices alone then gather bfloat16 copies,
-                as autocast makes for every product: gathered in float32, each of those copies would live until the
-                backward, and with them the whole model on every process. Blocks with vectors (norms, biases), which
-                autocast partly leaves in float32, are gathered in float32; gradients are always summed in it.
+            half: whether training runs under bfloat16 autocast. Blocks of matrices alone then
+                gather bfloat16 copies, as autocast makes for every product: gathered in float32,
+                each of those copies would live until the backward, and with them the whole model on
+                every process. Blocks with vectors (norms, biases), which autocast partly leaves in
+                float32, are gathered in float32; gradients are always summed in it.
 
         Raises:
-            UserError: processes may run different parts of the model, so they cannot gather them together; or this
-                torch would compute wrong gradients.
+            UserError: processes may run different parts of the model, so they cannot gather them
+                together; or this torch would compute wrong gradients.
         """
         if self.device.type == "cpu" and torch.__version__ < "2.9":  # as versions, not as text
-            # Its gloo answers a request for the mean with the sum: gradients as many times too large as there are
+            # Its gloo answers a request for the mean with the sum: gradients as many times too
+            #     large as there are
             # processes. NCCL, on GPUs, does not.
             raise UserError(
-                f"parallel fsdp on the CPU needs torch 2.9 or newer, found {torch.__version__}; use parallel ddp."
+                f"parallel fsdp on the CPU needs torch 2.9 or newer, found {torch.__version__}; "
+                "use parallel ddp."
             )
         if used_parameters(model) == "varying":
             raise UserError(
                 "parallel fsdp needs a model that uses the same parameters in every forward, and "
-                f"{type(model).__name__} does not say that it does (`used_parameters`); use parallel ddp."
+                f"{type(model).__name__} does not say that it does (`used_parameters`); use "
+                "parallel ddp."
             )
         for tensor in (*model.parameters(), *model.buffers()):
             dist.broadcast(tensor.detach(), src=0)
@@ -148,15 +162,24 @@ class World:
             for block in blocks:
                 low = half and all(p.ndim > 1 for p in block.parameters())
                 policy = MixedPrecisionPolicy(
-                    param_dtype=torch.bfloat16 if low else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+                    param_dtype=torch.bfloat16 if low else None,
+                    reduce_dtype=torch.float32,
+                    cast_forward_inputs=False,
                 )
-                fully_shard(block, mesh=mesh, mp_policy=policy, reshard_after_forward=block is not blocks[-1])
+                fully_shard(
+                    block,
+                    mesh=mesh,
+                    mp_policy=policy,
+                    reshard_after_forward=block is not blocks[-1],
+                )
         fully_shard(model, mesh=mesh)
 
     def full_state(self, model: nn.Module) -> dict[str, Tensor]:
-        """The state dict of `model`, whole, on rank 0's CPU; empty elsewhere. Every process calls it.
+        """The state dict of `model`, whole, on rank 0's CPU; empty elsewhere. Every process calls
+        it.
 
-        Divided tensors are gathered one at a time, so no process holds the whole model on its device.
+        Divided tensors are gathered one at a time, so no process holds the whole model on its
+        device.
         """
         state: dict[str, Tensor] = {}
         for name, tensor in model.state_dict().items():
@@ -175,12 +198,16 @@ class World:
 
 
 def used_parameters(model: nn.Module) -> str:
-    """What the model says of itself (see `foreact.types.Trainable`); without a word, the most careful answer."""
+    """What the model says of itself (see `foreact.types.Trainable`);
+    without a word, the most careful answer.
+    """
     return getattr(model, "used_parameters", "varying")
 
 
 def block_lists(module: nn.Module) -> Iterator[nn.ModuleList]:
-    """The outermost, non-empty ModuleLists of a model: by convention its repeated blocks, each called as a module."""
+    """The outermost, non-empty ModuleLists of a model: by convention
+    its repeated blocks, each called as a module.
+    """
     for child in module.children():
         if not isinstance(child, nn.ModuleList):
             yield from block_lists(child)
@@ -197,8 +224,9 @@ def lost_process(error: RuntimeError, timeout: timedelta) -> UserError:
     ranks = re.search(r"Ranks? ([\d, ]+) failed to pass", str(error))
     who = f"process {ranks.group(1)}" if ranks else "another process"
     return UserError(
-        f"Training stopped because {who} did not answer (waited up to {timeout.total_seconds() / 60:g} minutes); "
-        "look for the first error among the other processes, or raise timeout_minutes if it was just slow."
+        f"Training stopped because {who} did not answer (waited up to "
+        f"{timeout.total_seconds() / 60:g} minutes); look for the first error among the other "
+        "processes, or raise timeout_minutes if it was just slow."
     )
 
 
@@ -209,22 +237,29 @@ def pick_device(device: torch.device | str | None, local_rank: int) -> torch.dev
         if chosen.type == "cuda" and chosen.index is None:
             chosen = torch.device("cuda", local_rank)
     else:
-        chosen = torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        chosen = (
+            torch.device("cuda", local_rank) if torch.cuda.is_available() else torch.device("cpu")
+        )
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
-            raise UserError("Device 'cuda' was asked for, but no GPU is available; use --device cpu.")
+            raise UserError(
+                "Device 'cuda' was asked for, but no GPU is available; use --device cpu."
+            )
         if (chosen.index or 0) >= torch.cuda.device_count():
             raise UserError(
-                f"Process {local_rank} wants GPU {chosen.index}, but there are {torch.cuda.device_count()}; "
-                "start one process per GPU."
+                f"Process {local_rank} wants GPU {chosen.index}, but there are "
+                f"{torch.cuda.device_count()}; start one process per GPU."
             )
         torch.cuda.set_device(chosen)
     return chosen
 
 
 @contextmanager
-def world(device: torch.device | str | None = None, *, timeout_minutes: float = 10.0) -> Iterator[World]:
-    """Join the processes that torchrun started, or be the only one; leave them at the end of the block.
+def world(
+    device: torch.device | str | None = None, *, timeout_minutes: float = 10.0
+) -> Iterator[World]:
+    """Join the processes that torchrun started, or be the only one; leave them at the end of the
+    block.
 
     A process group that the caller has set up already is used and left as it is.
 
@@ -241,13 +276,21 @@ def world(device: torch.device | str | None = None, *, timeout_minutes: float = 
         return
     if ours:
         try:
-            dist.init_process_group("cuda:nccl,cpu:gloo" if chosen.type == "cuda" else "gloo", timeout=timeout)
+            dist.init_process_group(
+                "cuda:nccl,cpu:gloo" if chosen.type == "cuda" else "gloo", timeout=timeout
+            )
         except (RuntimeError, ValueError) as error:
             raise UserError(
                 f"The {size} processes did not find each other; start them with torchrun ({error})."
             ) from error
     control = dist.new_group(backend="gloo", timeout=PATIENCE)
-    here = World(rank=dist.get_rank(), size=dist.get_world_size(), device=chosen, timeout=timeout, control=control)
+    here = World(
+        rank=dist.get_rank(),
+        size=dist.get_world_size(),
+        device=chosen,
+        timeout=timeout,
+        control=control,
+    )
     try:
         yield here
         # Without a last meeting, a process that leaves first can make the others abort at exit.

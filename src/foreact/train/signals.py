@@ -1,4 +1,6 @@
-"""Ctrl-C, SIGTERM and a scheduler's warnings as a wish to stop after the current step; and one run per folder."""
+"""Ctrl-C, SIGTERM and a scheduler's warnings as a wish to stop after
+the current step; and one run per folder.
+"""
 
 from __future__ import annotations
 
@@ -17,11 +19,13 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopSignals:
-    """Within the block the first signal of `STOPPING` sets `requested`; a second Ctrl-C raises KeyboardInterrupt.
+    """Within the block the first signal of `STOPPING` sets `requested`; a second Ctrl-C raises
+    KeyboardInterrupt.
 
-    SIGUSR1 and SIGUSR2 are what SLURM's --signal is usually set to, to warn of the end of a job's time. Further
-    SIGTERMs change nothing: torchrun sends one after the terminal's Ctrl-C has reached every process. Outside the main
-    thread, where Python allows no handlers, the block does nothing.
+    SIGUSR1 and SIGUSR2 are what SLURM's --signal is usually set to, to warn of the end of a job's
+    time. Further SIGTERMs change nothing: torchrun sends one after the terminal's Ctrl-C has
+    reached every process. Outside the main thread, where Python allows no handlers, the block does
+    nothing.
     """
 
     def __init__(self) -> None:
@@ -35,7 +39,10 @@ class StopSignals:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
@@ -57,10 +64,13 @@ def only_run_in(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("w")
     except OSError as error:
-        raise UserError(f"The run folder {folder} cannot be written ({error.strerror}); choose another.") from error
+        raise UserError(
+            f"The run folder {folder} cannot be written ({error.strerror}); choose another."
+        ) from error
     with lock:
         try:
-            # lockf, not flock: loader processes that outlive a killed parent for a moment must not inherit the lock.
+            # lockf, not flock: loader processes that outlive a killed parent for a moment must not
+            #     inherit the lock.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(

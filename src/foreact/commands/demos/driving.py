@@ -1,8 +1,10 @@
 """`foreact demo driving`: from raw frames to plans in one go, on roads drawn for the purpose.
 
-    drawn nuScenes ─► store ─► tokenizer ─► tokens ─► VaViM: pretrain, fine-tune ─► VaVAM ─► minADE, imagined drives
+    drawn nuScenes ─► store ─► tokenizer ─► tokens ─► VaViM: pretrain, fine-tune ─► VaVAM ─► minADE,
+    imagined drives
 
-The same calls with one's own nuScenes, nuPlan or OpenDV make the real thing; `docs/driving.md` goes through them.
+The same calls with one's own nuScenes, nuPlan or OpenDV make the real thing; `docs/driving.md` goes
+through them.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ from foreact.families.driving.sources import DrivingData
 from foreact.families.driving.vavam import ExpertConfig, VaVAMConfig
 from foreact.families.driving.vavim import VaViMConfig
 
-# Sizes and steps are those that ten minutes of two cores allow, not those at which anything stops getting better.
+# Sizes and steps are those that ten minutes of two cores allow, not those at which anything stops
+# getting better.
 TOKENIZER = dataclasses.replace(
     vq.SMALL, channels=8, multipliers=(1, 2, 4, 8), norm_groups=4, codes=256, image_size=(72, 128)
 )
@@ -43,7 +46,9 @@ def demo(out: Path = Path("runs/demo-driving"), scenes: int = 60, effort: float 
         effort: factor on all training steps.
     """
     if scenes < 4 or not effort > 0:
-        raise UserError(f"The demo needs 4 scenes or more and a positive effort, found {scenes} and {effort}.")
+        raise UserError(
+            f"The demo needs 4 scenes or more and a positive effort, found {scenes} and {effort}."
+        )
     titles = ("Roads", "Tokenizer", "Video model", "Action expert", "Plans and imagined drives")
     stages = Stages("demo driving", *titles)
     stages.begin(scenes=f"{scenes} to learn from, 6 held out")
@@ -63,7 +68,13 @@ def demo(out: Path = Path("runs/demo-driving"), scenes: int = 60, effort: float 
     # Small batches and large steps learn most from the pictures that there is time for.
     n = steps(800)
     training = dataclasses.replace(
-        tokenizer.train, steps=n, batch_size=4, lr=3e-3, warmup=min(20, n), save_every=n, eval_every=n
+        tokenizer.train,
+        steps=n,
+        batch_size=4,
+        lr=3e-3,
+        warmup=min(20, n),
+        save_every=n,
+        eval_every=n,
     )
     tokens = vq.train_vq(dataclasses.replace(tokenizer, train=training))
     for drives in (store, held_out):
@@ -72,7 +83,9 @@ def demo(out: Path = Path("runs/demo-driving"), scenes: int = 60, effort: float 
     stages.begin()
     base = vavim.recipe()
     n = steps(240)
-    rhythm = dataclasses.replace(base.train, batch_size=8, steps=n, warmup=n // 20, drop=0, save_every=n, eval_every=n)
+    rhythm = dataclasses.replace(
+        base.train, batch_size=8, steps=n, warmup=n // 20, drop=0, save_every=n, eval_every=n
+    )
     pretrain = dataclasses.replace(
         base, model=VIDEO, data=data, tokenizer=str(tokens), out=out / "pretrain", train=rhythm
     )
@@ -88,9 +101,17 @@ def demo(out: Path = Path("runs/demo-driving"), scenes: int = 60, effort: float 
     driving = vavam.recipe()
     n = steps(240)
     rhythm = dataclasses.replace(
-        driving.train, batch_size=16, steps=n, warmup=n // 20, drop=n // 5, save_every=n, eval_every=n
+        driving.train,
+        batch_size=16,
+        steps=n,
+        warmup=n // 20,
+        drop=n // 5,
+        save_every=n,
+        eval_every=n,
     )
-    expert = dataclasses.replace(driving, video=str(video), model=ACTION, data=data, out=out / "action", train=rhythm)
+    expert = dataclasses.replace(
+        driving, video=str(video), model=ACTION, data=data, out=out / "action", train=rhythm
+    )
     weights = vavam.train_vavam(expert)
     stages.begin()
     open_loop(OpenLoop(weights=str(weights), data=str(held_out), out=out / "open-loop"))

@@ -1,7 +1,9 @@
 """How fast this machine trains, by a yardstick timed in seconds, and how long the demos take by it.
 
-The yardstick is the training of `foreact demo`: steps of the pocket UVA, on random latents. A demo's minutes are those
-measured on one machine times how many times as fast that one was, as if simulators scaled like training.
+The yardstick is the training of `foreact demo`: steps of the pocket UVA, on random latents. A
+    demo's minutes are those
+measured on one machine times how many times as fast that one was, as if simulators scaled like
+training.
 """
 
 from __future__ import annotations
@@ -19,14 +21,18 @@ from foreact.train.optim import build_optimizer
 from foreact.types import Batch
 
 MEASURED_WINDOWS = 297.0
-"""Windows per second of the yardstick on the machine whose minutes follow: two cores of an AMD EPYC with AVX2."""
+"""Windows per second of the yardstick on the machine whose minutes
+follow: two cores of an AMD EPYC with AVX2.
+"""
 MEASURED_MINUTES = {"demo": 3.9, "demo driving": 6.0, "demo voc": 5.0}
 """Minutes of each demo on that machine, without other work beside it (commit a2ef5ce)."""
 STEPS = 3
 
 
 def windows_per_second(device: torch.device, precision: Precision) -> float:
-    """Training windows of the pocket UVA per second: the fastest of a few steps, after one to warm up."""
+    """Training windows of the pocket UVA per second: the fastest
+    of a few steps, after one to warm up.
+    """
     run = recipe()
     batch = random_batch(run.model, run.train.batch_size, device)
     seconds = []
@@ -43,14 +49,18 @@ def windows_per_second(device: torch.device, precision: Precision) -> float:
 
 
 class Step:
-    """One optimiser step, as the training loop does it, without its log, its average and its files."""
+    """One optimiser step, as the training loop does it, without
+    its log, its average and its files.
+    """
 
     def __init__(self, model: nn.Module, config: TrainConfig, precision: Precision) -> None:
         self.model = model
         self.precision: Precision = precision
         self.device = next(model.parameters()).device
         self.rng = torch.Generator(self.device).manual_seed(0)
-        self.optimizer = build_optimizer(model, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas)
+        self.optimizer = build_optimizer(
+            model, lr=config.lr, weight_decay=config.weight_decay, betas=config.betas
+        )
 
     def __call__(self, batch: Batch) -> None:
         self.optimizer.zero_grad(set_to_none=True)
@@ -78,8 +88,12 @@ def random_batch(config: UVAConfig, rows: int, device: torch.device) -> Batch:
 
 
 def expected_minutes(device: torch.device, windows: float) -> dict[str, str]:
-    """About how long each demo takes on a machine that trains so many windows per second, in words."""
-    if device.type != "cpu":  # simulators and films stay on the CPU, and their share has not been measured
+    """About how long each demo takes on a machine that trains
+    so many windows per second, in words.
+    """
+    if (
+        device.type != "cpu"
+    ):  # simulators and films stay on the CPU, and their share has not been measured
         return dict.fromkeys(MEASURED_MINUTES, "not measured with a GPU yet")
     longer = MEASURED_WINDOWS / windows
     here = {demo: max(1, round(minutes * longer)) for demo, minutes in MEASURED_MINUTES.items()}

@@ -1,4 +1,6 @@
-"""`foreact demo`: the road walked once, in minutes: data, a little training, acting, imagining, a report."""
+"""`foreact demo`: the road walked once, in minutes: data, a little
+training, acting, imagining, a report.
+"""
 
 from __future__ import annotations
 
@@ -29,11 +31,16 @@ DEMONSTRATIONS = 120
 """Of the 300 that ship: as many as a few steps of training can see, in a third of the time."""
 
 
-def demo(out: Path = Path("runs/demo"), steps: int = 150, seeds: int = 20, workers: int | None = None) -> None:
-    """Continue the shipped PushT model for a few steps, let it act on held-out seeds, and write a report.
+def demo(
+    out: Path = Path("runs/demo"), steps: int = 150, seeds: int = 20, workers: int | None = None
+) -> None:
+    """Continue the shipped PushT model for a few steps, let it act on held-out seeds, and write a
+    report.
 
-    Everything is real: the demonstrations are drawn by the simulator, the model trains on them, acts in the simulator
-    beside three baselines, and imagines futures of episodes it never saw. It says at its start how long it takes here.
+    Everything is real: the demonstrations are drawn by the simulator, the model trains on them,
+        acts in the simulator
+    beside three baselines, and imagines futures of episodes it never saw. It says at its start how
+    long it takes here.
 
     Args:
         out: folder of the run and of report.html; a demo that was stopped goes on.
@@ -50,23 +57,42 @@ def demo(out: Path = Path("runs/demo"), steps: int = 150, seeds: int = 20, worke
         demonstrations_to_store(demonstrations, DEMONSTRATIONS)
     store = open_task_store(task, demonstrations)
     held_out = open_held_out_store(task, None)
-    print(f"  {len(store.lengths)} to learn from in {store.path}, {len(held_out.lengths)} held out in {held_out.path}")
+    print(
+        f"  {len(store.lengths)} to learn from in {store.path}, {len(held_out.lengths)} held "
+        f"out in {held_out.path}"
+    )
 
     stages.begin(start=f"the shipped weights '{SHIPPED}'", steps=steps)
     run = recipe()
     model = config_from_json(type(run.model), load_checkpoint(shipped(SHIPPED)).config)
     run = dataclasses.replace(
-        run, init=SHIPPED, data=demonstrations, out=out / "training", model=model,
-        train=dataclasses.replace(run.train, steps=steps, lr=5e-5, warmup=min(20, steps), log_every=5,
-                                  save_every=steps, eval_every=steps),
-    )  # fmt: skip
+        run,
+        init=SHIPPED,
+        data=demonstrations,
+        out=out / "training",
+        model=model,
+        train=dataclasses.replace(
+            run.train,
+            steps=steps,
+            lr=5e-5,
+            warmup=min(20, steps),
+            log_every=5,
+            save_every=steps,
+            eval_every=steps,
+        ),
+    )
     weights = train_uva(run)
 
     stages.begin(episodes=f"{seeds}, seeds from {TEST_SEED}")
-    policies: dict[str, Policy] = {"continued": open_policy(str(weights), task), "shipped": open_policy(SHIPPED, task)}
+    policies: dict[str, Policy] = {
+        "continued": open_policy(str(weights), task),
+        "shipped": open_policy(SHIPPED, task),
+    }
     policies |= {"untrained": untrained(weights), "random": open_policy("random", task)}
     policies |= {"do-nothing": open_policy("do-nothing", task)}
-    results = run_closed_loop(task, policies, range(TEST_SEED, TEST_SEED + seeds), out / "acting", 4, workers)
+    results = run_closed_loop(
+        task, policies, range(TEST_SEED, TEST_SEED + seeds), out / "acting", 4, workers
+    )
 
     stages.begin(episodes=len(held_out.lengths))
     imagining = open_imagining(weights)
@@ -78,13 +104,20 @@ def demo(out: Path = Path("runs/demo"), steps: int = 150, seeds: int = 20, worke
             futures.append(Media(path, path.stem.replace("-", " ")))
 
     report = write_report(
-        out / "report.html", title="Foreact demo: the Unified Video Action model on PushT",
+        out / "report.html",
+        title="Foreact demo: the Unified Video Action model on PushT",
         score_note=task.score_note,
-        results=results, log=read_log(run.out / "log.jsonl"), quality=qualities, futures=futures,
+        results=results,
+        log=read_log(run.out / "log.jsonl"),
+        quality=qualities,
+        futures=futures,
         config=config_to_json(run),
-        facts={"command": f"foreact demo --steps {steps} --seeds {seeds}", "minutes": f"{stages.minutes:.1f}",
-               "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads"},
-    )  # fmt: skip
+        facts={
+            "command": f"foreact demo --steps {steps} --seeds {seeds}",
+            "minutes": f"{stages.minutes:.1f}",
+            "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        },
+    )
     print()
     for result in results:
         print(f"{result.name:<12}score {result.score}   solved {result.success}")

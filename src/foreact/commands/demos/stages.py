@@ -1,4 +1,6 @@
-"""The parts of a demo: how long the whole will take here, which part runs, and at the end what each took."""
+"""The parts of a demo: how long the whole will take here, which
+part runs, and at the end what each took.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ class Stages:
         self._titles = titles
         self._began: list[float] = []
         device = pick_device(None)
-        found = expected_minutes(device, windows_per_second(device, choose_precision("auto", device)))
+        found = expected_minutes(
+            device, windows_per_second(device, choose_precision("auto", device))
+        )
         say(f"foreact {demo}, with its own settings: {found[demo]}")
 
     def begin(self, **facts: Any) -> None:
@@ -40,4 +44,8 @@ class Stages:
         """Print what each part took."""
         ends = [*self._began[1:], time.perf_counter()]
         parts = zip(self._titles, self._began, ends, strict=False)
-        say("Minutes", **{title: f"{(end - start) / 60:.1f}" for title, start, end in parts}, all=f"{self.minutes:.1f}")
+        say(
+            "Minutes",
+            **{title: f"{(end - start) / 60:.1f}" for title, start, end in parts},
+            all=f"{self.minutes:.1f}",
+        )

@@ -1,7 +1,9 @@
-"""`foreact demo voc`: from a simulator to sampled futures, values and a planned episode, in one report.
+"""`foreact demo voc`: from a simulator to sampled futures, values and a planned episode, in one
+report.
 
-    episodes of three grades ─► tokenizer ─► codes ─┬─► VOC, told gamma and actions ─► futures, values ─┬─► report
-                                                    └─► behaviour cloning ─► planned episode ───────────┘
+    episodes of three grades ─► tokenizer ─► codes ─┬─► VOC, told gamma and actions ─► futures,
+    values ─┬─► report
+                                                    └─► behaviour cloning ─► planned episode ──┘
 
 The same calls with more episodes and steps make the real thing.
 """
@@ -55,26 +57,34 @@ def demo(
     effort: float = 1.0,
     decisions: int = DECISIONS,
 ) -> None:
-    """Collect episodes, train a tokenizer, a VOC and behaviour cloning, and show what the VOC knows: one report.
+    """Collect episodes, train a tokenizer, a VOC and behaviour cloning, and show what the VOC
+    knows: one report.
 
-    Sampled futures at three gammas beside true ones, values against true returns, and an episode that is planned with
-    them, on episodes and seeds that no training saw. It says at its start how long it takes here; a demo that was
-    stopped goes on where it was.
+    Sampled futures at three gammas beside true ones, values against true returns, and an episode
+    that is planned with them, on episodes and seeds that no training saw. It says at its start how
+    long it takes here; a demo that was stopped goes on where it was.
 
     Args:
         out: folder of everything, and of report.html.
         task: cheetah-run or walker-walk, or any task with --data.
         data: a store to learn from instead of new episodes.
-        episodes: how many to collect: a third each by random actions, a weak and a good planner on the simulator.
+        episodes: how many to collect: a third each by random actions, a weak and a good planner on
+            the simulator.
         effort: factor on all training steps and on the number of states measured.
         decisions: length of the planned episode, in actions.
     """
     if episodes < 4 or not effort > 0 or decisions < 1:
         raise UserError(
-            f"The demo needs 4 episodes or more, a positive effort and 1 decision or more, found {episodes}, {effort} "
-            f"and {decisions}."
+            "The demo needs 4 episodes or more, a positive effort and 1 decision or more, found "
+            f"{episodes}, {effort} and {decisions}."
         )
-    titles = ("Episodes", "Tokenizer", "Video occupancy model, and behaviour cloning", "Futures and values", "Acting")
+    titles = (
+        "Episodes",
+        "Tokenizer",
+        "Video occupancy model, and behaviour cloning",
+        "Futures and values",
+        "Acting",
+    )
     stages = Stages("demo voc", *titles)
     found = find_task(task)
     stages.begin()
@@ -88,26 +98,46 @@ def demo(
     def rhythm(train: TrainConfig, count: int, batch_size: int, **changes: Any) -> TrainConfig:
         n = steps(count)
         return dataclasses.replace(
-            train, steps=n, batch_size=batch_size, warmup=min(train.warmup, n // 10), save_every=n, eval_every=n,
+            train,
+            steps=n,
+            batch_size=batch_size,
+            warmup=min(train.warmup, n // 10),
+            save_every=n,
+            eval_every=n,
             **changes,
-        )  # fmt: skip
+        )
 
     stages.begin()
-    tokenizer = vq.VQRun(task=task, data=store, out=out / "tokenizer", val_ratio=VAL_RATIO, model=TOKENIZER)
+    tokenizer = vq.VQRun(
+        task=task, data=store, out=out / "tokenizer", val_ratio=VAL_RATIO, model=TOKENIZER
+    )
     # Small batches and large steps learn most from the pictures that there is time for.
-    tokens = str(vq.train_vq(dataclasses.replace(tokenizer, train=rhythm(tokenizer.train, 400, 8, lr=3e-3))))
+    tokens = str(
+        vq.train_vq(dataclasses.replace(tokenizer, train=rhythm(tokenizer.train, 400, 8, lr=3e-3)))
+    )
 
     stages.begin()
     run = voc.recipe("pocket")
     run = dataclasses.replace(
-        run, task=task, data=store, tokenizer=tokens, actions=True, out=out / "voc", val_ratio=VAL_RATIO,
-        model=dataclasses.replace(run.model, gammas=GAMMAS, action_steps=ACTIONS), train=rhythm(run.train, 350, 16),
-    )  # fmt: skip
+        run,
+        task=task,
+        data=store,
+        tokenizer=tokens,
+        actions=True,
+        out=out / "voc",
+        val_ratio=VAL_RATIO,
+        model=dataclasses.replace(run.model, gammas=GAMMAS, action_steps=ACTIONS),
+        train=rhythm(run.train, 350, 16),
+    )
     weights = str(voc.train_voc(run))
-    clone = cloning.CloningRun(task=task, data=store, tokenizer=tokens, out=out / "cloning", val_ratio=VAL_RATIO)
+    clone = cloning.CloningRun(
+        task=task, data=store, tokenizer=tokens, out=out / "cloning", val_ratio=VAL_RATIO
+    )
     # Few episodes are soon learned by heart: the best of five looks at the held-out ones is kept.
     often = dataclasses.replace(rhythm(clone.train, 1000, 128), eval_every=max(1, steps(1000) // 5))
-    clone = dataclasses.replace(clone, model=dataclasses.replace(clone.model, action_steps=ACTIONS), train=often)
+    clone = dataclasses.replace(
+        clone, model=dataclasses.replace(clone.model, action_steps=ACTIONS), train=often
+    )
     prior = str(cloning.train_bc(clone))
 
     stages.begin()
@@ -116,22 +146,39 @@ def demo(
 
     stages.begin()
     control(
-        task, policies=(f"voc:{weights}", f"bc:{prior}", "random"), gammas=(PLANNED,), episodes=1, max_steps=decisions,
-        execute=ACTIONS, planning=PLANNING, variant=shadows_variant(opened.attrs), out=out / "acting",
-    )  # fmt: skip
-    results = [read_closed_loop(out / "acting" / name) for name in (f"voc-{PLANNED:g}", "bc", "random")]
+        task,
+        policies=(f"voc:{weights}", f"bc:{prior}", "random"),
+        gammas=(PLANNED,),
+        episodes=1,
+        max_steps=decisions,
+        execute=ACTIONS,
+        planning=PLANNING,
+        variant=shadows_variant(opened.attrs),
+        out=out / "acting",
+    )
+    results = [
+        read_closed_loop(out / "acting" / name) for name in (f"voc-{PLANNED:g}", "bc", "random")
+    ]
 
     source = f"--episodes {episodes}" if data is None else f"--data {data}"
     report = write_report(
-        out / "report.html", title=f"Foreact demo: a video occupancy model of {found.name}",
-        score_note=f"{found.score_note} Here one episode of {decisions} decisions shows how planning works, and cannot "
-        "show how well; `foreact eval control` measures that.",
-        results=results, log=read_log(run.out / "log.jsonl"), sections=[values_section(measured)], futures=futures,
+        out / "report.html",
+        title=f"Foreact demo: a video occupancy model of {found.name}",
+        score_note=f"{found.score_note} Here one episode of {decisions} decisions shows how "
+        "planning works, and cannot show how well; `foreact eval control` measures "
+        "that.",
+        results=results,
+        log=read_log(run.out / "log.jsonl"),
+        sections=[values_section(measured)],
+        futures=futures,
         config=config_to_json(run),
-        facts={"command": f"foreact demo voc --task {task} {source} --effort {effort:g} --decisions {decisions}",
-               "minutes": f"{stages.minutes:.1f}",
-               "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads"},
-    )  # fmt: skip
+        facts={
+            "command": f"foreact demo voc --task {task} {source} --effort {effort:g} "
+            f"--decisions {decisions}",
+            "minutes": f"{stages.minutes:.1f}",
+            "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads",
+        },
+    )
     stages.conclude()
     print(f"The report, with sampled futures, values and the planned episode: {report}")
 
@@ -140,5 +187,8 @@ def _collected(task: Task, out: Path, episodes: int) -> Path:
     """Mixed episodes of a task of DeepMind Control; those that are there already stay."""
     name = (task.env or "").rpartition(":make_")[2].removesuffix("_plain")
     if not (task.env or "").startswith("foreact.envs.dmc:"):
-        raise UserError(f"The demo collects episodes of DeepMind Control; for '{task.name}' name a store with --data.")
+        raise UserError(
+            f"The demo collects episodes of DeepMind Control; for '{task.name}' name "
+            "a store with --data."
+        )
     return collect_store(f"dmc/{name}", "mixed", episodes, out / f"{task.name}.zarr", shadows=False)

@@ -6,17 +6,18 @@ A shard holds whole episodes one after another, in arrays of one length N:
     observation  uint8 (N, 3, H, W)
     action       float (N, A)        that led to the row's frame; meaningless in a first row
     reward       float (N,)          that came with it; likewise
-    <codes>      int (N, L)          optional, such as vae_latents (L = 25) or dino_latents (L = 196)
+    <codes>      int (N, L)          optional: vae_latents (L = 25), dino_latents (L = 196)
 
-As everywhere in Foreact, a step holds the action that was done after its frame was seen: actions move up by one row,
-the last step of an episode gets zeros, and the reward of the first step is 0.
+As everywhere in Foreact, a step holds the action that was done after its frame was seen: actions
+move up by one row, the last step of an episode gets zeros, and the reward of the first step is 0.
 
-Actions and rewards are read when a shard is opened; codes are held in memory from their first use on, as uint16; frames
-are read when they are asked for. The 300,600 rows of the VOC release take some 20 MB in memory that way, and 15 MB for
-their codes (118 MB for those of DINO).
+Actions and rewards are read when a shard is opened; codes are held in memory from their first use
+on, as uint16; frames are read when they are asked for. The 300,600 rows of the VOC release take
+some 20 MB in memory that way, and 15 MB for their codes (118 MB for those of DINO).
 
-A compressed frame comes with the whole row of chunks around it, where h5py chose the chunks over a thousand rows of
-pixels. To learn from such frames in random order, import them first (`foreact.data.formats.replay_buffer`).
+A compressed frame comes with the whole row of chunks around it, where h5py chose the chunks over a
+thousand rows of pixels. To learn from such frames in random order, import them first
+(`foreact.data.formats.replay_buffer`).
 """
 
 from __future__ import annotations
@@ -55,32 +56,39 @@ def open_d4rl(
     grid: tuple[int, int] | None = None,
     vocab: int | None = None,
 ) -> D4RLStore:
-    """Open shards lazily: what tells episodes apart, actions and rewards are read and checked, frames and codes not.
+    """Open shards lazily: what tells episodes apart, actions and rewards are read and checked,
+    frames and codes not.
 
     Args:
         path: a folder, whose *.hdf5 files are taken in the order of their names, or one file.
         spec: what the streams mean, such as a task's; by default what the files and `fps` say.
-        fps: steps per second; by default the spec's, or those of the domain in the path (cheetah, walker, ...).
-        codes: key of the codes; by default the only such array that the files hold, if there is one.
+        fps: steps per second; by default the spec's, or those of the domain in the path (cheetah,
+            walker, ...).
+        codes: key of the codes; by default the only such array that the files hold, if there is
+            one.
         grid: height and width of a frame's codes; by default a square.
         vocab: size of the codebook; codes outside are refused when they are read.
 
     Raises:
-        UserError: h5py is not installed; there is no shard; one is cut short, lacks arrays, holds frames or numbers of
-            another kind than the others, NaN, or steps in an impossible order; or the spec says otherwise.
+        UserError: h5py is not installed; there is no shard; one is cut short, lacks arrays, holds
+            frames or numbers of another kind than the others, NaN, or steps in an impossible order;
+            or the spec says otherwise.
     """
     return D4RLStore(Path(path), spec=spec, fps=fps, codes=codes, grid=grid, vocab=vocab)
 
 
 def open_shards(path: Path, spec: StreamSpec | None, *, memory_limit: int) -> D4RLStore:
-    """`open_d4rl` for whoever opens any format; shards hold no pixels in memory, whatever the limit."""
+    """`open_d4rl` for whoever opens any format; shards hold no
+    pixels in memory, whatever the limit.
+    """
     return open_d4rl(path, spec=spec)
 
 
 class D4RLStore:
     """Meets `foreact.data.stores.episodes.RowStore`; see `open_d4rl`.
 
-    Streams: "pixels" uint8 (N, H, W, 3), "action" float32 (N, A), "reward" float32 (N, 1), and with codes
+    Streams: "pixels" uint8 (N, H, W, 3), "action" float32 (N, A), "reward" float32 (N, 1), and with
+        codes
     "tokens_pixels" uint16 (N, h, w).
 
     Attributes:
@@ -88,7 +96,8 @@ class D4RLStore:
         spec: what the streams mean.
         native: whether the spec was read off the shards.
         codes: key of the codes, or None.
-        lengths, starts: int64 (E,) steps and first row of each episode. An episode ends with its file.
+        lengths, starts: int64 (E,) steps and first row of each episode. An episode ends with its
+            file.
     """
 
     def __init__(
@@ -111,7 +120,9 @@ class D4RLStore:
         first = self._shards[0]
         self.spec = resolve_spec(first.file, first.size, first.action.shape[1], given=spec, fps=fps)
         firsts = [shard.firsts for shard in self._shards]
-        self.lengths = np.concatenate([np.diff(f, append=len(s)) for f, s in zip(firsts, self._shards, strict=True)])
+        self.lengths = np.concatenate(
+            [np.diff(f, append=len(s)) for f, s in zip(firsts, self._shards, strict=True)]
+        )
         self.starts = np.cumsum(self.lengths) - self.lengths
         self._readers: dict[str, Rows] = {}
 
@@ -147,19 +158,33 @@ class D4RLStore:
         return ["grade", "source"] if any(grade_of(file) for file in self.files) else ["source"]
 
     def info(self, name: str) -> np.ndarray:
-        """One text per episode, (E,): "source", its file's name; "grade", of the policy, where the path names it."""
+        """One text per episode, (E,): "source", its file's name;
+        "grade", of the policy, where the path names it.
+        """
         if name not in self.info_names:
-            raise UserError(f"The shards in {self.path} have no '{name}' per episode; they have {self.info_names}.")
-        texts = [file.name if name == "source" else (grade_of(file) or "unknown") for file in self.files]
+            raise UserError(
+                f"The shards in {self.path} have no '{name}' per episode; they have "
+                f"{self.info_names}."
+            )
+        texts = [
+            file.name if name == "source" else (grade_of(file) or "unknown") for file in self.files
+        ]
         episodes = [len(shard.firsts) for shard in self._shards]
         return np.repeat(np.array(texts, object), episodes)
 
-    def read(self, episode: int, start: int, stop: int, streams: Sequence[str]) -> dict[str, np.ndarray]:
+    def read(
+        self, episode: int, start: int, stop: int, streams: Sequence[str]
+    ) -> dict[str, np.ndarray]:
         """Steps start..stop of one episode: {stream: array}."""
         if not 0 <= episode < len(self):
-            raise UserError(f"The shards in {self.path} have episodes 0..{len(self) - 1}; {episode} was asked for.")
+            raise UserError(
+                f"The shards in {self.path} have episodes 0..{len(self) - 1}; "
+                f"{episode} was asked for."
+            )
         if not 0 <= start <= stop <= (length := int(self.lengths[episode])):
-            raise UserError(f"Episode {episode} has steps 0..{length}; steps {start}..{stop} were asked for.")
+            raise UserError(
+                f"Episode {episode} has steps 0..{length}; steps {start}..{stop} were asked for."
+            )
         rows = np.arange(start, stop) + self.starts[episode]
         return {name: self.gather(name, rows) for name in streams}
 
@@ -185,11 +210,13 @@ class D4RLStore:
         """None: shards that lack parts do not open."""
         return [], []
 
-    # --- opening -----------------------------------------------------------------------------------------------
+    # --- opening ----------------------------------------------------------------------------------
 
     def _make_reader(self, stream: str) -> Rows:
         if stream == CAMERA:
-            return _Frames([shard.frames for shard in self._shards], self._shard_starts, self._shards[0].size)
+            return _Frames(
+                [shard.frames for shard in self._shards], self._shard_starts, self._shards[0].size
+            )
         if stream == "action":
             return _InMemory(np.concatenate([shard.action for shard in self._shards]))
         if stream == "reward":
@@ -198,7 +225,8 @@ class D4RLStore:
             return _InMemory(self._read_codes(self.codes))
         found = sorted({key for shard in self._shards for key in shard.codes})
         raise UserError(
-            f"The shards in {self.path} have no stream '{stream}'; they have {self.streams} and the codes {found}."
+            f"The shards in {self.path} have no stream '{stream}'; they have {self.streams} and "
+            f"the codes {found}."
         )
 
     @property
@@ -211,7 +239,10 @@ class D4RLStore:
             return next(iter(everywhere)) if len(everywhere) == 1 else None
         for shard in self._shards:
             if wanted not in shard.codes:
-                raise UserError(f"{shard.file} holds no codes '{wanted}'; it holds the codes {sorted(shard.codes)}.")
+                raise UserError(
+                    f"{shard.file} holds no codes '{wanted}'; it holds the codes "
+                    f"{sorted(shard.codes)}."
+                )
         return wanted
 
     def _read_codes(self, key: str) -> np.ndarray:
@@ -219,12 +250,16 @@ class D4RLStore:
         counts = {shard.codes[key]: shard.file for shard in self._shards}
         if len(counts) > 1:
             (a, one), (b, other), *_ = counts.items()
-            raise UserError(f"'{key}' has {a} codes a frame in {one} and {b} in {other}; keep one kind per folder.")
+            raise UserError(
+                f"'{key}' has {a} codes a frame in {one} and {b} in {other}; keep one "
+                "kind per folder."
+            )
         count = next(iter(counts))
         grid = self._grid or (isqrt(count), isqrt(count))
         if grid[0] * grid[1] != count:
             raise UserError(
-                f"The {count} codes a frame in '{key}' of {self.path} fill no grid of {grid[0]} x {grid[1]}; give grid."
+                f"The {count} codes a frame in '{key}' of {self.path} fill no grid of {grid[0]} x "
+                f"{grid[1]}; give grid."
             )
         limit = min(self._vocab or 2**16, 2**16)
         whole = np.empty((sum(map(len, self._shards)), count), np.uint16)
@@ -234,8 +269,8 @@ class D4RLStore:
             if codes.min() < 0 or codes.max() >= limit:
                 row, place = np.argwhere((codes < 0) | (codes >= limit))[0]
                 raise UserError(
-                    f"'{key}' of {shard.file} should hold codes 0..{limit - 1}, found {codes[row, place]} in row "
-                    f"{row}; use the tokenizer that made them."
+                    f"'{key}' of {shard.file} should hold codes 0..{limit - 1}, found "
+                    f"{codes[row, place]} in row {row}; use the tokenizer that made them."
                 )
             whole[start : start + len(shard)] = codes
         return whole.reshape(-1, *grid)
@@ -269,6 +304,13 @@ def _shard_files(path: Path) -> list[Path]:
         return [path]
     files = sorted(path.glob("*.hdf5"))
     if not files:
-        found = "is an empty folder" if path.is_dir() and not any(path.iterdir()) else "holds no .hdf5 file"
-        raise UserError(f"{path} {found if path.is_dir() else 'does not exist'}; name the folder of V-D4RL's shards.")
+        found = (
+            "is an empty folder"
+            if path.is_dir() and not any(path.iterdir())
+            else "holds no .hdf5 file"
+        )
+        raise UserError(
+            f"{path} {found if path.is_dir() else 'does not exist'}; name the folder "
+            "of V-D4RL's shards."
+        )
     return files

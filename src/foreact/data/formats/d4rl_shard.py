@@ -1,4 +1,6 @@
-"""One HDF5 shard of V-D4RL's layout, opened and checked; see `foreact.data.formats.d4rl` for the layout."""
+"""One HDF5 shard of V-D4RL's layout, opened and checked; see
+`foreact.data.formats.d4rl` for the layout.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ class Shard:
     Attributes:
         file: where it lies.
         firsts: int64 (E,), first row of each episode.
-        action: float32 (N, A), by our convention: done after the row's frame, zeros in an episode's last row.
+        action: float32 (N, A), by our convention: done after the row's frame, zeros in an episode's
+            last row.
         reward: float32 (N, 1), 0 in an episode's first row.
         frames: reader of uint8 (N, 3, H, W).
         size: height and width of the frames.
@@ -61,21 +64,34 @@ def open_shard(path: Path, cache: BlockCache) -> Shard:
 
 def _read(path: Path, file: h5py.File, cache: BlockCache) -> Shard:
     if missing := [key for key in KEYS if key not in file]:
-        raise UserError(f"{path} lacks {missing}; expected V-D4RL's arrays {list(KEYS)}, found {sorted(file)}.")
-    arrays: dict[str, Any] = {str(key): file[key] for key in file if getattr(file[key], "shape", ())}
+        raise UserError(
+            f"{path} lacks {missing}; expected V-D4RL's arrays {list(KEYS)}, found {sorted(file)}."
+        )
+    arrays: dict[str, Any] = {
+        str(key): file[key] for key in file if getattr(file[key], "shape", ())
+    }
     lengths = {key: array.shape[0] for key, array in arrays.items()}
     if len(set(lengths.values())) != 1 or not all(lengths.values()) or not set(KEYS) <= set(arrays):
-        raise UserError(f"The arrays of {path} should have one length of at least 1 row, found {lengths}.")
+        raise UserError(
+            f"The arrays of {path} should have one length of at least 1 row, found {lengths}."
+        )
     frames = arrays["observation"]
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[1] != 3:
-        raise UserError(f"'observation' of {path} should be uint8 (N, 3, H, W), found {frames.dtype} {frames.shape}.")
+        raise UserError(
+            f"'observation' of {path} should be uint8 (N, 3, H, W), found "
+            f"{frames.dtype} {frames.shape}."
+        )
     kinds = read_whole(path, arrays["step_type"])
     firsts = _first_rows(kinds, path)
-    action, reward = (_finite(path, arrays[key], key, kinds == FIRST) for key in ("action", "reward"))
+    action, reward = (
+        _finite(path, arrays[key], key, kinds == FIRST) for key in ("action", "reward")
+    )
     return Shard(
         file=path,
         firsts=firsts,
-        action=np.roll(action, -1, axis=0),  # first rows hold zeros, which become those of the last rows
+        action=np.roll(
+            action, -1, axis=0
+        ),  # first rows hold zeros, which become those of the last rows
         reward=reward[:, :1],
         frames=open_rows(path, frames, cache),
         size=(int(frames.shape[2]), int(frames.shape[3])),
@@ -84,7 +100,9 @@ def _read(path: Path, file: h5py.File, cache: BlockCache) -> Shard:
 
 
 def require_alike(shards: Sequence[Shard]) -> None:
-    """Raise a `UserError` where shards of one folder differ in frame size or number of action dims."""
+    """Raise a `UserError` where shards of one folder differ in
+    frame size or number of action dims.
+    """
     a = shards[0]
     for b in shards[1:]:
         for what, mine, theirs in (
@@ -93,39 +111,58 @@ def require_alike(shards: Sequence[Shard]) -> None:
         ):
             if mine != theirs:
                 raise UserError(
-                    f"The {what} of {a.file} ({mine}) and of {b.file} ({theirs}) differ; keep one task and size per "
-                    "folder."
+                    f"The {what} of {a.file} ({mine}) and of {b.file} ({theirs}) differ; keep one "
+                    "task and size per folder."
                 )
 
 
 def _first_rows(kinds: np.ndarray, path: Path) -> np.ndarray:
     """First rows, int64, of the episodes that step types (N,) describe."""
     label = f"'step_type' of {path}"
-    if kinds.ndim != 1 or kinds.dtype.kind not in "iuf" or not np.isin(kinds, (FIRST, MID, LAST)).all():
+    if (
+        kinds.ndim != 1
+        or kinds.dtype.kind not in "iuf"
+        or not np.isin(kinds, (FIRST, MID, LAST)).all()
+    ):
         found = np.unique(kinds)[:5].tolist()
-        raise UserError(f"{label} should be (N,) of 0 (first), 1 (mid) and 2 (last), found {kinds.shape} of {found}.")
+        raise UserError(
+            f"{label} should be (N,) of 0 (first), 1 (mid) and 2 (last), found "
+            f"{kinds.shape} of {found}."
+        )
     if kinds[0] != FIRST:
-        raise UserError(f"{label} should begin with 0, the first step of an episode, found {kinds[0]:g}.")
+        raise UserError(
+            f"{label} should begin with 0, the first step of an episode, found {kinds[0]:g}."
+        )
     orphans = 1 + np.flatnonzero((kinds[:-1] == LAST) & (kinds[1:] != FIRST))
     if len(orphans):
         row = orphans[0]
         raise UserError(
-            f"{label} should have a first step (0) after each last one (2), found {kinds[row]:g} in row {row}."
+            f"{label} should have a first step (0) after each last one (2), found {kinds[row]:g} "
+            f"in row {row}."
         )
     return np.flatnonzero(kinds == FIRST)
 
 
 def _finite(path: Path, array: Any, key: str, first: np.ndarray) -> np.ndarray:
-    """Numbers of actions or rewards as float32 (N, D), zeros in first rows, whose own mean nothing."""
-    if array.dtype.kind not in "iufb" or array.ndim > 2 or (key == "reward" and array.size != len(first)):
+    """Numbers of actions or rewards as float32 (N, D), zeros in
+    first rows, whose own mean nothing.
+    """
+    if (
+        array.dtype.kind not in "iufb"
+        or array.ndim > 2
+        or (key == "reward" and array.size != len(first))
+    ):
         expected = "(N,)" if key == "reward" else "(N, A)"
-        raise UserError(f"'{key}' of {path} should be numbers {expected}, found {array.dtype} {array.shape}.")
+        raise UserError(
+            f"'{key}' of {path} should be numbers {expected}, found {array.dtype} {array.shape}."
+        )
     values = read_whole(path, array).astype(np.float32).reshape(len(first), -1)
     values[first] = 0.0
     if not (finite := np.isfinite(values).all(axis=1)).all():
         row = int(np.argmin(finite))
         raise UserError(
-            f"'{key}' of {path} should be finite, found {values[row].tolist()} in row {row}; mend the file."
+            f"'{key}' of {path} should be finite, found {values[row].tolist()} in row {row}; mend "
+            "the file."
         )
     return values
 

@@ -1,4 +1,6 @@
-"""What the recordings of V-D4RL mean, beyond what their files say: rates by domain, grades by name."""
+"""What the recordings of V-D4RL mean, beyond what their files
+say: rates by domain, grades by name.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from foreact.types import ActionSpec, StreamSpec
 
 CAMERA = "pixels"
 RATE_HZ = {"cheetah": 50.0, "walker": 20.0, "humanoid": 20.0}
-"""Steps per second of the published tasks: the control rate of the DeepMind Control Suite, each action done twice."""
+"""Steps per second of the published tasks: the control rate of the
+DeepMind Control Suite, each action done twice.
+"""
 GRADES = ("random", "medium_replay", "medium_expert", "medium", "expert")
 """Of the policies that acted; where one name begins with another, the longer comes first."""
 
@@ -27,23 +31,34 @@ def resolve_spec(
         size: height and width of the frames.
         dims: of the actions.
         given: what a task says they are, or None.
-        fps: steps per second where no task says so; by default those of the domain. A task's must be the same.
+        fps: steps per second where no task says so; by default those of the domain. A task's must
+            be the same.
 
     Raises:
         UserError: the recordings or `fps` contradict the given spec, or nothing tells their rate.
     """
     if fps is not None and not 0.0 < fps < math.inf:
-        raise UserError(f"The rate of {file} should be a number of steps per second above 0, found {fps}.")
+        raise UserError(
+            f"The rate of {file} should be a number of steps per second above 0, found {fps}."
+        )
     own = StreamSpec(cameras={CAMERA: size}, fps=fps or 0.0, has_reward=True)
     if given is not None:
-        replace(own, fps=fps or given.fps, action=given.action).require_equal(given, str(file), "the task")
+        replace(own, fps=fps or given.fps, action=given.action).require_equal(
+            given, str(file), "the task"
+        )
         if given.action is None or given.action.dim != dims:
             found = "none" if given.action is None else f"{given.action.dim} dims"
-            raise UserError(f"{file} has actions of {dims} dims, the task has {found}; use the task it was made for.")
+            raise UserError(
+                f"{file} has actions of {dims} dims, the task has {found}; use the "
+                "task it was made for."
+            )
         return given
     rate = fps or _domain_rate(file)
     if rate is None:
-        raise UserError(f"Nothing tells how many steps a second {file} has; name the task (--task), or give fps.")
+        raise UserError(
+            f"Nothing tells how many steps a second {file} has; name the task "
+            "(--task), or give fps."
+        )
     action = ActionSpec(
         names=tuple(f"a{i}" for i in range(dims)),
         units=("unitless",) * dims,

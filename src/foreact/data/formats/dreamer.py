@@ -1,6 +1,7 @@
 """Episodes in Dreamer's layout, one .npz file each, as V-D4RL holds its 64-pixel recordings.
 
-Arrays of one length T: `image` uint8 (T, H, W, 3), `action` (T, A) and `reward` (T,) that led to the row's frame.
+Arrays of one length T: `image` uint8 (T, H, W, 3), `action` (T, A) and `reward` (T,) that led to
+    the row's frame.
 Steps here follow our convention, see `foreact.data.formats.d4rl`.
 """
 
@@ -26,7 +27,8 @@ def is_dreamer(path: Path) -> bool:
 
 
 class DreamerEpisodes:
-    """Meets `foreact.types.EpisodeStore`: the *.npz files of a folder in the order of their names, to be copied.
+    """Meets `foreact.types.EpisodeStore`: the *.npz files of a folder in the order of their names,
+    to be copied.
 
     Args:
         folder: where they lie.
@@ -39,8 +41,12 @@ class DreamerEpisodes:
     def __init__(self, folder: Path, *, spec: StreamSpec | None, fps: float | None) -> None:
         self.files = sorted(folder.glob("*.npz"))
         frames, action, _ = _episode(self.files[0])
-        self.spec = resolve_spec(self.files[0], frames.shape[1:3], action.shape[1], given=spec, fps=fps)
-        self.lengths = np.array([len(_arrays(file, ("reward",))["reward"]) for file in self.files], np.int64)
+        self.spec = resolve_spec(
+            self.files[0], frames.shape[1:3], action.shape[1], given=spec, fps=fps
+        )
+        self.lengths = np.array(
+            [len(_arrays(file, ("reward",))["reward"]) for file in self.files], np.int64
+        )
 
     def __len__(self) -> int:
         return len(self.files)
@@ -55,33 +61,51 @@ class DreamerEpisodes:
 
     def info(self, name: str) -> np.ndarray:
         """One text per episode: "source", its file's name, or "grade" of the policy."""
-        return np.array([f.name if name == "source" else (grade_of(f) or "unknown") for f in self.files], object)
+        return np.array(
+            [f.name if name == "source" else (grade_of(f) or "unknown") for f in self.files], object
+        )
 
-    def read(self, episode: int, start: int, stop: int, streams: Sequence[str]) -> dict[str, np.ndarray]:
+    def read(
+        self, episode: int, start: int, stop: int, streams: Sequence[str]
+    ) -> dict[str, np.ndarray]:
         frames, action, reward = _episode(self.files[episode])
         size, first = self.spec.cameras[CAMERA], self.spec.action
         if frames.shape[1:3] != size:
             raise UserError(
-                f"{self.files[episode]} holds frames of {frames.shape[1:3]} pixels, not {size} as the others."
+                f"{self.files[episode]} holds frames of {frames.shape[1:3]} pixels, not {size} as "
+                "the others."
             )
         if first is not None and action.shape[1] != first.dim:
             raise UserError(
-                f"{self.files[episode]} holds actions of {action.shape[1]} dims, not {first.dim} as the others."
+                f"{self.files[episode]} holds actions of {action.shape[1]} dims, not {first.dim} "
+                "as the others."
             )
         steps = {CAMERA: frames, "action": action, "reward": reward}
         return {name: steps[name][start:stop] for name in streams}
 
 
 def _episode(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Frames uint8 (T, H, W, 3), actions float32 (T, A) and rewards float32 (T, 1) by our convention."""
+    """Frames uint8 (T, H, W, 3), actions float32 (T, A) and
+    rewards float32 (T, 1) by our convention.
+    """
     frames, action, reward = (values := _arrays(file, KEYS)).values()
     whole = len({*map(len, values.values())}) == 1 and len(frames) > 0
-    numbers = action.dtype.kind in "iuf" and reward.dtype.kind in "iuf" and action.ndim == 2 and reward.ndim == 1
+    numbers = (
+        action.dtype.kind in "iuf"
+        and reward.dtype.kind in "iuf"
+        and action.ndim == 2
+        and reward.ndim == 1
+    )
     if not whole or not numbers or frames.dtype != np.uint8 or frames.shape[3:] != (3,):
         found = {key: f"{array.dtype} {array.shape}" for key, array in values.items()}
-        raise UserError(f"{file} should hold image uint8 (T, H, W, 3), action (T, A) and reward (T,), found {found}.")
+        raise UserError(
+            f"{file} should hold image uint8 (T, H, W, 3), action (T, A) and reward "
+            f"(T,), found {found}."
+        )
     if not (np.isfinite(action[1:]).all() and np.isfinite(reward[1:]).all()):
-        raise UserError(f"{file} holds actions or rewards that are not finite; leave it out or mend it.")
+        raise UserError(
+            f"{file} holds actions or rewards that are not finite; leave it out or mend it."
+        )
     after = np.concatenate([action[1:], np.zeros_like(action[:1])])
     with_frame = np.concatenate([np.zeros_like(reward[:1]), reward[1:]])[:, None]
     return frames, after.astype(np.float32), with_frame.astype(np.float32)
@@ -92,6 +116,17 @@ def _arrays(file: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
         with np.load(file, allow_pickle=False) as archive:
             return {key: np.atleast_1d(archive[key]) for key in keys}
     except KeyError as error:
-        raise UserError(f"{file} lacks an array ({error}); expected {list(KEYS)} of V-D4RL's episodes.") from None
-    except (OSError, ValueError, EOFError, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
-        raise UserError(f"{file} is no whole .npz file ({error}); copy or download it again.") from None
+        raise UserError(
+            f"{file} lacks an array ({error}); expected {list(KEYS)} of V-D4RL's episodes."
+        ) from None
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        NotImplementedError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
+        raise UserError(
+            f"{file} is no whole .npz file ({error}); copy or download it again."
+        ) from None

@@ -24,11 +24,14 @@ def read_frames(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[np.nda
     """Decode images in order, on several threads: uint8 (H, W, 3) each, see `read_frame`."""
     with ThreadPoolExecutor(max_workers=min(8, cores())) as pool:
         for first in range(0, len(paths), READ_AHEAD):
-            yield from pool.map(lambda path: read_frame(path, size), paths[first : first + READ_AHEAD])
+            yield from pool.map(
+                lambda path: read_frame(path, size), paths[first : first + READ_AHEAD]
+            )
 
 
 def read_frame(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """One image as RGB uint8 (H, W, 3), reduced by antialiased bilinear interpolation on uint8, never cropped.
+    """One image as RGB uint8 (H, W, 3), reduced by antialiased bilinear interpolation on uint8,
+    never cropped.
 
     Raises:
         UserError: the image is damaged, or of another aspect ratio than `size`.
@@ -37,10 +40,14 @@ def read_frame(path: Path, size: tuple[int, int]) -> np.ndarray:
         with Image.open(path) as image:
             pixels = np.array(image.convert("RGB"))
     except (OSError, SyntaxError) as error:
-        raise UserError(f"{path} cannot be decoded ({error}); copy it again, or remove it to go on.") from None
+        raise UserError(
+            f"{path} cannot be decoded ({error}); copy it again, or remove it to go on."
+        ) from None
     height, width = pixels.shape[:2]
     if height * size[1] != width * size[0]:
-        raise UserError(f"{path} is {width}x{height}, of another aspect ratio than {size[1]}x{size[0]}.")
+        raise UserError(
+            f"{path} is {width}x{height}, of another aspect ratio than {size[1]}x{size[0]}."
+        )
     planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     planes = torch.nn.functional.interpolate(planes, size, mode="bilinear", antialias=True)
     return planes[0].permute(1, 2, 0).contiguous().numpy()
@@ -48,7 +55,9 @@ def read_frame(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 @contextmanager
 def kept_on_disk(frames: Iterable[np.ndarray], near: Path) -> Iterator[np.ndarray]:
-    """A video of any length as an array (T, H, W, 3) that takes no memory: a temporary file in the folder of `near`."""
+    """A video of any length as an array (T, H, W, 3) that takes no
+    memory: a temporary file in the folder of `near`.
+    """
     try:
         with tempfile.TemporaryFile(dir=near.parent) as file:
             shape, count = (), 0
@@ -56,9 +65,15 @@ def kept_on_disk(frames: Iterable[np.ndarray], near: Path) -> Iterator[np.ndarra
                 shape, count = frame.shape, count + 1
                 file.write(np.ascontiguousarray(frame).data)
             file.flush()
-            yield np.memmap(file, np.uint8, "r", shape=(count, *shape)) if count else np.empty((0, 0, 0, 3), np.uint8)
+            yield (
+                np.memmap(file, np.uint8, "r", shape=(count, *shape))
+                if count
+                else np.empty((0, 0, 0, 3), np.uint8)
+            )
     except OSError as error:
-        raise UserError(f"Frames for {near} could not be kept on disk ({error}); make room and run again.") from error
+        raise UserError(
+            f"Frames for {near} could not be kept on disk ({error}); make room and run again."
+        ) from error
 
 
 def read_names(path: str | Path) -> list[str]:
@@ -73,7 +88,11 @@ def read_names(path: str | Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The list of names {path} cannot be read ({error}).") from None
     try:
-        names = json.loads(text) if path.suffix == ".json" else [*filter(None, map(str.strip, text.splitlines()))]
+        names = (
+            json.loads(text)
+            if path.suffix == ".json"
+            else [*filter(None, map(str.strip, text.splitlines()))]
+        )
     except ValueError:
         names = None
     if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):

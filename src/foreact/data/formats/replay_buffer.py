@@ -25,10 +25,11 @@ def import_store(
     fill_missing: bool = False,
     progress: bool = True,
 ) -> int:
-    """Copy any zarr in the replay-buffer layout, v2 or v3, folder or zip, into a native store, episode by episode.
+    """Copy any zarr in the replay-buffer layout, v2 or v3, folder or zip, into a native store,
+    episode by episode.
 
-    Streams that the spec does not name stay behind; what `meta` says of each episode comes along. A copy that was cut
-    short goes on after its last whole episode.
+    Streams that the spec does not name stay behind; what `meta` says of each episode comes along. A
+    copy that was cut short goes on after its last whole episode.
 
     Args:
         src: the foreign store.
@@ -41,7 +42,8 @@ def import_store(
         Number of episodes in `dst`.
 
     Raises:
-        UserError: `src` cannot be read under the spec, `dst` holds something else, or the disk refuses.
+        UserError: `src` cannot be read under the spec, `dst` holds something else, or the disk
+            refuses.
     """
     store = open_store(src, spec, fill_missing=fill_missing)
     return _copy(store, Path(src), dst, progress)
@@ -58,11 +60,12 @@ def import_d4rl(
     vocab: int | None = None,
     progress: bool = True,
 ) -> int:
-    """Copy recordings of V-D4RL, or shards with codes of Video Occupancy Models, into a native store.
+    """Copy recordings of V-D4RL, or shards with codes of Video Occupancy Models, into a native
+    store.
 
-    Each episode keeps the name of its file as `source` and, where the path tells, the policy's `grade`. Codes become
-    the stream `tokens_pixels`, whose tokenizer nobody knows. A copy that was cut short goes on after its last whole
-    episode.
+    Each episode keeps the name of its file as `source` and, where the path tells, the policy's
+    `grade`. Codes become the stream `tokens_pixels`, whose tokenizer nobody knows. A copy that was
+    cut short goes on after its last whole episode.
 
     Args:
         root: folder of HDF5 shards, or of .npz files with one episode each.
@@ -74,15 +77,20 @@ def import_d4rl(
         Number of episodes in `dst`.
 
     Raises:
-        UserError: the source is no such thing or damaged, `dst` holds something else, or the disk refuses.
+        UserError: the source is no such thing or damaged, `dst` holds something else, or the disk
+            refuses.
     """
     root = Path(root)
     if is_dreamer(root):
         if (codes, grid, vocab) != (None, None, None):
-            raise UserError(f"{root} holds .npz episodes, which have no codes; leave out codes, grid and vocab.")
+            raise UserError(
+                f"{root} holds .npz episodes, which have no codes; leave out codes, grid and vocab."
+            )
         return _copy(DreamerEpisodes(root, spec=spec, fps=fps), root, dst, progress)
     store = open_d4rl(root, spec=spec, fps=fps, codes=codes, grid=grid, vocab=vocab)
-    tokens = store.gather(TOKENS, np.arange(int(store.lengths.sum()))) if store.has(TOKENS) else None
+    tokens = (
+        store.gather(TOKENS, np.arange(int(store.lengths.sum()))) if store.has(TOKENS) else None
+    )
     episodes = _copy(store, root, dst, progress)
     if tokens is not None:
         write_stream(dst, TOKENS, tokens, attrs={"tokenizer": None, "codes": store.codes})
@@ -105,18 +113,35 @@ class _Source(EpisodeStore, Protocol):
 
 def _copy(store: _Source, src: Path, dst: str | Path, progress: bool) -> int:
     infos = {name: store.info(name) for name in store.info_names}
-    facts = {"source": src.name, "source_episodes": len(store), "source_steps": int(store.lengths.sum())}
+    facts = {
+        "source": src.name,
+        "source_episodes": len(store),
+        "source_steps": int(store.lengths.sum()),
+    }
     with StoreWriter(dst, store.spec, attrs=facts) as writer:
         notes = writer.attrs
         if any(notes.get(key) != value for key, value in facts.items()):
             raise UserError(
-                f"{dst} was begun from another source ({notes.get('source')}, {notes.get('source_episodes')} "
-                f"episodes), not from {src} with {len(store)} episodes; choose another path."
+                f"{dst} was begun from another source ({notes.get('source')}, "
+                f"{notes.get('source_episodes')} episodes), not from {src} with {len(store)} "
+                "episodes; choose another path."
             )
-        bar = tqdm(total=len(store), initial=writer.episodes, unit="episode", desc="import", disable=not progress)
+        bar = tqdm(
+            total=len(store),
+            initial=writer.episodes,
+            unit="episode",
+            desc="import",
+            disable=not progress,
+        )
         with bar:
             for episode in range(writer.episodes, len(store)):
-                info = {name: values[episode] for name, values in infos.items() if len(values) == len(store)}
-                writer.append(store.read(episode, 0, int(store.lengths[episode]), store.streams), **info)
+                info = {
+                    name: values[episode]
+                    for name, values in infos.items()
+                    if len(values) == len(store)
+                }
+                writer.append(
+                    store.read(episode, 0, int(store.lengths[episode]), store.streams), **info
+                )
                 bar.update()
         return writer.episodes

@@ -1,4 +1,6 @@
-"""Where a film cuts: frames of a video -> its shots. Cuts only; fades and dissolves are not looked for."""
+"""Where a film cuts: frames of a video -> its shots. Cuts only;
+fades and dissolves are not looked for.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,12 @@ import numpy as np
 from foreact.errors import UserError
 
 RATIO = 2.0
-"""A cut changes the picture this much more than the frames before it, and those after it, usually do."""
+"""A cut changes the picture this much more than the frames
+before it, and those after it, usually do.
+"""
 FLOOR = 10.0
-"""Grey levels (0..255) that a cut changes at least; keeps noise in a still picture from counting."""
+"""Grey levels (0..255) that a cut changes at least; keeps noise in a still picture from counting.
+"""
 REACH = 6
 """Changes on either side with which one is compared."""
 GRID = 64
@@ -22,9 +27,9 @@ GRID = 64
 def find_shots(frames: Iterable[np.ndarray]) -> list[range]:
     """Split a video where consecutive frames differ much more than those around them do.
 
-    A change is the mean absolute difference of two reduced frames. It is a cut if it exceeds `FLOOR`, and `RATIO` times
-    the median of the `REACH` changes before it, and of those after it; so fast motion, where every change is large, is
-    no cut.
+    A change is the mean absolute difference of two reduced frames. It is a cut if it exceeds
+    `FLOOR`, and `RATIO` times the median of the `REACH` changes before it, and of those after it;
+    so fast motion, where every change is large, is no cut.
 
     Args:
         frames: uint8 (H, W, 3) each, in order; one is held at a time.
@@ -40,12 +45,17 @@ def find_shots(frames: Iterable[np.ndarray]) -> list[range]:
         now = _reduced(frame)
         if before is not None:
             if now.shape != before.shape:
-                raise UserError(f"The frames of a video should have one size, found {before.shape} and {now.shape}.")
+                raise UserError(
+                    "The frames of a video should have one size, found "
+                    f"{before.shape} and {now.shape}."
+                )
             changes.append(float(np.abs(now - before).mean()))
         before = now
     if before is None:
         raise UserError("A video without a frame has no shots; look at how it was decoded.")
-    cuts = [i + 1 for i, change in enumerate(changes) if change > max(FLOOR, RATIO * _usual(changes, i))]
+    cuts = [
+        i + 1 for i, change in enumerate(changes) if change > max(FLOOR, RATIO * _usual(changes, i))
+    ]
     edges = [0, *cuts, len(changes) + 1]
     return [range(start, stop) for start, stop in pairwise(edges)]
 
@@ -54,7 +64,9 @@ def _reduced(frame: np.ndarray) -> np.ndarray:
     """Means over squares of pixels; a remainder at the right and lower edge is left out."""
     side = -(-max(frame.shape[:2]) // GRID)
     height, width = (max(1, n // side) for n in frame.shape[:2])
-    squares = frame[: height * side, : width * side].reshape(height, -1, width, side, frame.shape[2])
+    squares = frame[: height * side, : width * side].reshape(
+        height, -1, width, side, frame.shape[2]
+    )
     return squares.mean(axis=(1, 3), dtype=np.float32)
 
 

@@ -1,4 +1,6 @@
-"""Pictures for people: mp4 files, contact sheets, videos side by side. Training reads arrays, not these."""
+"""Pictures for people: mp4 files, contact sheets, videos side by
+side. Training reads arrays, not these.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: float) -> None:
 
     Args:
         path: target; its folder is made.
-        frames: uint8 (T, H, W, 3), T >= 1. An odd height or width is padded by one repeated row or column.
+        frames: uint8 (T, H, W, 3), T >= 1. An odd height or width is padded by one repeated row or
+            column.
         fps: frames per second, > 0.
 
     Raises:
@@ -36,12 +39,23 @@ def write_mp4(path: str | Path, frames: np.ndarray, fps: float) -> None:
     _check_frames(frames, str(path))
     if not fps > 0:
         raise UserError(f"A video needs fps > 0, found {fps}.")
-    frames = np.pad(frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge")
-    with _whole_file(path) as temporary, av.open(str(temporary), "w", format="mp4", options=MP4_OPTIONS) as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": CRF})
+    frames = np.pad(
+        frames, ((0, 0), (0, frames.shape[1] % 2), (0, frames.shape[2] % 2), (0, 0)), mode="edge"
+    )
+    with (
+        _whole_file(path) as temporary,
+        av.open(str(temporary), "w", format="mp4", options=MP4_OPTIONS) as container,
+    ):
+        stream = container.add_stream(
+            "libx264", rate=Fraction(fps).limit_denominator(1000), options={"crf": CRF}
+        )
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")))
+            container.mux(
+                stream.encode(
+                    av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+                )
+            )
         container.mux(stream.encode())
 
 
@@ -72,7 +86,9 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
     return np.stack(frames), float(rate)
 
 
-def contact_sheet(images: Sequence[np.ndarray], labels: Sequence[str], *, columns: int = 8) -> Image.Image:
+def contact_sheet(
+    images: Sequence[np.ndarray], labels: Sequence[str], *, columns: int = 8
+) -> Image.Image:
     """A grid of labelled images, row by row.
 
     Args:
@@ -81,7 +97,10 @@ def contact_sheet(images: Sequence[np.ndarray], labels: Sequence[str], *, column
         columns: images per row.
     """
     if not images or len(images) != len(labels) or columns < 1:
-        raise UserError(f"A contact sheet needs images with one label each, found {len(images)} and {len(labels)}.")
+        raise UserError(
+            f"A contact sheet needs images with one label each, found {len(images)} "
+            f"and {len(labels)}."
+        )
     tiles = [_labelled(image, label) for image, label in zip(images, labels, strict=True)]
     columns = min(columns, len(tiles))
     height, width = max(t.shape[0] for t in tiles) + 2, max(t.shape[1] for t in tiles) + 2
@@ -109,7 +128,9 @@ def side_by_side(videos: Mapping[str, np.ndarray], *, scale: int = 1) -> np.ndar
         uint8 (T', H', W', 3) with T' the greatest T.
     """
     if not videos or scale < 1:
-        raise UserError(f"Expected at least one video and scale >= 1, found {len(videos)} and {scale}.")
+        raise UserError(
+            f"Expected at least one video and scale >= 1, found {len(videos)} and {scale}."
+        )
     for label, frames in videos.items():
         _check_frames(frames, label)
     length = max(len(frames) for frames in videos.values())
@@ -120,7 +141,9 @@ def side_by_side(videos: Mapping[str, np.ndarray], *, scale: int = 1) -> np.ndar
         big = np.pad(big, ((0, length - len(big)), (0, 0), (0, 0), (0, 0)), mode="edge")
         big = np.pad(big, ((0, 0), (0, height - big.shape[1]), (1, 1), (0, 0)), constant_values=255)
         strip = _strip(label, big.shape[2])
-        columns.append(np.concatenate([np.broadcast_to(strip, (length, *strip.shape)), big], axis=1))
+        columns.append(
+            np.concatenate([np.broadcast_to(strip, (length, *strip.shape)), big], axis=1)
+        )
     return np.concatenate(columns, axis=2)
 
 
@@ -141,7 +164,9 @@ def _whole_file(path: Path) -> Iterator[Path]:
 
 def _labelled(image: np.ndarray, label: str) -> np.ndarray:
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise UserError(f"Image '{label}' should be uint8 (H, W, 3), found {image.dtype} {image.shape}.")
+        raise UserError(
+            f"Image '{label}' should be uint8 (H, W, 3), found {image.dtype} {image.shape}."
+        )
     return np.concatenate([_strip(label, image.shape[1]), image])
 
 
@@ -154,4 +179,7 @@ def _strip(label: str, width: int) -> np.ndarray:
 
 def _check_frames(frames: np.ndarray, label: str) -> None:
     if frames.dtype != np.uint8 or frames.ndim != 4 or frames.shape[3] != 3 or 0 in frames.shape:
-        raise UserError(f"Frames of '{label}' should be uint8 (T, H, W, 3), found {frames.dtype} {frames.shape}.")
+        raise UserError(
+            f"Frames of '{label}' should be uint8 (T, H, W, 3), found {frames.dtype} "
+            f"{frames.shape}."
+        )

@@ -1,4 +1,6 @@
-"""Rows of one zarr array: whole in memory where it fits, else block by block through a bounded cache."""
+"""Rows of one zarr array: whole in memory where it fits, else
+block by block through a bounded cache.
+"""
 
 from __future__ import annotations
 
@@ -48,8 +50,8 @@ class BlockCache:
 class ChunkFiles:
     """The chunk files of a store, as they lie on disk.
 
-    zarr reads a missing chunk as the fill value, and Blosc decodes a shortened one to whatever lies in memory behind
-    it, both without a word.
+    zarr reads a missing chunk as the fill value, and Blosc decodes a shortened one to whatever lies
+    in memory behind it, both without a word.
     """
 
     def __init__(self, root: Path) -> None:
@@ -63,7 +65,9 @@ class ChunkFiles:
         return key in self._zipped if self._zipped is not None else (self.root / key).exists()
 
     def is_short(self, key: str) -> bool:
-        """Whether a Blosc-compressed chunk file lacks bytes. Zip archives carry checksums of their own."""
+        """Whether a Blosc-compressed chunk file lacks bytes. Zip
+        archives carry checksums of their own.
+        """
         if self._zipped is not None:
             return False
         with (self.root / key).open("rb") as file:
@@ -80,7 +84,9 @@ def missing_chunks(array: zarr.Array, start: int, stop: int, files: ChunkFiles) 
 
 
 def damaged_chunks(array: zarr.Array, start: int, stop: int, files: ChunkFiles) -> Iterator[str]:
-    """Names of the chunk files of rows start..stop that are there and shorter than they should be."""
+    """Names of the chunk files of rows start..stop that are
+    there and shorter than they should be.
+    """
     if _is_blosc(array):
         for key in _chunk_keys(array, start, stop):
             if files.exists(key) and files.is_short(key):
@@ -97,7 +103,9 @@ def _is_blosc(array: zarr.Array) -> bool:
 def _chunk_keys(array: zarr.Array, start: int, stop: int) -> Iterator[str]:
     rows, *across = _file_shape(array)
     along = range(start // rows, -(-stop // rows))
-    for index in product(along, *(range(-(-n // c)) for n, c in zip(array.shape[1:], across, strict=True))):
+    for index in product(
+        along, *(range(-(-n // c)) for n, c in zip(array.shape[1:], across, strict=True))
+    ):
         yield f"{array.path}/{array.metadata.encode_chunk_key(index)}"
 
 
@@ -109,8 +117,8 @@ def _file_shape(array: zarr.Array) -> tuple[int, ...]:
 class RowReader:
     """Rows (first axis) of `array`, converted by `convert`, which keeps shapes.
 
-    A block is one row of chunks (of shards, where the array has them). With `fill_missing`, chunks that are not there
-    stand for the fill value.
+    A block is one row of chunks (of shards, where the array has them). With `fill_missing`, chunks
+    that are not there stand for the fill value.
     """
 
     def __init__(
@@ -127,7 +135,12 @@ class RowReader:
     ) -> None:
         self.array, self.store, self.name, self.dtype = array, store, name, np.dtype(dtype)
         self.shape: tuple[int, ...] = tuple(array.shape)
-        self._convert, self._files, self._cache, self._fill_missing = convert, files, cache, fill_missing
+        self._convert, self._files, self._cache, self._fill_missing = (
+            convert,
+            files,
+            cache,
+            fill_missing,
+        )
         self.block_rows = _file_shape(array)[0]
         self._memory: np.ndarray | None = None
 
@@ -178,9 +191,9 @@ class RowReader:
             missing = next(missing_chunks(self.array, start, stop, self._files), None)
             if missing is not None:
                 raise UserError(
-                    f"The store {self.store} is truncated: its chunk '{missing}' should be there and is not; "
-                    "copy or collect the store again (`foreact data import --fill-missing` takes one whose writer left "
-                    "out chunks of zeros on purpose)."
+                    f"The store {self.store} is truncated: its chunk '{missing}' should be there "
+                    "and is not; copy or collect the store again (`foreact data import "
+                    "--fill-missing` takes one whose writer left out chunks of zeros on purpose)."
                 )
         short = next(damaged_chunks(self.array, start, stop, self._files), None)
         try:
@@ -191,7 +204,7 @@ class RowReader:
             raise
         except Exception as error:  # codecs raise every kind of exception on damaged bytes
             raise UserError(
-                f"Steps {start}..{stop} of stream '{self.name}' in {self.store} cannot be decoded ({error}); "
-                "the store is damaged, copy or collect it again."
+                f"Steps {start}..{stop} of stream '{self.name}' in {self.store} cannot be decoded "
+                f"({error}); the store is damaged, copy or collect it again."
             ) from error
         return self._convert(raw)

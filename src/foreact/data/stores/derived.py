@@ -1,14 +1,16 @@
-"""Streams computed from a store's frames, such as tokens: filled in shards, in any order, by any number of processes.
+"""Streams computed from a store's frames, such as tokens: filled in shards, in any order, by any
+number of processes.
 
 While it is made, a stream lies beside the others under a name that readers do not know:
 
     data/tokens_front.partial-3f2a9c04d1be/
         .zarray .zattrs            full length from the start
-        0.0.0 1.0.0 ...            chunks; a shard is a run of whole chunks, so that no two shards share a file
+        0.0.0 1.0.0 ...            chunks; a shard is a run of whole ones: no two share a file
         done/0-910 done/1820-2730  marks, empty files: these rows are on disk
 
-The name ends in a digest of what the stream is made with, so that work for one tokenizer never mixes with work for
-another. A mark is set after its rows are flushed to disk; whatever has none is done again by the next run.
+The name ends in a digest of what the stream is made with, so that work for one tokenizer never
+mixes with work for another. A mark is set after its rows are flushed to disk; whatever has none is
+done again by the next run.
 """
 
 from __future__ import annotations
@@ -54,13 +56,22 @@ class DerivedStream:
     """
 
     def __init__(
-        self, path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype, attrs: Mapping[str, Any]
+        self,
+        path: Path,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        attrs: Mapping[str, Any],
     ) -> None:
         self.path, self.name, self.rows = path, name, store_rows(path)
-        notes: dict[str, Any] = json.loads(json.dumps(dict(attrs), sort_keys=True))  # as they will be read back
+        notes: dict[str, Any] = json.loads(
+            json.dumps(dict(attrs), sort_keys=True)
+        )  # as they will be read back
         facts = json.dumps([notes, shape, dtype.str])
         self._final = path / "data" / name
-        self._partial = path / "data" / f"{name}.partial-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+        self._partial = (
+            path / "data" / f"{name}.partial-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
+        )
         self.finished = False
         try:
             self._array = self._open(shape, dtype, notes)
@@ -72,7 +83,9 @@ class DerivedStream:
 
     @property
     def notes(self) -> Path:
-        """A folder that may be made for notes of those who make the stream; it goes when the stream is finished."""
+        """A folder that may be made for notes of those who make the
+        stream; it goes when the stream is finished.
+        """
         return self._partial / "notes"
 
     def shards(self, steps: int) -> list[Shard]:
@@ -89,7 +102,11 @@ class DerivedStream:
         for start, stop in self._marks():
             whole = stop // self.chunk if stop < self.rows else len(done)
             done[start // self.chunk : whole] = True
-        return [s for s in self.shards(steps) if not done[s.start // self.chunk : -(-s.stop // self.chunk)].all()]
+        return [
+            s
+            for s in self.shards(steps)
+            if not done[s.start // self.chunk : -(-s.stop // self.chunk)].all()
+        ]
 
     def write(self, shard: Shard, rows: np.ndarray) -> None:
         """Write one shard, (len(shard), ...), flush it to disk and mark it as done.
@@ -102,19 +119,22 @@ class DerivedStream:
         expected = (len(shard), *self._array.shape[1:])
         if rows.shape != expected or rows.dtype != self._array.dtype:
             raise UserError(
-                f"Rows {shard.start}..{shard.stop} of stream '{self.name}' should be {self._array.dtype} {expected}, "
-                f"found {rows.dtype} {rows.shape}."
+                f"Rows {shard.start}..{shard.stop} of stream '{self.name}' should be "
+                f"{self._array.dtype} {expected}, found {rows.dtype} {rows.shape}."
             )
         try:
             self._array[shard.start : shard.stop] = rows
             for chunk in range(shard.start // self.chunk, -(-shard.stop // self.chunk)):
-                sync(self._partial / self._array.metadata.encode_chunk_key((chunk, *[0] * (rows.ndim - 1))))
+                sync(
+                    self._partial
+                    / self._array.metadata.encode_chunk_key((chunk, *[0] * (rows.ndim - 1)))
+                )
             sync(self._partial)
             _mark(self._partial, shard.start, shard.stop)
         except OSError as error:
             raise UserError(
-                f"Rows {shard.start}..{shard.stop} of stream '{self.name}' could not be written to {self.path} "
-                f"({error}); what was done is kept: make room and run again."
+                f"Rows {shard.start}..{shard.stop} of stream '{self.name}' could not be written "
+                f"to {self.path} ({error}); what was done is kept: make room and run again."
             ) from error
 
     def read(self, shard: Shard) -> np.ndarray:
@@ -134,8 +154,8 @@ class DerivedStream:
             raise
         except Exception as error:  # codecs raise every kind of exception on damaged bytes
             raise UserError(
-                f"Rows {shard.start}..{shard.stop} of stream '{self.name}' in {self.path} cannot be read back "
-                f"({error}); run again to make them anew."
+                f"Rows {shard.start}..{shard.stop} of stream '{self.name}' in {self.path} cannot "
+                f"be read back ({error}); run again to make them anew."
             ) from error
 
     def discard(self, shard: Shard) -> None:
@@ -154,13 +174,13 @@ class DerivedStream:
             return
         if (rows := store_rows(self.path)) != self.rows or self._array.shape[0] != self.rows:
             raise UserError(
-                f"The store {self.path} grew from {self.rows} to {rows} steps while stream '{self.name}' was made; run "
-                "again to add the new ones."
+                f"The store {self.path} grew from {self.rows} to {rows} steps while stream "
+                f"'{self.name}' was made; run again to add the new ones."
             )
         if missing := self.missing(self.chunk):
             raise UserError(
-                f"Stream '{self.name}' of {self.path} lacks {sum(map(len, missing))} of {self.rows} rows, the first at "
-                f"{missing[0].start}; run again to make them."
+                f"Stream '{self.name}' of {self.path} lacks {sum(map(len, missing))} of "
+                f"{self.rows} rows, the first at {missing[0].start}; run again to make them."
             )
         retired = self._final.with_name(f"{self.name}.partial-{uuid.uuid4().hex}")
         try:
@@ -168,14 +188,18 @@ class DerivedStream:
                 os.replace(self._final, retired)
             os.replace(self._partial, self._final)
         except OSError as error:
-            raise UserError(f"Stream '{self.name}' of {self.path} could not be put in its place ({error}).") from error
+            raise UserError(
+                f"Stream '{self.name}' of {self.path} could not be put in its place ({error})."
+            ) from error
         self.finished = True
         leftovers = self._final.parent.glob(f"{self.name}.partial-*")
         for folder in (self._final / "done", self._final / "notes", *leftovers):
             shutil.rmtree(folder, ignore_errors=True)
 
     def _open(self, shape: tuple[int, ...], dtype: np.dtype, attrs: dict[str, Any]) -> zarr.Array:
-        """Every step is one rename or safe to repeat: other processes may be doing the same at this moment."""
+        """Every step is one rename or safe to repeat: other
+        processes may be doing the same at this moment.
+        """
         group = open_for_writing(self.path, foreign_too=True)
         created = False
         while True:
@@ -188,7 +212,8 @@ class DerivedStream:
             if self._partial.exists():
                 try:
                     array = get_array(group, f"data/{self._partial.name}")
-                except KeyError:  # put in its place just now; or what a late writer left behind, which is no array
+                # Put in its place just now; or what a late writer left behind, which is no array.
+                except KeyError:
                     shutil.rmtree(self._partial, ignore_errors=True)
                     continue
                 if array.shape[0] < self.rows:
@@ -211,7 +236,11 @@ class DerivedStream:
 
     @staticmethod
     def _matching(
-        group: zarr.Group, folder: Path, shape: tuple[int, ...], dtype: np.dtype, attrs: dict[str, Any]
+        group: zarr.Group,
+        folder: Path,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        attrs: dict[str, Any],
     ) -> zarr.Array | None:
         try:
             array = get_array(group, f"data/{folder.name}")
@@ -228,13 +257,19 @@ class DerivedStream:
 
 
 def open_stream(
-    path: str | Path, name: str, *, shape: tuple[int, ...], dtype: np.dtype | type, attrs: Mapping[str, Any]
+    path: str | Path,
+    name: str,
+    *,
+    shape: tuple[int, ...],
+    dtype: np.dtype | type,
+    attrs: Mapping[str, Any],
 ) -> DerivedStream:
     """Begin, or go on with, a stream derived from the store at `path`, such as `latents_<camera>`.
 
-    Any number of processes may open it at a time and write different shards; one of them, or a later one, calls
-    `finish`. Readers see nothing of it before. Work of earlier runs with the same `attrs` counts, that of a finished
-    stream too if the store has grown since; a finished stream with other `attrs` is replaced at the end.
+    Any number of processes may open it at a time and write different shards; one of them, or a
+    later one, calls `finish`. Readers see nothing of it before. Work of earlier runs with the same
+    `attrs` counts, that of a finished stream too if the store has grown since; a finished stream
+    with other `attrs` is replaced at the end.
 
     Args:
         path: a store that is a folder.
@@ -248,7 +283,9 @@ def open_stream(
     return DerivedStream(Path(path), name, tuple(int(n) for n in shape), np.dtype(dtype), attrs)
 
 
-def write_stream(path: str | Path, name: str, rows: np.ndarray, *, attrs: Mapping[str, Any]) -> None:
+def write_stream(
+    path: str | Path, name: str, rows: np.ndarray, *, attrs: Mapping[str, Any]
+) -> None:
     """Write a derived stream whose rows, one per step over all episodes, are at hand.
 
     Raises:
@@ -256,7 +293,10 @@ def write_stream(path: str | Path, name: str, rows: np.ndarray, *, attrs: Mappin
     """
     stream = open_stream(path, name, shape=rows.shape[1:], dtype=rows.dtype, attrs=attrs)
     if len(rows) != stream.rows:
-        raise UserError(f"Stream '{name}' of {path} should have {stream.rows} rows, one per step, found {len(rows)}.")
+        raise UserError(
+            f"Stream '{name}' of {path} should have {stream.rows} rows, one per step, "
+            f"found {len(rows)}."
+        )
     for shard in stream.missing(stream.chunk):
         stream.write(shard, rows[shard.start : shard.stop])
     stream.finish()
@@ -264,7 +304,9 @@ def write_stream(path: str | Path, name: str, rows: np.ndarray, *, attrs: Mappin
 
 def store_rows(path: Path) -> int:
     """Steps of the store at `path` over all its episodes."""
-    ends = committed_ends(np.asarray(get_array(open_for_writing(path, foreign_too=True), "meta/episode_ends")[:]))
+    ends = committed_ends(
+        np.asarray(get_array(open_for_writing(path, foreign_too=True), "meta/episode_ends")[:])
+    )
     return int(ends[-1]) if len(ends) else 0
 
 
@@ -283,7 +325,9 @@ def _mark(folder: Path, start: int, stop: int) -> None:
 
 
 def _rename_unless_there(source: Path, target: Path) -> bool:
-    """Whether `source` is now called `target`; where another process was first, `source` is removed instead."""
+    """Whether `source` is now called `target`; where another
+    process was first, `source` is removed instead.
+    """
     try:
         os.rename(source, target)
         return True

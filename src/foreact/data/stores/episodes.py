@@ -1,4 +1,6 @@
-"""Episodes of any format that opens as it is: what windows need of them, and which reader a path gets."""
+"""Episodes of any format that opens as it is: what windows need
+of them, and which reader a path gets.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from foreact.types import EpisodeStore, StreamSpec
 
 
 class RowStore(EpisodeStore, Protocol):
-    """Episodes whose steps lie one after another in rows. Implementations: `stores.store`, `formats.d4rl`.
+    """Episodes whose steps lie one after another in rows. Implementations: `stores.store`,
+    `formats.d4rl`.
 
     Attributes:
         path: where it lies.
@@ -67,8 +70,11 @@ class RowStore(EpisodeStore, Protocol):
         ...
 
 
-def open_episodes(path: str | Path, spec: StreamSpec | None = None, *, memory_limit: int = MEMORY_LIMIT) -> RowStore:
-    """Open episodes of any format that is plugged in, such as HDF5 shards of V-D4RL's layout, or a zarr store, lazily.
+def open_episodes(
+    path: str | Path, spec: StreamSpec | None = None, *, memory_limit: int = MEMORY_LIMIT
+) -> RowStore:
+    """Open episodes of any format that is plugged in, such as HDF5 shards of V-D4RL's layout, or a
+    zarr store, lazily.
 
     Args:
         path: the folder or file.
@@ -78,5 +84,7 @@ def open_episodes(path: str | Path, spec: StreamSpec | None = None, *, memory_li
     for name in FORMATS.names():
         found = FORMATS.find(name)
         if load_object(found.recognise, f"The format '{name}',")(Path(path)):
-            return load_object(found.open, f"The format '{name}',")(Path(path), spec, memory_limit=memory_limit)
+            return load_object(found.open, f"The format '{name}',")(
+                Path(path), spec, memory_limit=memory_limit
+            )
     return open_store(path, spec, memory_limit=memory_limit)

@@ -1,8 +1,9 @@
 """Rows of one data set of an HDF5 file, read on demand, by any number of processes.
 
-Data sets that lie in one piece are read by position, past the HDF5 library: a few microseconds a frame, nothing shared
-between processes, and no page of the file counts as memory of ours, as those of a memory map would. All others, such as
-compressed ones, are decoded a row of chunks at a time and kept in a bounded cache.
+Data sets that lie in one piece are read by position, past the HDF5 library: a few microseconds a
+frame, nothing shared between processes, and no page of the file counts as memory of ours, as those
+of a memory map would. All others, such as compressed ones, are decoded a row of chunks at a time
+and kept in a bounded cache.
 """
 
 from __future__ import annotations
@@ -36,20 +37,28 @@ def open_hdf5(path: Path) -> h5py.File:
     try:
         import h5py
     except ImportError:
-        raise UserError('Reading HDF5 files needs h5py; run `pip install "foreact[hdf5]"`.') from None
+        raise UserError(
+            'Reading HDF5 files needs h5py; run `pip install "foreact[hdf5]"`.'
+        ) from None
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        raise UserError(f"{path} is no whole HDF5 file ({error}); copy or download it again.") from None
+        raise UserError(
+            f"{path} is no whole HDF5 file ({error}); copy or download it again."
+        ) from None
 
 
 def read_whole(path: Path, dataset: Any) -> np.ndarray:
-    """All of a data set of the file at `path`; a `UserError` where it is damaged or was not written to its end."""
+    """All of a data set of the file at `path`; a `UserError` where it
+    is damaged or was not written to its end.
+    """
     try:
         _require_written(path, dataset)
         return dataset[:]
     except DAMAGE as error:
-        raise UserError(f"'{dataset.name}' of {path} cannot be read ({error}); copy or download it again.") from None
+        raise UserError(
+            f"'{dataset.name}' of {path} cannot be read ({error}); copy or download it again."
+        ) from None
 
 
 class Rows(Protocol):
@@ -70,38 +79,58 @@ def open_rows(path: Path, dataset: h5py.Dataset, cache: BlockCache) -> Rows:
     name, shape, dtype = str(dataset.name).lstrip("/"), tuple(dataset.shape), dataset.dtype
     if (offset := dataset.id.get_offset()) is not None:
         return ContiguousRows(path, name, offset, shape, dtype)
-    return BlockRows(path, name, shape, dtype, dataset.chunks[0] if dataset.chunks else UNCHUNKED_ROWS, cache)
+    return BlockRows(
+        path, name, shape, dtype, dataset.chunks[0] if dataset.chunks else UNCHUNKED_ROWS, cache
+    )
 
 
 def _require_written(path: Path, dataset: Any) -> None:
-    """Refuse a data set with parts that are not in the file: the library reads them as zeros without a word."""
+    """Refuse a data set with parts that are not in the file: the
+    library reads them as zeros without a word.
+    """
     name, offset = str(dataset.name).lstrip("/"), dataset.id.get_offset()
     if offset is not None:
         if (end := offset + dataset.nbytes) > (size := path.stat().st_size):
-            raise UserError(f"{path} is cut short: '{name}' needs {end} bytes, found {size}; copy it again.")
+            raise UserError(
+                f"{path} is cut short: '{name}' needs {end} bytes, found {size}; copy it again."
+            )
     elif dataset.chunks is not None:
         wanted = math.prod(-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True))
         if (found := dataset.id.get_num_chunks()) < wanted:
-            raise UserError(f"'{name}' of {path} has {found} of {wanted} chunks; its writing was cut short.")
-    elif dataset.nbytes and not dataset.is_virtual and not dataset.external and not dataset.id.get_storage_size():
+            raise UserError(
+                f"'{name}' of {path} has {found} of {wanted} chunks; its writing was cut short."
+            )
+    elif (
+        dataset.nbytes
+        and not dataset.is_virtual
+        and not dataset.external
+        and not dataset.id.get_storage_size()
+    ):
         raise UserError(f"'{name}' of {path} was never written; copy or download the file again.")
 
 
 class ContiguousRows:
     """Rows that lie one after another in a file from byte `offset` on."""
 
-    def __init__(self, path: Path, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    def __init__(
+        self, path: Path, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype
+    ) -> None:
         self.path, self.name, self.offset, self.shape, self.dtype = path, name, offset, shape, dtype
         self._file: Any = None
 
     def rows(self, index: np.ndarray) -> np.ndarray:
         if self._file is None:
-            self._file = self.path.open("rb", buffering=0)  # reading by position: forked processes may share it
+            self._file = self.path.open(
+                "rb", buffering=0
+            )  # reading by position: forked processes may share it
         out = np.empty((*index.shape, *self.shape[1:]), self.dtype)
         for row, buffer in zip(index.ravel(), out.reshape(-1, *self.shape[1:]), strict=True):
             start = self.offset + int(row) * buffer.nbytes
             if os.preadv(self._file.fileno(), [buffer.data], start) < buffer.nbytes:
-                raise UserError(f"{self.path} is cut short: it ends within row {row} of '{self.name}'; copy it again.")
+                raise UserError(
+                    f"{self.path} is cut short: it ends within row {row} of "
+                    f"'{self.name}'; copy it again."
+                )
         return out
 
 
@@ -109,7 +138,13 @@ class BlockRows:
     """Rows that the HDF5 library decodes, `block_rows` at a time."""
 
     def __init__(
-        self, path: Path, name: str, shape: tuple[int, ...], dtype: np.dtype, block_rows: int, cache: BlockCache
+        self,
+        path: Path,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: np.dtype,
+        block_rows: int,
+        cache: BlockCache,
     ) -> None:
         self.path, self.name, self.shape, self.dtype = path, name, shape, dtype
         self.block_rows, self._cache = block_rows, cache
@@ -126,7 +161,9 @@ class BlockRows:
     def _block(self, block: int) -> np.ndarray:
         start = block * self.block_rows
         key = (f"{self.path}:{self.name}", block)
-        return self._cache.get(key, lambda: self._decode(start, min(start + self.block_rows, self.shape[0])))
+        return self._cache.get(
+            key, lambda: self._decode(start, min(start + self.block_rows, self.shape[0]))
+        )
 
     def _decode(self, start: int, stop: int) -> np.ndarray:
         # The library keeps state of its own per open file: a forked process must not share it.
@@ -137,5 +174,6 @@ class BlockRows:
             return dataset[start:stop]
         except DAMAGE as error:
             raise UserError(
-                f"Rows {start}..{stop} of '{self.name}' in {self.path} cannot be decoded ({error}); copy it again."
+                f"Rows {start}..{stop} of '{self.name}' in {self.path} cannot be decoded "
+                f"({error}); copy it again."
             ) from None

@@ -1,4 +1,6 @@
-"""The zarr layout of a store on disk: its groups and arrays, and the rule by which an episode counts."""
+"""The zarr layout of a store on disk: its groups and arrays, and
+the rule by which an episode counts.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from foreact.types import StreamSpec
 
 SPEC_ATTRIBUTE = "foreact_spec"
 CHUNK_BYTES = 2**20
-ARRAY_CONFIG: Any = {"write_empty_chunks": True}  # so that a chunk file that is not there always means damage
+ARRAY_CONFIG: Any = {
+    "write_empty_chunks": True
+}  # so that a chunk file that is not there always means damage
 
 
 def committed_ends(ends: np.ndarray) -> np.ndarray:
@@ -39,7 +43,10 @@ def stream_shapes(spec: StreamSpec) -> dict[str, tuple[tuple[int, ...], np.dtype
 
 def create_store(path: Path, spec: StreamSpec, attrs: Mapping[str, Any]) -> None:
     if path.suffix == ".zip":
-        raise UserError(f"Stores are written as folders; give a path such as {path.with_suffix('')}, not {path}.")
+        raise UserError(
+            "Stores are written as folders; give a path such as "
+            f"{path.with_suffix('')}, not {path}."
+        )
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -49,7 +56,9 @@ def create_store(path: Path, spec: StreamSpec, attrs: Mapping[str, Any]) -> None
         group.attrs.update({**attrs, SPEC_ATTRIBUTE: spec.to_json()})
         for name, (shape, dtype) in stream_shapes(spec).items():
             create_stream(group, name, shape, dtype)
-        group.create_array("meta/episode_ends", shape=(0,), chunks=(65536,), dtype="int64", config=ARRAY_CONFIG)
+        group.create_array(
+            "meta/episode_ends", shape=(0,), chunks=(65536,), dtype="int64", config=ARRAY_CONFIG
+        )
         os.replace(temporary, path)
     except OSError as error:
         raise UserError(f"The store {path} could not be made ({error}).") from error
@@ -57,7 +66,9 @@ def create_store(path: Path, spec: StreamSpec, attrs: Mapping[str, Any]) -> None
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def create_stream(group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype) -> zarr.Array:
+def create_stream(
+    group: zarr.Group, name: str, shape: tuple[int, ...], dtype: np.dtype
+) -> zarr.Array:
     # Few frames per chunk, so that a window of pixels decodes little more than itself.
     most = 32 if len(shape) == 3 and dtype == np.uint8 else 4096
     rows = int(np.clip(CHUNK_BYTES // max(1, int(np.prod(shape)) * dtype.itemsize), 1, most))
@@ -77,9 +88,13 @@ def open_for_writing(path: Path, *, foreign_too: bool = False) -> zarr.Group:
     try:
         group = zarr.open_group(str(path), mode="r+", use_consolidated=False)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path} exists and is not an episode store ({error}); choose another path.") from error
+        raise UserError(
+            f"{path} exists and is not an episode store ({error}); choose another path."
+        ) from error
     if SPEC_ATTRIBUTE not in group.attrs and not foreign_too:
-        raise UserError(f"{path} is a zarr store of another make; `foreact data import` copies it into ours.")
+        raise UserError(
+            f"{path} is a zarr store of another make; `foreact data import` copies it into ours."
+        )
     return group
 
 

@@ -1,8 +1,11 @@
-"""Reading episode stores: zarr groups in the replay-buffer layout. Writing is in `writer`, samples in `loader`.
+"""Reading episode stores: zarr groups in the replay-buffer layout. Writing is in `writer`, samples
+in `loader`.
 
-Layout: `data/<stream>` holds all episodes one after another along the first axis, `meta/episode_ends` their cumulative
-ends (int64), `meta/<name>` one value per episode. The group's attribute `foreact_spec` says what the streams mean; a
-store of another project has none and is read under the spec that the caller gives.
+Layout: `data/<stream>` holds all episodes one after another along the first axis,
+    `meta/episode_ends` their cumulative
+ends (int64), `meta/<name>` one value per episode. The group's attribute `foreact_spec` says what
+the streams mean; a store of another project has none and is read under the spec that the caller
+gives.
 """
 
 from __future__ import annotations
@@ -17,7 +20,13 @@ import numpy as np
 import zarr
 from zarr.storage import ZipStore
 
-from foreact.data.stores.chunks import BlockCache, ChunkFiles, RowReader, damaged_chunks, missing_chunks
+from foreact.data.stores.chunks import (
+    BlockCache,
+    ChunkFiles,
+    RowReader,
+    damaged_chunks,
+    missing_chunks,
+)
 from foreact.data.stores.layout import SPEC_ATTRIBUTE, committed_ends
 from foreact.data.stores.writer import StoreWriter
 from foreact.errors import UserError
@@ -33,21 +42,29 @@ CACHE_LIMIT = 64 * 2**20
 
 
 def open_store(
-    path: str | Path, spec: StreamSpec | None = None, *, memory_limit: int = MEMORY_LIMIT, fill_missing: bool = False
+    path: str | Path,
+    spec: StreamSpec | None = None,
+    *,
+    memory_limit: int = MEMORY_LIMIT,
+    fill_missing: bool = False,
 ) -> ZarrStore:
     """Open a store lazily: metadata and `episode_ends` are read and checked, no stream is.
 
     Args:
         path: folder or .zip, zarr v2 or v3.
-        spec: what the streams mean; must equal the store's own spec where it has one, and is needed where it has none.
-        memory_limit: streams are held decoded in memory, in the order of their first use, while they fit in this many
-            bytes altogether; the others are read block by block with a cache of 64 MB.
-        fill_missing: take a chunk file that is not there for one that its writer left out because it held only the fill
-            value, as zarr v3 does by default. Otherwise reading it is an error: nothing tells it from a truncated copy.
+        spec: what the streams mean; must equal the store's own spec where it has one, and is needed
+            where it has none.
+        memory_limit: streams are held decoded in memory, in the order of their first use, while
+            they fit in this many bytes altogether; the others are read block by block with a cache
+            of 64 MB.
+        fill_missing: take a chunk file that is not there for one that its writer left out because
+            it held only the fill value, as zarr v3 does by default. Otherwise reading it is an
+            error: nothing tells it from a truncated copy.
 
     Raises:
-        UserError: the path is missing or no such store, a stream is missing or contradicts the spec, the episode ends
-            do not increase or disagree with the streams' lengths, or a codec is not installed.
+        UserError: the path is missing or no such store, a stream is missing or contradicts the
+            spec, the episode ends do not increase or disagree with the streams' lengths, or a codec
+            is not installed.
     """
     return ZarrStore(Path(path), spec, memory_limit=memory_limit, fill_missing=fill_missing)
 
@@ -63,14 +80,18 @@ class ZarrStore:
         starts: int64 (E,) first row of each episode.
     """
 
-    def __init__(self, path: Path, spec: StreamSpec | None, *, memory_limit: int, fill_missing: bool) -> None:
+    def __init__(
+        self, path: Path, spec: StreamSpec | None, *, memory_limit: int, fill_missing: bool
+    ) -> None:
         self.path = path
         self.memory_limit, self.fill_missing = memory_limit, fill_missing
         self._given = spec
         self.refresh()
 
     def refresh(self) -> None:
-        """Look at the disk again: forget what is held in memory and take in episodes and streams added since."""
+        """Look at the disk again: forget what is held in memory and
+        take in episodes and streams added since.
+        """
         self._opened: tuple[int, zarr.Group] | None = None
         self._readers: dict[str, RowReader] = {}
         self._cache = BlockCache(CACHE_LIMIT)
@@ -93,7 +114,9 @@ class ZarrStore:
 
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes that are spawned, not forked, open the store anew.
-        return {name: getattr(self, name) for name in ("path", "memory_limit", "fill_missing", "_given")}
+        return {
+            name: getattr(self, name) for name in ("path", "memory_limit", "fill_missing", "_given")
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
@@ -103,7 +126,9 @@ class ZarrStore:
     def streams(self) -> list[str]:
         """Streams that the spec names: cameras, states, action, reward."""
         spec = self.spec
-        numbers = (["action"] if spec.action is not None else []) + (["reward"] if spec.has_reward else [])
+        numbers = (["action"] if spec.action is not None else []) + (
+            ["reward"] if spec.has_reward else []
+        )
         return [*spec.cameras, *spec.state, *numbers]
 
     @property
@@ -111,37 +136,51 @@ class ZarrStore:
         """The store's own notes."""
         return {k: v for k, v in self._group().attrs.asdict().items() if k != SPEC_ATTRIBUTE}
 
-    def read(self, episode: int, start: int, stop: int, streams: Sequence[str]) -> dict[str, np.ndarray]:
+    def read(
+        self, episode: int, start: int, stop: int, streams: Sequence[str]
+    ) -> dict[str, np.ndarray]:
         """Steps start..stop of one episode.
 
         Returns:
-            {stream: array}: uint8 (T, H, W, 3) for cameras, float32 (T, D) for states and action, derived streams as
-            stored (latents float16 (T, c, h, w), tokens uint16 (T, h, w)). Never normalised.
+            {stream: array}: uint8 (T, H, W, 3) for cameras, float32 (T, D) for states and action,
+            derived streams as stored (latents float16 (T, c, h, w), tokens uint16 (T, h, w)). Never
+            normalised.
 
         Raises:
             UserError: no such episode, stream or steps, or a damaged store.
         """
         length = self._length(episode)
         if not 0 <= start <= stop <= length:
-            raise UserError(f"Episode {episode} has steps 0..{length}; steps {start}..{stop} were asked for.")
+            raise UserError(
+                f"Episode {episode} has steps 0..{length}; steps {start}..{stop} were asked for."
+            )
         offset = int(self.starts[episode])
         return {name: self.reader(name).slice(offset + start, offset + stop) for name in streams}
 
-    def read_steps(self, episode: int, steps: np.ndarray, streams: Sequence[str]) -> dict[str, np.ndarray]:
+    def read_steps(
+        self, episode: int, steps: np.ndarray, streams: Sequence[str]
+    ) -> dict[str, np.ndarray]:
         """As `read`, for any steps (integer array, clamped by the caller) in any order."""
         length, steps = self._length(episode), np.asarray(steps)
         if steps.size and (steps.min() < 0 or steps.max() >= length):
-            raise UserError(f"Episode {episode} has steps 0..{length}; {steps.min()}..{steps.max()} were asked for.")
+            raise UserError(
+                f"Episode {episode} has steps 0..{length}; "
+                f"{steps.min()}..{steps.max()} were asked for."
+            )
         return {name: self.gather(name, self.starts[episode] + steps) for name in streams}
 
     def gather(self, stream: str, rows: np.ndarray) -> np.ndarray:
-        """Rows of the whole stream, counted over all episodes: (*rows.shape, *row shape). The fast road for batches."""
+        """Rows of the whole stream, counted over all episodes:
+        (*rows.shape, *row shape). The fast road for batches.
+        """
         return self.reader(stream).rows(rows)
 
     def reader(self, stream: str) -> RowReader:
         """The reader of one stream, held in memory from the first use on where it fits."""
         if self._opened is None or self._opened[0] != os.getpid():
-            self._readers = {name: reader for name, reader in self._readers.items() if reader.in_memory}
+            self._readers = {
+                name: reader for name, reader in self._readers.items() if reader.in_memory
+            }
         if stream not in self._readers:
             self._readers[stream] = reader = self._make_reader(stream)
             if self._held + reader.nbytes <= self.memory_limit:
@@ -162,28 +201,38 @@ class ZarrStore:
             values = np.asarray(self._array(f"meta/{name}")[: len(self)])
             return values.astype(object) if values.dtype.kind == "T" else values
         except KeyError:
-            raise UserError(f"The store {self.path} has no '{name}' per episode; it has {self.info_names}.") from None
+            raise UserError(
+                f"The store {self.path} has no '{name}' per episode; it has {self.info_names}."
+            ) from None
 
     @property
     def info_names(self) -> list[str]:
         return sorted(set(self._node("meta").array_keys()) - {"episode_ends"})
 
     def tokenizer_hash(self, stream: str) -> str | None:
-        """Hash of the tokenizer that a stream of latents or tokens, held for every step, was made with, or None."""
+        """Hash of the tokenizer that a stream of latents or tokens,
+        held for every step, was made with, or None.
+        """
         try:
             array = self._array(f"data/{stream}")
         except KeyError:
             return None
         # A stream's attributes are any JSON; this one is written as text, or null.
-        return cast("str | None", array.attrs.get("tokenizer")) if array.shape[0] >= int(self.lengths.sum()) else None
+        return (
+            cast("str | None", array.attrs.get("tokenizer"))
+            if array.shape[0] >= int(self.lengths.sum())
+            else None
+        )
 
     def bad_chunks(self, stream: str) -> tuple[list[str], list[str]]:
-        """Names of the chunk files that the stream's steps need and that are (missing, too short)."""
+        """Names of the chunk files that the stream's steps
+        need and that are (missing, too short).
+        """
         array, total = self._stream_array(stream), int(self.lengths.sum())
         missing = missing_chunks(array, 0, total, self._files)
         return list(missing), list(damaged_chunks(array, 0, total, self._files))
 
-    # --- opening -----------------------------------------------------------------------------------------------
+    # --- opening ----------------------------------------------------------------------------------
 
     def _group(self) -> zarr.Group:
         # A zip is one file handle with one position: a forked process must not share it.
@@ -194,7 +243,10 @@ class ZarrStore:
     def _node(self, name: str) -> zarr.Group:
         node = self._group().get(name)
         if not isinstance(node, zarr.Group):
-            raise UserError(f"{self.path} is a zarr store without a group '{name}'; expected the replay-buffer layout.")
+            raise UserError(
+                f"{self.path} is a zarr store without a group '{name}'; expected the "
+                "replay-buffer layout."
+            )
         return node
 
     def _array(self, name: str) -> zarr.Array:
@@ -226,7 +278,8 @@ class ZarrStore:
         if not self.native:
             if self._given is None:
                 raise UserError(
-                    f"The store {self.path} does not say what its streams mean; give the spec of a task (--task)."
+                    f"The store {self.path} does not say what its streams mean; give the spec of "
+                    "a task (--task)."
                 )
             return self._given
         own = StreamSpec.from_json(dict(cast("Mapping[str, Any]", group.attrs[SPEC_ATTRIBUTE])))
@@ -240,25 +293,32 @@ class ZarrStore:
         try:
             ends = np.asarray(self._array("meta/episode_ends")[:])
         except KeyError:
-            raise UserError(f"{self.path} has no meta/episode_ends; expected the replay-buffer layout.") from None
+            raise UserError(
+                f"{self.path} has no meta/episode_ends; expected the replay-buffer layout."
+            ) from None
         if ends.ndim != 1 or not np.issubdtype(ends.dtype, np.integer):
             raise UserError(
-                f"meta/episode_ends of {self.path} should be integers (E,), found {ends.dtype} {ends.shape}."
+                f"meta/episode_ends of {self.path} should be integers (E,), found {ends.dtype} "
+                f"{ends.shape}."
             )
         ends = committed_ends(ends.astype(np.int64)) if self.native else ends.astype(np.int64)
         if len(ends) == 0:
-            raise UserError(f"The store {self.path} holds no whole episode yet; collect or import some first.")
+            raise UserError(
+                f"The store {self.path} holds no whole episode yet; collect or import some first."
+            )
         if (steps := np.diff(ends, prepend=0)).min() <= 0:
             at = int(np.argmin(steps > 0))
             raise UserError(
-                f"meta/episode_ends of {self.path} should increase, but entry {at} is {ends[at]} after "
-                f"{ends[at - 1] if at else 0}; the store is damaged."
+                f"meta/episode_ends of {self.path} should increase, but entry {at} is {ends[at]} "
+                f"after {ends[at - 1] if at else 0}; the store is damaged."
             )
         return ends
 
     def _length(self, episode: int) -> int:
         if not 0 <= episode < len(self):
-            raise UserError(f"The store {self.path} has episodes 0..{len(self) - 1}; {episode} was asked for.")
+            raise UserError(
+                f"The store {self.path} has episodes 0..{len(self) - 1}; {episode} was asked for."
+            )
         return int(self.lengths[episode])
 
     def _check_stream(self, name: str, total: int) -> None:
@@ -271,14 +331,15 @@ class ZarrStore:
             found = f"{array.dtype} {tuple(array.shape)}"
             wanted = "uint8" if camera is not None else "float32"
             raise UserError(
-                f"Stream '{name}' of {self.path} should be {wanted} (N, {', '.join(map(str, expected))}) by the spec, "
-                f"found {found}; use the task that this store was made for."
+                f"Stream '{name}' of {self.path} should be {wanted} (N, "
+                f"{', '.join(map(str, expected))}) by the spec, found {found}; use the task that "
+                "this store was made for."
             )
         # A writer that was killed leaves rows after the last whole episode; nobody else should.
         if array.shape[0] < total or (array.shape[0] > total and not self.native):
             raise UserError(
-                f"Stream '{name}' of {self.path} has {array.shape[0]} steps and meta/episode_ends says {total}; "
-                "the store is damaged or incomplete."
+                f"Stream '{name}' of {self.path} has {array.shape[0]} steps and meta/episode_ends "
+                f"says {total}; the store is damaged or incomplete."
             )
 
     def _width(self, name: str) -> int:
@@ -294,18 +355,24 @@ class ZarrStore:
             return self._array(f"data/{name}")
         except KeyError:
             has = sorted(self._node("data").array_keys())
-            raise UserError(f"The store {self.path} has no stream '{name}'; it has {has}.") from None
+            raise UserError(
+                f"The store {self.path} has no stream '{name}'; it has {has}."
+            ) from None
 
     def _make_reader(self, name: str) -> RowReader:
         array = self._stream_array(name)
         total = int(self.lengths.sum())
         if array.shape[0] < total:
             raise UserError(
-                f"Stream '{name}' of {self.path} has {array.shape[0]} of {total} steps; let its making run to its end."
+                f"Stream '{name}' of {self.path} has {array.shape[0]} of {total} steps; let its "
+                "making run to its end."
             )
         dtype, convert = array.dtype, lambda x: x
         if name in self.spec.cameras:
-            dtype, convert = np.dtype(np.uint8), lambda x: as_uint8(x, f"Stream '{name}' of {self.path}")
+            dtype, convert = (
+                np.dtype(np.uint8),
+                lambda x: as_uint8(x, f"Stream '{name}' of {self.path}"),
+            )
         elif name in self.spec.state or name in ("action", "reward"):
             dtype, convert = np.dtype(np.float32), lambda x: x.astype(np.float32, copy=False)
         return RowReader(
@@ -330,7 +397,10 @@ def as_uint8(images: np.ndarray, label: str) -> np.ndarray:
         return images
     low, high = float(images.min()), float(images.max())
     if not (low >= 0.0 and high <= 255.0) or (high <= 1.0 and (images != np.rint(images)).any()):
-        raise UserError(f"{label} should hold images in 0..255, found values {low:g}..{high:g}; rescale the images.")
+        raise UserError(
+            f"{label} should hold images in 0..255, found values {low:g}..{high:g}; "
+            "rescale the images."
+        )
     return np.rint(images).astype(np.uint8)
 
 
@@ -342,4 +412,6 @@ def _open_group(path: Path) -> zarr.Group:
         # Consolidated metadata would hide streams that were added after it was written.
         return zarr.open_group(target, mode="r", use_consolidated=False)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(f"{path} is not a zarr store in the replay-buffer layout ({error}).") from error
+        raise UserError(
+            f"{path} is not a zarr store in the replay-buffer layout ({error})."
+        ) from error

@@ -1,7 +1,9 @@
-"""Writing episode stores, one whole episode after another. Reading is in `store`, derived streams in `derived`.
+"""Writing episode stores, one whole episode after another. Reading is in `store`, derived streams
+in `derived`.
 
-What makes an episode part of a store is its entry in `meta/episode_ends`, written last; zarr replaces files atomically.
-A writer that dies leaves rows that nobody counts, and the next writer cuts them off.
+What makes an episode part of a store is its entry in `meta/episode_ends`, written last; zarr
+replaces files atomically. A writer that dies leaves rows that nobody counts, and the next writer
+cuts them off.
 """
 
 from __future__ import annotations
@@ -32,8 +34,8 @@ from foreact.types import StreamSpec
 class StoreWriter:
     """Appends whole episodes to a store, new or begun before.
 
-    Used as a context manager. The store is valid at any moment, also after a crash or on a full disk, and holds
-    `episodes` episodes.
+    Used as a context manager. The store is valid at any moment, also after a crash or on a full
+    disk, and holds `episodes` episodes.
 
     Args:
         path: a folder; one writer at a time.
@@ -44,14 +46,20 @@ class StoreWriter:
         UserError: the path holds something else, or a store of another spec.
     """
 
-    def __init__(self, path: str | Path, spec: StreamSpec, *, attrs: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self, path: str | Path, spec: StreamSpec, *, attrs: Mapping[str, Any] | None = None
+    ) -> None:
         self.path, self.spec = Path(path), spec
         if not self.path.exists():
             create_store(self.path, spec, attrs or {})
         self._group = open_for_writing(self.path)
-        own = StreamSpec.from_json(dict(cast("Mapping[str, Any]", self._group.attrs[SPEC_ATTRIBUTE])))
+        own = StreamSpec.from_json(
+            dict(cast("Mapping[str, Any]", self._group.attrs[SPEC_ATTRIBUTE]))
+        )
         own.require_equal(spec, f"The store {self.path}", "the new episodes")
-        self._arrays = {name: get_array(self._group, f"data/{name}") for name in stream_shapes(spec)}
+        self._arrays = {
+            name: get_array(self._group, f"data/{name}") for name in stream_shapes(spec)
+        }
         self._ends = get_array(self._group, "meta/episode_ends")
         self._trim()
 
@@ -59,7 +67,10 @@ class StoreWriter:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         return None  # every episode is complete on disk as soon as `append` returns
 
@@ -77,12 +88,15 @@ class StoreWriter:
         """Add one episode.
 
         Args:
-            episode: {stream: array} with exactly the spec's streams: uint8 (T, H, W, 3) for cameras, finite numbers
-                (T, D) for states and "action", (T, 1) for "reward", all of one length T >= 1.
-            info: one value per episode (number, array of numbers or text), the same names for every episode.
+            episode: {stream: array} with exactly the spec's streams: uint8 (T, H, W, 3) for
+                cameras, finite numbers (T, D) for states and "action", (T, 1) for "reward", all of
+                one length T >= 1.
+            info: one value per episode (number, array of numbers or text), the same names for every
+                episode.
 
         Raises:
-            UserError: the episode contradicts the spec, or the disk refuses; nothing was added then.
+            UserError: the episode contradicts the spec, or the disk refuses; nothing was added
+                then.
         """
         checked = self._check(episode)
         values = self._check_info(info)
@@ -99,8 +113,8 @@ class StoreWriter:
             extend(self._ends, self.episodes, np.array([total + length], np.int64))
         except OSError as error:
             raise UserError(
-                f"Episode {self.episodes} could not be written to {self.path} ({error}); the {self.episodes} whole "
-                "episodes before it are kept: make room and run again."
+                f"Episode {self.episodes} could not be written to {self.path} ({error}); the "
+                f"{self.episodes} whole episodes before it are kept: make room and run again."
             ) from error
         self._committed = np.append(self._committed, total + length)
         self._dirty = False
@@ -113,8 +127,8 @@ class StoreWriter:
         for name, array in self._arrays.items():
             if array.shape[0] < total:
                 raise UserError(
-                    f"Stream '{name}' of {self.path} has {array.shape[0]} steps and its episodes need {total}; "
-                    "the store is damaged, begin a new one."
+                    f"Stream '{name}' of {self.path} has {array.shape[0]} steps and its episodes "
+                    f"need {total}; the store is damaged, begin a new one."
                 )
             array.resize((total, *array.shape[1:]))
         self._info: dict[str, zarr.Array] = {}
@@ -131,7 +145,9 @@ class StoreWriter:
     def _check(self, episode: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         shapes = stream_shapes(self.spec)
         if set(episode) != set(shapes):
-            raise UserError(f"An episode should have the streams {sorted(shapes)}, found {sorted(episode)}.")
+            raise UserError(
+                f"An episode should have the streams {sorted(shapes)}, found {sorted(episode)}."
+            )
         checked, lengths = {}, {}
         for name, (shape, dtype) in shapes.items():
             rows = np.asarray(episode[name])
@@ -143,24 +159,41 @@ class StoreWriter:
                 )
             if dtype != np.uint8 and not np.isfinite(rows).all():
                 step, dim = np.argwhere(~np.isfinite(rows))[0]
-                raise UserError(f"Stream '{name}' should be finite, found {rows[step, dim]} at step {step}, dim {dim}.")
+                raise UserError(
+                    f"Stream '{name}' should be finite, found {rows[step, dim]} at "
+                    f"step {step}, dim {dim}."
+                )
             checked[name], lengths[name] = rows.astype(dtype, copy=False), len(rows)
         if len(set(lengths.values())) != 1 or min(lengths.values()) < 1:
-            raise UserError(f"The streams of an episode should have one length of at least 1 step, found {lengths}.")
+            raise UserError(
+                "The streams of an episode should have one length of at least 1 step, "
+                f"found {lengths}."
+            )
         return checked
 
     def _check_info(self, info: Mapping[str, Any]) -> dict[str, np.ndarray]:
         if self.episodes and set(info) != set(self._info):
-            raise UserError(f"Every episode of {self.path} carries {sorted(self._info)}, this one {sorted(info)}.")
+            raise UserError(
+                f"Every episode of {self.path} carries {sorted(self._info)}, this one "
+                f"{sorted(info)}."
+            )
         if self.spec.has_text and "text" not in info:
             raise UserError("The spec says that episodes have text; give append(..., text=...).")
         values = {}
         for name, value in info.items():
             array = np.asarray(value)
-            if name == "episode_ends" or array.dtype.kind not in "iufbU" or (array.dtype.kind == "U" and array.ndim):
-                raise UserError(f"'{name}' of an episode should be numbers or one text, found {value!r}.")
+            if (
+                name == "episode_ends"
+                or array.dtype.kind not in "iufbU"
+                or (array.dtype.kind == "U" and array.ndim)
+            ):
+                raise UserError(
+                    f"'{name}' of an episode should be numbers or one text, found {value!r}."
+                )
             if name in self._info and self._info[name].shape[1:] != array.shape:
-                raise UserError(f"'{name}' should have shape {self._info[name].shape[1:]}, found {array.shape}.")
+                raise UserError(
+                    f"'{name}' should have shape {self._info[name].shape[1:]}, found {array.shape}."
+                )
             values[name] = array
         return values
 
@@ -168,6 +201,10 @@ class StoreWriter:
         if name not in self._info:
             dtype: Any = str if value.dtype.kind == "U" else value.dtype
             self._info[name] = self._group.create_array(
-                f"meta/{name}", shape=(0, *value.shape), chunks=(4096, *value.shape), dtype=dtype, config=ARRAY_CONFIG
+                f"meta/{name}",
+                shape=(0, *value.shape),
+                chunks=(4096, *value.shape),
+                dtype=dtype,
+                config=ARRAY_CONFIG,
             )
         return self._info[name]

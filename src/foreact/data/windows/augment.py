@@ -13,15 +13,18 @@ from torch.nn.functional import conv2d, interpolate, pad
 from foreact.errors import UserError
 
 Augment = Callable[[Tensor, np.random.Generator], Tensor]
-"""uint8 (T, 3, H, W) of one camera and window, and this sample's generator -> the same shape and dtype."""
+"""uint8 (T, 3, H, W) of one camera and window, and this sample's
+generator -> the same shape and dtype.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CropAndBlur:
     """UVA's augmentation for PushT: a random crop stretched back to full size, and a Gaussian blur.
 
-    All frames of a window get the same parameters. The reference reached that by seeding torch's global generator
-    before every frame, which made its clips repeat; here the sample's own generator is used once per window.
+    All frames of a window get the same parameters. The reference reached that by seeding torch's
+    global generator before every frame, which made its clips repeat; here the sample's own
+    generator is used once per window.
 
     Attributes:
         crop: side of the square crop in pixels.
@@ -39,17 +42,21 @@ class CropAndBlur:
     def __post_init__(self) -> None:
         if not (0.0 <= self.crop_probability <= 1.0 and 0.0 <= self.blur_probability <= 1.0):
             raise UserError(
-                f"Probabilities should lie in 0..1, found {self.crop_probability} and {self.blur_probability}."
+                f"Probabilities should lie in 0..1, found {self.crop_probability} and "
+                f"{self.blur_probability}."
             )
         if self.kernel < 1 or self.kernel % 2 == 0 or not 0.0 < self.sigma[0] <= self.sigma[1]:
             raise UserError(
-                f"A blur needs an odd kernel and 0 < least <= greatest sigma, found {self.kernel}, {self.sigma}."
+                "A blur needs an odd kernel and 0 < least <= greatest sigma, found "
+                f"{self.kernel}, {self.sigma}."
             )
 
     def __call__(self, video: Tensor, rng: np.random.Generator) -> Tensor:
         height, width = video.shape[-2:]
         if not 0 < self.crop <= min(height, width):
-            raise UserError(f"A crop of {self.crop} pixels does not fit into frames of {height} x {width}.")
+            raise UserError(
+                f"A crop of {self.crop} pixels does not fit into frames of {height} x {width}."
+            )
         # Every number is drawn, used or not, so that one choice never shifts the others.
         crops, blurs = rng.random(2) < (self.crop_probability, self.blur_probability)
         top, left = rng.integers(0, (height - self.crop + 1, width - self.crop + 1))
@@ -57,7 +64,9 @@ class CropAndBlur:
         images = video.float()
         if crops:
             images = images[..., top : top + self.crop, left : left + self.crop]
-            images = interpolate(images, size=(height, width), mode="bilinear", antialias=True, align_corners=False)
+            images = interpolate(
+                images, size=(height, width), mode="bilinear", antialias=True, align_corners=False
+            )
         if blurs:
             images = gaussian_blur(images, self.kernel, float(sigma))
         return images.clamp(0.0, 255.0).round().to(torch.uint8)
@@ -65,7 +74,8 @@ class CropAndBlur:
 
 @dataclass(frozen=True, kw_only=True)
 class RandomShift:
-    """DrQ-v2's augmentation (arXiv 2107.09645, section 3.1): the picture moved by whole pixels, its edges repeated.
+    """DrQ-v2's augmentation (arXiv 2107.09645, section 3.1): the picture moved by whole pixels, its
+    edges repeated.
 
     All frames of a window move alike.
 
@@ -87,7 +97,8 @@ class RandomShift:
 def random_shift(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
     """Pad by repeating the edges, and cut the old size out at a place of one's own for every row.
 
-    Where the published code samples bilinearly at the pixels' own places, up to rounding, this takes the pixels.
+    Where the published code samples bilinearly at the pixels' own places, up to rounding, this
+    takes the pixels.
 
     Args:
         images: (N, ..., H, W) of any dtype.
@@ -107,7 +118,9 @@ def random_shift(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, kernel: int, sigma: float) -> Tensor:
-    """Blur float (T, C, H, W) with a `kernel` x `kernel` Gaussian of deviation `sigma` pixels; edges are reflected."""
+    """Blur float (T, C, H, W) with a `kernel` x `kernel` Gaussian of
+    deviation `sigma` pixels; edges are reflected.
+    """
     half = kernel // 2
     weights = torch.exp(-0.5 * (torch.arange(-half, half + 1, dtype=images.dtype) / sigma) ** 2)
     weights = (weights / weights.sum()).to(images.device)

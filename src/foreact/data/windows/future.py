@@ -1,4 +1,6 @@
-"""Windows that also show a later state, a random number of steps ahead: what inverse kinematics learns from."""
+"""Windows that also show a later state, a random number of steps
+ahead: what inverse kinematics learns from.
+"""
 
 from __future__ import annotations
 
@@ -16,37 +18,53 @@ from foreact.types import Batch
 
 
 class FutureWindows:
-    """Windows with T frames up to k steps after the anchor behind their own; meets `loader.Windows`.
+    """Windows with T frames up to k steps after the anchor behind their own; meets
+    `loader.Windows`.
 
-        video    [t-T+1 .. t .. t+n][t+k-T+1 .. t+k]        n >= 0 frames after the anchor as the window says
+        video    [t-T+1 .. t .. t+n][t+k-T+1 .. t+k]        n >= 0 frames after the anchor
 
-    k is uniform on 1 .. min(reach, steps left in the episode). Training draws it from the sample's own generator;
-    without one (validation) it is a function of the window's number alone. As at the window's own offsets, frames
-    before the episode's first step repeat that one.
+    k is uniform on 1 .. min(reach, steps left in the episode). Training draws it from the sample's
+    own generator; without one (validation) it is a function of the window's number alone. As at the
+    window's own offsets, frames before the episode's first step repeat that one.
 
     Args:
-        windows: the windows to extend, with the pixels of one camera and without augmentation. Every anchor has a step
-            after it.
+        windows: the windows to extend, with the pixels of one camera and without augmentation.
+            Every anchor has a step after it.
         frames: frames of a state, T.
         reach: greatest k.
         augment: changes the pixels of training samples, all frames of a window alike.
 
     Raises:
-        UserError: the windows have not one camera, an augmentation of their own, or anchors at an episode's last step.
+        UserError: the windows have not one camera, an augmentation of their own, or anchors at an
+            episode's last step.
     """
 
     augments = True  # the generators draw k, whether pixels change or not
 
-    def __init__(self, windows: WindowDataset, *, frames: int, reach: int = 14, augment: Augment | None = None) -> None:
+    def __init__(
+        self,
+        windows: WindowDataset,
+        *,
+        frames: int,
+        reach: int = 14,
+        augment: Augment | None = None,
+    ) -> None:
         if frames < 1 or reach < 1:
-            raise UserError(f"A later state needs frames >= 1 and reach >= 1, found {frames} and {reach}.")
+            raise UserError(
+                f"A later state needs frames >= 1 and reach >= 1, found {frames} and {reach}."
+            )
         if len(windows.window.video) != 1 or windows.augment is not None:
-            raise UserError("A later state is added to windows of one camera that are not augmented yet.")
+            raise UserError(
+                "A later state is added to windows of one camera that are not augmented yet."
+            )
         self.windows, self.frames, self.reach, self.augment = windows, frames, reach, augment
         (self.camera,) = windows.window.video
         left = windows.store.lengths[windows.index[:, 0]] - 1 - windows.index[:, 1]
         if left.min() < 1:
-            raise UserError("A later state needs a step after every anchor; let the window's span end at 1 or later.")
+            raise UserError(
+                "A later state needs a step after every anchor; let the window's span "
+                "end at 1 or later."
+            )
         self.limits = np.minimum(left, reach)
 
     def __len__(self) -> int:
@@ -64,21 +82,32 @@ class FutureWindows:
             rngs: one generator per window, for k and augmentation; None for validation.
         """
         draws = [np.random.default_rng(int(number)) for number in chosen] if rngs is None else rngs
-        steps = np.array([rng.integers(1, most + 1) for rng, most in zip(draws, self.limits[chosen], strict=True)])
+        steps = np.array(
+            [
+                rng.integers(1, most + 1)
+                for rng, most in zip(draws, self.limits[chosen], strict=True)
+            ]
+        )
         batch = self.windows.batch(chosen)
         later, inside = self._later(chosen, steps)
         video = torch.cat([batch.video[self.camera], later], dim=1)
         batch.valid[self.camera] = torch.cat([batch.valid[self.camera], inside], dim=1)
         if rngs is not None and self.augment is not None:
-            video = torch.stack([self.augment(clip, rng) for clip, rng in zip(video, rngs, strict=True)])
+            video = torch.stack(
+                [self.augment(clip, rng) for clip, rng in zip(video, rngs, strict=True)]
+            )
         batch.video[self.camera] = video
         return batch
 
     def _later(self, chosen: np.ndarray, steps: np.ndarray) -> tuple[Tensor, Tensor]:
-        """The later states, uint8 (B, T, 3, H, W), and which of their frames lie inside the episode, bool (B, T)."""
+        """The later states, uint8 (B, T, 3, H, W), and which of their
+        frames lie inside the episode, bool (B, T).
+        """
         store = self.windows.store
         episodes, anchors = self.windows.index[chosen].T
         offsets = range(1 - self.frames, 1)
         rows, inside = place(offsets, anchors + steps, store.lengths[episodes])
         frames = store.gather(self.camera, store.starts[episodes, None] + rows)
-        return torch.from_numpy(frames).permute(0, 1, 4, 2, 3).contiguous(), torch.from_numpy(inside)
+        return torch.from_numpy(frames).permute(0, 1, 4, 2, 3).contiguous(), torch.from_numpy(
+            inside
+        )

@@ -1,8 +1,8 @@
 """Windows of a store -> `Batch`, in an order that is a pure function of (seed, position).
 
-Training sees the concatenation of one permutation of all windows per epoch. Micro-batch m holds its positions
-m * batch_size .. (m + 1) * batch_size, whoever makes it; so any run goes on at any m, with any number of ranks and
-workers, and nothing about the order has to be saved.
+Training sees the concatenation of one permutation of all windows per epoch. Micro-batch m holds its
+positions m * batch_size .. (m + 1) * batch_size, whoever makes it; so any run goes on at any m,
+with any number of ranks and workers, and nothing about the order has to be saved.
 """
 
 from __future__ import annotations
@@ -46,7 +46,9 @@ class Windows(Protocol):
         ...
 
     def batch(self, chosen: np.ndarray, rngs: Sequence[np.random.Generator] | None = None) -> Batch:
-        """Collate the samples `chosen` (B,); training gives one generator for each where they are augmented."""
+        """Collate the samples `chosen` (B,); training gives one
+        generator for each where they are augmented.
+        """
         ...
 
 
@@ -64,7 +66,8 @@ class WindowDataset:
         index: int64 (N, 2), episode and anchor of every window.
 
     Raises:
-        UserError: no window fits, a stream is missing in the store or in the statistics, or `augment` without pixels.
+        UserError: no window fits, a stream is missing in the store or in the statistics, or
+            `augment` without pixels.
     """
 
     def __init__(
@@ -78,12 +81,21 @@ class WindowDataset:
         self.store, self.window, self.normalizer, self.augment = store, window, normalizer, augment
         self.index = window.all_anchors(store.lengths, np.asarray(episodes, np.int64))
         if augment is not None and not window.video:
-            raise UserError("Augmentation changes pixels, and this window has none; leave it out or train on pixels.")
+            raise UserError(
+                "Augmentation changes pixels, and this window has none; leave it out "
+                "or train on pixels."
+            )
         for entry in window.entries:
             if entry.kind == "video" and entry.stream not in store.spec.cameras:
-                raise UserError(f"The store {store.path} has cameras {sorted(store.spec.cameras)}, not '{entry.name}'.")
+                raise UserError(
+                    f"The store {store.path} has cameras "
+                    f"{sorted(store.spec.cameras)}, not '{entry.name}'."
+                )
             if entry.kind == "rewards" and not store.spec.has_reward:
-                raise UserError(f"The store {store.path} has no rewards, and the window needs them; use another store.")
+                raise UserError(
+                    f"The store {store.path} has no rewards, and the window needs "
+                    "them; use another store."
+                )
             if entry.kind in ("state", "actions", "past_actions"):
                 self._normalize(np.zeros((1, self._width(entry.stream)), np.float32), entry.stream)
 
@@ -135,7 +147,9 @@ class WindowDataset:
 
     def _normalize(self, values: np.ndarray, stream: str) -> Tensor:
         if self.normalizer is None:
-            raise UserError(f"The window has '{stream}' and there are no statistics for it; give a normalizer.")
+            raise UserError(
+                f"The window has '{stream}' and there are no statistics for it; give a normalizer."
+            )
         return torch.from_numpy(self.normalizer.encode(values, stream))
 
     def _width(self, stream: str) -> int:
@@ -170,8 +184,9 @@ def batches(
     """
     if batch_size < 1 or world < 1 or not 0 <= rank < world or start < 0 or workers < 0:
         raise UserError(
-            f"Expected batch_size >= 1, workers >= 0, start >= 0 and 0 <= rank < world, found batch_size {batch_size}, "
-            f"workers {workers}, start {start}, rank {rank}, world {world}."
+            "Expected batch_size >= 1, workers >= 0, start >= 0 and 0 <= rank < world, found "
+            f"batch_size {batch_size}, workers {workers}, start {start}, rank {rank}, world "
+            f"{world}."
         )
     dataset.load()
     loader = DataLoader(
@@ -179,7 +194,8 @@ def batches(
         batch_size=None,
         sampler=itertools.count(start + rank, world),
         num_workers=workers,
-        # torch's type is for a list of samples; without a batch size the function is given one sample.
+        # torch's type is for a list of samples; without a batch size the function is given one
+        # sample.
         collate_fn=_parcel if workers else None,  # pyright: ignore[reportArgumentType]
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else the loader takes a number from the global generator
@@ -187,7 +203,9 @@ def batches(
     return _raising(loader)
 
 
-def ordered_batches(dataset: Windows, *, batch_size: int, chosen: np.ndarray | None = None) -> Iterator[Batch]:
+def ordered_batches(
+    dataset: Windows, *, batch_size: int, chosen: np.ndarray | None = None
+) -> Iterator[Batch]:
     """Every window once, in order, without augmentation: for evaluation.
 
     Args:
@@ -203,19 +221,24 @@ def ordered_batches(dataset: Windows, *, batch_size: int, chosen: np.ndarray | N
 
 
 def spread(windows: int, at_most: int) -> np.ndarray:
-    """Numbers of up to `at_most` of `windows` windows, from the first to the last, evenly: int64."""
+    """Numbers of up to `at_most` of `windows` windows, from
+    the first to the last, evenly: int64.
+    """
     return np.linspace(0, windows - 1, min(at_most, windows)).round().astype(np.int64)
 
 
 def spread_batches(dataset: Windows, *, at_most: int, batch_size: int) -> list[Batch]:
     """Up to `at_most` windows, spread evenly over the set, for measuring during training."""
-    return list(ordered_batches(dataset, batch_size=batch_size, chosen=spread(len(dataset), at_most)))
+    return list(
+        ordered_batches(dataset, batch_size=batch_size, chosen=spread(len(dataset), at_most))
+    )
 
 
 class MicroBatches:
     """Micro-batch number -> `Batch`; a map-style dataset for torch's DataLoader.
 
-    A `UserError` comes back as a value, since the DataLoader would bury its sentence in a traceback.
+    A `UserError` comes back as a value, since the DataLoader would bury its sentence in a
+    traceback.
     """
 
     def __init__(self, dataset: Windows, batch_size: int, seed: int) -> None:
@@ -235,15 +258,17 @@ class MicroBatches:
 class _Parcel:
     """A batch on its way out of a worker process, where it arrives as a plain `Batch`.
 
-    torch passes every tensor as a shared memory file of its own, announced over a socket; a copy through the pipe that
-    is there anyway takes a tenth of the time for small ones.
+    torch passes every tensor as a shared memory file of its own, announced over a socket; a copy
+    through the pipe that is there anyway takes a tenth of the time for small ones.
     """
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpack, (self.batch.map(lambda t: cast(Tensor, t.numpy()) if t.nbytes < PIPE_BYTES else t),)
+        return _unpack, (
+            self.batch.map(lambda t: cast(Tensor, t.numpy()) if t.nbytes < PIPE_BYTES else t),
+        )
 
 
 def _parcel(sample: Batch | UserError) -> _Parcel | UserError:

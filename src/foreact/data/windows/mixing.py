@@ -1,4 +1,6 @@
-"""Windows put together: some of a set, several sets one after another, sets in given shares, the sharpest turns."""
+"""Windows put together: some of a set, several sets one after
+another, sets in given shares, the sharpest turns.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,9 @@ class Subset:
 
 
 class Concat:
-    """Sets of windows one after another; a batch may hold windows of all. `Batch.index` counts within each set."""
+    """Sets of windows one after another; a batch may hold windows of
+    all. `Batch.index` counts within each set.
+    """
 
     def __init__(self, parts: Sequence[Windows]) -> None:
         if not parts:
@@ -99,7 +103,9 @@ class TurningWindows(Windows, Protocol):
 
 
 class HardTurns:
-    """Of every batch that is drawn, only the `keep` windows that turn most, in the order in which they were drawn."""
+    """Of every batch that is drawn, only the `keep` windows that turn
+    most, in the order in which they were drawn.
+    """
 
     def __init__(self, windows: TurningWindows, keep: int) -> None:
         if keep < 1:
@@ -118,16 +124,23 @@ class HardTurns:
 
     def batch(self, chosen: np.ndarray, rngs: Sequence[np.random.Generator] | None = None) -> Batch:
         if len(chosen) < self.keep:
-            raise UserError(f"{self.keep} windows should be kept of batches of {len(chosen)}; draw larger batches.")
+            raise UserError(
+                f"{self.keep} windows should be kept of batches of {len(chosen)}; "
+                "draw larger batches."
+            )
         sharpest = np.sort(np.argsort(-self.windows.yaw_rates(chosen), kind="stable")[: self.keep])
-        return self.windows.batch(chosen[sharpest], None if rngs is None else [rngs[i] for i in sharpest])
+        return self.windows.batch(
+            chosen[sharpest], None if rngs is None else [rngs[i] for i in sharpest]
+        )
 
 
 def mix(parts: Sequence[Windows], ratios: Sequence[float], total: int, seed: int) -> Concat:
-    """Sets of windows in given shares, as VaViM was fine-tuned (OpenDV 0.4, nuPlan 0.5872, nuScenes 0.0128).
+    """Sets of windows in given shares, as VaViM was fine-tuned (OpenDV 0.4, nuPlan 0.5872, nuScenes
+    0.0128).
 
-    A set gives int(ratio * total) windows: a random choice where it has more, and where it has fewer as many whole
-    copies as fit and a random choice for the rest. A share of less than one window leaves the set out.
+    A set gives int(ratio * total) windows: a random choice where it has more, and where it has
+    fewer as many whole copies as fit and a random choice for the rest. A share of less than one
+    window leaves the set out.
 
     Args:
         parts: the sets.
@@ -138,9 +151,14 @@ def mix(parts: Sequence[Windows], ratios: Sequence[float], total: int, seed: int
     Raises:
         UserError: ratios that are no shares, or nothing to choose from.
     """
-    if len(ratios) != len(parts) or any(not ratio >= 0 for ratio in ratios) or abs(sum(ratios) - 1.0) > 1e-6:
+    if (
+        len(ratios) != len(parts)
+        or any(not ratio >= 0 for ratio in ratios)
+        or abs(sum(ratios) - 1.0) > 1e-6
+    ):
         raise UserError(
-            f"Expected {len(parts)} ratios >= 0 that sum to 1, found {list(ratios)} with sum {sum(ratios):.6g}."
+            f"Expected {len(parts)} ratios >= 0 that sum to 1, found {list(ratios)} with sum "
+            f"{sum(ratios):.6g}."
         )
     if total < 1:
         raise UserError(f"Expected a mix of at least 1 window, found {total}.")
@@ -178,8 +196,12 @@ def _concatenate(batches: Sequence[Batch]) -> Batch:
         if isinstance(values[0], dict):
             keys = [sorted(value) for value in values]
             if any(key != keys[0] for key in keys):
-                raise UserError(f"The sets disagree on '{name}': {keys}; put windows of one kind together.")
-            joined[name] = {key: _join([value[key] for value in values], f"{name}.{key}") for key in values[0]}
+                raise UserError(
+                    f"The sets disagree on '{name}': {keys}; put windows of one kind together."
+                )
+            joined[name] = {
+                key: _join([value[key] for value in values], f"{name}.{key}") for key in values[0]
+            }
         elif any(value is not None for value in values):
             joined[name] = _join(values, name)
     return Batch(**joined)
@@ -188,5 +210,8 @@ def _concatenate(batches: Sequence[Batch]) -> Batch:
 def _join(tensors: Sequence[Tensor | None], label: str) -> Tensor:
     shapes = [None if t is None else tuple(t.shape[1:]) for t in tensors]
     if any(shape != shapes[0] for shape in shapes):
-        raise UserError(f"The sets disagree on '{label}' (per window: {shapes}); put windows of one kind together.")
+        raise UserError(
+            f"The sets disagree on '{label}' (per window: {shapes}); put windows of "
+            "one kind together."
+        )
     return torch.cat([t for t in tensors if t is not None])

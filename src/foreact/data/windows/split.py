@@ -1,4 +1,6 @@
-"""Which episodes train and which validate. Whole episodes only: neighbouring windows share nearly all their frames."""
+"""Which episodes train and which validate. Whole episodes only:
+neighbouring windows share nearly all their frames.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +10,13 @@ from foreact.errors import UserError
 
 
 def split_episodes(n: int, val_ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split episodes 0..n-1 at random, as the reference implementation does (same episodes for the same seed).
+    """Split episodes 0..n-1 at random, as the reference implementation does (same episodes for the
+    same seed).
 
     Args:
         n: number of episodes.
-        val_ratio: share for validation, 0..1. Above 0, both sides get at least one episode where n >= 2.
+        val_ratio: share for validation, 0..1. Above 0, both sides get at least one episode where n
+            >= 2.
         seed: of the draw.
 
     Returns:
@@ -28,7 +32,9 @@ def split_episodes(n: int, val_ratio: float, seed: int) -> tuple[np.ndarray, np.
 
 
 def downsample_episodes(episodes: np.ndarray, at_most: int | None, seed: int) -> np.ndarray:
-    """A random choice of `at_most` of the given episode numbers, in increasing order; all where None or fewer."""
+    """A random choice of `at_most` of the given episode numbers, in
+    increasing order; all where None or fewer.
+    """
     if at_most is None or len(episodes) <= at_most:
         return np.asarray(episodes)
     if at_most < 1:

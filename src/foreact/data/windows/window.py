@@ -1,10 +1,12 @@
-"""Which steps make one sample: offsets from an anchor, and how far a window may reach beyond its episode.
+"""Which steps make one sample: offsets from an anchor, and how far a window may reach beyond its
+episode.
 
     offsets   -12  -8  -4   0 |  4   8  12  16         frames, for example
                           anchor
     actions                   0 1 2 ... 15             actions from the anchor on
 
-Steps outside the episode repeat its first or last step and are marked in a mask; nothing else says so.
+Steps outside the episode repeat its first or last step and are marked in a mask; nothing else says
+so.
 """
 
 from __future__ import annotations
@@ -24,7 +26,8 @@ class Entry:
     """One tensor of the batch: where it goes, which stream it comes from and at which offsets.
 
     Attributes:
-        kind: field of `Batch`: "video", "latents", "tokens", "state", "actions", "past_actions" or "rewards".
+        kind: field of `Batch`: "video", "latents", "tokens", "state", "actions", "past_actions" or
+            "rewards".
         name: key in `Batch.valid` and, for the first four kinds, in that field.
         stream: stream of the store.
         offsets: steps relative to the anchor.
@@ -44,9 +47,10 @@ class Window:
         video, latents, tokens: camera -> offsets.
         actions, past_actions, rewards: offsets; empty for none.
         state: stream -> offsets.
-        span: first and last offset that decide where anchors may lie; by default the least and greatest of all offsets.
-        pad_before, pad_after: how many steps the span may reach beyond the episode's ends. The span always touches the
-            episode, however large these are.
+        span: first and last offset that decide where anchors may lie; by default the least and
+            greatest of all offsets.
+        pad_before, pad_after: how many steps the span may reach beyond the episode's ends. The span
+            always touches the episode, however large these are.
     """
 
     video: Mapping[str, Offsets] = field(default_factory=dict)
@@ -62,19 +66,26 @@ class Window:
 
     def __post_init__(self) -> None:
         if self.pad_before < 0 or self.pad_after < 0:
-            raise UserError(f"A window's padding should be >= 0, found {self.pad_before} and {self.pad_after}.")
+            raise UserError(
+                f"A window's padding should be >= 0, found {self.pad_before} and {self.pad_after}."
+            )
         if self.span is not None and self.span[0] > self.span[1]:
-            raise UserError(f"A window's span should be (first, last) with first <= last, found {self.span}.")
+            raise UserError(
+                f"A window's span should be (first, last) with first <= last, found {self.span}."
+            )
         if self.span is None and not any(entry.offsets for entry in self.entries):
             raise UserError("A window needs at least one offset.")
         frames: dict[str, Offsets] = {}
         for entry in self.entries:
             if not entry.offsets:
-                raise UserError(f"The window names '{entry.stream}' without any offset; leave it out or give offsets.")
+                raise UserError(
+                    f"The window names '{entry.stream}' without any offset; leave it "
+                    "out or give offsets."
+                )
             if frames.setdefault(entry.name, entry.offsets) != entry.offsets:
                 raise UserError(
-                    f"The window takes '{entry.name}' at {frames[entry.name]} and at {entry.offsets}; one mask serves "
-                    "both, so give the same offsets."
+                    f"The window takes '{entry.name}' at {frames[entry.name]} and at "
+                    f"{entry.offsets}; one mask serves both, so give the same offsets."
                 )
 
     @property
@@ -83,14 +94,28 @@ class Window:
         found = [Entry(kind="video", name=c, stream=c, offsets=o) for c, o in self.video.items()]
         for kind in ("latents", "tokens"):
             cameras: Mapping[str, Offsets] = getattr(self, kind)
-            found += [Entry(kind=kind, name=c, stream=f"{kind}_{c}", offsets=o) for c, o in cameras.items()]
+            found += [
+                Entry(kind=kind, name=c, stream=f"{kind}_{c}", offsets=o)
+                for c, o in cameras.items()
+            ]
         found += [Entry(kind="state", name=s, stream=s, offsets=o) for s, o in self.state.items()]
         if self.actions:
-            found.append(Entry(kind="actions", name="action", stream="action", offsets=self.actions))
+            found.append(
+                Entry(kind="actions", name="action", stream="action", offsets=self.actions)
+            )
         if self.past_actions:
-            found.append(Entry(kind="past_actions", name="past_action", stream="action", offsets=self.past_actions))
+            found.append(
+                Entry(
+                    kind="past_actions",
+                    name="past_action",
+                    stream="action",
+                    offsets=self.past_actions,
+                )
+            )
         if self.rewards:
-            found.append(Entry(kind="rewards", name="reward", stream="reward", offsets=self.rewards))
+            found.append(
+                Entry(kind="rewards", name="reward", stream="reward", offsets=self.rewards)
+            )
         return found
 
     @property
@@ -120,24 +145,33 @@ class Window:
         if counts.sum() == 0:
             first, last = self.bounds
             chosen = [int(lengths[e]) for e in episodes]
-            found = f"{len(chosen)} episodes of {min(chosen)} to {max(chosen)} steps" if chosen else "no episode at all"
+            found = (
+                f"{len(chosen)} episodes of {min(chosen)} to {max(chosen)} steps"
+                if chosen
+                else "no episode at all"
+            )
             raise UserError(
-                f"A window spans {last - first + 1} steps and may reach {self.pad_before} before and {self.pad_after} "
-                f"after an episode; none fits into {found}: collect longer episodes or shorten the window."
+                f"A window spans {last - first + 1} steps and may reach {self.pad_before} before "
+                f"and {self.pad_after} after an episode; none fits into {found}: collect longer "
+                "episodes or shorten the window."
             )
         anchors = np.concatenate([np.arange(r.start, r.stop, dtype=np.int64) for r in ranges])
         return np.stack([np.repeat(np.asarray(episodes, np.int64), counts), anchors], axis=1)
 
 
-def place(offsets: Sequence[int], anchor: np.ndarray | int, length: np.ndarray | int) -> tuple[np.ndarray, np.ndarray]:
+def place(
+    offsets: Sequence[int], anchor: np.ndarray | int, length: np.ndarray | int
+) -> tuple[np.ndarray, np.ndarray]:
     """Where a window's steps lie in an episode.
 
     Args:
         offsets: (T,) relative to the anchor.
-        anchor, length: anchor step and number of steps of the episode, numbers or arrays of one shape (...).
+        anchor, length: anchor step and number of steps of the episode, numbers or arrays of one
+            shape (...).
 
     Returns:
-        Steps int64 (..., T), those outside moved to the nearest end, and a mask bool (..., T), True inside.
+        Steps int64 (..., T), those outside moved to the nearest end, and a mask bool (..., T), True
+        inside.
     """
     steps = np.asarray(anchor, np.int64)[..., None] + np.asarray(offsets, np.int64)
     last = np.asarray(length, np.int64)[..., None] - 1

@@ -1,4 +1,6 @@
-"""`foreact tokenize`: encode a store's frames once, so that training reads latents or tokens instead of pictures."""
+"""`foreact tokenize`: encode a store's frames once, so that training
+reads latents or tokens instead of pictures.
+"""
 
 from __future__ import annotations
 
@@ -32,31 +34,37 @@ def tokenize(
     shard_steps: int = SHARD_STEPS,
     patience: float = 600.0,
 ) -> None:
-    """Write the stream `latents_<camera>` (float16) or `tokens_<camera>` (uint16), with the tokenizer's hash beside it.
+    """Write the stream `latents_<camera>` (float16) or `tokens_<camera>` (uint16), with the
+    tokenizer's hash beside it.
 
-    Runs in this process; over all processes of torchrun, one device each; or on Ray Data. All of them fill the same
-    shards, so that work which was cut short goes on after the last whole shard, with whichever engine. Before readers
-    see the stream it is read back, counted and checked; it replaces one of another tokenizer or precision.
+    Runs in this process; over all processes of torchrun, one device each; or on Ray Data. All of
+    them fill the same shards, so that work which was cut short goes on after the last whole shard,
+    with whichever engine. Before readers see the stream it is read back, counted and checked; it
+    replaces one of another tokenizer or precision.
 
     Args:
         store: the store to extend.
-        tokenizer: a checkpoint folder, a shipped name, or the TorchScript file of an encoder (.jit, .pt).
+        tokenizer: a checkpoint folder, a shipped name, or the TorchScript file of an encoder (.jit,
+            .pt).
         task: what the streams mean; needed unless the store says so itself.
         camera: which camera; default: every one.
-        engine: this process and its fellows of torchrun, or Ray: the cluster of RAY_ADDRESS, else this machine.
+        engine: this process and its fellows of torchrun, or Ray: the cluster of RAY_ADDRESS, else
+            this machine.
         batch_size: frames per call.
-        precision: never chosen by the machine, since codes are kept; bf16 computes under autocast, as the released
-            driving models' data were made.
-        device: where to compute; default CUDA if there is one. With Ray "cpu" or "cuda", of the actors.
+        precision: never chosen by the machine, since codes are kept; bf16 computes under autocast,
+            as the released driving models' data were made.
+        device: where to compute; default CUDA if there is one. With Ray "cpu" or "cuda", of the
+            actors.
         shard_steps: frames per shard, rounded up to whole chunks of the stream.
-        patience: seconds without a sign of life from the other processes of torchrun after which they count as lost.
+        patience: seconds without a sign of life from the other processes of torchrun after which
+            they count as lost.
     """
     if shard_steps < 1:
         raise UserError(f"Expected shard_steps >= 1, found {shard_steps}.")
     if is_d4rl(store):
         raise UserError(
-            f"{store} holds HDF5 shards, which are not written to; `foreact data import-d4rl` makes a store of them, "
-            "to which codes are added."
+            f"{store} holds HDF5 shards, which are not written to; `foreact data import-d4rl` "
+            "makes a store of them, to which codes are added."
         )
     spec: StreamSpec | None = None if task is None else find_task(task).spec
     # With Ray, the actors compute; here one frame tells the shape of the stream.
@@ -74,7 +82,9 @@ def tokenize(
         tokenizer=f"{tokenizer} {loaded.hash[:19]}",
         cameras=cameras,
         engine="ray" if engine == "ray" else f"local, {process_count()} process(es) on {where}",
-        frames="as stored" if size is None else f"{size[0]} x {size[1]} pixels, {loaded.preprocessing}",
+        frames="as stored"
+        if size is None
+        else f"{size[0]} x {size[1]} pixels, {loaded.preprocessing}",
         precision=precision,
     )
     streams = []
@@ -91,9 +101,13 @@ def tokenize(
         if engine == "ray":
             from foreact.families.codes.tokenize_ray import encode_with_ray
 
-            done = encode_with_ray(encoder, tokenizer, device=device, spec=spec, shard_steps=shard_steps)
+            done = encode_with_ray(
+                encoder, tokenizer, device=device, spec=spec, shard_steps=shard_steps
+            )
         else:
-            done = encode_stream(encoder, shard_steps=shard_steps, ranks=Ranks.of_torchrun(patience=patience))
+            done = encode_stream(
+                encoder, shard_steps=shard_steps, ranks=Ranks.of_torchrun(patience=patience)
+            )
         if is_main_process():
             print(f"{encoder.stream.name}: {encoder.stream.rows} rows, checked; {done}")
     if is_main_process():

@@ -1,7 +1,7 @@
 """Tokenizing on Ray Data: actors that hold a tokenizer fill the shards of a stream.
 
-Only the numbers of the shards travel through Ray. Actors read frames from the store and write rows into it, so the
-store must lie where every machine of the cluster sees it.
+Only the numbers of the shards travel through Ray. Actors read frames from the store and write rows
+into it, so the store must lie where every machine of the cluster sees it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from foreact.runs.encoding import SHARD_STEPS, StreamEncoder, Throughput
 from foreact.types import StreamSpec
 
 STORE_BYTES = 128 * 2**20
-"""Shared memory of a Ray that is started here; little more than the numbers of shards passes through it."""
+"""Shared memory of a Ray that is started here; little more than
+the numbers of shards passes through it.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +70,8 @@ class ShardActor:
         loaded = open_tokenizer(job.tokenizer, job.device)
         if loaded.hash != job.hash:
             raise UserError(
-                f"{job.tokenizer} is {loaded.hash} on one machine of the cluster and {job.hash} on another."
+                f"{job.tokenizer} is {loaded.hash} on one machine of the cluster and {job.hash} "
+                "on another."
             )
         return StreamEncoder(
             open_store(job.store, job.spec, memory_limit=0),
@@ -88,10 +91,11 @@ def encode_with_ray(
     spec: StreamSpec | None = None,
     shard_steps: int = SHARD_STEPS,
 ) -> Throughput:
-    """Fill the stream of `encoder` with actors on Ray, one per GPU or CPU core of the cluster, and finish it.
+    """Fill the stream of `encoder` with actors on Ray, one per GPU or CPU core of the cluster, and
+    finish it.
 
-    A Ray that this process is connected to is used; else the cluster that RAY_ADDRESS names; else one is started on
-    this machine, reachable from it alone, and shut down at the end.
+    A Ray that this process is connected to is used; else the cluster that RAY_ADDRESS names; else
+    one is started on this machine, reachable from it alone, and shut down at the end.
 
     Args:
         encoder: of this process; it encodes nothing itself.
@@ -129,7 +133,9 @@ def encode_with_ray(
 
 
 def shards_through(ray: Any, job: Job, shards: list[Shard]) -> Any:
-    """Iterator of {"frames": (1,), "error": (1,)}, one per shard, in the order in which they get done."""
+    """Iterator of {"frames": (1,), "error": (1,)}, one per
+    shard, in the order in which they get done.
+    """
     resource = "GPU" if job.device == "cuda" else "CPU"
     available = int(ray.cluster_resources().get(resource, 0))
     if available == 0:
@@ -157,14 +163,18 @@ def import_ray() -> Any:
         import ray
         import ray.data
     except ImportError:
-        raise UserError('`--engine ray` needs Ray Data; run `pip install "foreact[ray]"`.') from None
+        raise UserError(
+            '`--engine ray` needs Ray Data; run `pip install "foreact[ray]"`.'
+        ) from None
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     return ray
 
 
 @contextmanager
 def connected(ray: Any) -> Iterator[None]:
-    """Use the Ray that this process is connected to; else connect, and disconnect or shut down at the end."""
+    """Use the Ray that this process is connected to; else connect,
+    and disconnect or shut down at the end.
+    """
     if ray.is_initialized():
         yield
         return
@@ -175,7 +185,9 @@ def connected(ray: Any) -> Iterator[None]:
         else:
             ray.init(include_dashboard=False, object_store_memory=STORE_BYTES, **quiet)
     except ConnectionError as error:
-        raise UserError(f"There is no Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')} ({error}).") from error
+        raise UserError(
+            f"There is no Ray cluster at RAY_ADDRESS={os.environ.get('RAY_ADDRESS')} ({error})."
+        ) from error
     try:
         yield
     finally:

@@ -1,4 +1,6 @@
-"""`foreact train kl-vae`: an image autoencoder for any store, small enough for a laptop by default."""
+"""`foreact train kl-vae`: an image autoencoder for any store,
+small enough for a laptop by default.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,14 @@ from foreact.types import Batch
 
 # 48x48 pictures to latents of 8 x 6 x 6: a million parameters, which two cores train in minutes.
 SMALL = KLVAEConfig(
-    channels=16, multipliers=(1, 2, 4, 4), blocks=1, latent_channels=8, norm_groups=8, image_size=(48, 48),
+    channels=16,
+    multipliers=(1, 2, 4, 4),
+    blocks=1,
+    latent_channels=8,
+    norm_groups=8,
+    image_size=(48, 48),
     kl_weight=1e-3,
-)  # fmt: skip
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,15 +90,23 @@ def train_kl_vae(run: KLVAERun) -> Path:
         "Training a KL autoencoder",
         task=task.name,
         data=f"{store.path}: {len(training)} frames to train on, {len(validation)} to validate",
-        model=f"{sum(p.numel() for p in model.parameters()):,} parameters, latents {run.model.latent_channels} x "
-        f"{run.model.grid[0]} x {run.model.grid[1]}",
+        model=f"{sum(p.numel() for p in model.parameters()):,} parameters, latents "
+        f"{run.model.latent_channels} x {run.model.grid[0]} x {run.model.grid[1]}",
     )
 
     def export(state: dict[str, Tensor], path: Path) -> None:
         save_checkpoint(path, family="kl_vae", config=run.model, state=state, spec=store.spec)
 
     evaluator = ReconstructionError(validation, task.camera)
-    result = train_on(training, model, run, verb="train kl-vae", evaluators=[evaluator], export=export, device=device)
+    result = train_on(
+        training,
+        model,
+        run,
+        verb="train kl-vae",
+        evaluators=[evaluator],
+        export=export,
+        device=device,
+    )
     assert result.weights is not None
     config = measured(result.weights, evaluator) if is_main_process() else run.model
     card = {"recipe": "foreact train kl-vae", "task": run.task}
@@ -117,4 +132,6 @@ def command(args: Sequence[str]) -> None:
     def recipe(chosen: dict[str, str]) -> KLVAERun:
         return dataclasses.replace(KLVAERun(), **chosen)
 
-    train_kl_vae(parse_run(KLVAERun, args, prog="foreact train kl-vae", recipe=recipe, choices=("task",)))
+    train_kl_vae(
+        parse_run(KLVAERun, args, prog="foreact train kl-vae", recipe=recipe, choices=("task",))
+    )

@@ -31,12 +31,22 @@ from foreact.tokenizers.quantize import codebook_use
 from foreact.train.config import TrainConfig
 from foreact.types import ActionSpec, StreamSpec
 
-# 48x48 pictures to 6x6 tokens of 512, as the small VQ tokenizer makes them; its codebook, too, stays in use by the
-# entropy term.
+# 48x48 pictures to 6x6 tokens of 512, as the small VQ tokenizer makes them; its codebook, too,
+# stays in use by the entropy term.
 SMALL = MusikConfig(
-    actions=2, channels=16, multipliers=(1, 2, 4, 4), blocks=1, features=32, codes=512, code_dim=8, normalized=True,
-    summary=64, norm_groups=4, image_size=(48, 48), entropy_weight=0.01,
-)  # fmt: skip
+    actions=2,
+    channels=16,
+    multipliers=(1, 2, 4, 4),
+    blocks=1,
+    features=32,
+    codes=512,
+    code_dim=8,
+    normalized=True,
+    summary=64,
+    norm_groups=4,
+    image_size=(48, 48),
+    entropy_weight=0.01,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +60,9 @@ class MusikRun(TrainingRun, Pictures):
     reach: int = 14
     """Greatest number of steps between the two states of a sample."""
     shift: int | None = 4
-    """Augmentation: move the pictures of a training window by up to so many pixels, all alike; None: not at all."""
+    """Augmentation: move the pictures of a training window by up to
+    so many pixels, all alike; None: not at all.
+    """
     out: Path = Path("runs/musik")
     model: MusikConfig = SMALL
     train: TrainConfig = field(default_factory=lambda: replace(SHORT, weight_decay=0.01))
@@ -68,7 +80,9 @@ class InverseQuality:
     def __call__(self, model: torch.nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, Musik)
         config, device = model.config, next(model.parameters()).device
-        rng = torch.Generator(device).manual_seed(0)  # the same rivals of the true actions every time
+        rng = torch.Generator(device).manual_seed(
+            0
+        )  # the same rivals of the true actions every time
         sums = dict.fromkeys(("infonce", "accuracy"), 0.0)
         codes, count = [], 0
         for batch in (b.to(device) for b in self.batches):
@@ -76,7 +90,9 @@ class InverseQuality:
             sums = {name: total + len(batch) * logs[name].item() for name, total in sums.items()}
             count += len(batch)
             (video,) = batch.video.values()
-            codes.append(model.encode(prepare(video[:, : config.frames], config.image_size)).flatten())
+            codes.append(
+                model.encode(prepare(video[:, : config.frames], config.image_size)).flatten()
+            )
         usage, perplexity = codebook_use(torch.cat(codes), config.codes)
         means = {name: total / count for name, total in sums.items()}
         return {**means, "codebook_usage": usage.item(), "perplexity": perplexity.item()}
@@ -87,19 +103,27 @@ def train_musik(run: MusikRun) -> Path:
     config = run.model
     store, cameras = open_pictures(run.task, run.data, run.camera)
     if len(cameras) > 1:
-        raise UserError(f"{store.path} has the cameras {cameras}, and MUSIK learns from one; choose it with --camera.")
+        raise UserError(
+            f"{store.path} has the cameras {cameras}, and MUSIK learns from one; "
+            "choose it with --camera."
+        )
     if store.spec.action is None:
-        raise UserError(f"{store.path} has no actions, which MUSIK learns from; use a store with actions.")
+        raise UserError(
+            f"{store.path} has no actions, which MUSIK learns from; use a store with actions."
+        )
     if store.spec.action.dim != config.actions:
         raise UserError(
-            f"{store.path} has actions of {store.spec.action.dim} numbers, and --model.actions is {config.actions}; "
-            f"give --model.actions {store.spec.action.dim}."
+            f"{store.path} has actions of {store.spec.action.dim} numbers, and --model.actions is "
+            f"{config.actions}; give --model.actions {store.spec.action.dim}."
         )
     device = pick_device(run.device)
     episodes = split_store(store, run.val_ratio, run.train.seed)
     normalizer = Normalizer.fit_store(store, episodes[0], actions_mode(store.spec.action))
-    # The span leaves a step after every anchor, for the later state; before an episode its first frame stands in.
-    window = Window(video={cameras[0]: tuple(range(1 - config.frames, 1))}, actions=(0,), span=(0, 1))
+    # The span leaves a step after every anchor, for the later state; before an episode its first
+    # frame stands in.
+    window = Window(
+        video={cameras[0]: tuple(range(1 - config.frames, 1))}, actions=(0,), span=(0, 1)
+    )
 
     def windows(chosen: np.ndarray, shift: int | None) -> FutureWindows:
         augment = None if shift is None else RandomShift(pad=shift)
@@ -113,23 +137,38 @@ def train_musik(run: MusikRun) -> Path:
         run,
         device,
         "Training MUSIK codes",
-        data=f"{store.path} ({cameras[0]}): {len(training)} windows to train on, {len(validation)} to validate",
-        model=f"{sum(p.numel() for p in model.parameters()):,} parameters, {config.grid[0]} x {config.grid[1]} tokens "
-        f"of {config.codes}",
+        data=f"{store.path} ({cameras[0]}): {len(training)} windows to train on, "
+        f"{len(validation)} to validate",
+        model=f"{sum(p.numel() for p in model.parameters()):,} parameters, {config.grid[0]} x "
+        f"{config.grid[1]} tokens of {config.codes}",
         actions=f"{config.actions} numbers, the first of up to {run.reach} steps",
     )
 
     def export(state: dict[str, Tensor], path: Path) -> None:
-        save_checkpoint(path, family="musik", config=config, state=state, spec=store.spec, stats=normalizer)
+        save_checkpoint(
+            path, family="musik", config=config, state=state, spec=store.spec, stats=normalizer
+        )
 
     evaluator = InverseQuality(validation)
-    result = train_on(training, model, run, verb="train musik", evaluators=[evaluator], export=export, device=device)
+    result = train_on(
+        training,
+        model,
+        run,
+        verb="train musik",
+        evaluators=[evaluator],
+        export=export,
+        device=device,
+    )
     card = {"recipe": "foreact train musik", "data": store.path.name}
-    return publish(run, result, config=config, card=card, facts={"steps": result.step, **result.metrics})
+    return publish(
+        run, result, config=config, card=card, facts={"steps": result.step, **result.metrics}
+    )
 
 
 def actions_mode(action: ActionSpec) -> Mode:
-    """How actions are brought to [-1, 1], from where their rivals are drawn: not at all where they lie there anyway."""
+    """How actions are brought to [-1, 1], from where their rivals are
+    drawn: not at all where they lie there anyway.
+    """
     unit = set(action.low or ()) == {-1.0} and set(action.high or ()) == {1.0}
     return "identity" if unit else "limits"
 
@@ -143,7 +182,11 @@ def command(args: Sequence[str]) -> None:
         action = _spec(run).action
         return run if action is None else replace(run, model=replace(run.model, actions=action.dim))
 
-    train_musik(parse_run(MusikRun, args, prog="foreact train musik", recipe=recipe, choices=("task", "data")))
+    train_musik(
+        parse_run(
+            MusikRun, args, prog="foreact train musik", recipe=recipe, choices=("task", "data")
+        )
+    )
 
 
 def _spec(run: MusikRun) -> StreamSpec:

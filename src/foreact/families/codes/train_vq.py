@@ -1,4 +1,6 @@
-"""`foreact train vq`: a vector-quantised image tokenizer for any store, small enough for a laptop by default."""
+"""`foreact train vq`: a vector-quantised image tokenizer for any
+store, small enough for a laptop by default.
+"""
 
 from __future__ import annotations
 
@@ -33,12 +35,20 @@ from foreact.tokenizers.quantize import codebook_use
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
 from foreact.train.config import TrainConfig
 
-# 48x48 pictures to 6x6 tokens of 512: a million parameters, which two cores train in minutes. So small a network keeps
+# 48x48 pictures to 6x6 tokens of 512: a million parameters, which two cores train in minutes. So
+#     small a network keeps
 # its codebook in use only with the entropy term, which the published tokenizer does without.
 SMALL = VQConfig(
-    channels=16, multipliers=(1, 2, 4, 4), blocks=1, features=32, codes=512, code_dim=8, norm_groups=4,
-    image_size=(48, 48), entropy_weight=0.01,
-)  # fmt: skip
+    channels=16,
+    multipliers=(1, 2, 4, 4),
+    blocks=1,
+    features=32,
+    codes=512,
+    code_dim=8,
+    norm_groups=4,
+    image_size=(48, 48),
+    entropy_weight=0.01,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,23 +56,32 @@ class VQRun(TrainingRun, Pictures):
     """Train a vector-quantised tokenizer on the pictures of a task or of any store."""
 
     init: str | None = None
-    """Weights to start from, such as LlamaGen's, converted: a checkpoint folder or a shipped name. Its sizes become the
-    defaults."""
+    """Weights to start from, such as LlamaGen's, converted: a checkpoint folder or a shipped name.
+    Its sizes become the defaults.
+    """
     out: Path = Path("runs/vq")
     model: VQConfig = SMALL
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     """The adversarial stage, off by default."""
     perceptual: str | None = None
-    """Import path "module:function" of a function without arguments that returns a perceptual distance."""
+    """Import path "module:function" of a function without
+    arguments that returns a perceptual distance.
+    """
     lpips: Path | None = None
-    """Checkpoint file of taming or VOC with the LPIPS distance of its training, to take that as the perceptual one."""
+    """Checkpoint file of taming or VOC with the LPIPS distance of its
+    training, to take that as the perceptual one.
+    """
     shift: int | None = None
-    """Augmentation: move each training picture by up to so many pixels, its edges repeated (DrQ: 4)."""
+    """Augmentation: move each training picture by up to so many
+    pixels, its edges repeated (DrQ: 4).
+    """
     train: TrainConfig = SHORT
 
 
 class TokenizerQuality:
-    """Mean absolute error of decoded validation frames, in grey levels (0..255), and the use of the codebook."""
+    """Mean absolute error of decoded validation frames, in grey
+    levels (0..255), and the use of the codebook.
+    """
 
     name: str = "val"
     every: int | None = None
@@ -90,7 +109,9 @@ class TokenizerQuality:
 
 
 def train_vq(run: VQRun) -> Path:
-    """Train a tokenizer; returns the folder of the finished weights, which know nothing of the adversarial stage."""
+    """Train a tokenizer; returns the folder of the finished weights,
+    which know nothing of the adversarial stage.
+    """
     store, cameras = open_pictures(run.task, run.data, run.camera)
     device = pick_device(run.device)
     train_episodes, val_episodes = split_store(store, run.val_ratio, run.train.seed)
@@ -109,8 +130,10 @@ def train_vq(run: VQRun) -> Path:
         run,
         device,
         "Training a VQ tokenizer",
-        data=f"{store.path} ({', '.join(cameras)}): {len(training)} frames to train on, {len(validation)} to validate",
-        model=f"{sum(p.numel() for p in tokenizer.parameters()):,} parameters, {run.model.grid[0]} x "
+        data=f"{store.path} ({', '.join(cameras)}): {len(training)} frames to train on, "
+        f"{len(validation)} to validate",
+        model=f"{sum(p.numel() for p in tokenizer.parameters()):,} parameters, "
+        f"{run.model.grid[0]} x "
         f"{run.model.grid[1]} tokens of {run.model.codes}",
         start=run.init or "random weights",
         adversarial=f"from step {run.adversarial.start}" if with_stage else "none",
@@ -118,30 +141,43 @@ def train_vq(run: VQRun) -> Path:
 
     def export(state: dict[str, Tensor], path: Path) -> None:
         if with_stage:
-            state = {k.removeprefix("tokenizer."): t for k, t in state.items() if k.startswith("tokenizer.")}
+            state = {
+                k.removeprefix("tokenizer."): t
+                for k, t in state.items()
+                if k.startswith("tokenizer.")
+            }
         save_checkpoint(path, family="vq", config=run.model, state=state, spec=store.spec)
 
     evaluator = TokenizerQuality(validation)
-    result = train_on(training, model, run, verb="train vq", evaluators=[evaluator], export=export, device=device)
+    result = train_on(
+        training, model, run, verb="train vq", evaluators=[evaluator], export=export, device=device
+    )
     card = {"recipe": "foreact train vq", "data": store.path.name, "start": run.init}
-    return publish(run, result, config=run.model, card=card, facts={"steps": result.step, **result.metrics})
+    return publish(
+        run, result, config=run.model, card=card, facts={"steps": result.step, **result.metrics}
+    )
 
 
 def _perceptual(run: VQRun) -> PerceptualDistance | None:
     """The distance that the run names; asked for exactly where its weight is above 0."""
     if run.perceptual is not None and run.lpips is not None:
-        raise UserError(f"--perceptual {run.perceptual} and --lpips {run.lpips} are two distances; give one of them.")
+        raise UserError(
+            f"--perceptual {run.perceptual} and --lpips {run.lpips} are two "
+            "distances; give one of them."
+        )
     distance = run.perceptual or run.lpips
     if (distance is None) != (run.model.perceptual_weight == 0):
         raise UserError(
             f"--perceptual or --lpips (found {distance}) and --model.perceptual-weight (found "
-            f"{run.model.perceptual_weight:g}) belong together; give a distance and a weight above 0, or neither."
+            f"{run.model.perceptual_weight:g}) belong together; give a distance and a weight "
+            "above 0, or neither."
         )
     if run.lpips is not None:
         if min(run.model.image_size) < SMALLEST_SIDE:
             raise UserError(
-                f"LPIPS needs pictures of at least {SMALLEST_SIDE} pixels along either side, found image_size "
-                f"{run.model.image_size}; choose larger pictures or another distance."
+                f"LPIPS needs pictures of at least {SMALLEST_SIDE} pixels along either side, "
+                f"found image_size {run.model.image_size}; choose larger pictures or another "
+                "distance."
             )
         return read_lpips(run.lpips)
     if run.perceptual is None:
@@ -151,7 +187,8 @@ def _perceptual(run: VQRun) -> PerceptualDistance | None:
         return getattr(importlib.import_module(module), name)()
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"--perceptual expects 'module:function', and '{run.perceptual}' cannot be imported ({error})."
+            f"--perceptual expects 'module:function', and '{run.perceptual}' cannot be imported "
+            f"({error})."
         ) from None
 
 
@@ -162,6 +199,10 @@ def command(args: Sequence[str]) -> None:
         run = dataclasses.replace(VQRun(), **chosen)
         if run.init is None:
             return run
-        return dataclasses.replace(run, model=config_from_json(VQConfig, weights_of(run.init, "vq").config))
+        return dataclasses.replace(
+            run, model=config_from_json(VQConfig, weights_of(run.init, "vq").config)
+        )
 
-    train_vq(parse_run(VQRun, args, prog="foreact train vq", recipe=recipe, choices=("task", "init")))
+    train_vq(
+        parse_run(VQRun, args, prog="foreact train vq", recipe=recipe, choices=("task", "init"))
+    )

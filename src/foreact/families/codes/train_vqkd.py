@@ -1,4 +1,6 @@
-"""`foreact train vqkd`: codes that tell what a teacher sees, for any store, small enough for a laptop by default."""
+"""`foreact train vqkd`: codes that tell what a teacher sees, for any
+store, small enough for a laptop by default.
+"""
 
 from __future__ import annotations
 
@@ -34,14 +36,23 @@ from foreact.train.ema import EMAConfig
 Size = Literal["small", "base"]
 
 SIZES: dict[Size, VQKDConfig] = {
-    # 48x48 pictures to 6x6 codes of 256, learned from a teacher as wide as DINO's ViT-S: minutes on two cores. In so
-    # short a run latents move fast, and a codebook with the published decay of 0.99 trails behind them.
+    # 48x48 pictures to 6x6 codes of 256, learned from a teacher as wide as DINO's ViT-S: minutes on
+    # two cores. In so short a run latents move fast, and a codebook with the published decay of
+    # 0.99 trails behind them.
     "small": VQKDConfig(
-        patch=8, width=64, depth=2, heads=2, codes=256, code_dim=16, features=384, position_grid=(6, 6),
-        image_size=(48, 48), codebook_decay=0.9,
+        patch=8,
+        width=64,
+        depth=2,
+        heads=2,
+        codes=256,
+        code_dim=16,
+        features=384,
+        position_grid=(6, 6),
+        image_size=(48, 48),
+        codebook_decay=0.9,
     ),
     "base": VQKDConfig(),
-}  # fmt: skip
+}
 
 PUBLISHED_BATCH = 512
 """Pictures per optimiser step of the released tokenizer: 8 processes of 64."""
@@ -52,37 +63,61 @@ LATENTS_PER_CODE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class VQKDRun(TrainingRun, Pictures):
-    """Train VQ-KD, a tokenizer of what a teacher sees, on the pictures of a task or of any store."""
+    """Train VQ-KD, a tokenizer of what a teacher sees, on the
+    pictures of a task or of any store.
+    """
 
     size: Size = "small"
-    """small (two cores), or base, the published ViT-B/16 with 8192 codes. Sets the defaults below."""
+    """small (two cores), or base, the published ViT-B/16 with 8192 codes. Sets the defaults below.
+    """
     teacher: str | None = None
-    """Frozen network to learn from, such as a DINO: a TorchScript file, or the import path "module:function" of a
-    function without arguments that returns an nn.Module. It takes pictures (N, 3, H, W) and gives a feature for each
-    patch, (N, h w, D), on the grid of the codes. It is not saved."""
+    """Frozen network to learn from, such as a DINO: a TorchScript file, or the import path
+    "module:function" of a function without arguments that returns an nn.Module. It takes pictures
+    (N, 3, H, W) and gives a feature for each patch, (N, h w, D), on the grid of the codes. It is
+    not saved.
+    """
     teacher_preprocessing: str = "none"
-    """What happens to pictures in [-1, 1] before the teacher sees them; "imagenet" is what DINO expects."""
+    """What happens to pictures in [-1, 1] before the teacher sees
+    them; "imagenet" is what DINO expects.
+    """
     init: str | None = None
-    """Weights to start from, such as BEiT v2's, converted: a checkpoint folder. Its sizes become the defaults."""
+    """Weights to start from, such as BEiT v2's, converted: a
+    checkpoint folder. Its sizes become the defaults.
+    """
     out: Path = Path("runs/vqkd")
     model: VQKDConfig = SIZES["small"]
 
 
 def recipe(size: Size = "small") -> VQKDRun:
-    """The defaults for a size; base follows the release (100 epochs of ImageNet), but for its random crops."""
+    """The defaults for a size; base follows the release (100 epochs
+    of ImageNet), but for its random crops.
+    """
     if size == "small":
-        training = dataclasses.replace(SHORT, betas=(0.9, 0.99), weight_decay=1e-4, ema=EMAConfig(enabled=False))
+        training = dataclasses.replace(
+            SHORT, betas=(0.9, 0.99), weight_decay=1e-4, ema=EMAConfig(enabled=False)
+        )
         return VQKDRun(train=training)
     training = TrainConfig(
-        steps=250_000, batch_size=64, accumulate=max(1, PUBLISHED_BATCH // (64 * process_count())), lr=2e-4,
-        betas=(0.9, 0.99), warmup=25_000, weight_decay=1e-4, clip_grad=None, eval_every=5000, save_every=5000, best_k=0,
+        steps=250_000,
+        batch_size=64,
+        accumulate=max(1, PUBLISHED_BATCH // (64 * process_count())),
+        lr=2e-4,
+        betas=(0.9, 0.99),
+        warmup=25_000,
+        weight_decay=1e-4,
+        clip_grad=None,
+        eval_every=5000,
+        save_every=5000,
+        best_k=0,
         ema=EMAConfig(enabled=False),
-    )  # fmt: skip
+    )
     return VQKDRun(size=size, model=SIZES[size], teacher_preprocessing="imagenet", train=training)
 
 
 class TeacherQuality:
-    """Distance (1 - cosine) to the teacher's features on validation frames, and the use of the codebook."""
+    """Distance (1 - cosine) to the teacher's features on
+    validation frames, and the use of the codebook.
+    """
 
     name: str = "val"
     every: int | None = None
@@ -123,9 +158,10 @@ def train_vqkd(run: VQKDRun) -> Path:
         run,
         device,
         "Training VQ-KD",
-        data=f"{store.path} ({', '.join(cameras)}): {len(training)} frames to train on, {len(validation)} to validate",
-        model=f"{sum(p.numel() for p in model.parameters()):,} parameters, {run.model.grid[0]} x {run.model.grid[1]} "
-        f"codes of {run.model.codes}",
+        data=f"{store.path} ({', '.join(cameras)}): {len(training)} frames to train on, "
+        f"{len(validation)} to validate",
+        model=f"{sum(p.numel() for p in model.parameters()):,} parameters, {run.model.grid[0]} x "
+        f"{run.model.grid[1]} codes of {run.model.codes}",
         teacher=f"{run.teacher}, preprocessing {run.teacher_preprocessing}",
         start=run.init or "random weights, codebook by k-means",
     )
@@ -134,17 +170,32 @@ def train_vqkd(run: VQKDRun) -> Path:
         save_checkpoint(path, family="vqkd", config=run.model, state=state, spec=store.spec)
 
     evaluator = TeacherQuality(validation)
-    result = train_on(training, model, run, verb="train vqkd", evaluators=[evaluator], export=export, device=device)
-    card = {"recipe": "foreact train vqkd", "data": store.path.name, "teacher": run.teacher, "start": run.init}
-    return publish(run, result, config=run.model, card=card, facts={"steps": result.step, **result.metrics})
+    result = train_on(
+        training,
+        model,
+        run,
+        verb="train vqkd",
+        evaluators=[evaluator],
+        export=export,
+        device=device,
+    )
+    card = {
+        "recipe": "foreact train vqkd",
+        "data": store.path.name,
+        "teacher": run.teacher,
+        "start": run.init,
+    }
+    return publish(
+        run, result, config=run.model, card=card, facts={"steps": result.step, **result.metrics}
+    )
 
 
 def open_teacher(run: VQKDRun, device: torch.device) -> Teacher:
     """The run's teacher behind its preprocessing."""
     if run.teacher is None:
         raise UserError(
-            "VQ-KD learns what a teacher sees, and none is named; give a TorchScript file or 'module:function' with "
-            "--teacher."
+            "VQ-KD learns what a teacher sees, and none is named; give a TorchScript file or "
+            "'module:function' with --teacher."
         )
     network = open_features(run.teacher, preprocessing=run.teacher_preprocessing, device=device)
 
@@ -168,8 +219,8 @@ def try_teacher(model: VQKD, device: torch.device) -> None:
     except (RuntimeError, TypeError, ValueError) as error:
         reason = str(error).strip().splitlines()[-1]
         raise UserError(
-            f"--teacher fails on a picture of {height} x {width} pixels ({reason}); choose --teacher-preprocessing and "
-            "--model.image-size that fit it."
+            f"--teacher fails on a picture of {height} x {width} pixels ({reason}); choose "
+            "--teacher-preprocessing and --model.image-size that fit it."
         ) from None
 
 
@@ -182,13 +233,15 @@ def start_codebook(model: VQKD, dataset: WindowDataset, seed: int) -> None:
     """
     codes, per_frame = model.config.codes, math.prod(model.grid)
     device = next(model.parameters()).device
-    frames = spread_batches(dataset, at_most=math.ceil(LATENTS_PER_CODE * codes / per_frame), batch_size=32)
+    frames = spread_batches(
+        dataset, at_most=math.ceil(LATENTS_PER_CODE * codes / per_frame), batch_size=32
+    )
     z = torch.cat([model.latents(model.frames(batch.to(device))) for batch in frames])
     latents = len(z) * per_frame
     if latents < codes:
         raise UserError(
-            f"A codebook of {codes} starts from as many latents, and {len(z)} frames of {per_frame} give {latents}; "
-            "lower --model.codes or give more data."
+            f"A codebook of {codes} starts from as many latents, and {len(z)} frames of "
+            f"{per_frame} give {latents}; lower --model.codes or give more data."
         )
     order = torch.randperm(latents, generator=torch.Generator().manual_seed(seed))
     model.quantizer.initialise(z, order.to(device))
@@ -202,6 +255,16 @@ def command(args: Sequence[str]) -> None:
         run = dataclasses.replace(recipe(known.get("size", "small")), **known)
         if run.init is None:
             return run
-        return dataclasses.replace(run, model=config_from_json(VQKDConfig, weights_of(run.init, "vqkd").config))
+        return dataclasses.replace(
+            run, model=config_from_json(VQKDConfig, weights_of(run.init, "vqkd").config)
+        )
 
-    train_vqkd(parse_run(VQKDRun, args, prog="foreact train vqkd", recipe=defaults, choices=("size", "task", "init")))
+    train_vqkd(
+        parse_run(
+            VQKDRun,
+            args,
+            prog="foreact train vqkd",
+            recipe=defaults,
+            choices=("size", "task", "init"),
+        )
+    )

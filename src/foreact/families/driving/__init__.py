@@ -1,4 +1,6 @@
-"""VaViM and VaVAM (arXiv 2502.15672): a video model of driving, and the action expert that drives from it."""
+"""VaViM and VaVAM (arXiv 2502.15672): a video model of driving,
+and the action expert that drives from it.
+"""
 
 from foreact.plugs import Family
 

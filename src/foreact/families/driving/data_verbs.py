@@ -19,7 +19,12 @@ from foreact.families.driving.data.drives import write_drives
 from foreact.families.driving.data.remaining import remaining as remaining_of_reference
 from foreact.families.driving.data.remaining import remaining_of_run
 from foreact.families.driving.data.toy_street import write_toy_street
-from foreact.families.driving.data.trajectories import Record, Trajectories, read_trajectories, write_trajectories
+from foreact.families.driving.data.trajectories import (
+    Record,
+    Trajectories,
+    read_trajectories,
+    write_trajectories,
+)
 from foreact.runs.run import say, write_json
 
 REFERENCE_SEED = 84924
@@ -36,7 +41,8 @@ def import_opendv(
     height: int = 288,
     width: int = 512,
 ) -> None:
-    """Cut OpenDV's videos, sample them at 10 Hz and shrink them into a store, one episode per video.
+    """Cut OpenDV's videos, sample them at 10 Hz and shrink them into a store, one episode per
+    video.
 
     An import that was stopped goes on after its last whole video.
 
@@ -45,12 +51,19 @@ def import_opendv(
         out: the store.
         split: such as train or val, as the table says; default all.
         names: file with the ids to take, a JSON list or one per line.
-        cutting: exact, or reference: the end is cut discard_start seconds too late, as for the released models.
+        cutting: exact, or reference: the end is cut discard_start seconds too late, as for the
+            released models.
         damage: go on with a warning where a video has damaged parts, or end with an error.
         height: of the frames.
         width: of the frames.
     """
-    say("OpenDV", source=root, split=split or "all", cutting=cutting, frames=f"{width}x{height}, 10 Hz")
+    say(
+        "OpenDV",
+        source=root,
+        split=split or "all",
+        cutting=cutting,
+        frames=f"{width}x{height}, 10 Hz",
+    )
     chosen = None if names is None else read_names(names)
     count = opendv.import_opendv(
         root, out, split=split, names=chosen, cutting=cutting, damage=damage, size=(height, width)
@@ -67,7 +80,8 @@ def import_nuscenes(
     height: int = 288,
     width: int = 512,
 ) -> None:
-    """Read nuScenes' tables and key frames into a store with ego poses, and write its trajectories beside it.
+    """Read nuScenes' tables and key frames into a store with ego poses, and write its trajectories
+    beside it.
 
     Args:
         root: holds v1.0-*/ and samples/.
@@ -92,13 +106,15 @@ def import_nuplan(
     height: int = 288,
     width: int = 512,
 ) -> None:
-    """Read nuPlan's logs and camera images into a store with ego poses, and write its trajectories beside it.
+    """Read nuPlan's logs and camera images into a store with ego poses, and write its trajectories
+    beside it.
 
     Args:
         databases: holds the logs' .db files.
         images: holds <log>/<camera>/*.jpg.
         out: the store; the trajectories become <out>.trajectories.jsonl.
-        logs: file with the names of the logs to take (without .db), such as those of the training split.
+        logs: file with the names of the logs to take (without .db), such as those of the training
+            split.
         camera: channel.
         height: of the frames.
         width: of the frames.
@@ -109,7 +125,13 @@ def import_nuplan(
 
 
 def _import(
-    source: str, records: Iterable[Record], camera: str, images: Path, out: Path, rate_hz: float, size: tuple[int, int]
+    source: str,
+    records: Iterable[Record],
+    camera: str,
+    images: Path,
+    out: Path,
+    rate_hz: float,
+    size: tuple[int, int],
 ) -> None:
     file = out.with_suffix(".trajectories.jsonl")
     draft = file.with_name(f".{file.name}.{os.getpid()}")
@@ -120,9 +142,17 @@ def _import(
             source,
             images=images,
             camera=camera,
-            frames=f"{len(found.files)} in {len(found.names)} scenes, {size[1]}x{size[0]}, {rate_hz:g} Hz",
+            frames=f"{len(found.files)} in {len(found.names)} scenes, {size[1]}x{size[0]}, "
+            f"{rate_hz:g} Hz",
         )
-        count = write_drives(found, images, out, rate_hz=rate_hz, size=size, facts={"source": source, "camera": camera})
+        count = write_drives(
+            found,
+            images,
+            out,
+            rate_hz=rate_hz,
+            size=size,
+            facts={"source": source, "camera": camera},
+        )
         os.replace(draft, file)
     finally:
         draft.unlink(missing_ok=True)
@@ -130,7 +160,8 @@ def _import(
 
 
 def toy_street(out: Path = Path("data/toy-nuscenes"), scenes: int = 60, seed: int = 0) -> None:
-    """Draw drives along winding roads in the folder layout of nuScenes, to try the driving models without a download.
+    """Draw drives along winding roads in the folder layout of nuScenes, to try the driving models
+    without a download.
 
     Args:
         out: the root of the data set; must not exist yet.
@@ -138,8 +169,10 @@ def toy_street(out: Path = Path("data/toy-nuscenes"), scenes: int = 60, seed: in
         seed: of roads and speeds.
     """
     write_toy_street(out, scenes=scenes, seed=seed)
-    print(f"{scenes} scenes: {out}; next: foreact data import-nuscenes --root {out} --out data/toy.zarr "
-          f"--height {toy.HEIGHT} --width {toy.WIDTH}")  # fmt: skip
+    print(
+        f"{scenes} scenes: {out}; next: foreact data import-nuscenes --root {out} --out "
+        f"data/toy.zarr --height {toy.HEIGHT} --width {toy.WIDTH}"
+    )
 
 
 def remaining(
@@ -152,7 +185,8 @@ def remaining(
     seed: int = REFERENCE_SEED,
     drop_last: bool = True,
 ) -> None:
-    """Write the numbers of the windows that a training run has not seen, for fine-tuning on data new to the model.
+    """Write the numbers of the windows that a training run has not seen, for fine-tuning on data
+    new to the model.
 
     Args:
         windows: size of the data set of that run.
@@ -166,7 +200,9 @@ def remaining(
     """
     facts = (world, batch_size, steps)
     if run is not None and any(fact is not None for fact in facts):
-        raise UserError("Give --run, or --world, --batch-size and --steps of a run of the reference, not both.")
+        raise UserError(
+            "Give --run, or --world, --batch-size and --steps of a run of the reference, not both."
+        )
     if run is not None:
         record = read_json(run / "train.json")
         config = record["config"]
@@ -178,7 +214,9 @@ def remaining(
         )
         rows = np.concatenate(ranks)
     else:
-        raise UserError("Give --run, or --world, --batch-size and --steps of a run of the reference.")
+        raise UserError(
+            "Give --run, or --world, --batch-size and --steps of a run of the reference."
+        )
     if len(rows) == 0:
         raise UserError(f"That run has seen all of its {windows} windows.")
     write_json(out, rows.tolist())

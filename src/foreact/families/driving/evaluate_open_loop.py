@@ -1,4 +1,6 @@
-"""`foreact eval open-loop`: VaViM and VaVAM on recorded drives, by the next token and by minADE of the plans."""
+"""`foreact eval open-loop`: VaViM and VaVAM on recorded drives, by
+the next token and by minADE of the plans.
+"""
 
 from __future__ import annotations
 
@@ -31,10 +33,14 @@ class OpenLoop:
     weights: str
     """a checkpoint of VaViM or VaVAM."""
     data: str
-    """a source as in `foreact train vavim --data.sources`: a store with tokens, a folder of token folders with
-    its frame rate (flat_tokens@10), or trajectories with their tokens (val.pkl:tokens@2)."""
+    """a source as in `foreact train vavim --data.sources`: a store with tokens, a folder of token
+    folders with its frame rate (flat_tokens@10), or trajectories with their tokens
+    (val.pkl:tokens@2).
+    """
     stride: int | None = None
-    """frames of the data from one frame of the model to the next; default: as makes the model's rate."""
+    """frames of the data from one frame of the model to the
+    next; default: as makes the model's rate.
+    """
     samples: int = 10
     """plans per window, the k of minADE_k."""
     steps: int | None = None
@@ -50,8 +56,9 @@ class OpenLoop:
     examples: int = 8
     """plans to draw."""
     calibration: Path | None = None
-    """JSON of the camera, to draw plans on frames: intrinsic (3 x 3), sensor_to_ego_rot (w, x, y, z),
-    sensor_to_ego_tran (x, y, z), size (height, width)."""
+    """JSON of the camera, to draw plans on frames: intrinsic (3 x 3), sensor_to_ego_rot (w, x, y,
+    z), sensor_to_ego_tran (x, y, z), size (height, width).
+    """
     store_trajectories: bool = False
     """also write every plan to plans.json."""
     precision: AnyPrecision = "fp32"
@@ -63,7 +70,9 @@ class OpenLoop:
 
 
 def open_loop(asked: Annotated[OpenLoop, arg(name="")]) -> None:  # --weights, not --asked.weights
-    """Score a driving model on recorded drives: loss of the next token and, for VaVAM, minADE of its plans."""
+    """Score a driving model on recorded drives: loss of the next
+    token and, for VaVAM, minADE of its plans.
+    """
     opened = Opened(asked)
     facts = opened.describe()
     say("Open loop", **facts, device=opened.device, out=asked.out)
@@ -81,7 +90,9 @@ class Opened:
         self.models = measuring.open_models(asked.weights, self.device)
         self.drives = open_drives(asked.data)
         self.ground = None if asked.calibration is None else GroundCamera.read(asked.calibration)
-        self.stride = measuring.model_stride(self.drives.label, self.drives.rate_hz, self.models.rate_hz, asked.stride)
+        self.stride = measuring.model_stride(
+            self.drives.label, self.drives.rate_hz, self.models.rate_hz, asked.stride
+        )
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -96,8 +107,13 @@ class Opened:
         vavim = self.models.vavim
         batches = self._batches("next token", frames=vavim.config.frames, horizon=None)
         with autocast(self.device, self.precision):
-            found = driving.next_token(vavim.token_losses, batches, vavim.config.camera, device=self.device)
-        print(f"next token  {found.loss}   perplexity {found.perplexity:.1f}   ({found.windows} windows)")
+            found = driving.next_token(
+                vavim.token_losses, batches, vavim.config.camera, device=self.device
+            )
+        print(
+            f"next token  {found.loss}   perplexity {found.perplexity:.1f}   ({found.windows} "
+            "windows)"
+        )
         return found
 
     def plans(self) -> driving.OpenLoopResult | None:
@@ -107,14 +123,22 @@ class Opened:
             return None
         config = vavam.config
         batches = self._batches(
-            "plans", frames=config.context or config.vavim.frames, horizon=config.expert.horizon,
+            "plans",
+            frames=config.context or config.vavim.frames,
+            horizon=config.expert.horizon,
             command_horizon=asked.command_horizon,
-        )  # fmt: skip
+        )
         with autocast(self.device, self.precision):
             found = driving.open_loop(
-                vavam, batches, config.vavim.camera, samples=asked.samples, seed=asked.seed, device=self.device,
-                steps=config.steps if asked.steps is None else asked.steps, examples=asked.examples,
-            )  # fmt: skip
+                vavam,
+                batches,
+                config.vavim.camera,
+                samples=asked.samples,
+                seed=asked.seed,
+                device=self.device,
+                steps=config.steps if asked.steps is None else asked.steps,
+                examples=asked.examples,
+            )
         print(f"minADE_{asked.samples}  {found.min_ade}")
         for command, value in found.per_command.items():
             print(f"  {command:<16}{value}   ({found.windows[command]} windows)")
@@ -122,31 +146,43 @@ class Opened:
             print(f"  {baseline:<16}{value}")
         return found
 
-    def report(self, facts: dict[str, Any], tokens: driving.NextToken, plans: driving.OpenLoopResult | None) -> None:
+    def report(
+        self, facts: dict[str, Any], tokens: driving.NextToken, plans: driving.OpenLoopResult | None
+    ) -> None:
         asked, pictures = self.asked, []
         result: dict[str, Any] = {"facts": facts, "next_token": tokens.to_json()}
         if plans is not None:
             score = f"minADE_{asked.samples}"
             facts |= {"command horizon": asked.command_horizon, score: str(plans.min_ade)}
-            facts |= {f"{score}, {command}": str(value) for command, value in plans.per_command.items()}
+            facts |= {
+                f"{score}, {command}": str(value) for command, value in plans.per_command.items()
+            }
             facts |= {f"ADE, {baseline}": str(value) for baseline, value in plans.baselines.items()}
             result["plans"] = plans.to_json()
             pictures = [self._draw(plans.plans[i]) for i in plans.examples]
             if asked.store_trajectories:
                 write_json(asked.out / "plans.json", plans.plans_json())
         facts |= {"nats per token": str(tokens.loss), "perplexity": f"{tokens.perplexity:.2f}"}
-        measuring.conclude(asked.out, "Open loop on recorded drives", result, facts=facts, pictures=pictures)
+        measuring.conclude(
+            asked.out, "Open loop on recorded drives", result, facts=facts, pictures=pictures
+        )
 
     def _batches(self, name: str, **windows: Any) -> Iterable[Batch]:
-        """Windows as the model reads them (`windows`: see `DrivingWindows`), with a bar of that name."""
+        """Windows as the model reads them (`windows`: see
+        `DrivingWindows`), with a bar of that name.
+        """
         model, size = self.models.vavim.config, self.asked.batch_size
-        cut = DrivingWindows(self.drives, stride=self.stride, vocab=model.vocab, camera=model.camera, **windows)
+        cut = DrivingWindows(
+            self.drives, stride=self.stride, vocab=model.vocab, camera=model.camera, **windows
+        )
         chosen = measuring.choose(cut, self.asked.max_windows)
         batches = ordered_batches(cut, batch_size=size, chosen=chosen)
         return tqdm(batches, total=-(-len(chosen) // size), desc=name, unit="batch")
 
     def _draw(self, plan: driving.Plan) -> Media:
-        """A plan from above and, where the drives have pictures, on the frame that it starts from."""
+        """A plan from above and, where the drives have
+        pictures, on the frame that it starts from.
+        """
         drives, frame = self.drives, None
         if isinstance(drives, StoreDrives) and drives.store.has(FRONT):
             frame = drives.store.read(plan.episode, plan.step, plan.step + 1, [FRONT])[FRONT][0]

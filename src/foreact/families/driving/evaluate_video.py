@@ -1,4 +1,6 @@
-"""`foreact eval video` for driving models: imagined drives beside true ones, by PSNR, SSIM, FID and FVD."""
+"""`foreact eval video` for driving models: imagined drives beside
+true ones, by PSNR, SSIM, FID and FVD.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ class DrivingVideo:
     future: int = 4
     """frames that it imagines."""
     stride: int | None = None
-    """frames of the store from one frame of the model to the next; default: as makes the model's rate."""
+    """frames of the store from one frame of the model to the
+    next; default: as makes the model's rate.
+    """
     temperature: float = 1.0
     """of the draws."""
     top_k: int = 1
@@ -51,8 +55,9 @@ class DrivingVideo:
     clip_preprocessing: str = "i3d"
     """what that one expects."""
     reference: bool = False
-    """FID as the reference evaluation computes it: against the context frames instead of the true future,
-    from float32 sums; to be combined with --preprocessing dinov2-reference."""
+    """FID as the reference evaluation computes it: against the context frames instead of the true
+    future, from float32 sums; to be combined with --preprocessing dinov2-reference.
+    """
     max_windows: int | None = 256
     """measure so many, spread evenly over the store."""
     batch_size: int = 2
@@ -69,8 +74,12 @@ class DrivingVideo:
     """where to compute; default CUDA if there is one."""
 
 
-def driving_video(asked: Annotated[DrivingVideo, arg(name="")]) -> None:  # --weights, not --asked.weights
-    """Compare imagined drives with true ones: PSNR, SSIM, FID per frame ahead, FVD; beside the tokenizer alone."""
+def driving_video(
+    asked: Annotated[DrivingVideo, arg(name="")],
+) -> None:  # --weights, not --asked.weights
+    """Compare imagined drives with true ones: PSNR, SSIM, FID per
+    frame ahead, FVD; beside the tokenizer alone.
+    """
     opened = Opened(asked)
     facts = opened.describe()
     say("Imagined drives", **facts, device=opened.device, out=asked.out)
@@ -85,30 +94,50 @@ class Opened:
         self.asked = asked
         self.device = pick_device(asked.device)
         self.precision: Precision = choose_precision(asked.precision, self.device)
-        self.models = None if asked.weights is None else measuring.open_models(asked.weights, self.device)
-        tokenizer = measuring.code_tokenizer(self.models, asked.tokenizer, self.device, decoder=asked.decoder)
-        judges = ((asked.features, asked.preprocessing), (asked.clip_features, asked.clip_preprocessing))
+        self.models = (
+            None if asked.weights is None else measuring.open_models(asked.weights, self.device)
+        )
+        tokenizer = measuring.code_tokenizer(
+            self.models, asked.tokenizer, self.device, decoder=asked.decoder
+        )
+        judges = (
+            (asked.features, asked.preprocessing),
+            (asked.clip_features, asked.clip_preprocessing),
+        )
         self.fid_network, self.fvd_network = (
-            None if source is None else open_features(source, preprocessing=name, device=self.device)
+            None
+            if source is None
+            else open_features(source, preprocessing=name, device=self.device)
             for source, name in judges
         )
         self.pictures = measuring.open_pictures(
-            asked.data, tokenizer, frames=asked.context + asked.future, stride=asked.stride, most=asked.max_windows,
+            asked.data,
+            tokenizer,
+            frames=asked.context + asked.future,
+            stride=asked.stride,
+            most=asked.max_windows,
             rate_hz=measuring.MODEL_HZ if self.models is None else self.models.rate_hz,
-        )  # fmt: skip
+        )
 
     def describe(self) -> dict[str, Any]:
         asked, models = self.asked, self.models
         facts = {
-            "weights": "tokenizer alone" if models is None else f"{asked.weights} {models.checkpoint.hash}",
+            "weights": "tokenizer alone"
+            if models is None
+            else f"{asked.weights} {models.checkpoint.hash}",
             "tokenizer": str(asked.tokenizer or "embedded"),
             "data": str(asked.data),
-            "window": f"{asked.context} + {asked.future} frames, {self.pictures.windows.stride} apart",
+            "window": f"{asked.context} + {asked.future} frames, {self.pictures.windows.stride} "
+            "apart",
             "sampling": f"temperature {asked.temperature}, top_k {asked.top_k}, seed {asked.seed}",
             "precision": self.precision,
         }
         if asked.features is not None:
-            against = "context frames, float32 sums (reference)" if asked.reference else "true future frames"
+            against = (
+                "context frames, float32 sums (reference)"
+                if asked.reference
+                else "true future frames"
+            )
             facts["FID against"] = against
         for kind, network in (("FID", self.fid_network), ("FVD", self.fvd_network)):
             if network is not None:
@@ -126,17 +155,27 @@ class Opened:
                     tokens, frames=frames, temperature=asked.temperature, top_k=asked.top_k, rng=rng
                 )
 
-        imaginer = pictures.imaginer(asked.context, None if models is None else generate, self.device)
-        batches, total = pictures.batches(asked.batch_size), -(-len(pictures.chosen) // asked.batch_size)
+        imaginer = pictures.imaginer(
+            asked.context, None if models is None else generate, self.device
+        )
+        batches, total = (
+            pictures.batches(asked.batch_size),
+            -(-len(pictures.chosen) // asked.batch_size),
+        )
         distances = imagining.Distances(
-            fid_network=self.fid_network, fvd_network=self.fvd_network,
+            fid_network=self.fid_network,
+            fvd_network=self.fvd_network,
             real="context" if asked.reference else "future",
             accumulation="reference" if asked.reference else "exact",
-        )  # fmt: skip
+        )
         return imagining.driving_video(
-            tqdm(batches, total=total, desc="imagine", unit="batch"), imaginer, distances=distances,
-            stride=pictures.windows.stride, seed=asked.seed, examples=asked.examples,
-        )  # fmt: skip
+            tqdm(batches, total=total, desc="imagine", unit="batch"),
+            imaginer,
+            distances=distances,
+            stride=pictures.windows.stride,
+            seed=asked.seed,
+            examples=asked.examples,
+        )
 
     def report(self, facts: dict[str, Any], result: imagining.DrivingVideoResult) -> None:
         print("  ".join(f"{name} {value}" for name, value in result.quality.estimates.items()))
@@ -151,8 +190,17 @@ class Opened:
         if result.networks:
             facts["note"] = COMPARABLE
             if any(result.clips <= network["width"] for network in result.networks.values()):
-                facts["note"] += " There are no more clips than features, so the distances are rough and too large."
+                facts["note"] += (
+                    " There are no more clips than features, so the distances are rough and too "
+                    "large."
+                )
             print(facts["note"])
         paths = save_examples(result.quality, self.asked.out, fps=self.pictures.store.spec.fps)
-        shown = {"facts": facts, "futures": [Media(path, path.stem) for path in paths], "quality": [result.quality]}
-        measuring.conclude(self.asked.out, "Imagined drives", {"facts": facts} | result.to_json(), **shown)
+        shown = {
+            "facts": facts,
+            "futures": [Media(path, path.stem) for path in paths],
+            "quality": [result.quality],
+        }
+        measuring.conclude(
+            self.asked.out, "Imagined drives", {"facts": facts} | result.to_json(), **shown
+        )

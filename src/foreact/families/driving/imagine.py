@@ -1,4 +1,6 @@
-"""`foreact generate` for driving models: what VaViM foresees from some frames of a drive, beside what happened."""
+"""`foreact generate` for driving models: what VaViM foresees from
+some frames of a drive, beside what happened.
+"""
 
 from __future__ import annotations
 
@@ -39,14 +41,17 @@ class Imagining:
     windows: int = 4
     """how many, spread evenly over the store."""
     stride: int | None = None
-    """frames of the store from one frame of the model to the next; default: as makes the model's rate."""
+    """frames of the store from one frame of the model to the
+    next; default: as makes the model's rate.
+    """
     temperature: float = 1.0
     """of the draws."""
     top_k: int = 1
     """draw among the k likeliest tokens; 1 takes the likeliest."""
     precision: Literal["auto"] | WeightPrecision = "auto"
-    """of the weights: bf16 and int8 read less memory per token. auto: bf16 where it decodes faster than
-    fp32."""
+    """of the weights: bf16 and int8 read less memory per token.
+    auto: bf16 where it decodes faster than fp32.
+    """
     seed: int = 0
     """of the draws."""
     out: Path = Path("runs/generate")
@@ -56,26 +61,35 @@ class Imagining:
 
 
 def generate(asked: Annotated[Imagining, arg(name="")]) -> None:  # --weights, not --asked.weights
-    """Imagine how drives go on; each window gives a PNG strip and an mp4 in which every frame is marked.
+    """Imagine how drives go on; each window gives a PNG strip and an mp4 in which every frame is
+    marked.
 
-    Shown are the true frames, what the tokenizer makes of them, and the imagined ones, with PSNR and SSIM over all
-    windows.
+    Shown are the true frames, what the tokenizer makes of them, and the imagined ones, with PSNR
+    and SSIM over all windows.
     """
     device = pick_device(asked.device)
     models = measuring.open_models(asked.weights, device)
     tokenizer = measuring.code_tokenizer(models, asked.tokenizer, device, decoder=asked.decoder)
-    precision = "int8" if asked.precision == "int8" else choose_precision(asked.precision, device, "rows")
+    precision = (
+        "int8" if asked.precision == "int8" else choose_precision(asked.precision, device, "rows")
+    )
     reduce_weights(models.vavim, precision)
     pictures = measuring.open_pictures(
-        asked.data, tokenizer, frames=asked.context + asked.future, stride=asked.stride, most=asked.windows,
+        asked.data,
+        tokenizer,
+        frames=asked.context + asked.future,
+        stride=asked.stride,
+        most=asked.windows,
         rate_hz=models.rate_hz,
-    )  # fmt: skip
+    )
     say(
         "Imagining drives",
         weights=f"{asked.weights} {models.checkpoint.hash[:19]}",
         data=asked.data,
-        windows=f"{len(pictures.chosen)} of {asked.context} + {asked.future} frames, {pictures.windows.stride} apart",
-        sampling=f"temperature {asked.temperature}, top_k {asked.top_k}, seed {asked.seed}, weights {precision}",
+        windows=f"{len(pictures.chosen)} of {asked.context} + {asked.future} frames, "
+        f"{pictures.windows.stride} apart",
+        sampling=f"temperature {asked.temperature}, top_k {asked.top_k}, seed {asked.seed}, "
+        f"weights {precision}",
         device=device,
         out=asked.out,
     )
@@ -86,16 +100,27 @@ def generate(asked: Annotated[Imagining, arg(name="")]) -> None:  # --weights, n
         print(path)
 
 
-def imagine(asked: Imagining, vavim: VaViM, pictures: measuring.PictureWindows, device: torch.device) -> VideoQuality:
+def imagine(
+    asked: Imagining, vavim: VaViM, pictures: measuring.PictureWindows, device: torch.device
+) -> VideoQuality:
     """What the model makes of every window, with a bar over its tokens."""
     windows = len(pictures.chosen)
     rng = torch.Generator(device).manual_seed(asked.seed)
-    with tqdm(total=windows * asked.future * vavim.config.tokens_per_frame, unit="token", desc="imagine") as bar:
+    with tqdm(
+        total=windows * asked.future * vavim.config.tokens_per_frame, unit="token", desc="imagine"
+    ) as bar:
 
         def draw(tokens: Tensor, frames: int) -> Tensor:
             return vavim.generate(
-                tokens, frames=frames, temperature=asked.temperature, top_k=asked.top_k, rng=rng, on_token=bar.update
+                tokens,
+                frames=frames,
+                temperature=asked.temperature,
+                top_k=asked.top_k,
+                rng=rng,
+                on_token=bar.update,
             )
 
         imaginer, stride = pictures.imaginer(asked.context, draw, device), pictures.windows.stride
-        return driving_video(pictures.batches(1), imaginer, stride=stride, seed=asked.seed, examples=windows).quality
+        return driving_video(
+            pictures.batches(1), imaginer, stride=stride, seed=asked.seed, examples=windows
+        ).quality

@@ -1,4 +1,6 @@
-"""What the verbs that measure a driving model have in common: model and tokenizer, windows of pictures, the page."""
+"""What the verbs that measure a driving model have in common: model
+and tokenizer, windows of pictures, the page.
+"""
 
 from __future__ import annotations
 
@@ -26,11 +28,15 @@ from foreact.runs.run import write_json
 from foreact.types import Batch, to_uint8
 
 MODEL_HZ = 2.0
-"""Frames per second that the published models see, and that weights are taken to see which do not say."""
+"""Frames per second that the published models see, and that
+weights are taken to see which do not say.
+"""
 
 
 class DrivingModels(NamedTuple):
-    """What a checkpoint of VaViM or VaVAM holds: the video model, the action model around it where there is one."""
+    """What a checkpoint of VaViM or VaVAM holds: the video model, the
+    action model around it where there is one.
+    """
 
     vavim: VaViM
     vavam: VaVAM | None
@@ -53,7 +59,11 @@ def open_models(weights: str, device: torch.device) -> DrivingModels:
 
 
 def code_tokenizer(
-    models: DrivingModels | None, ref: str | None, device: torch.device, *, decoder: Path | None = None
+    models: DrivingModels | None,
+    ref: str | None,
+    device: torch.device,
+    *,
+    decoder: Path | None = None,
 ) -> LoadedTokenizer:
     """The tokenizer of a model's tokens, or the one named by itself."""
     if models is not None:
@@ -61,15 +71,21 @@ def code_tokenizer(
     elif ref is not None:
         found = open_tokenizer(ref, device, decoder=decoder)
     else:
-        raise UserError("Name a model with --weights, or a tokenizer to measure alone with --tokenizer.")
+        raise UserError(
+            "Name a model with --weights, or a tokenizer to measure alone with --tokenizer."
+        )
     if found.tokenizer.vocab is None:
         brings = ref if models is None else models.checkpoint.path
-        raise UserError(f"{ref or brings} brings a tokenizer of continuous latents; driving models read tokens.")
+        raise UserError(
+            f"{ref or brings} brings a tokenizer of continuous latents; driving models read tokens."
+        )
     return found
 
 
 class PictureWindows(NamedTuple):
-    """Windows of a store's pictures, the numbers of those to measure, and the tokenizer that reads them."""
+    """Windows of a store's pictures, the numbers of those to
+    measure, and the tokenizer that reads them.
+    """
 
     store: ZarrStore
     windows: DrivingWindows
@@ -77,22 +93,40 @@ class PictureWindows(NamedTuple):
     tokenizer: LoadedTokenizer
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Pictures at the size that the tokenizer at hand wants, without tokens: it makes them anew."""
+        """Pictures at the size that the tokenizer at hand
+        wants, without tokens: it makes them anew.
+        """
         for part in np.array_split(self.chosen, -(-len(self.chosen) // size)):
             frames = self.store.gather(FRONT, self.windows.rows(part))
-            video = to_uint8(self.tokenizer.prepare(torch.from_numpy(np.ascontiguousarray(frames)).movedim(-1, 2)))
+            video = to_uint8(
+                self.tokenizer.prepare(
+                    torch.from_numpy(np.ascontiguousarray(frames)).movedim(-1, 2)
+                )
+            )
             yield Batch(video={FRONT: video}, index=torch.from_numpy(self.windows.index(part)))
 
     def imaginer(self, context: int, generate: Generate | None, device: torch.device) -> Imaginer:
-        """What sees the first `context` frames of each window and draws what `generate` makes of them."""
+        """What sees the first `context` frames of each window
+        and draws what `generate` makes of them.
+        """
         tokenizer = self.tokenizer.tokenizer
-        return Imaginer(tokenizer=tokenizer, camera=FRONT, context=context, generate=generate, device=device)
+        return Imaginer(
+            tokenizer=tokenizer, camera=FRONT, context=context, generate=generate, device=device
+        )
 
 
 def open_pictures(
-    data: Path, tokenizer: LoadedTokenizer, *, frames: int, stride: int | None, rate_hz: float, most: int | None
+    data: Path,
+    tokenizer: LoadedTokenizer,
+    *,
+    frames: int,
+    stride: int | None,
+    rate_hz: float,
+    most: int | None,
 ) -> PictureWindows:
-    """Windows of `frames` frames of a store, `stride` apart or as makes `rate_hz`, at most so many."""
+    """Windows of `frames` frames of a store, `stride` apart or
+    as makes `rate_hz`, at most so many.
+    """
     store = open_store(data)
     stride = model_stride(str(data), store.spec.fps, rate_hz, stride)
     windows = DrivingWindows(StoreDrives(store), frames=frames, stride=stride, horizon=None)
@@ -100,7 +134,9 @@ def open_pictures(
 
 
 def model_stride(label: str, rate_hz: float, wanted: float, asked: int | None) -> int:
-    """Frames of the data from one frame of the model to the next: as asked, or as makes the wanted rate."""
+    """Frames of the data from one frame of the model to the next:
+    as asked, or as makes the wanted rate.
+    """
     return asked or even_stride(label, rate_hz, wanted, "choose the nearest with --stride")
 
 

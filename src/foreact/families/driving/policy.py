@@ -1,7 +1,9 @@
 """VaVAM as a policy: frames of the front camera and a command in, waypoints out (arXiv 2502.15672).
 
-Deviations from the reference: a frame is tokenized once, when it arrives, not again with every plan; draws depend on
-the episode's seed; several plans may be drawn, from one reading of the video, and one of them chosen.
+Deviations from the reference: a frame is tokenized once, when it arrives, not again with every
+    plan; draws depend on
+the episode's seed; several plans may be drawn, from one reading of the video, and one of them
+chosen.
 """
 
 from __future__ import annotations
@@ -38,12 +40,18 @@ CAMERA_SIZE = (900, 1600)
 
 Choice = Literal["first", "medoid"]
 NoiseSource = Callable[[int, int], Tensor]
-"""(seed of the episode, step) -> standard normal (samples, K, A), from which the plans of that step grow."""
+"""(seed of the episode, step) -> standard normal (samples, K, A),
+from which the plans of that step grow.
+"""
 
 
 def acting_spec(size: tuple[int, int] = FRAME_SIZE) -> StreamSpec:
-    """What the released models see and plan: the front camera and a command, waypoints in the frame of the car."""
-    return StreamSpec(cameras={FRONT: size}, fps=RATE_HZ, action=plan_spec(RATE_HZ), state={COMMAND: (COMMAND,)})
+    """What the released models see and plan: the front camera and a
+    command, waypoints in the frame of the car.
+    """
+    return StreamSpec(
+        cameras={FRONT: size}, fps=RATE_HZ, action=plan_spec(RATE_HZ), state={COMMAND: (COMMAND,)}
+    )
 
 
 @dataclass
@@ -69,24 +77,27 @@ class DrivingOptions:
     precision: AnyPrecision = "fp32"
     """Of the model; auto: bf16 where the device is faster in it."""
     tokenizer: str | None = None
-    """Checkpoint folder or TorchScript encoder of its tokenizer, where it is not embedded. Where the checkpoint names a
-    tokenizer, it must be that one."""
+    """Checkpoint folder or TorchScript encoder of its tokenizer, where it is not embedded. Where
+    the checkpoint names a tokenizer, it must be that one.
+    """
 
 
 class DrivingPolicy:
     """VaVAM with its tokenizer and memory; meets `foreact.types.Policy`.
 
-    Observations carry the camera in any size (see `fit_frames`) and the command as `state["command"]`, (B, 1). They
-    come at the rate of the spec, one per step.
+    Observations carry the camera in any size (see `fit_frames`) and the command as
+    `state["command"]`, (B, 1). They come at the rate of the spec, one per step.
 
     Args:
         model: the video-action model.
         tokenizer: the tokenizer whose ids the model was trained on, on `device` already.
         spec: camera and its size in the tokenizer, rate, and what the waypoints mean.
-        options: how to drive; a `clip` of math.inf limits nothing, `precision` is the model's alone (the tokenizer
-            always computes in float32), and `tokenizer` is for those who open a checkpoint.
+        options: how to drive; a `clip` of math.inf limits nothing, `precision` is the model's alone
+            (the tokenizer always computes in float32), and `tokenizer` is for those who open a
+            checkpoint.
         execute: waypoints to follow before planning again, 1..K.
-        noise: where plans grow from; by default a generator seeded with the episode's seed and the step.
+        noise: where plans grow from; by default a generator seeded with the episode's seed and the
+            step.
         device: where to compute.
         weights: content hash of the weights, told by `describe`.
 
@@ -111,17 +122,25 @@ class DrivingPolicy:
         if options.samples < 1 or steps < 1:
             raise UserError(f"samples ({options.samples}) and steps ({steps}) must be at least 1.")
         if not 1 <= execute <= expert.horizon:
-            raise UserError(f"execute is {execute}; the model plans {expert.horizon} waypoints, choose 1 to that many.")
+            raise UserError(
+                f"execute is {execute}; the model plans {expert.horizon} waypoints, "
+                "choose 1 to that many."
+            )
         if tokenizer.vocab is None or tokenizer.vocab > video.vocab:
             has = "continuous latents" if tokenizer.vocab is None else f"{tokenizer.vocab} ids"
             raise UserError(
-                f"The model reads {video.vocab} token ids, the tokenizer has {has}; give its own tokenizer."
+                f"The model reads {video.vocab} token ids, the tokenizer has {has}; give its own "
+                "tokenizer."
             )
         if video.camera not in spec.cameras:
-            raise UserError(f"The model watches camera '{video.camera}'; the spec knows {sorted(spec.cameras)}.")
+            raise UserError(
+                f"The model watches camera '{video.camera}'; the spec knows {sorted(spec.cameras)}."
+            )
         if spec.action is None or spec.action.dim != expert.action_dim:
             found = "no actions" if spec.action is None else f"{spec.action.dim} action dims"
-            raise UserError(f"The model plans {expert.action_dim} numbers per waypoint, the spec has {found}.")
+            raise UserError(
+                f"The model plans {expert.action_dim} numbers per waypoint, the spec has {found}."
+            )
         self.spec = spec
         self.model = model.to(device)
         self.camera = video.camera
@@ -139,7 +158,9 @@ class DrivingPolicy:
         self._memory = self._nothing_seen()
 
     def fresh(self) -> DrivingPolicy:
-        """A policy with the same settings and the very same network that has seen nothing, for episodes of its own."""
+        """A policy with the same settings and the very same network
+        that has seen nothing, for episodes of its own.
+        """
         other = copy.copy(self)
         other._memory = other._nothing_seen()
         return other
@@ -154,7 +175,8 @@ class DrivingPolicy:
         drives = self._memory.episodes(ids)
         frames = pictures_of(obs, self.camera, len(drives), None)
         commands = self._commands(obs, len(drives))
-        # Everything that can fail comes before the first change, so that a refused observation leaves no trace.
+        # Everything that can fail comes before the first change, so that a refused observation
+        # leaves no trace.
         tokens = self._tokenize(frames)
         for drive, command, frame in zip(drives, commands, tokens, strict=True):
             drive.tokens.append(frame)
@@ -164,13 +186,17 @@ class DrivingPolicy:
     def act(self, ids: Sequence[int] | None = None) -> ActionChunk:
         began = time.perf_counter()
         plans = self.plans(ids)
-        chosen = torch.zeros(len(plans), dtype=torch.long) if self.choose == "first" else medoid(plans)
+        chosen = (
+            torch.zeros(len(plans), dtype=torch.long) if self.choose == "first" else medoid(plans)
+        )
         actions = plans[torch.arange(len(plans)), chosen].numpy()
         _, step = self._memory.now(ids)
         return ActionChunk(actions, self.execute, step, (time.perf_counter() - began) * 1e3)
 
     def plans(self, ids: Sequence[int] | None = None) -> Tensor:
-        """All plans drawn at this step: float32 (B, samples, K, A) on the CPU, metres in the frame of the car."""
+        """All plans drawn at this step: float32 (B, samples, K, A)
+        on the CPU, metres in the frame of the car.
+        """
         drives, _ = self._memory.now(ids)
         tokens = torch.stack([torch.stack(list(drive.tokens)) for drive in drives])
         commands = torch.tensor([drive.command for drive in drives], device=self.device)
@@ -178,7 +204,12 @@ class DrivingPolicy:
         noise = torch.stack([draw(drive.seed, drive.step) for drive in drives]).to(self.device)
         with torch.inference_mode(), autocast(self.device, self.precision):
             plans = self.model.act(
-                tokens, commands, samples=self.samples, steps=self.steps, clip=self.clip, noise=noise
+                tokens,
+                commands,
+                samples=self.samples,
+                steps=self.steps,
+                clip=self.clip,
+                noise=noise,
             )
         return plans.float().cpu()
 
@@ -203,14 +234,17 @@ class DrivingPolicy:
         known = self.model.config.expert.commands
         if values.shape != (rows, 1) or not np.isin(values, np.arange(known)).all():
             raise UserError(
-                f"The policy reads state '{COMMAND}' of shape ({rows}, 1) with whole numbers in 0..{known - 1}, found "
-                f"shape {values.shape} with {np.unique(values)[:4].tolist()}."
+                f"The policy reads state '{COMMAND}' of shape ({rows}, 1) with whole numbers in "
+                f"0..{known - 1}, found shape {values.shape} with "
+                f"{np.unique(values)[:4].tolist()}."
             )
         return [int(v) for v in values[:, 0]]
 
     def _tokenize(self, frames: np.ndarray) -> Tensor:
         """uint8 (B, H, W, 3) -> int64 (B, h, w) on the device."""
-        video = to_model_range(fit_frames(frames, self.spec.cameras[self.camera]).to(self.device))[:, None]
+        video = to_model_range(fit_frames(frames, self.spec.cameras[self.camera]).to(self.device))[
+            :, None
+        ]
         with torch.inference_mode():
             tokens = self._tokenizer.encode(video)[:, 0]
         grid = self.model.config.vavim.grid
@@ -223,16 +257,23 @@ class DrivingPolicy:
 
     def _drawn_noise(self, seed: int, step: int) -> Tensor:
         expert = self.model.config.expert
-        return torch.randn(self.samples, expert.horizon, expert.action_dim, generator=generator_for(seed, step))
+        return torch.randn(
+            self.samples, expert.horizon, expert.action_dim, generator=generator_for(seed, step)
+        )
 
 
 def open_policy(
-    path: Path, options: DrivingOptions | None = None, *, execute: int | None = None, device: torch.device | str = "cpu"
+    path: Path,
+    options: DrivingOptions | None = None,
+    *,
+    execute: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> DrivingPolicy:
     """A policy from a checkpoint folder.
 
     Args:
-        path: checkpoint of a VaVAM. One without a spec, such as a converted one, acts as the released models do.
+        path: checkpoint of a VaVAM. One without a spec, such as a converted one, acts as the
+            released models do.
         options: how it drives.
         execute: waypoints to follow before planning again; None: 1.
         device: where to compute.
@@ -246,17 +287,22 @@ def open_policy(
     model = build(checkpoint, device)
     assert isinstance(model, VaVAM)
     return DrivingPolicy(
-        model, found, checkpoint.spec or acting_spec(), options, execute=1 if execute is None else execute,
-        device=device, weights=checkpoint.hash,
-    )  # fmt: skip
+        model,
+        found,
+        checkpoint.spec or acting_spec(),
+        options,
+        execute=1 if execute is None else execute,
+        device=device,
+        weights=checkpoint.hash,
+    )
 
 
 def fit_frames(frames: np.ndarray, size: tuple[int, int]) -> Tensor:
     """Bring pictures to the tokenizer's size the way the training data came to it.
 
-    The models learned from pictures of `CAMERA_SIZE`, shrunk once; others take that size first, so that they are
-    blurred alike. Pictures that have the final size already stay as they are. Resizing is bilinear with antialiasing
-    and rounds to uint8 after each step.
+    The models learned from pictures of `CAMERA_SIZE`, shrunk once; others take that size first, so
+    that they are blurred alike. Pictures that have the final size already stay as they are.
+    Resizing is bilinear with antialiasing and rounds to uint8 after each step.
 
     Args:
         frames: uint8 (B, H, W, 3).
@@ -270,11 +316,15 @@ def fit_frames(frames: np.ndarray, size: tuple[int, int]) -> Tensor:
         return x
     for target in (CAMERA_SIZE, size):
         if tuple(x.shape[-2:]) != tuple(target):
-            x = interpolate(x, size=tuple(target), mode="bilinear", align_corners=False, antialias=True)
+            x = interpolate(
+                x, size=tuple(target), mode="bilinear", align_corners=False, antialias=True
+            )
     return x
 
 
 def medoid(plans: Tensor) -> Tensor:
-    """The plan with the least mean distance in metres to all others: (B, k, K, A) -> index, int64 (B,)."""
+    """The plan with the least mean distance in metres to all
+    others: (B, k, K, A) -> index, int64 (B,).
+    """
     distance = (plans[:, :, None] - plans[:, None]).norm(dim=-1).mean(dim=-1)
     return distance.sum(dim=-1).argmin(dim=1)

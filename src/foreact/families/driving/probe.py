@@ -18,7 +18,14 @@ from foreact.errors import UserError
 from foreact.evals.report import Media
 from foreact.families.driving import measuring
 from foreact.families.driving.evals import dense
-from foreact.families.driving.evals.dense_data import CLASSES, SIZE, Dataset, DenseData, DepthFormat, open_dense
+from foreact.families.driving.evals.dense_data import (
+    CLASSES,
+    SIZE,
+    Dataset,
+    DenseData,
+    DepthFormat,
+    open_dense,
+)
 from foreact.families.driving.evals.dense_pictures import probe_picture
 from foreact.machine import AnyPrecision, Precision, autocast, choose_precision
 from foreact.runs.run import pick_device, say
@@ -71,7 +78,9 @@ class Probe:
 
 
 def probe(asked: Annotated[Probe, arg(name="")]) -> None:  # --weights, not --asked.weights
-    """What a layer of VaViM knows about classes or depth: label patches by their nearest neighbours (HummingBird)."""
+    """What a layer of VaViM knows about classes or depth: label
+    patches by their nearest neighbours (HummingBird).
+    """
     opened = Opened(asked)
     facts = opened.describe()
     say(f"Probing for {asked.task}", **facts, device=opened.device, out=asked.out)
@@ -91,30 +100,39 @@ class Opened:
         rows, columns = self.models.vavim.config.grid
         if SIZE[0] % rows or SIZE[0] // rows * columns != SIZE[1]:
             raise UserError(
-                f"Pictures of {SIZE[0]} x {SIZE[1]} pixels do not fit a model of {rows} x {columns} tokens; the probe "
-                "needs a model of that aspect ratio."
+                f"Pictures of {SIZE[0]} x {SIZE[1]} pixels do not fit a model of {rows} x "
+                f"{columns} tokens; the probe needs a model of that aspect ratio."
             )
         if asked.task == "depth" and asked.depth is None:
             raise UserError("The task 'depth' needs a folder of depth files; name it with --depth.")
         usual = 10 if asked.task == "segmentation" else 100
         self.config = dense.ProbeConfig(
-            task=asked.task, classes=CLASSES, patch=SIZE[0] // rows, neighbours=asked.neighbours,
+            task=asked.task,
+            classes=CLASSES,
+            patch=SIZE[0] // rows,
+            neighbours=asked.neighbours,
             per_image=usual if asked.per_image is None else asked.per_image or None,
-            search=asked.search, reference=asked.reference,
-        )  # fmt: skip
+            search=asked.search,
+            reference=asked.reference,
+        )
         depth = asked.depth if asked.task == "depth" else None
         self.train, self.held_out = (
-            open_dense(asked.data, asked.dataset, part, depth=depth, depth_format=asked.depth_format)
+            open_dense(
+                asked.data, asked.dataset, part, depth=depth, depth_format=asked.depth_format
+            )
             for part in (asked.train_split, asked.split)
         )
-        self.shown: list[tuple[Tensor, Tensor, Tensor]] = []  # pictures, true labels and those found, to be drawn
+        self.shown: list[
+            tuple[Tensor, Tensor, Tensor]
+        ] = []  # pictures, true labels and those found, to be drawn
 
     def describe(self) -> dict[str, Any]:
         asked, per_image = self.asked, self.config.per_image
         return {
             "weights": f"{asked.weights} {self.models.checkpoint.hash}",
             "layer": asked.layer,
-            "data": f"{asked.dataset} {asked.data}: {len(self.train)} to remember, {len(self.held_out)} to label",
+            "data": f"{asked.dataset} {asked.data}: {len(self.train)} to remember, "
+            f"{len(self.held_out)} to label",
             "memory": "every patch" if per_image is None else f"{per_image} patches per picture",
             "neighbours": f"{asked.neighbours}, {asked.search} search",
             "precision": self.precision,
@@ -123,9 +141,14 @@ class Opened:
 
     def measure(self) -> dense.ProbeResult:
         rng = torch.Generator().manual_seed(self.asked.seed)
-        train, held_out = self._batches(self.train, "remember"), self._batches(self.held_out, "label")
+        train, held_out = (
+            self._batches(self.train, "remember"),
+            self._batches(self.held_out, "label"),
+        )
         draws = partial(torch.rand, generator=rng)
-        return dense.probe(train, held_out, self._features, self.config, draws=draws, keep=self._keep)
+        return dense.probe(
+            train, held_out, self._features, self.config, draws=draws, keep=self._keep
+        )
 
     def report(self, facts: dict[str, Any], result: dense.ProbeResult) -> None:
         scores = {name: f"{value:.4f}" for name, value in result.scores.items()}
@@ -134,14 +157,21 @@ class Opened:
         pictures = []
         if self.shown:
             path = self.asked.out / "examples.png"
-            save_image(path, probe_picture(*(torch.cat(parts) for parts in zip(*self.shown, strict=True))))
+            save_image(
+                path, probe_picture(*(torch.cat(parts) for parts in zip(*self.shown, strict=True)))
+            )
             pictures.append(Media(path, "what was seen, what is true, what was found"))
         title, raw = f"Probing for {self.asked.task}", {"facts": facts} | result.to_json()
         measuring.conclude(self.asked.out, title, raw, facts=facts, pictures=pictures)
 
     def _batches(self, part: DenseData, name: str) -> Iterable[tuple[Tensor, Tensor]]:
         size = self.asked.batch_size
-        return tqdm(part.batches(self.asked.task, size), total=-(-len(part) // size), desc=name, unit="batch")
+        return tqdm(
+            part.batches(self.asked.task, size),
+            total=-(-len(part) // size),
+            desc=name,
+            unit="batch",
+        )
 
     def _features(self, images: Tensor) -> Tensor:
         with autocast(self.device, self.precision):

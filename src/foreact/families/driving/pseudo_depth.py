@@ -27,12 +27,14 @@ def pseudo_depth(
     preprocessing: str = "dinov2",
     device: str | None = None,
 ) -> None:
-    """Let a depth network label pictures for the probe: one 16-bit PNG each, from its own least to its greatest value.
+    """Let a depth network label pictures for the probe: one 16-bit PNG each, from its own least to
+    its greatest value.
 
     Files that are there and can be read stay as they are, so work that was cut short goes on.
 
     Args:
-        network: a TorchScript file or "module:function"; pictures (N, 3, H, W) -> depth (N, H, W) or (N, 1, H, W).
+        network: a TorchScript file or "module:function"; pictures (N, 3, H, W) -> depth (N, H, W)
+            or (N, 1, H, W).
         data: folder of the data set.
         out: folder of the depth files; the probe's --depth.
         dataset: its kind.
@@ -43,7 +45,12 @@ def pseudo_depth(
     where = pick_device(device)
     opened = open_features(network, preprocessing=preprocessing, device=where)
     pictures = open_dense(data, dataset, split, depth=out, depth_exists=False)
-    say("Depth labels", network=f"{opened.name} {opened.hash}", data=f"{data}: {len(pictures)} pictures", out=out)
+    say(
+        "Depth labels",
+        network=f"{opened.name} {opened.hash}",
+        data=f"{data}: {len(pictures)} pictures",
+        out=out,
+    )
     made = 0
     for i in tqdm(range(len(pictures)), desc="depth", unit="picture"):
         path = pictures.samples[i].depth
@@ -60,9 +67,14 @@ def _depth(network: FeatureNetwork, images: Tensor) -> np.ndarray:
     found = network.forward(network.preprocessing(to_model_range(images.to(network.device))))
     if not isinstance(found, Tensor) or found.ndim not in (3, 4) or found.shape[:-2].numel() != 1:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-        raise UserError(f"A depth network should return (N, H, W) or (N, 1, H, W), '{network.name}' gave {shape}.")
+        raise UserError(
+            "A depth network should return (N, H, W) or (N, 1, H, W), "
+            f"'{network.name}' gave {shape}."
+        )
     maps = found.float().reshape(1, 1, *found.shape[-2:])
-    maps = functional.interpolate(maps, size=images.shape[-2:], mode="bilinear", align_corners=False)
+    maps = functional.interpolate(
+        maps, size=images.shape[-2:], mode="bilinear", align_corners=False
+    )
     return maps[0, 0].cpu().numpy()
 
 

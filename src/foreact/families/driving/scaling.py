@@ -1,4 +1,6 @@
-"""`foreact scaling`: does muP carry hyper-parameters over widths, and how does the loss fall with size and data?"""
+"""`foreact scaling`: does muP carry hyper-parameters over widths, and
+how does the loss fall with size and data?
+"""
 
 from __future__ import annotations
 
@@ -59,8 +61,15 @@ class Setting:
         """A VaViM of a width, with heads of one size."""
         if width % HEAD:
             raise UserError(f"Widths should be multiples of {HEAD}, found {width}.")
-        return VaViMConfig(width=width, heads=width // HEAD, base_width=base_width, layers=self.layers,
-                           frames=self.frames, grid=self.grid, vocab=self.vocab)  # fmt: skip
+        return VaViMConfig(
+            width=width,
+            heads=width // HEAD,
+            base_width=base_width,
+            layers=self.layers,
+            frames=self.frames,
+            grid=self.grid,
+            vocab=self.vocab,
+        )
 
 
 def coord_check(
@@ -70,10 +79,11 @@ def coord_check(
     lr: float = 0.01,
     out: Path = Path("runs/coord-check"),
 ) -> None:
-    """Train a few steps at several widths and plot how far the activations move, with muP and without.
+    """Train a few steps at several widths and plot how far the activations move, with muP and
+    without.
 
-    Under muP the size of what each part adds stays the same at every width; without it, it grows with the width, and
-    the learning rate must be tuned again for every size.
+    Under muP the size of what each part adds stays the same at every width; without it, it grows
+    with the width, and the learning rate must be tuned again for every size.
 
     Args:
         setting: what the runs have in common.
@@ -83,30 +93,54 @@ def coord_check(
         out: folder of the plot and the numbers.
     """
     if not widths or steps < 1:
-        raise UserError(f"Expected one width and one step at least, found widths {widths} and {steps} steps.")
+        raise UserError(
+            f"Expected one width and one step at least, found widths {widths} and {steps} steps."
+        )
     where = pick_device(setting.device)
     first = setting.model(widths[0], base_width=widths[0])
-    split = load_driving(DrivingData(sources=setting.sources), first, horizon=None, seed=setting.seed)
-    say("Coordinate check", data=split.about, widths=widths, steps=steps, lr=lr, device=where, out=out)
+    split = load_driving(
+        DrivingData(sources=setting.sources), first, horizon=None, seed=setting.seed
+    )
+    say(
+        "Coordinate check",
+        data=split.about,
+        widths=widths,
+        steps=steps,
+        lr=lr,
+        device=where,
+        out=out,
+    )
     found: dict[str, dict[int, list[dict[str, float]]]] = {"muP": {}, "standard": {}}
     for name, rows in found.items():
         for width in tqdm(widths, desc=name, unit="width"):
             base = widths[0] if name == "muP" else width
-            rows[width] = movements(setting, setting.model(width, base_width=base), split, steps=steps, lr=lr)
+            rows[width] = movements(
+                setting, setting.model(width, base_width=base), split, steps=steps, lr=lr
+            )
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "coord-check.json", {k: {str(w): v for w, v in rows.items()} for k, rows in found.items()})
+    write_json(
+        out / "coord-check.json",
+        {k: {str(w): v for w, v in rows.items()} for k, rows in found.items()},
+    )
     (out / "coord-check.png").write_bytes(coordinates_figure(found))
     for name, rows in found.items():
-        growth = {part: rows[widths[-1]][-1][part] / rows[widths[0]][-1][part] for part in rows[widths[0]][-1]}
-        print(f"{name}: widest over narrowest after {steps} steps: "
-              + ", ".join(f"{part} x{ratio:.2f}" for part, ratio in growth.items()))  # fmt: skip
+        growth = {
+            part: rows[widths[-1]][-1][part] / rows[widths[0]][-1][part]
+            for part in rows[widths[0]][-1]
+        }
+        print(
+            f"{name}: widest over narrowest after {steps} steps: "
+            + ", ".join(f"{part} x{ratio:.2f}" for part, ratio in growth.items())
+        )
     print(out / "coord-check.png")
 
 
 def movements(
     setting: Setting, config: VaViMConfig, split: DrivingSplit, *, steps: int, lr: float
 ) -> list[dict[str, float]]:
-    """Per step, the mean absolute change of each part's output on the first batch since initialisation."""
+    """Per step, the mean absolute change of each part's output on
+    the first batch since initialisation.
+    """
     device = pick_device(setting.device)
     torch.manual_seed(setting.seed)
     model = VaViM(config).to(device).train()
@@ -158,7 +192,8 @@ def lr_sweep(
     standard: bool = False,
     out: Path = Path("runs/lr-sweep"),
 ) -> None:
-    """Train at several widths and base learning rates; under muP the best rate is the same at every width.
+    """Train at several widths and base learning rates; under muP the best rate is the same at every
+    width.
 
     A sweep that was stopped goes on with the runs that are missing.
 
@@ -171,7 +206,9 @@ def lr_sweep(
         out: folder of the runs, the plot and the numbers.
     """
     if not widths or not lrs:
-        raise UserError(f"Expected one width and one learning rate at least, found {widths} and {lrs}.")
+        raise UserError(
+            f"Expected one width and one learning rate at least, found {widths} and {lrs}."
+        )
     rows = []
     for width in widths:
         base = width if standard else widths[0]
@@ -198,7 +235,8 @@ def laws(
 ) -> None:
     """Train a grid of sizes and amounts of data, fit L(N, D) = E + A / N^a + B / D^b and plot it.
 
-    Every run goes through its whole schedule. A sweep that was stopped goes on with the runs that are missing.
+    Every run goes through its whole schedule. A sweep that was stopped goes on with the runs that
+    are missing.
 
     Args:
         setting: what the runs have in common.
@@ -208,7 +246,10 @@ def laws(
         out: folder of the runs, the plot and the numbers.
     """
     if min(len(set(widths)), len(set(steps))) < 3:
-        raise UserError(f"A law needs three widths and three numbers of steps at least, found {widths} and {steps}.")
+        raise UserError(
+            "A law needs three widths and three numbers of steps at least, found "
+            f"{widths} and {steps}."
+        )
     rows = []
     for width in widths:
         config = setting.model(width, base_width=widths[0])
@@ -218,7 +259,15 @@ def laws(
             folder = out / f"width-{width}-steps-{count}"
             loss = short_run(setting, config, folder, lr=lr, steps=count)
             tokens = count * setting.batch_size * (setting.frames * config.tokens_per_frame - 1)
-            rows.append({"width": width, "steps": count, "parameters": parameters, "tokens": tokens, "loss": loss})
+            rows.append(
+                {
+                    "width": width,
+                    "steps": count,
+                    "parameters": parameters,
+                    "tokens": tokens,
+                    "loss": loss,
+                }
+            )
             print(f"N {parameters:>10,}  D {tokens:>10,}  loss {loss:.4f}")
     law = fit_scaling_law(*([row[key] for row in rows] for key in ("parameters", "tokens", "loss")))
     write_json(out / "scaling-laws.json", {"runs": rows, "law": dataclasses.asdict(law)})
@@ -237,14 +286,29 @@ class ShortRun:
     train: TrainConfig
 
 
-def short_run(setting: Setting, config: VaViMConfig, folder: Path, *, lr: float, steps: int) -> float:
-    """Validation loss after a whole warmup-stable-drop run, nats per token; a finished run is not repeated."""
+def short_run(
+    setting: Setting, config: VaViMConfig, folder: Path, *, lr: float, steps: int
+) -> float:
+    """Validation loss after a whole warmup-stable-drop run, nats
+    per token; a finished run is not repeated.
+    """
     batch_size, seed = setting.batch_size, setting.seed
     training = TrainConfig(
-        steps=steps, batch_size=batch_size, lr=lr, weight_decay=0.0, schedule="wsd", warmup=max(1, steps // 10),
-        drop=steps // 5, ema=EMAConfig(enabled=False), seed=seed, log_every=max(1, steps // 10),
-        save_every=steps, keep=1, best_k=0, tensorboard=False,
-    )  # fmt: skip
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        weight_decay=0.0,
+        schedule="wsd",
+        warmup=max(1, steps // 10),
+        drop=steps // 5,
+        ema=EMAConfig(enabled=False),
+        seed=seed,
+        log_every=max(1, steps // 10),
+        save_every=steps,
+        keep=1,
+        best_k=0,
+        tensorboard=False,
+    )
     split = load_driving(DrivingData(sources=setting.sources), config, horizon=None, seed=seed)
     evaluator = ValidationLoss(split.validation)
     device = pick_device(setting.device)
@@ -255,7 +319,9 @@ def short_run(setting: Setting, config: VaViMConfig, folder: Path, *, lr: float,
         return read_json(done)["val/loss"]
 
     def micro_batches(start: int, rank: int, world: int) -> Iterator[Batch]:
-        return batches(split.training, batch_size=batch_size, seed=seed, start=start, rank=rank, world=world)
+        return batches(
+            split.training, batch_size=batch_size, seed=seed, start=start, rank=rank, world=world
+        )
 
     torch.manual_seed(seed)
     model = VaViM(config)
@@ -268,7 +334,7 @@ def short_run(setting: Setting, config: VaViMConfig, folder: Path, *, lr: float,
     return loss
 
 
-# --- figures -----------------------------------------------------------------------------------------------------
+# --- figures --------------------------------------------------------------------------------------
 
 
 def coordinates_figure(found: dict[str, dict[int, list[dict[str, float]]]]) -> bytes:
@@ -277,7 +343,13 @@ def coordinates_figure(found: dict[str, dict[int, list[dict[str, float]]]]) -> b
         widths = sorted(rows)
         for part in rows[widths[0]][-1]:
             ax.plot(widths, [rows[w][-1][part] for w in widths], marker="o", ms=4, label=part)
-        ax.set(xscale="log", yscale="log", title=name, xlabel="width", ylabel="mean |change of the output|")
+        ax.set(
+            xscale="log",
+            yscale="log",
+            title=name,
+            xlabel="width",
+            ylabel="mean |change of the output|",
+        )
         ax.set_xticks(widths, [str(w) for w in widths], minor=False)
         ax.set_xticks([], minor=True)
     low, high = min(ax.get_ylim()[0] for ax in axes), max(ax.get_ylim()[1] for ax in axes)
@@ -309,7 +381,12 @@ def law_figure(rows: Sequence[dict[str, Any]], law: ScalingLaw) -> bytes:
         fine = np.geomspace(tokens.min(), tokens.max(), 50)
         (line,) = ax.plot(fine, law(size, fine), lw=1.2, label=f"N = {size:,}")
         ax.plot(tokens, losses, "o", ms=4, color=line.get_color())
-    ax.set(xscale="log", xlabel="tokens seen, D", ylabel="validation loss, nats per token", title=str(law))
+    ax.set(
+        xscale="log",
+        xlabel="tokens seen, D",
+        ylabel="validation loss, nats per token",
+        title=str(law),
+    )
     ax.title.set_fontsize(9)
     ax.legend(fontsize=8, frameon=False)
     return _png(figure)

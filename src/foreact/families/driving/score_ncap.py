@@ -11,16 +11,24 @@ from foreact.runs.run import say, write_json
 REFERENCE_DECIMALS = 3
 
 
-def ncap(rootdir: Path, check: bool = True, reference_rounding: bool = False, out: Path | None = None) -> None:
+def ncap(
+    rootdir: Path, check: bool = True, reference_rounding: bool = False, out: Path | None = None
+) -> None:
     """Average the metrics of a NeuroNCAP evaluation over runs, sequences and scenarios.
 
     Args:
         rootdir: folder with <scenario>-<sequence>/run_*/metrics.json.
         check: require every sequence of the benchmark, all with equally many runs.
-        reference_rounding: round to 3 decimals at every level before averaging the next, as the reference does.
+        reference_rounding: round to 3 decimals at every level before averaging the next, as the
+            reference does.
         out: file of the summary; default: ncap.json in `rootdir`.
     """
-    say("NeuroNCAP", rootdir=rootdir, check=check, rounding="at every level" if reference_rounding else "none")
+    say(
+        "NeuroNCAP",
+        rootdir=rootdir,
+        check=check,
+        rounding="at every level" if reference_rounding else "none",
+    )
     runs = read_runs(rootdir, check=check)
     summary = aggregate(runs, decimals=REFERENCE_DECIMALS if reference_rounding else None)
     out = rootdir / "ncap.json" if out is None else out
@@ -28,6 +36,11 @@ def ncap(rootdir: Path, check: bool = True, reference_rounding: bool = False, ou
         out.parent.mkdir(parents=True, exist_ok=True)
         write_json(out, summary.to_json())
     except OSError as error:
-        raise UserError(f"The summary {out} cannot be written ({error.strerror}); choose another --out.") from None
+        raise UserError(
+            f"The summary {out} cannot be written ({error.strerror}); choose another --out."
+        ) from None
     print(summary.table())
-    print("Mean (standard deviation over what one line averages). All metrics per sequence: " + str(out))
+    print(
+        "Mean (standard deviation over what one line averages). All metrics per sequence: "
+        + str(out)
+    )

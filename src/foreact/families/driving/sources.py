@@ -1,4 +1,6 @@
-"""What the driving models learn from and are measured on: drives by name, their windows, their mixture."""
+"""What the driving models learn from and are measured on: drives
+by name, their windows, their mixture.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,9 @@ CAMERAS = ("CAM_FRONT", "CAM_F0")
 class DrivingData:
     """Drives to learn from.
 
-    A source is a store (drives.zarr), a folder of token folders with its frame rate (flat_tokens@10), or trajectories
-    with their tokens and frame rate (train.pkl:tokens@2, or .jsonl).
+    A source is a store (drives.zarr), a folder of token folders with its frame rate
+    (flat_tokens@10), or trajectories with their tokens and frame rate (train.pkl:tokens@2, or
+    .jsonl).
     """
 
     sources: tuple[str, ...] = ()
@@ -54,7 +57,9 @@ class DrivingData:
     rate_hz: float = 2.0
     """Frames per second that the model sees."""
     command_horizon: Literal["plan", "reference"] = "plan"
-    """How far ahead a command looks: to the plan's end, or as for the released weights (0.6 s on nuPlan)."""
+    """How far ahead a command looks: to the plan's end, or as for
+    the released weights (0.6 s on nuPlan).
+    """
     hard_turns: int = 0
     """Of each batch that is drawn, keep this many windows with the sharpest turns; 0: all."""
 
@@ -69,13 +74,17 @@ def open_drives(source: str) -> Drives:
     file, colon, tokens = where.partition(":")
     if not rate and not colon:
         if next(Path(where).glob("*/*.npy"), None) is not None:
-            raise UserError(f"The files of {where} do not tell their frame rate; write it after them: {where}@10.")
+            raise UserError(
+                f"The files of {where} do not tell their frame rate; write it after "
+                f"them: {where}@10."
+            )
         return StoreDrives(open_store(Path(where), memory_limit=4 * 2**30))
     try:
         rate_hz = float(rate)
     except ValueError:
         raise UserError(
-            f"'{source}' should end with the frame rate of its files, as in {where}@10; found '{rate}'."
+            f"'{source}' should end with the frame rate of its files, as in {where}@10; found "
+            f"'{rate}'."
         ) from None
     if not (rate_hz > 0 and math.isfinite(rate_hz)):
         raise UserError(f"The frame rate of '{source}' should be a positive number.")
@@ -85,7 +94,9 @@ def open_drives(source: str) -> Drives:
 
 
 def videos_of(root: Path) -> list[str]:
-    """Videos of a token root: those of `<root>/videos.txt` or videos.json where there is one, else every folder."""
+    """Videos of a token root: those of `<root>/videos.txt` or
+    videos.json where there is one, else every folder.
+    """
     for name in ("videos.json", "videos.txt"):
         if (root / name).is_file():
             return read_names(root / name)
@@ -114,7 +125,9 @@ class DrivingSplit:
     about: str
 
 
-def load_driving(data: DrivingData, model: VaViMConfig, *, horizon: int | None, seed: int) -> DrivingSplit:
+def load_driving(
+    data: DrivingData, model: VaViMConfig, *, horizon: int | None, seed: int
+) -> DrivingSplit:
     """Open the sources, split them by drive, cut windows and mix them.
 
     Args:
@@ -124,27 +137,40 @@ def load_driving(data: DrivingData, model: VaViMConfig, *, horizon: int | None, 
         seed: of split and mixture.
 
     Raises:
-        UserError: no source, a rate that does not divide, a grid or ids of another tokenizer, ratios that are no
-            shares, or an option that has nothing to act on.
+        UserError: no source, a rate that does not divide, a grid or ids of another tokenizer,
+            ratios that are no shares, or an option that has nothing to act on.
     """
     if not data.sources:
-        raise UserError("Name what to learn from: --data.sources drives.zarr (see `foreact data import-nuscenes`).")
+        raise UserError(
+            "Name what to learn from: --data.sources drives.zarr (see `foreact data "
+            "import-nuscenes`)."
+        )
     if data.total is not None and not data.ratios:
-        raise UserError("--data.total counts the windows of a mixture; give --data.ratios with it, or leave it out.")
+        raise UserError(
+            "--data.total counts the windows of a mixture; give --data.ratios with "
+            "it, or leave it out."
+        )
     if data.hard_turns and horizon is None:
-        raise UserError("--data.hard-turns goes by plans, and a video model learns from none; leave it out.")
+        raise UserError(
+            "--data.hard-turns goes by plans, and a video model learns from none; leave it out."
+        )
     opened = [open_drives(source) for source in data.sources]
     others = [open_drives(source) for source in data.val_sources]
     hashes = {tokenizer_hash(drives) for drives in (*opened, *others)} - {None}
     if len(hashes) > 1:
-        raise UserError(f"The sources were made with different tokenizers ({sorted(map(str, hashes))}); use one.")
+        raise UserError(
+            "The sources were made with different tokenizers "
+            f"({sorted(map(str, hashes))}); use one."
+        )
     parts, held_out = [], []
     for drives in opened:
-        training, validation = split_episodes(len(drives.names), 0.0 if data.val_sources else data.val_ratio, seed)
+        training, validation = split_episodes(
+            len(drives.names), 0.0 if data.val_sources else data.val_ratio, seed
+        )
         if not data.val_sources and len(validation) == 0:
             raise UserError(
-                f"Of {drives.label} (drives: {len(drives.names)}) none is left to validate with; name others with "
-                "--data.val-sources, or take a share with --data.val-ratio."
+                f"Of {drives.label} (drives: {len(drives.names)}) none is left to validate with; "
+                "name others with --data.val-sources, or take a share with --data.val-ratio."
             )
         parts.append(windows_of(drives, data, model, horizon=horizon, episodes=training))
         if len(validation):
@@ -155,13 +181,19 @@ def load_driving(data: DrivingData, model: VaViMConfig, *, horizon: int | None, 
     chosen: list[Windows] = list(parts)
     if data.only is not None:
         chosen[0] = Subset(parts[0], rows_of(data.only))
-    mixed = mix(chosen, data.ratios, data.total or sum(map(len, chosen)), seed) if data.ratios else Concat(chosen)
+    mixed = (
+        mix(chosen, data.ratios, data.total or sum(map(len, chosen)), seed)
+        if data.ratios
+        else Concat(chosen)
+    )
     return DrivingSplit(
         training=HardTurns(mixed, data.hard_turns) if data.hard_turns else mixed,
         validation=Concat(held_out),
         spec=spec_of(opened[0], model, data.rate_hz, plans=horizon is not None),
         tokenizer=None if known is None else TokenizerRef(family="vq", hash=known),
-        about=", ".join(f"{d.label} ({len(d.names)} drives, {int(d.lengths.sum())} frames)" for d in opened),
+        about=", ".join(
+            f"{d.label} ({len(d.names)} drives, {int(d.lengths.sum())} frames)" for d in opened
+        ),
     )
 
 
@@ -179,7 +211,9 @@ def windows_of(
     windows = DrivingWindows(
         drives,
         frames=model.frames,
-        stride=even_stride(drives.label, drives.rate_hz, data.rate_hz, "choose a --data.rate-hz that divides it"),
+        stride=even_stride(
+            drives.label, drives.rate_hz, data.rate_hz, "choose a --data.rate-hz that divides it"
+        ),
         horizon=horizon,
         command_horizon=data.command_horizon,
         vocab=model.vocab,
@@ -189,8 +223,9 @@ def windows_of(
     grid = tuple(drives.tokens(np.zeros(1, np.int64)).shape[1:])
     if grid != tuple(model.grid):
         raise UserError(
-            f"{drives.label} holds grids of {grid[0]} x {grid[1]} tokens, the model reads {model.grid[0]} x "
-            f"{model.grid[1]}; set --model.grid {grid[0]} {grid[1]} for a new model, or tokenize at the model's size."
+            f"{drives.label} holds grids of {grid[0]} x {grid[1]} tokens, the model reads "
+            f"{model.grid[0]} x {model.grid[1]}; set --model.grid {grid[0]} {grid[1]} for a new "
+            "model, or tokenize at the model's size."
         )
     return windows
 
@@ -199,12 +234,14 @@ def even_stride(label: str, rate_hz: float, wanted: float, remedy: str) -> int:
     """Frames of the data from one frame of the model to the next.
 
     Raises:
-        UserError: `wanted` frames per second cannot be taken evenly; the sentence ends with the remedy.
+        UserError: `wanted` frames per second cannot be taken evenly; the sentence ends with the
+            remedy.
     """
     stride = rate_hz / wanted
     if round(stride) < 1 or abs(stride - round(stride)) > 1e-6:
         raise UserError(
-            f"{label} has {rate_hz:g} frames per second, of which {wanted:g} cannot be taken evenly; {remedy}."
+            f"{label} has {rate_hz:g} frames per second, of which {wanted:g} cannot be taken "
+            f"evenly; {remedy}."
         )
     return round(stride)
 
@@ -227,4 +264,6 @@ def spec_of(drives: Drives, model: VaViMConfig, rate_hz: float, *, plans: bool) 
     size = (model.grid[0] * PATCH, model.grid[1] * PATCH)
     if isinstance(drives, StoreDrives):
         size = next(iter(drives.store.spec.cameras.values()))
-    return StreamSpec(cameras={model.camera: size}, fps=rate_hz, action=plan_spec(rate_hz) if plans else None)
+    return StreamSpec(
+        cameras={model.camera: size}, fps=rate_hz, action=plan_spec(rate_hz) if plans else None
+    )

@@ -1,4 +1,6 @@
-"""`foreact train vavam`: the action expert that drives from a video model, as its authors train it, at any size."""
+"""`foreact train vavam`: the action expert that drives from a video
+model, as its authors train it, at any size.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,9 @@ class VaVAMRun(DrivingRun):
     video: str | None = None
     """Weights of the VaViM to drive from; its shape replaces --model.vavim."""
     tokenizer: str | None = None
-    """Checkpoint of the tokenizer that made the tokens, to embed in the finished weights; None: that of --video."""
+    """Checkpoint of the tokenizer that made the tokens, to embed in
+    the finished weights; None: that of --video.
+    """
     init: str | None = None
     """Weights of a VaVAM to start from, instead of --video."""
     out: Path = Path("runs/vavam")
@@ -45,20 +49,36 @@ class VaVAMRun(DrivingRun):
 def recipe(size: str = "debug", video: str | None = None) -> VaVAMRun:
     """The defaults for a size, and the shape of the video model where one is named.
 
-    The published sizes follow the authors: one epoch of nuPlan and nuScenes in 7,251 steps of 384 windows, base rate
+    The published sizes follow the authors: one epoch of nuPlan and nuScenes in 7,251 steps of 384
+        windows, base rate
     0.0194 under muP, 75 steps of warmup, 725 of drop, the video model frozen.
     """
     common: dict[str, Any] = {
-        "batch_size": PER_PROCESS[size], "schedule": "wsd", "weight_decay": 1e-7, "ema": EMAConfig(enabled=False),
-        "seed": 84924, "best_k": 0,
-    }  # fmt: skip
+        "batch_size": PER_PROCESS[size],
+        "schedule": "wsd",
+        "weight_decay": 1e-7,
+        "ema": EMAConfig(enabled=False),
+        "seed": 84924,
+        "best_k": 0,
+    }
     rhythm: dict[str, Any]
     if size == "debug":
-        rhythm = {"lr": 0.01, "steps": 1000, "warmup": 50, "drop": 200, "save_every": 250,
-                  "eval_every": 250}  # fmt: skip
+        rhythm = {
+            "lr": 0.01,
+            "steps": 1000,
+            "warmup": 50,
+            "drop": 200,
+            "save_every": 250,
+            "eval_every": 250,
+        }
     else:
-        rhythm = {"lr": 0.0194, "steps": 7_251, "warmup": 75, "drop": 725,
-                  "accumulate": accumulation(PER_PROCESS[size])}  # fmt: skip
+        rhythm = {
+            "lr": 0.0194,
+            "steps": 7_251,
+            "warmup": 75,
+            "drop": 725,
+            "accumulate": accumulation(PER_PROCESS[size]),
+        }
     model = SIZES[size]
     if video is not None:
         shape = config_from_json(VaViMConfig, weights_of(video, "vavim", "--video").config)
@@ -70,13 +90,21 @@ def train_vavam(run: VaVAMRun) -> Path:
     """Train; returns the folder of the finished weights, `run.out/weights`."""
     vavim = run.model.vavim
     if run.plan:
-        tokens = {"vavim": vavim.frames * vavim.tokens_per_frame, "expert": vavim.frames * run.model.expert.horizon}
+        tokens = {
+            "vavim": vavim.frames * vavim.tokens_per_frame,
+            "expert": vavim.frames * run.model.expert.horizon,
+        }
         show_plan(run, VaVAM, tokens, vocab=0)
         return run.out / "weights"
-    if run.video is None and run.init is None and run.train.start_from is None and not run.model.train_vavim:
+    if (
+        run.video is None
+        and run.init is None
+        and run.train.start_from is None
+        and not run.model.train_vavim
+    ):
         raise UserError(
-            "VaVAM drives from a video model, and none is given: name one with --video, or let it learn from nothing "
-            "with --model.train-vavim."
+            "VaVAM drives from a video model, and none is given: name one with --video, or let it "
+            "learn from nothing with --model.train-vavim."
         )
     if run.model.expert.commands < len(COMMANDS):
         raise UserError(
@@ -96,9 +124,15 @@ def train_vavam(run: VaVAMRun) -> Path:
         tokenizer = tokenizer or video.tokenizer_path
         start = f"video model {run.video}"
     if run.init is not None:
-        start_from(model, weights_of(run.init, "vavam", "--init"), tokenizer=split.tokenizer and split.tokenizer.hash)
+        start_from(
+            model,
+            weights_of(run.init, "vavam", "--init"),
+            tokenizer=split.tokenizer and split.tokenizer.hash,
+        )
         start = f"weights of {run.init}"
-    return fit(run, "vavam", model, split, tokenizer=tokenizer, device=device, start=start, stage="action")
+    return fit(
+        run, "vavam", model, split, tokenizer=tokenizer, device=device, start=start, stage="action"
+    )
 
 
 def command(args: Sequence[str]) -> None:
@@ -107,4 +141,8 @@ def command(args: Sequence[str]) -> None:
     def defaults(chosen: dict[str, str]) -> VaVAMRun:
         return recipe(**checked(chosen, size=[*SIZES]))
 
-    train_vavam(parse_run(VaVAMRun, args, prog="foreact train vavam", recipe=defaults, choices=("size", "video")))
+    train_vavam(
+        parse_run(
+            VaVAMRun, args, prog="foreact train vavam", recipe=defaults, choices=("size", "video")
+        )
+    )

@@ -1,4 +1,6 @@
-"""`foreact train vavim`: the video model of driving, in the two stages of its authors, at any size."""
+"""`foreact train vavim`: the video model of driving, in the two
+stages of its authors, at any size.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,9 @@ class VaViMRun(DrivingRun):
     """Train VaViM, the next-token model of driving video."""
 
     stage: Stage = "pretrain"
-    """pretrain: warmup, then a constant rate. finetune: from such a run (--train.start-from), falling to a tenth."""
+    """pretrain: warmup, then a constant rate. finetune: from such a
+    run (--train.start-from), falling to a tenth.
+    """
     init: str | None = None
     """Weights to start from, without optimiser state."""
     out: Path = Path("runs/vavim")
@@ -41,26 +45,41 @@ class VaViMRun(DrivingRun):
 def recipe(size: str = "debug", stage: Stage = "pretrain") -> VaViMRun:
     """The defaults for a size and a stage.
 
-    The published sizes follow the authors: 384 windows per step, AdamW with betas 0.9 and 0.95 and decay 1e-7, base
-    rate 0.0041 under muP; 155,293 steps with a tenth of warmup, of which nine tenths were run before fine-tuning on
-    OpenDV 0.4, nuPlan 0.5872 and nuScenes 0.0128 (--data.ratios) of 5,963,251 windows (--data.total).
+    The published sizes follow the authors: 384 windows per step, AdamW with betas 0.9 and 0.95 and
+        decay 1e-7, base
+    rate 0.0041 under muP; 155,293 steps with a tenth of warmup, of which nine tenths were run
+    before fine-tuning on OpenDV 0.4, nuPlan 0.5872 and nuScenes 0.0128 (--data.ratios) of 5,963,251
+    windows (--data.total).
     """
     common: dict[str, Any] = {
-        "batch_size": PER_PROCESS[size], "schedule": "wsd", "ema": EMAConfig(enabled=False), "seed": 84924,
+        "batch_size": PER_PROCESS[size],
+        "schedule": "wsd",
+        "ema": EMAConfig(enabled=False),
+        "seed": 84924,
         "best_k": 0,
-    }  # fmt: skip
+    }
     rhythm: dict[str, Any]
     if size == "debug":  # a laptop sees too few tokens for the published rhythm
         common |= {"lr": 0.004, "weight_decay": 1e-4, "save_every": 250, "eval_every": 250}
         rhythm: dict[str, Any] = (
-            {"steps": 1000, "warmup": 50, "drop": 200} if stage == "pretrain" else {"steps": 300, "drop": 300}
+            {"steps": 1000, "warmup": 50, "drop": 200}
+            if stage == "pretrain"
+            else {"steps": 300, "drop": 300}
         )
     else:
-        common |= {"lr": 0.0041, "weight_decay": 1e-7, "accumulate": accumulation(PER_PROCESS[size])}
+        common |= {
+            "lr": 0.0041,
+            "weight_decay": 1e-7,
+            "accumulate": accumulation(PER_PROCESS[size]),
+        }
         rhythm = {"steps": 15_529, "drop": 15_529}
         if stage == "pretrain":
             # Each quarter, and the end of the nine tenths, were fine-tuned and released.
-            rhythm = {"steps": 155_293, "warmup": 15_529, "keep_at": (38_823, 77_646, 116_469, 139_763)}
+            rhythm = {
+                "steps": 155_293,
+                "warmup": 15_529,
+                "keep_at": (38_823, 77_646, 116_469, 139_763),
+            }
     settings: dict[str, Any] = {**common, "warmup": 0, **rhythm}
     return VaViMRun(size=size, stage=stage, model=SIZES[size], train=TrainConfig(**settings))
 
@@ -72,19 +91,29 @@ def train_vavim(run: VaViMRun) -> Path:
         return run.out / "weights"
     if run.stage == "finetune" and run.init is None and run.train.start_from is None:
         raise UserError(
-            "Fine-tuning goes on from a pre-trained model, and none is given: name its run with --train.start-from, or "
-            "its weights with --init."
+            "Fine-tuning goes on from a pre-trained model, and none is given: name its run with "
+            "--train.start-from, or its weights with --init."
         )
     device = pick_device(run.device)
     split = load_driving(run.data, run.model, horizon=None, seed=run.train.seed)
     torch.manual_seed(run.train.seed)
     model = VaViM(run.model)
-    start = "random weights" if run.train.start_from is None else f"weights and moments of {run.train.start_from}"
+    start = (
+        "random weights"
+        if run.train.start_from is None
+        else f"weights and moments of {run.train.start_from}"
+    )
     if run.init is not None:
-        start_from(model, weights_of(run.init, "vavim", "--init"), tokenizer=split.tokenizer and split.tokenizer.hash)
+        start_from(
+            model,
+            weights_of(run.init, "vavim", "--init"),
+            tokenizer=split.tokenizer and split.tokenizer.hash,
+        )
         start = f"weights of {run.init}"
     tokenizer = None if run.tokenizer is None else resolve(run.tokenizer)
-    return fit(run, "vavim", model, split, tokenizer=tokenizer, device=device, start=start, stage=run.stage)
+    return fit(
+        run, "vavim", model, split, tokenizer=tokenizer, device=device, start=start, stage=run.stage
+    )
 
 
 def command(args: Sequence[str]) -> None:
@@ -93,4 +122,8 @@ def command(args: Sequence[str]) -> None:
     def defaults(chosen: dict[str, str]) -> VaViMRun:
         return recipe(**checked(chosen, size=[*SIZES], stage=["pretrain", "finetune"]))
 
-    train_vavim(parse_run(VaViMRun, args, prog="foreact train vavim", recipe=defaults, choices=("size", "stage")))
+    train_vavim(
+        parse_run(
+            VaViMRun, args, prog="foreact train vavim", recipe=defaults, choices=("size", "stage")
+        )
+    )

@@ -1,4 +1,6 @@
-"""What training VaViM and training VaVAM have in common: the published batch, the loop, the finished weights."""
+"""What training VaViM and training VaVAM have in common: the
+published batch, the loop, the finished weights.
+"""
 
 from __future__ import annotations
 
@@ -40,22 +42,30 @@ class DrivingRun(TrainingRun, Drives):
     plan: bool = False
     """Print what the run would cost (parameters, memory, steps, tokens) and stop."""
     plan_tflops: float | None = None
-    """With --plan: sustained TFLOP/s per process that you have measured, for an estimate of the time."""
+    """With --plan: sustained TFLOP/s per process that you have
+    measured, for an estimate of the time.
+    """
 
 
 def accumulation(batch_size: int) -> int:
-    """Micro-batches per step that make the published global batch with the processes that torchrun started."""
+    """Micro-batches per step that make the published global batch
+    with the processes that torchrun started.
+    """
     per_round = batch_size * process_count()
     if GLOBAL_BATCH % per_round:
         raise UserError(
-            f"{process_count()} processes with {batch_size} windows each do not divide the published batch of "
-            f"{GLOBAL_BATCH}; start another number of processes."
+            f"{process_count()} processes with {batch_size} windows each do not divide the "
+            f"published batch of {GLOBAL_BATCH}; start another number of processes."
         )
     return GLOBAL_BATCH // per_round
 
 
-def show_plan(run: DrivingRun, model: type[nn.Module], tokens_per_sample: int | Mapping[str, int], vocab: int) -> None:
-    """Print what the run would cost, without data and without starting; see `foreact.runs.plan.plan`."""
+def show_plan(
+    run: DrivingRun, model: type[nn.Module], tokens_per_sample: int | Mapping[str, int], vocab: int
+) -> None:
+    """Print what the run would cost, without data and without
+    starting; see `foreact.runs.plan.plan`.
+    """
     with torch.device("meta"):
         hollow = model(run.model)
     print(
@@ -71,13 +81,22 @@ def show_plan(run: DrivingRun, model: type[nn.Module], tokens_per_sample: int | 
 
 
 def embedded_tokenizer(path: Path | None, split: DrivingSplit) -> Path | None:
-    """The checkpoint of the tokenizer to put into the finished weights, if it is the one that made the tokens."""
+    """The checkpoint of the tokenizer to put into the finished
+    weights, if it is the one that made the tokens.
+    """
     if path is not None and (family := family_of(path)) != "vq":
-        raise UserError(f"--tokenizer expects the tokenizer that made the tokens, a vq; {path} holds a {family}.")
-    if path is not None and split.tokenizer is not None and (found := content_hash(path)) != split.tokenizer.hash:
         raise UserError(
-            f"The tokens were made with the tokenizer {split.tokenizer.hash}, {path} has the hash {found}; name the "
-            "one that made them, or tokenize again."
+            f"--tokenizer expects the tokenizer that made the tokens, a vq; {path} "
+            f"holds a {family}."
+        )
+    if (
+        path is not None
+        and split.tokenizer is not None
+        and (found := content_hash(path)) != split.tokenizer.hash
+    ):
+        raise UserError(
+            f"The tokens were made with the tokenizer {split.tokenizer.hash}, {path} has the hash "
+            f"{found}; name the one that made them, or tokenize again."
         )
     return path
 
@@ -93,7 +112,9 @@ def fit(
     start: str,
     stage: str,
 ) -> Path:
-    """Train; returns the folder of the finished weights, `run.out/weights`, which embeds `tokenizer`."""
+    """Train; returns the folder of the finished weights,
+    `run.out/weights`, which embeds `tokenizer`.
+    """
     tokenizer = embedded_tokenizer(tokenizer, split)
     evaluator = ValidationLoss(split.validation)  # reads its windows, before anything is written
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -103,16 +124,36 @@ def fit(
         f"Training {family}, stage '{stage}'",
         free=("plan", "plan_tflops"),
         data=split.about,
-        windows=f"{len(split.training)} to train on, {len(split.validation)} to validate, {run.data.rate_hz:g} Hz",
-        model=f"{run.size}, {trainable:,} of {sum(p.numel() for p in model.parameters()):,} parameters learn",
+        windows=f"{len(split.training)} to train on, {len(split.validation)} to validate, "
+        f"{run.data.rate_hz:g} Hz",
+        model=f"{run.size}, {trainable:,} of {sum(p.numel() for p in model.parameters()):,} "
+        "parameters learn",
         start=start,
     )
 
     def export(state: Mapping[str, Tensor], path: Path) -> None:
-        save_checkpoint(path, family=family, config=run.model, state=state, spec=split.spec, tokenizer=split.tokenizer)
+        save_checkpoint(
+            path,
+            family=family,
+            config=run.model,
+            state=state,
+            spec=split.spec,
+            tokenizer=split.tokenizer,
+        )
 
     result = train_on(
-        split.training, model, run, verb=f"train {family}", evaluators=[evaluator], export=export, device=device
+        split.training,
+        model,
+        run,
+        verb=f"train {family}",
+        evaluators=[evaluator],
+        export=export,
+        device=device,
     )
-    card = {"recipe": f"foreact train {family} --size {run.size}", "stage": stage, "start": start, "data": split.about}
+    card = {
+        "recipe": f"foreact train {family} --size {run.size}",
+        "stage": stage,
+        "start": start,
+        "data": split.about,
+    }
     return publish(run, result, config=run.model, card=card, best=True, tokenizer=tokenizer)

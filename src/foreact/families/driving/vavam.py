@@ -1,9 +1,12 @@
-"""VaVAM, VaViM with an action expert (arXiv 2502.15672): waypoints from video and a command by flow matching.
+"""VaVAM, VaViM with an action expert (arXiv 2502.15672): waypoints from video and a command by flow
+matching.
 
-The expert is a narrower transformer of the same depth. In layer l its tokens attend to the keys and values of VaViM's
-layer l and to each other; the video never sees the actions, so it is read once, whatever is asked of the expert.
+The expert is a narrower transformer of the same depth. In layer l its tokens attend to the keys and
+values of VaViM's layer l and to each other; the video never sees the actions, so it is read once,
+whatever is asked of the expert.
 
-What an action token may attend to, with 2 tokens per frame, 3 waypoints per frame and 2 frames (x: may attend)::
+What an action token may attend to, with 2 tokens per frame, 3 waypoints per frame and 2 frames (x:
+may attend)::
 
                      video              actions
                  frame 0  frame 1   frame 0   frame 1
@@ -14,8 +17,8 @@ What an action token may attend to, with 2 tokens per frame, 3 waypoints per fra
                     x x      x x      . . .     x x x
                     x x      x x      . . .     x x x
 
-In training each frame of the context is a present for which a plan is learned. When acting, the present is the last
-frame, and the rows are the samples asked for: each sees all video, and itself.
+In training each frame of the context is a present for which a plan is learned. When acting, the
+present is the last frame, and the rows are the samples asked for: each sees all video, and itself.
 """
 
 from __future__ import annotations
@@ -89,12 +92,17 @@ class VaVAMConfig:
     def __post_init__(self) -> None:
         if self.context is not None and not 1 <= self.context <= self.vavim.frames:
             raise UserError(
-                f"context should be in 1..{self.vavim.frames}, the video model's frames, not {self.context}."
+                f"context should be in 1..{self.vavim.frames}, the video model's frames, not "
+                f"{self.context}."
             )
         if self.steps < 1 or (self.clip is not None and not self.clip > 0):
-            raise UserError(f"steps and clip should be positive, found {self.steps} and {self.clip}.")
+            raise UserError(
+                f"steps and clip should be positive, found {self.steps} and {self.clip}."
+            )
         if self.expert.width % 2 or self.expert.width < 4:
-            raise UserError(f"The expert's width should be even and at least 4, found {self.expert.width}.")
+            raise UserError(
+                f"The expert's width should be even and at least 4, found {self.expert.width}."
+            )
         if not self.action_scale > 0:
             raise UserError(f"action_scale should be positive, found {self.action_scale}.")
 
@@ -123,7 +131,11 @@ class ActionEncoder(nn.Module):
 
     def forward(self, actions: Tensor, commands: Tensor, t: Tensor) -> Tensor:
         """(B, G, K, A), int64 (B, G), float (B, G) -> (B, G, K, width)."""
-        x = self.action(actions) + self.command_embedding(commands)[:, :, None] + self.position_embedding.weight
+        x = (
+            self.action(actions)
+            + self.command_embedding(commands)[:, :, None]
+            + self.position_embedding.weight
+        )
         time = time_embedding(t, x.shape[-1], self.max_period)[:, :, None].expand_as(x).to(x.dtype)
         return self.out(functional.silu(self.mix(torch.cat([time, x], dim=-1))))
 
@@ -146,7 +158,10 @@ class ExpertBlock(nn.Module):
     def forward(self, x: Tensor, video: KVCache, mask: Tensor) -> Tensor:
         """(B, G K, width), the video's keys and values, bool (G K, N + G K) -> (B, G K, width)."""
         q, k, v = self.attention.project(norm(x))
-        k, v = (torch.cat([seen.to(own.dtype), own], dim=2) for seen, own in zip(video.kv, (k, v), strict=True))
+        k, v = (
+            torch.cat([seen.to(own.dtype), own], dim=2)
+            for seen, own in zip(video.kv, (k, v), strict=True)
+        )
         x = x + self.attention.mix(q, k, v, mask=mask)
         return x + self.mlp(norm(x))
 
@@ -163,22 +178,32 @@ class ActionExpert(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = ActionEncoder(config)
-        self.blocks = nn.ModuleList(ExpertBlock(config, video.heads, video.width) for _ in range(video.layers))
+        self.blocks = nn.ModuleList(
+            ExpertBlock(config, video.heads, video.width) for _ in range(video.layers)
+        )
         self.decoder = nn.Linear(config.width, config.action_dim, bias=False)
         self.reset_parameters()
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
         std = self.config.init_std
-        for part in (self.encoder.action, self.encoder.command_embedding, self.encoder.position_embedding):
+        for part in (
+            self.encoder.action,
+            self.encoder.command_embedding,
+            self.encoder.position_embedding,
+        ):
             nn.init.normal_(part.weight, std=std)
         self.encoder.mix.init_normal(std)
         self.encoder.out.init_normal(std)
         init_blocks(self.blocks, std, residual_std=std / math.sqrt(2 * max(1, len(self.blocks))))
         nn.init.zeros_(self.decoder.weight)
 
-    def forward(self, actions: Tensor, commands: Tensor, t: Tensor, video: list[KVCache], mask: Tensor) -> Tensor:
-        """Velocity of G plans per sample: (B, G, K, A), (B, G), (B, G), one cache per layer, mask -> (B, G, K, A)."""
+    def forward(
+        self, actions: Tensor, commands: Tensor, t: Tensor, video: list[KVCache], mask: Tensor
+    ) -> Tensor:
+        """Velocity of G plans per sample: (B, G, K, A), (B, G), (B,
+        G), one cache per layer, mask -> (B, G, K, A).
+        """
         groups = actions.shape[1]
         x = self.encoder(actions, commands, t).flatten(1, 2)
         for block, seen in zip(self.blocks, video, strict=True):
@@ -207,19 +232,27 @@ class VaVAM(nn.Module):
         """Flow-matching loss of the plans at every frame of the context.
 
         Args:
-            batch: `tokens[camera]` int64 (B, T, h, w); `plans` float32 (B, T, K, A) in metres; `commands` int64 (B, T).
+            batch: `tokens[camera]` int64 (B, T, h, w); `plans` float32 (B, T, K, A) in metres;
+                `commands` int64 (B, T).
             rng: draws times and noise, on the batch's device.
         """
         if batch.plans is None or batch.commands is None:
-            raise UserError("VaVAM learns from plans and commands; open a store with trajectories, not video alone.")
+            raise UserError(
+                "VaVAM learns from plans and commands; open a store with "
+                "trajectories, not video alone."
+            )
         plans = batch.plans
         t = self.flow.draw_time(tuple(plans.shape[:2]), rng)
         noise = torch.randn(plans.shape, generator=rng, device=plans.device)
         loss = self.loss(batch.tokens[self.config.vavim.camera], batch.commands, plans, t, noise)
         return LossOut(loss=loss, logs={"flow": loss.detach()})
 
-    def loss(self, tokens: Tensor, commands: Tensor, plans: Tensor, t: Tensor, noise: Tensor) -> Tensor:
-        """Mean squared error of the velocity for given times (B, T) and noise (B, T, K, A): () float32."""
+    def loss(
+        self, tokens: Tensor, commands: Tensor, plans: Tensor, t: Tensor, noise: Tensor
+    ) -> Tensor:
+        """Mean squared error of the velocity for given times (B,
+        T) and noise (B, T, K, A): () float32.
+        """
 
         def predict(x: Tensor, time: Tensor) -> Tensor:
             return self.velocity(tokens, commands, x, time[..., 0])
@@ -240,7 +273,9 @@ class VaVAM(nn.Module):
             (B, T, K, A).
         """
         config = self.config
-        mask = frame_mask(tokens.shape[1], config.vavim.tokens_per_frame, config.expert.horizon, tokens.device)
+        mask = frame_mask(
+            tokens.shape[1], config.vavim.tokens_per_frame, config.expert.horizon, tokens.device
+        )
         return self.expert(noisy, commands, t, self._watch(tokens), mask)
 
     @torch.no_grad()
@@ -256,7 +291,8 @@ class VaVAM(nn.Module):
         noise: Tensor | None = None,
         path: list[Tensor] | None = None,
     ) -> Tensor:
-        """Plans from the last frame of the context; the video is read once for all samples and steps.
+        """Plans from the last frame of the context; the video is read once for all samples and
+        steps.
 
         Args:
             tokens: int64 (B, T, h, w) with 1 <= T <= frames.
@@ -283,14 +319,20 @@ class VaVAM(nn.Module):
             raise UserError("Plans are drawn from noise; give rng or noise.")
         if noise is not None and tuple(noise.shape) != shape:
             raise UserError(f"The noise should have shape {shape}, found {tuple(noise.shape)}.")
-        start = torch.randn(shape, generator=rng, device=tokens.device) if noise is None else noise.float()
+        start = (
+            torch.randn(shape, generator=rng, device=tokens.device)
+            if noise is None
+            else noise.float()
+        )
         video = self._watch(tokens)
         seen = tokens.shape[1] * self.config.vavim.tokens_per_frame
         mask = sample_mask(samples, seen, expert.horizon, tokens.device)
         each = commands[:, None].expand(-1, samples)
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
-            return self.expert(x.to(self.expert.decoder.weight.dtype), each, t.expand(shape[:2]), video, mask)
+            return self.expert(
+                x.to(self.expert.decoder.weight.dtype), each, t.expand(shape[:2]), video, mask
+            )
 
         def metres(x: Tensor) -> Tensor:
             x = x * self.config.action_scale
@@ -309,27 +351,35 @@ class VaVAM(nn.Module):
         low, high = (int(c) for c in torch.aminmax(commands))
         if low < 0 or high >= self.config.expert.commands:
             raise UserError(
-                f"Commands should lie in 0..{self.config.expert.commands - 1} (0 right, 1 left, 2 straight), "
-                f"found {low}..{high}."
+                f"Commands should lie in 0..{self.config.expert.commands - 1} (0 right, 1 left, 2 "
+                f"straight), found {low}..{high}."
             )
 
 
 def time_embedding(t: Tensor, channels: int, max_period: float) -> Tensor:
-    """Sines, then cosines, of t at geometric frequencies from 1 to 1 / max_period: (...) -> float32 (..., channels)."""
+    """Sines, then cosines, of t at geometric frequencies from 1 to 1 /
+    max_period: (...) -> float32 (..., channels).
+    """
     half = channels // 2
     exponents = torch.arange(half, dtype=torch.float32, device=t.device) / max(half - 1, 1)
     angles = t.float()[..., None] * torch.exp(-math.log(max_period) * exponents)
     return torch.cat([angles.sin(), angles.cos()], dim=-1)
 
 
-def frame_mask(frames: int, tokens: int, horizon: int, device: torch.device | str = "cpu") -> Tensor:
-    """The drawing at the head of this file: bool (T K, T tokens + T K), True where a row may attend."""
+def frame_mask(
+    frames: int, tokens: int, horizon: int, device: torch.device | str = "cpu"
+) -> Tensor:
+    """The drawing at the head of this file: bool (T K, T tokens
+    + T K), True where a row may attend.
+    """
     present = torch.arange(frames, device=device)
     video = present.repeat_interleave(horizon)[:, None] >= present.repeat_interleave(tokens)
     return torch.cat([video, _own(frames, horizon, device)], dim=1)
 
 
-def sample_mask(samples: int, seen: int, horizon: int, device: torch.device | str = "cpu") -> Tensor:
+def sample_mask(
+    samples: int, seen: int, horizon: int, device: torch.device | str = "cpu"
+) -> Tensor:
     """Every plan sees all `seen` video tokens and itself: bool (k K, seen + k K)."""
     video = torch.ones(samples * horizon, seen, dtype=torch.bool, device=device)
     return torch.cat([video, _own(samples, horizon, device)], dim=1)

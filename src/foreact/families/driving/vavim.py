@@ -1,8 +1,10 @@
-"""VaViM, the video model of driving (arXiv 2502.15672): a GPT over the flattened tokens of a few frames.
+"""VaViM, the video model of driving (arXiv 2502.15672): a GPT over the flattened tokens of a few
+frames.
 
-    frame 0: 18 x 32 tokens, row by row | frame 1 | ... | frame 7        one sequence, each token predicts the next
+    frame 0: 18 x 32 tokens, row by row | frame 1 | ... | frame 7   each predicts the next
 
-A token's input is the sum of three learned embeddings: its id, its place in the frame, its frame's place in the window.
+A token's input is the sum of three learned embeddings: its id, its place in the frame, its frame's
+place in the window.
 """
 
 from __future__ import annotations
@@ -46,10 +48,13 @@ class VaViMConfig:
     init_std: float = 0.0289
     """Deviation of initial weights at the base width; the published tuning."""
     scale_residual_init: bool = False
-    """Divide the initial deviation of the projections into the residual stream by sqrt(2 layers). The authors meant to
-    and their code does not, so the published training is without."""
+    """Divide the initial deviation of the projections into the residual stream by sqrt(2 layers).
+    The authors meant to and their code does not, so the published training is without.
+    """
     tied: bool = True
-    """Whether the readout shares the token embedding; else it is a matrix of its own that starts at zero."""
+    """Whether the readout shares the token embedding; else it is a
+    matrix of its own that starts at zero.
+    """
     output_scale: float = 1.0
     """Factor on the logits."""
     attention_scale: float = 1.0
@@ -60,9 +65,13 @@ class VaViMConfig:
     def __post_init__(self) -> None:
         for name in ("width", "heads", "layers", "mlp_ratio", "vocab", "frames", "base_width"):
             if getattr(self, name) < 1:
-                raise UserError(f"VaViM's {name} should be at least 1, found {getattr(self, name)}.")
+                raise UserError(
+                    f"VaViM's {name} should be at least 1, found {getattr(self, name)}."
+                )
         if self.width % self.heads:
-            raise UserError(f"VaViM's width ({self.width}) should be a multiple of heads ({self.heads}).")
+            raise UserError(
+                f"VaViM's width ({self.width}) should be a multiple of heads ({self.heads})."
+            )
         if len(self.grid) != 2 or min(self.grid) < 1:
             raise UserError(f"VaViM's grid should be (rows, columns), found {self.grid}.")
 
@@ -118,13 +127,14 @@ class VaViM(nn.Module):
         """muP's groups for AdamW."""
         return param_groups(self, lr, weight_decay)
 
-    # --- training ------------------------------------------------------------------------------------------------
+    # --- training ---------------------------------------------------------------------------------
 
     def forward(self, batch: Batch, *, rng: torch.Generator) -> LossOut:
         """Mean cross-entropy in nats of every token but the first, given those before it.
 
         Args:
-            batch: `tokens[camera]` int64 (B, T, h, w) with T <= frames; frames marked invalid do not count as targets.
+            batch: `tokens[camera]` int64 (B, T, h, w) with T <= frames; frames marked invalid do
+                not count as targets.
             rng: unused; nothing is drawn.
         """
         tokens = batch.tokens[self.config.camera]
@@ -138,14 +148,16 @@ class VaViM(nn.Module):
         return LossOut(loss=loss, logs={"nats_per_token": loss.detach()})
 
     def token_losses(self, tokens: Tensor) -> Tensor:
-        """Cross-entropy of each token but the first: int64 (B, T, h, w) -> float32 (B, T h w - 1), nats."""
+        """Cross-entropy of each token but the first: int64 (B, T,
+        h, w) -> float32 (B, T h w - 1), nats.
+        """
         logits = self._logits(tokens.flatten(1)[:, :-1], tokens)
         targets = tokens.flatten(1)[:, 1:]
-        return functional.cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view_as(
-            targets
-        )
+        return functional.cross_entropy(
+            logits.flatten(0, 1).float(), targets.flatten(), reduction="none"
+        ).view_as(targets)
 
-    # --- looking -------------------------------------------------------------------------------------------------
+    # --- looking ----------------------------------------------------------------------------------
 
     def logits(self, tokens: Tensor) -> Tensor:
         """int64 (B, T, h, w) -> (B, T h w, vocab); row n predicts token n + 1."""
@@ -162,7 +174,9 @@ class VaViM(nn.Module):
             (B, T, h, w, width).
         """
         if not 0 <= layer < self.config.layers:
-            raise UserError(f"The model has layers 0..{self.config.layers - 1}; layer {layer} was asked for.")
+            raise UserError(
+                f"The model has layers 0..{self.config.layers - 1}; layer {layer} was asked for."
+            )
         tokens = tokens[:, -self.config.frames :]
         self._require_grid(tokens)
         x = self._embed(tokens.flatten(1), 0)
@@ -173,7 +187,9 @@ class VaViM(nn.Module):
         return x.unflatten(1, tokens.shape[1:])
 
     def watch(self, tokens: Tensor) -> list[KVCache]:
-        """Keys and values of every layer for int64 (B, T, h, w): all that an action expert needs of the video."""
+        """Keys and values of every layer for int64 (B, T, h, w): all
+        that an action expert needs of the video.
+        """
         self._require_window(tokens)
         caches = [KVCache() for _ in self.blocks]
         x = self._embed(tokens.flatten(1), 0)
@@ -181,7 +197,7 @@ class VaViM(nn.Module):
             x = block(x, cache)
         return caches
 
-    # --- imagining -----------------------------------------------------------------------------------------------
+    # --- imagining --------------------------------------------------------------------------------
 
     @torch.no_grad()
     def generate(
@@ -196,8 +212,10 @@ class VaViM(nn.Module):
     ) -> Tensor:
         """Imagine what follows, token by token.
 
-        Once the window is full it slides: before each further frame the last `frames - 1` frames (of the config) are
-        read anew from place 0 on, since places in the window are learned. (The reference code kept the first ones.)
+        Once the window is full it slides: before each further frame the last `frames - 1` frames
+            (of the config) are
+        read anew from place 0 on, since places in the window are learned. (The reference code kept
+        the first ones.)
 
         Args:
             context: int64 (B, T, h, w), T >= 1.
@@ -216,13 +234,20 @@ class VaViM(nn.Module):
         self._require_grid(context)
         self.require_ids(context)
         if self.config.frames == 1:
-            raise UserError("This model's window is one frame, so it has no room for context and cannot imagine.")
+            raise UserError(
+                "This model's window is one frame, so it has no room for context and "
+                "cannot imagine."
+            )
         if top_k != 1 and rng is None:
-            raise UserError("Drawing tokens needs a generator; give rng, or top_k=1 for the likeliest ones.")
+            raise UserError(
+                "Drawing tokens needs a generator; give rng, or top_k=1 for the likeliest ones."
+            )
         if not temperature > 0:
             raise UserError(f"temperature should be positive, found {temperature}.")
         if top_k is not None and not 1 <= top_k <= self.config.vocab:
-            raise UserError(f"top_k should be in 1..{self.config.vocab} or None for all, found {top_k}.")
+            raise UserError(
+                f"top_k should be in 1..{self.config.vocab} or None for all, found {top_k}."
+            )
 
         per_frame, most = self.config.tokens_per_frame, self.config.frames - 1
         video = context.flatten(2)  # (B, T, h w), grows by the frames imagined
@@ -254,7 +279,7 @@ class VaViM(nn.Module):
             x = block(x, cache)
         return self._readout(x[:, -1])
 
-    # --- parts ---------------------------------------------------------------------------------------------------
+    # --- parts ------------------------------------------------------------------------------------
 
     def _logits(self, sequence: Tensor, tokens: Tensor) -> Tensor:
         self._require_window(tokens)
@@ -264,7 +289,9 @@ class VaViM(nn.Module):
         return self._readout(x)
 
     def _embed(self, sequence: Tensor, start: int) -> Tensor:
-        """Input of the tokens (B, N) that stand at start, start + 1, ... of the window: (B, N, width)."""
+        """Input of the tokens (B, N) that stand at start, start
+        + 1, ... of the window: (B, N, width).
+        """
         at = torch.arange(start, start + sequence.shape[1], device=sequence.device)
         per_frame = self.config.tokens_per_frame
         place = self.frame_embedding(at // per_frame) + self.position_embedding(at % per_frame)
@@ -276,16 +303,24 @@ class VaViM(nn.Module):
         return linear(norm(x) * factor, weight)
 
     def _require_grid(self, tokens: Tensor) -> None:
-        if tokens.ndim != 4 or tokens.shape[1] < 1 or tuple(tokens.shape[2:]) != tuple(self.config.grid):
+        if (
+            tokens.ndim != 4
+            or tokens.shape[1] < 1
+            or tuple(tokens.shape[2:]) != tuple(self.config.grid)
+        ):
             raise UserError(
-                f"The model reads tokens of shape (B, T, {self.config.grid[0]}, {self.config.grid[1]}), found "
-                f"{tuple(tokens.shape)}; use the tokenizer and picture size that it was trained with."
+                f"The model reads tokens of shape (B, T, {self.config.grid[0]}, "
+                f"{self.config.grid[1]}), found {tuple(tokens.shape)}; use the tokenizer and "
+                "picture size that it was trained with."
             )
 
     def _require_window(self, tokens: Tensor) -> None:
         self._require_grid(tokens)
         if tokens.shape[1] > self.config.frames:
-            raise UserError(f"The model reads at most {self.config.frames} frames at once, found {tokens.shape[1]}.")
+            raise UserError(
+                f"The model reads at most {self.config.frames} frames at once, found "
+                f"{tokens.shape[1]}."
+            )
 
     def require_ids(self, tokens: Tensor) -> None:
         """Raise a `UserError` for ids outside the vocabulary (costs a wait for the device)."""
@@ -293,12 +328,14 @@ class VaViM(nn.Module):
             low, high = (int(x) for x in torch.aminmax(tokens))
             if low < 0 or high >= self.config.vocab:
                 raise UserError(
-                    f"Token ids should lie in 0..{self.config.vocab - 1}, found {low}..{high}; use the tokenizer that "
-                    "the model was trained with."
+                    f"Token ids should lie in 0..{self.config.vocab - 1}, found {low}..{high}; "
+                    "use the tokenizer that the model was trained with."
                 )
 
 
-def draw_token(logits: Tensor, temperature: float, top_k: int | None, rng: torch.Generator | None) -> Tensor:
+def draw_token(
+    logits: Tensor, temperature: float, top_k: int | None, rng: torch.Generator | None
+) -> Tensor:
     """One token id per row: (B, vocab) -> int64 (B,)."""
     if top_k == 1:
         return logits.argmax(-1)

@@ -1,4 +1,6 @@
-"""Sizes and options of UVA, their checks, the published sizes, and what its five questions show and ask."""
+"""Sizes and options of UVA, their checks, the published sizes,
+and what its five questions show and ask.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ class Mode:
 
     Attributes:
         context: the past frames are shown.
-        future: future frames are hidden in part ("masked"), entirely ("hidden"), or shown ("visible").
+        future: future frames are hidden in part ("masked"), entirely ("hidden"), or shown
+            ("visible").
         actions: the true actions are shown.
         video, action: what is predicted.
     """
@@ -51,7 +54,8 @@ class UVAConfig:
     Attributes:
         camera: stream whose latents are watched and foreseen.
         wrist_camera: a second such stream, or None.
-        wrist_context, wrist_prediction: whether the second stream's past is shown, and its future foreseen.
+        wrist_context, wrist_prediction: whether the second stream's past is shown, and its future
+            foreseen.
         latent_channels, grid: c and (h, w) of the tokenizer's latents.
         patch: side of the square of latents that becomes one token.
         frames: F, frames of context and as many foreseen.
@@ -66,22 +70,24 @@ class UVAConfig:
         modes: question -> weight with which training draws it, one per batch.
         head: what the heads learn.
         video_head_depth, video_head_width, action_head_depth, action_head_width: of the denoisers.
-        readout: how features of tokens become features of actions.
-        video_diffusion_steps, action_diffusion_steps: length of a diffusion head's noise schedule, one number for
+        readout: how features of tokens become features of actions. video_diffusion_steps,
+        action_diffusion_steps: length of a diffusion head's noise schedule, one number for
             training and sampling (the reference's action head may differ between them).
         flow_time, flow_solver: see `FlowMatching`.
-        video_sampling_steps, action_sampling_steps: "N", or "ddimN" for a diffusion head (see `spaced_steps`).
+        video_sampling_steps, action_sampling_steps: "N", or "ddimN" for a diffusion head (see
+            `spaced_steps`).
         text_dim: channels of the instruction's features, or None for no instructions.
         text_tokens: tokens that each repeat the instruction.
         text_drop: probability that training hides an instruction.
         past_actions: show the K actions taken before.
-        past_action_keep: probability that training shows a past action (the reference's `action_mask_ratio`, whose
-            name says the opposite).
+        past_action_keep: probability that training shows a past action (the reference's
+            `action_mask_ratio`, whose name says the opposite).
         proprioception: state stream -> how many of its first dimensions are shown.
         proprioception_steps: steps of the past at which they are shown.
-        proprioception_prediction: state stream -> how many of its first dimensions are foreseen, over the K future
-            steps and in every mode.
-        decay_embeddings: weight decay on learned vectors and position embeddings too, as the reference does.
+        proprioception_prediction: state stream -> how many of its first dimensions are foreseen,
+            over the K future steps and in every mode.
+        decay_embeddings: weight decay on learned vectors and position embeddings too, as the
+            reference does.
         checkpointing: recompute blocks in the backward pass, for less memory and more time.
     """
 
@@ -137,7 +143,7 @@ class UVAConfig:
         self._check_conditions()
         self._check_sampling()
 
-    # --- derived -------------------------------------------------------------------------------------------------
+    # --- derived ----------------------------------------------------------------------------------
 
     @property
     def token_grid(self) -> tuple[int, int]:
@@ -160,7 +166,9 @@ class UVAConfig:
     @property
     def views(self) -> dict[str, str]:
         """Video head -> its camera; a wrist camera is here even if it is shown only."""
-        return {"video": self.camera} | ({} if self.wrist_camera is None else {"wrist": self.wrist_camera})
+        return {"video": self.camera} | (
+            {} if self.wrist_camera is None else {"wrist": self.wrist_camera}
+        )
 
     @property
     def shows_wrist(self) -> bool:
@@ -184,71 +192,112 @@ class UVAConfig:
         }
         return tuple(name for name, there in present.items() if there)
 
-    # --- checks --------------------------------------------------------------------------------------------------
+    # --- checks -----------------------------------------------------------------------------------
 
     def _check_sizes(self) -> None:
         if len(self.grid) != 2:
-            raise UserError(f"UVA's grid should be (height, width) of the latents, found {self.grid}.")
+            raise UserError(
+                f"UVA's grid should be (height, width) of the latents, found {self.grid}."
+            )
         sizes = {
             name: getattr(self, name)
-            for name in ("latent_channels", "patch", "frames", "horizon", "action_dim", "width", "depth", "heads")
+            for name in (
+                "latent_channels",
+                "patch",
+                "frames",
+                "horizon",
+                "action_dim",
+                "width",
+                "depth",
+                "heads",
+            )
         }
         sizes |= {f"grid[{i}]": n for i, n in enumerate(self.grid)}
         sizes |= {n: getattr(self, n) for n in ("decoder_width", "decoder_depth", "decoder_heads")}
         sizes |= {
-            f"{h}_head_{n}": getattr(self, f"{h}_head_{n}") for h in ("video", "action") for n in ("depth", "width")
+            f"{h}_head_{n}": getattr(self, f"{h}_head_{n}")
+            for h in ("video", "action")
+            for n in ("depth", "width")
         }
         for name, size in sizes.items():
             if size < 1:
                 raise UserError(f"UVA's {name} should be at least 1, found {size}.")
         for axis, length in zip(("height", "width"), self.grid, strict=True):
             if length % self.patch:
-                raise UserError(f"UVA's grid {axis} ({length}) should be a multiple of patch ({self.patch}).")
+                raise UserError(
+                    f"UVA's grid {axis} ({length}) should be a multiple of patch ({self.patch})."
+                )
         for width, heads in (("width", "heads"), ("decoder_width", "decoder_heads")):
             if getattr(self, width) % getattr(self, heads):
                 raise UserError(
-                    f"UVA's {width} ({getattr(self, width)}) should be a multiple of {heads} ({getattr(self, heads)})."
+                    f"UVA's {width} ({getattr(self, width)}) should be a multiple of {heads} "
+                    f"({getattr(self, heads)})."
                 )
         if self.mlp_ratio * min(self.width, self.decoder_width) < 1:
-            raise UserError(f"UVA's mlp_ratio ({self.mlp_ratio}) leaves no hidden channel; 4 is usual.")
+            raise UserError(
+                f"UVA's mlp_ratio ({self.mlp_ratio}) leaves no hidden channel; 4 is usual."
+            )
         if self.horizon > self.tokens:
             raise UserError(
-                f"UVA pairs each of {self.horizon} actions with tokens of its own, but there are only {self.tokens} "
-                f"({self.frames} frames of {self.token_grid[0]} x {self.token_grid[1]}); choose a shorter horizon, "
-                "more frames or a smaller patch."
+                f"UVA pairs each of {self.horizon} actions with tokens of its own, but there are "
+                f"only {self.tokens} ({self.frames} frames of {self.token_grid[0]} x "
+                f"{self.token_grid[1]}); choose a shorter horizon, more frames or a smaller patch."
             )
         for name in ("dropout", "attention_dropout", "text_drop", "past_action_keep"):
             if not 0.0 <= getattr(self, name) <= 1.0:
-                raise UserError(f"UVA's {name} is a probability and should lie in [0, 1], found {getattr(self, name)}.")
+                raise UserError(
+                    f"UVA's {name} is a probability and should lie in [0, 1], found "
+                    f"{getattr(self, name)}."
+                )
         if not 0.0 < self.mask_ratio_min < 1.0:
-            raise UserError(f"UVA's mask_ratio_min should lie between 0 and 1, found {self.mask_ratio_min}.")
+            raise UserError(
+                f"UVA's mask_ratio_min should lie between 0 and 1, found {self.mask_ratio_min}."
+            )
 
     def _check_modes(self) -> None:
         if unknown := sorted(set(self.modes) - set(MODES)):
             raise UserError(f"UVA has no mode {unknown[0]!r}; the modes are {', '.join(MODES)}.")
         if any(w < 0 for w in self.modes.values()) or not any(w > 0 for w in self.modes.values()):
-            raise UserError(f"UVA's mode weights should be at least 0 and not all 0, found {dict(self.modes)}.")
+            raise UserError(
+                f"UVA's mode weights should be at least 0 and not all 0, found {dict(self.modes)}."
+            )
         for name, weight in self.modes.items():
-            if weight > 0 and (MODES[name].video > self.predict_video or MODES[name].action > self.predict_action):
-                lacking = "predict_video" if MODES[name].video > self.predict_video else "predict_action"
-                raise UserError(f"UVA's mode '{name}' needs {lacking}; turn it on or leave the mode out of `modes`.")
+            if weight > 0 and (
+                MODES[name].video > self.predict_video or MODES[name].action > self.predict_action
+            ):
+                lacking = (
+                    "predict_video" if MODES[name].video > self.predict_video else "predict_action"
+                )
+                raise UserError(
+                    f"UVA's mode '{name}' needs {lacking}; turn it on or leave the "
+                    "mode out of `modes`."
+                )
         if self.readout not in READOUTS:
-            raise UserError(f"UVA's readout should be one of {', '.join(READOUTS)}, found {self.readout!r}.")
+            raise UserError(
+                f"UVA's readout should be one of {', '.join(READOUTS)}, found {self.readout!r}."
+            )
         if self.readout == "conv_ori":
             frame_stride(self.horizon, self.frames)
 
     def _check_conditions(self) -> None:
         if self.wrist_camera is not None:
             if self.wrist_camera == self.camera:
-                raise UserError(f"UVA's camera and wrist_camera are both '{self.camera}'; name two streams.")
+                raise UserError(
+                    f"UVA's camera and wrist_camera are both '{self.camera}'; name two streams."
+                )
             if not (self.wrist_context or self.wrist_prediction):
-                raise UserError("UVA's wrist_camera is neither shown nor foreseen; turn one on or set it to None.")
+                raise UserError(
+                    "UVA's wrist_camera is neither shown nor foreseen; turn one on or "
+                    "set it to None."
+                )
             if self.wrist_prediction and not self.predict_video:
-                raise UserError("UVA's wrist_prediction needs predict_video; turn one on or the other off.")
+                raise UserError(
+                    "UVA's wrist_prediction needs predict_video; turn one on or the other off."
+                )
         if self.text_dim is not None and (self.text_dim < 1 or self.text_tokens < 1):
             raise UserError(
-                f"UVA's text_dim ({self.text_dim}) and text_tokens ({self.text_tokens}) should be at least 1; "
-                "set text_dim to None for a model without instructions."
+                f"UVA's text_dim ({self.text_dim}) and text_tokens ({self.text_tokens}) should be "
+                "at least 1; set text_dim to None for a model without instructions."
             )
         for name, streams in (
             ("proprioception", self.proprioception),
@@ -256,11 +305,13 @@ class UVAConfig:
         ):
             for stream, dim in streams.items():
                 if dim < 1:
-                    raise UserError(f"UVA's {name} of '{stream}' should have at least 1 dimension, found {dim}.")
+                    raise UserError(
+                        f"UVA's {name} of '{stream}' should have at least 1 dimension, found {dim}."
+                    )
         if self.proprioception and not 1 <= self.proprioception_steps <= self.tokens:
             raise UserError(
-                f"UVA's proprioception_steps should lie in 1..{self.tokens} (the number of tokens), found "
-                f"{self.proprioception_steps}."
+                f"UVA's proprioception_steps should lie in 1..{self.tokens} (the number of "
+                f"tokens), found {self.proprioception_steps}."
             )
 
     def _check_sampling(self) -> None:
@@ -279,18 +330,34 @@ class UVAConfig:
         if self.head == "flow":
             solver_steps(steps)
         else:
-            spaced_steps(self.video_diffusion_steps if head == "video" else self.action_diffusion_steps, steps)
+            spaced_steps(
+                self.video_diffusion_steps if head == "video" else self.action_diffusion_steps,
+                steps,
+            )
 
 
 # Widths, depths and heads of the published sizes (video heads of large and huge: arXiv 2406.11838).
-# The reference keeps the base video head for every size, so that a pretrained image model's head is left out silently
-# with large and huge; here the pairs match, and the base head is two overrides away.
+# The reference keeps the base video head for every size, so that a pretrained image model's head is
+# left out silently with large and huge; here the pairs match, and the base head is two overrides
+# away.
 SIZES: dict[str, dict[str, Any]] = {
     "tiny": {"width": 768, "depth": 3, "heads": 6},
     "small": {"width": 768, "depth": 6, "heads": 6},
     "base": {"width": 768, "depth": 12, "heads": 12},
-    "large": {"width": 1024, "depth": 16, "heads": 16, "video_head_depth": 8, "video_head_width": 1280},
-    "huge": {"width": 1280, "depth": 20, "heads": 16, "video_head_depth": 12, "video_head_width": 1536},
+    "large": {
+        "width": 1024,
+        "depth": 16,
+        "heads": 16,
+        "video_head_depth": 8,
+        "video_head_width": 1280,
+    },
+    "huge": {
+        "width": 1280,
+        "depth": 20,
+        "heads": 16,
+        "video_head_depth": 12,
+        "video_head_width": 1536,
+    },
 }
 
 
@@ -312,13 +379,15 @@ def uva_config(size: str = "base", **overrides: Any) -> UVAConfig:
 
 
 def state_offsets(config: UVAConfig) -> list[int]:
-    """Steps at which `proprioception` is shown: evenly over the K steps of the context's span, the last one now.
+    """Steps at which `proprioception` is shown: evenly over the K steps of the context's span, the
+    last one now.
 
     P = K shows every step and P = F the steps of the context's frames, the reference's two choices.
     """
     stride, rest = divmod(config.horizon, config.proprioception_steps)
     if rest:
         raise UserError(
-            f"UVA's proprioception_steps ({config.proprioception_steps}) should divide its horizon ({config.horizon})."
+            f"UVA's proprioception_steps ({config.proprioception_steps}) should divide its "
+            f"horizon ({config.horizon})."
         )
     return context_offsets(config.proprioception_steps, stride)

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-# Mask ratios follow a normal distribution around 1 with this scale, cut off outside [mask_ratio_min, 1].
+# Mask ratios follow a normal distribution around 1 with this scale, cut off outside
+# [mask_ratio_min, 1].
 RATIO_SCALE = 0.25
 
 
@@ -21,7 +22,8 @@ class HeadDraw:
         t: (B, n), as the head's objective draws it.
         noise: float (B, n, C).
 
-    Rows are the masked tokens in token order (video heads) or the K steps (action and proprioception heads).
+    Rows are the masked tokens in token order (video heads) or the K steps (action and
+    proprioception heads).
     """
 
     t: Tensor
@@ -59,7 +61,9 @@ def mask_ratio(u: float, minimum: float) -> float:
     Returns:
         Ratio in [minimum, 1].
     """
-    low = 0.5 * math.erfc((1.0 - minimum) / RATIO_SCALE / math.sqrt(2.0))  # normal CDF at the minimum
+    low = 0.5 * math.erfc(
+        (1.0 - minimum) / RATIO_SCALE / math.sqrt(2.0)
+    )  # normal CDF at the minimum
     level = torch.tensor(low + u * (0.5 - low), dtype=torch.float64, device="cpu")
     return min(1.0, max(minimum, 1.0 + RATIO_SCALE * float(torch.special.ndtri(level))))
 

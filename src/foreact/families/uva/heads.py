@@ -1,4 +1,5 @@
-"""Heads that turn features of a token into a distribution: a small denoiser, and the readout of actions before it.
+"""Heads that turn features of a token into a distribution: a small denoiser, and the readout of
+actions before it.
 
 What is learned about noise (diffusion or flow) is an `Objective`; see diffusion.py and flow.py.
 """
@@ -22,13 +23,17 @@ TIME_CHANNELS = 256
 
 
 class Objective(Protocol):
-    """What a denoiser is trained for, and how it is sampled; `outputs` network channels per data channel."""
+    """What a denoiser is trained for, and how it is sampled;
+    `outputs` network channels per data channel.
+    """
 
     outputs: int
 
     def draw_time(self, shape: tuple[int, ...], rng: torch.Generator) -> Tensor: ...
 
-    def loss(self, predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor, noise: Tensor) -> Tensor: ...
+    def loss(
+        self, predict: Callable[[Tensor, Tensor], Tensor], x: Tensor, t: Tensor, noise: Tensor
+    ) -> Tensor: ...
 
     def sample(
         self,
@@ -41,11 +46,13 @@ class Objective(Protocol):
     ) -> Tensor: ...
 
 
-# --- denoiser --------------------------------------------------------------------------------------------------
+# --- denoiser -------------------------------------------------------------------------------------
 
 
 class DenoiserBlock(nn.Module):
-    """Residual MLP whose shift, scale and gate come from the condition (adaLN-Zero, arXiv 2212.09748)."""
+    """Residual MLP whose shift, scale and gate come from the
+    condition (adaLN-Zero, arXiv 2212.09748).
+    """
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -70,11 +77,19 @@ class Denoiser(nn.Module):
         condition: channels of the condition.
         width: hidden channels.
         depth: residual blocks.
-        checkpointing: recompute the blocks in the backward pass instead of keeping their activations.
+        checkpointing: recompute the blocks in the backward pass instead of keeping their
+            activations.
     """
 
     def __init__(
-        self, channels: int, outputs: int, condition: int, *, width: int, depth: int, checkpointing: bool = False
+        self,
+        channels: int,
+        outputs: int,
+        condition: int,
+        *,
+        width: int,
+        depth: int,
+        checkpointing: bool = False,
     ) -> None:
         super().__init__()
         self.checkpointing = checkpointing
@@ -116,7 +131,7 @@ class Denoiser(nn.Module):
         return self.out(functional.layer_norm(h, h.shape[-1:], eps=1e-6) * (1.0 + scale) + shift)
 
 
-# --- heads -----------------------------------------------------------------------------------------------------
+# --- heads ----------------------------------------------------------------------------------------
 
 
 class VideoHead(nn.Module):
@@ -137,7 +152,9 @@ class VideoHead(nn.Module):
     def loss(self, features: Tensor, x: Tensor, t: Tensor, noise: Tensor) -> Tensor:
         """Loss per row. features: (..., D); x, noise: (..., C); t: (...) -> float32 (...)."""
         condition = self.denoiser.condition(features)
-        return self.objective.loss(lambda x_t, time: self.denoiser(x_t, time, condition), x, t, noise)
+        return self.objective.loss(
+            lambda x_t, time: self.denoiser(x_t, time, condition), x, t, noise
+        )
 
     def sample(
         self,
@@ -156,8 +173,10 @@ class VideoHead(nn.Module):
             normal: draws standard normal noise of shape (..., C).
             temperature: see the objective.
             steps: see the objective.
-            unconditional: (..., D), features without the instruction; needed if `guidance` is not 1.
-            guidance: s in f_u + s (f_c - f_u) for the predicted noise or velocity (not for the variance).
+            unconditional: (..., D), features without the instruction; needed if `guidance` is not
+                1.
+            guidance: s in f_u + s (f_c - f_u) for the predicted noise or velocity (not for the
+                variance).
 
         Returns:
             float32 (..., C).
@@ -166,21 +185,30 @@ class VideoHead(nn.Module):
         if unconditional is None:
             return self.objective.sample(
                 lambda x, t: self.denoiser(x, t, condition),
-                normal, temperature=temperature, clip=self.clip, steps=steps,
-            )  # fmt: skip
+                normal,
+                temperature=temperature,
+                clip=self.clip,
+                steps=steps,
+            )
         both = torch.stack([condition, self.denoiser.condition(unconditional)])
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
             with_text, without = self.denoiser(x.expand(2, *x.shape), t, both).float()
             channels = x.shape[-1]
             direction = with_text[..., :channels] - without[..., :channels]
-            return torch.cat([without[..., :channels] + guidance * direction, with_text[..., channels:]], dim=-1)
+            return torch.cat(
+                [without[..., :channels] + guidance * direction, with_text[..., channels:]], dim=-1
+            )
 
-        return self.objective.sample(guided, normal, temperature=temperature, clip=self.clip, steps=steps)
+        return self.objective.sample(
+            guided, normal, temperature=temperature, clip=self.clip, steps=steps
+        )
 
 
 class ActionHead(VideoHead):
-    """Distribution of K vectors, such as actions, given the features of all tokens: a readout, then as `VideoHead`."""
+    """Distribution of K vectors, such as actions, given the features of
+    all tokens: a readout, then as `VideoHead`.
+    """
 
     def __init__(self, readout: nn.Module, denoiser: Denoiser, objective: Objective) -> None:
         super().__init__(denoiser, objective, clip=True)
@@ -195,11 +223,12 @@ class ActionHead(VideoHead):
         return super().sample(self.readout(features), normal, **options)
 
 
-# --- readouts: (B, F h w, D) -> (B, K, D) -----------------------------------------------------------------------
+# --- readouts: (B, F h w, D) -> (B, K, D) ---------------------------------------------------------
 
 
 class ConvFCReadout(nn.Module):
-    """Per frame: 3x3 convolution, pooling, two layers; then frames are mixed into K vectors (arXiv 2503.00200).
+    """Per frame: 3x3 convolution, pooling, two layers; then frames are mixed into K vectors (arXiv
+    2503.00200).
 
     Args:
         width: D.
@@ -234,20 +263,26 @@ class ConvOriReadout(nn.Module):
         super().__init__()
         if horizon % frames:
             raise UserError(
-                f"The readout conv_ori gives every frame the same number of actions: the horizon ({horizon}) should be "
-                f"a multiple of frames ({frames}); choose such a horizon or another readout."
+                "The readout conv_ori gives every frame the same number of actions: the horizon "
+                f"({horizon}) should be a multiple of frames ({frames}); choose such a horizon or "
+                "another readout."
             )
         self.frames = frames
-        self.expand = nn.ConvTranspose3d(width, width, (horizon // frames, 1, 1), stride=(horizon // frames, 1, 1))
+        self.expand = nn.ConvTranspose3d(
+            width, width, (horizon // frames, 1, 1), stride=(horizon // frames, 1, 1)
+        )
 
     def forward(self, features: Tensor) -> Tensor:
-        # Averaged first: the map works on each token alone, so the order does not matter and this one is cheap.
+        # Averaged first: the map works on each token alone, so the order does not matter and this
+        #     one is cheap.
         x = features.unflatten(1, (self.frames, -1)).mean(2).transpose(1, 2)
         return self.expand(x[..., None, None]).flatten(2).transpose(1, 2)
 
 
 class ConvReadout(nn.Module):
-    """Convolutions along the channels that mix all tokens into K vectors (the reference's conv2)."""
+    """Convolutions along the channels that mix all tokens into
+    K vectors (the reference's conv2).
+    """
 
     def __init__(self, width: int, frames: int, grid: tuple[int, int], horizon: int) -> None:
         super().__init__()

@@ -33,9 +33,10 @@ def generate(
 ) -> None:
     """Imagine futures from held-out episodes and write them next to the true ones.
 
-    "video" foresees frames from frames, "dynamics" from frames and the true actions; each window gives a PNG strip and
-    an mp4, with PSNR and SSIM over all windows. "inverse" finds the actions between true frames; each window gives a
-    plot of the true and the found actions, with their mean distance.
+    "video" foresees frames from frames, "dynamics" from frames and the true actions; each window
+    gives a PNG strip and an mp4, with PSNR and SSIM over all windows. "inverse" finds the actions
+    between true frames; each window gives a plot of the true and the found actions, with their mean
+    distance.
 
     Args:
         weights: a checkpoint folder or a shipped name.
@@ -51,11 +52,21 @@ def generate(
     policy = _opened(weights, found, device)
     store = open_held_out_store(found, data)
     episodes = range(min(windows, len(store.lengths)))
-    say("Generating", mode=mode, weights=weights, data=store.path, windows=len(episodes), seed=seed, out=out)
+    say(
+        "Generating",
+        mode=mode,
+        weights=weights,
+        data=store.path,
+        windows=len(episodes),
+        seed=seed,
+        out=out,
+    )
     if mode == "inverse":
         _inverse(policy, store, episodes, seed, out)
         return
-    quality = video_quality(policy, store, episodes, mode=mode, windows_per_episode=1, seed=seed, examples=windows)
+    quality = video_quality(
+        policy, store, episodes, mode=mode, windows_per_episode=1, seed=seed, examples=windows
+    )
     for name, value in quality.estimates.items():
         print(f"  {name:<12}{value}")
     for path in save_examples(quality, out, fps=found.spec.fps):
@@ -73,13 +84,14 @@ def video(
     out: Path = Path("runs/video"),
     device: str | None = None,
 ) -> None:
-    """Compare imagined with true futures: PSNR and SSIM, with and without the true actions, beside copying.
+    """Compare imagined with true futures: PSNR and SSIM, with and without the true actions, beside
+    copying.
 
     Args:
         weights: a checkpoint folder or a shipped name.
         task: whose data to use.
-        data: a store of episodes that training has not seen; default: fresh ones, shown by the task's expert on seeds
-            that no training uses.
+        data: a store of episodes that training has not seen; default: fresh ones, shown by the
+            task's expert on seeds that no training uses.
         windows_per_episode: windows drawn from each episode.
         episodes: at most so many.
         seed: decides windows and draws.
@@ -91,19 +103,36 @@ def video(
     policy = _opened(weights, found, device)
     store = open_held_out_store(found, data)
     held_out = list(range(min(episodes, len(store.lengths))))
-    say("Video quality", task=task, weights=weights, data=store.path, episodes=len(held_out), out=out)
+    say(
+        "Video quality",
+        task=task,
+        weights=weights,
+        data=store.path,
+        episodes=len(held_out),
+        out=out,
+    )
     qualities: list[VideoQuality] = []
     futures: list[Media] = []
     for mode in ("video", "dynamics"):
         quality = video_quality(
-            policy, store, held_out, mode=mode, windows_per_episode=windows_per_episode, seed=seed, examples=examples
+            policy,
+            store,
+            held_out,
+            mode=mode,
+            windows_per_episode=windows_per_episode,
+            seed=seed,
+            examples=examples,
         )
         qualities.append(quality)
-        print(f"{mode}: " + ", ".join(f"{name} {value}" for name, value in quality.estimates.items()))
+        print(
+            f"{mode}: " + ", ".join(f"{name} {value}" for name, value in quality.estimates.items())
+        )
         for path in save_examples(quality, out / mode, fps=found.spec.fps):
             futures.append(Media(path, f"{mode}: {path.stem}"))
         write_json(out / f"{mode}.json", quality.to_json())
-    report = write_report(out / "report.html", title=f"Imagined futures on {task}", quality=qualities, futures=futures)
+    report = write_report(
+        out / "report.html", title=f"Imagined futures on {task}", quality=qualities, futures=futures
+    )
     print(f"Report: {report}")
 
 
@@ -121,7 +150,9 @@ def _inverse(policy: UVAPolicy, store: RowStore, episodes: range, seed: int, out
     for episode in episodes:
         last = int(store.lengths[episode]) - 1 - max(ahead[-1], policy.horizon)
         if last < 0:
-            raise UserError(f"Episode {episode} of {store.path} is shorter than a window; name longer episodes.")
+            raise UserError(
+                f"Episode {episode} of {store.path} is shorter than a window; name longer episodes."
+            )
         now = int(rng.integers(0, last + 1))
         past = np.maximum(np.array(policy.offsets) + now, 0)
         steps = np.concatenate([past, now + np.array(ahead)])

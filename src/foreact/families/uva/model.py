@@ -1,8 +1,10 @@
-"""UVA, the Unified Video Action model (arXiv 2503.00200): one transformer, a video head and an action head.
+"""UVA, the Unified Video Action model (arXiv 2503.00200): one transformer, a video head and an
+action head.
 
-Deviations from the reference: every size comes from the config; a step trains only the heads of its mode; actions are
-drawn once, after the last round of unmasking; guidance works and uses the learned empty instruction; both cameras are
-returned; in training the video heads compute the masked tokens only.
+Deviations from the reference: every size comes from the config; a step trains only the heads of its
+    mode; actions are
+drawn once, after the last round of unmasking; guidance works and uses the learned empty
+instruction; both cameras are returned; in training the video heads compute the masked tokens only.
 """
 
 from __future__ import annotations
@@ -45,21 +47,37 @@ class UVA(nn.Module):
         c = self.config
 
         def objective(steps: int) -> Objective:
-            return GaussianDiffusion(steps) if c.head == "diffusion" else FlowMatching(c.flow_time, c.flow_solver)
+            return (
+                GaussianDiffusion(steps)
+                if c.head == "diffusion"
+                else FlowMatching(c.flow_time, c.flow_solver)
+            )
 
         def denoiser(channels: int, outputs: int, width: int, depth: int) -> Denoiser:
-            return Denoiser(channels, outputs, c.decoder_width, width=width, depth=depth, checkpointing=c.checkpointing)
+            return Denoiser(
+                channels,
+                outputs,
+                c.decoder_width,
+                width=width,
+                depth=depth,
+                checkpointing=c.checkpointing,
+            )
 
         def video() -> VideoHead:
             aim = objective(c.video_diffusion_steps)
             channels = c.token_channels
-            return VideoHead(denoiser(channels, channels * aim.outputs, c.video_head_width, c.video_head_depth), aim)
+            return VideoHead(
+                denoiser(channels, channels * aim.outputs, c.video_head_width, c.video_head_depth),
+                aim,
+            )
 
         def vectors(channels: int) -> ActionHead:
             aim = objective(c.action_diffusion_steps)
             readout = READOUTS[c.readout](c.decoder_width, c.frames, c.token_grid, c.horizon)
             outputs = channels * aim.outputs
-            return ActionHead(readout, denoiser(channels, outputs, c.action_head_width, c.action_head_depth), aim)
+            return ActionHead(
+                readout, denoiser(channels, outputs, c.action_head_width, c.action_head_depth), aim
+            )
 
         heads: dict[str, nn.Module] = {}
         if c.predict_video:
@@ -76,10 +94,12 @@ class UVA(nn.Module):
     def device(self) -> torch.device:
         return self.transformer.join.weight.device
 
-    # --- training ------------------------------------------------------------------------------------------------
+    # --- training ---------------------------------------------------------------------------------
 
     def forward(self, batch: Batch, *, rng: torch.Generator) -> LossOut:
-        """One training step's loss, with everything random drawn from `rng`; see `draw` and `loss`."""
+        """One training step's loss, with everything random
+        drawn from `rng`; see `draw` and `loss`.
+        """
         return self.loss(batch, self.draw(batch, rng))
 
     def draw(self, batch: Batch, rng: torch.Generator, *, mode: str | None = None) -> Draws:
@@ -88,7 +108,8 @@ class UVA(nn.Module):
         Args:
             batch: only its length matters.
             rng: generator on any device.
-            mode: the question; None draws it by the config's weights. The other draws are the same either way.
+            mode: the question; None draws it by the config's weights. The other draws are the same
+                either way.
 
         Returns:
             Draws on the model's device.
@@ -102,7 +123,11 @@ class UVA(nn.Module):
         mode = pick_mode(which, c.modes) if mode is None else mode
         order = uniform(rows, c.frame_tokens).argsort(dim=1)
         masked = masked_places(mask_ratio(level, c.mask_ratio_min), c.frame_tokens)
-        past = (uniform(rows, c.horizon) <= c.past_action_keep).to(self.device) if c.past_actions else None
+        past = (
+            (uniform(rows, c.horizon) <= c.past_action_keep).to(self.device)
+            if c.past_actions
+            else None
+        )
         text = (uniform(rows) >= c.text_drop).to(self.device) if c.text_dim is not None else None
         draws: dict[str, HeadDraw] = {}
         for name in self.heads_of(mode):
@@ -112,8 +137,13 @@ class UVA(nn.Module):
             noise = torch.randn(rows, n, channels, generator=rng, device=rng.device)
             draws[name] = HeadDraw(t=t.to(self.device), noise=noise.to(self.device))
         return Draws(
-            mode=mode, order=order.to(self.device), masked=masked, past_keep=past, text_keep=text, heads=draws
-        )  # fmt: skip
+            mode=mode,
+            order=order.to(self.device),
+            masked=masked,
+            past_keep=past,
+            text_keep=text,
+            heads=draws,
+        )
 
     def heads_of(self, mode: str) -> list[str]:
         """The heads that a mode trains, in order."""
@@ -129,10 +159,11 @@ class UVA(nn.Module):
         """Sum of the losses of the mode's heads, each a mean over what it predicts.
 
         Args:
-            batch: `latents[camera]` (B, 2F, c, h, w), context then future, for each camera of the config; `actions`
-                (B, K, A); and what else the config asks for: `past_actions` (B, K, A), `text` (B, L), `state[stream]`
-                (B, P, S), or (B, P + K, S) with its future where that is predicted. `valid` of the cameras, of
-                "action" and of predicted states leaves padded steps out of the losses.
+            batch: `latents[camera]` (B, 2F, c, h, w), context then future, for each camera of the
+                config; `actions` (B, K, A); and what else the config asks for: `past_actions` (B,
+                K, A), `text` (B, L), `state[stream]` (B, P, S), or (B, P + K, S) with its future
+                where that is predicted. `valid` of the cameras, of "action" and of predicted states
+                leaves padded steps out of the losses.
             draws: what `draw` gave.
 
         Raises:
@@ -141,29 +172,48 @@ class UVA(nn.Module):
         c, views = self.config, {}
         shape = (len(batch), 2 * c.frames, c.latent_channels, *c.grid)
         for view, camera in c.views.items():
-            latents = required(entry(batch.latents, camera, "latents"), shape, f"latents of '{camera}'")
+            latents = required(
+                entry(batch.latents, camera, "latents"), shape, f"latents of '{camera}'"
+            )
             views[view] = latents.split(c.frames, dim=1)
-        (context, future), (wrist_context, wrist_future) = views["video"], views.get("wrist", (None, None))
+        (context, future), (wrist_context, wrist_future) = (
+            views["video"],
+            views.get("wrist", (None, None)),
+        )
         question = Question(
-            mode=draws.mode, context=context, future=future, wrist_context=wrist_context, wrist_future=wrist_future,
-            actions=batch.actions, past_actions=batch.past_actions, proprioception=batch.state, text=batch.text,
-        )  # fmt: skip
+            mode=draws.mode,
+            context=context,
+            future=future,
+            wrist_context=wrist_context,
+            wrist_future=wrist_future,
+            actions=batch.actions,
+            past_actions=batch.past_actions,
+            proprioception=batch.state,
+            text=batch.text,
+        )
         question.check_shapes(c)
-        tokens = first_places(draws.order, 0, draws.masked, c.frames, c.frame_tokens)  # (B, n), the masked ones
+        tokens = first_places(
+            draws.order, 0, draws.masked, c.frames, c.frame_tokens
+        )  # (B, n), the masked ones
         targets = {name: self._target(name, batch, tokens) for name in self.heads_of(draws.mode)}
         hidden = token_mask(tokens, c.tokens)
-        shown = question.shown(c, hidden=hidden, past_keep=draws.past_keep, text_keep=draws.text_keep)
+        shown = question.shown(
+            c, hidden=hidden, past_keep=draws.past_keep, text_keep=draws.text_keep
+        )
         features = self.transformer(shown)  # (B, N, D)
         losses = {}
         for name, (target, valid) in targets.items():
             rows = take(features, tokens) if name in c.views else features
             head_draw = draws.heads[name]
-            losses[name] = _mean(self.heads[name].loss(rows, target, head_draw.t, head_draw.noise), valid)
+            losses[name] = _mean(
+                self.heads[name].loss(rows, target, head_draw.t, head_draw.noise), valid
+            )
         total = torch.stack(list(losses.values())).sum()
         return LossOut(total, {f"{name}_loss": value.detach() for name, value in losses.items()})
 
     def _target(self, head: str, batch: Batch, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What a head learns, float (B, n, C), and which of its rows count, bool (B, n); None for all.
+        """What a head learns, float (B, n, C), and which of its rows count, bool (B, n); None for
+        all.
 
         Args:
             head: name.
@@ -180,7 +230,9 @@ class UVA(nn.Module):
         target = take(patchify(batch.latents[camera][:, c.frames :], c), tokens)
         if camera not in batch.valid:
             return target, None
-        return target, batch.valid[camera][:, c.frames :].gather(1, tokens // c.frame_tokens)  # token -> its frame
+        return target, batch.valid[camera][:, c.frames :].gather(
+            1, tokens // c.frame_tokens
+        )  # token -> its frame
 
     def _future_state(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         c = self.config
@@ -196,7 +248,9 @@ class UVA(nn.Module):
         return torch.cat(values, dim=-1), valid
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Weight decay on matrices and kernels; none on biases, norms and (unless configured) embeddings."""
+        """Weight decay on matrices and kernels; none on biases,
+        norms and (unless configured) embeddings.
+        """
         embeddings = {id(p) for p in self.transformer.parameters(recurse=False)}
         groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         for p in self.parameters():
@@ -207,7 +261,7 @@ class UVA(nn.Module):
             {"params": groups[False], "lr": lr, "weight_decay": 0.0},
         ]
 
-    # --- inference -----------------------------------------------------------------------------------------------
+    # --- inference --------------------------------------------------------------------------------
 
     @torch.no_grad()
     def sample(
@@ -217,18 +271,21 @@ class UVA(nn.Module):
         *,
         rng: torch.Generator | Sequence[torch.Generator] | Noise,
     ) -> Sample:
-        """Answer one of the five questions. Put the module in eval mode first, or dropout stays active.
+        """Answer one of the five questions. Put the module in eval mode first, or dropout stays
+        active.
 
         Args:
             question: what is asked, and what is known.
             sampling: how the answer is drawn.
-            rng: one generator; or one per row, so that no row's draws depend on the others; or recorded draws.
+            rng: one generator; or one per row, so that no row's draws depend on the others; or
+                recorded draws.
 
         Returns:
             Foreseen latents and actions, as the mode has them.
 
         Raises:
-            UserError: an input is missing, has a wrong shape, or has no meaning in this mode or model.
+            UserError: an input is missing, has a wrong shape, or has no meaning in this mode or
+                model.
         """
         question.check(self.config)
         sampling.check(question.mode, self.config)

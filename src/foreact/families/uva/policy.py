@@ -1,7 +1,10 @@
-"""UVA as a policy and as a world model: frames in, actions or frames out (arXiv 2503.00200; UVA sec. IV).
+"""UVA as a policy and as a world model: frames in, actions or frames out (arXiv 2503.00200; UVA
+sec. IV).
 
-Deviations from the reference: latents are the posterior's mean unless the tokenizer says otherwise, so that acting is
-reproducible; inputs are never changed in place; video, dynamics and inverse inference are public calls.
+Deviations from the reference: latents are the posterior's mean unless the tokenizer says otherwise,
+    so that acting is
+reproducible; inputs are never changed in place; video, dynamics and inverse inference are public
+calls.
 """
 
 from __future__ import annotations
@@ -53,9 +56,9 @@ class UVAOptions:
 class UVAPolicy:
     """UVA with its tokenizer, normaliser and memory; meets `foreact.types.Policy`.
 
-    Every call of the network has exactly `batch_size` rows (short batches are filled up), and every row draws from a
-    generator of its own, seeded by the episode's seed and the step. So what is planned for an episode does not depend
-    on how many others run beside it.
+    Every call of the network has exactly `batch_size` rows (short batches are filled up), and every
+    row draws from a generator of its own, seeded by the episode's seed and the step. So what is
+    planned for an episode does not depend on how many others run beside it.
 
     Args:
         model: the transformer with its heads.
@@ -68,7 +71,8 @@ class UVAPolicy:
         weights: content hash of the weights, told by `describe`.
 
     Raises:
-        UserError: a setting is impossible, or the model needs inputs that this policy does not gather.
+        UserError: a setting is impossible, or the model needs inputs that this policy does not
+            gather.
     """
 
     def __init__(
@@ -86,12 +90,17 @@ class UVAPolicy:
         config = model.config
         self.action = _require_fit(config, tokenizer, spec)
         if not 1 <= execute <= config.horizon:
-            raise UserError(f"execute is {execute}; the model plans {config.horizon} actions, choose 1 to that many.")
+            raise UserError(
+                f"execute is {execute}; the model plans {config.horizon} actions, "
+                "choose 1 to that many."
+            )
         stride, batch_size, steps = options.context_stride, options.batch_size, options.steps
         if stride is None:  # as in the paper: the horizon spread evenly over the frames
             stride = frame_stride(config.horizon, config.frames)
         if stride < 1 or batch_size < 1:
-            raise UserError(f"context_stride ({stride}) and batch_size ({batch_size}) must be at least 1.")
+            raise UserError(
+                f"context_stride ({stride}) and batch_size ({batch_size}) must be at least 1."
+            )
         if steps is not None and config.predict_video:
             config.check_sampling_steps("video", str(steps))
         if steps is not None and config.predict_action:
@@ -113,7 +122,7 @@ class UVAPolicy:
         self._normalizer = normalizer
         self._memory = Memory(History)
 
-    # --- acting ------------------------------------------------------------------------------------------------
+    # --- acting -----------------------------------------------------------------------------------
 
     def reset(self, seeds: Sequence[int]) -> None:
         self._memory.reset(seeds)
@@ -123,7 +132,10 @@ class UVAPolicy:
         frames = pictures_of(obs, self.camera, len(episodes), self.spec.cameras[self.camera])
         streams = self.model.config.proprioception
         if missing := sorted(set(streams) - set(obs.state)):
-            raise UserError(f"The policy reads the state '{missing[0]}'; the observation has {sorted(obs.state)}.")
+            raise UserError(
+                f"The policy reads the state '{missing[0]}'; the observation has "
+                f"{sorted(obs.state)}."
+            )
         reach = -min([*self.offsets, *self.state_offsets])
         for i, (episode, frame) in enumerate(zip(episodes, frames, strict=True)):
             episode.add(frame, {name: obs.state[name][i] for name in streams}, reach=reach)
@@ -132,13 +144,19 @@ class UVAPolicy:
         began = time.perf_counter()
         episodes, step = self._memory.now(ids)
         self._encode_missing(episodes)
-        context = torch.stack([torch.stack([e.latents[s] for s in e.steps(self.offsets)]) for e in episodes])
+        context = torch.stack(
+            [torch.stack([e.latents[s] for s in e.steps(self.offsets)]) for e in episodes]
+        )
         rngs = [generator_for(e.seed, step) for e in episodes]
         state = {
-            name: np.stack([[e.states[s][name] for s in e.steps(self.state_offsets)] for e in episodes])
+            name: np.stack(
+                [[e.states[s][name] for s in e.steps(self.state_offsets)] for e in episodes]
+            )
             for name in self.model.config.proprioception
         }
-        question = Question(mode="policy", context=context, proprioception=self._normalised(state, len(rngs)))
+        question = Question(
+            mode="policy", context=context, proprioception=self._normalised(state, len(rngs))
+        )
         actions = self._actions(question, rngs)
         return ActionChunk(actions, self.execute, step, (time.perf_counter() - began) * 1e3)
 
@@ -158,8 +176,15 @@ class UVAPolicy:
         }
 
     def _encode_missing(self, episodes: Sequence[History]) -> None:
-        """Fill in the latents that the context needs; frames that an earlier plan used are not encoded again."""
-        missing = [(e, s) for e in episodes for s in sorted(set(e.steps(self.offsets))) if s not in e.latents]
+        """Fill in the latents that the context needs; frames that an
+        earlier plan used are not encoded again.
+        """
+        missing = [
+            (e, s)
+            for e in episodes
+            for s in sorted(set(e.steps(self.offsets)))
+            if s not in e.latents
+        ]
         if not missing:
             return
         frames = torch.from_numpy(np.stack([e.frames[s] for e, s in missing]))[:, None]
@@ -167,17 +192,24 @@ class UVAPolicy:
         for (episode, step), latent in zip(missing, latents[:, 0], strict=True):
             episode.latents[step] = latent
 
-    # --- the three other questions (SPEC: video, dynamics, inverse) ----------------------------------------------
+    # --- the three other questions (SPEC: video, dynamics, inverse) -------------------------------
 
     def predict_video(
-        self, frames: np.ndarray, *, rng: torch.Generator, state: States | None = None, iterations: int = 1
+        self,
+        frames: np.ndarray,
+        *,
+        rng: torch.Generator,
+        state: States | None = None,
+        iterations: int = 1,
     ) -> np.ndarray:
         """Imagine what comes next.
 
         Args:
-            frames: uint8 (B, F, H, W, 3), the context, `context_stride` steps apart, the last one being now.
+            frames: uint8 (B, F, H, W, 3), the context, `context_stride` steps apart, the last one
+                being now.
             rng: row i's draws depend on it and on i, not on the number of rows.
-            state: stream -> (B, P, S) at `state_offsets`, in the environment's units, for a model that reads any.
+            state: stream -> (B, P, S) at `state_offsets`, in the environment's units, for a model
+                that reads any.
             iterations: rounds of unmasking; 1 predicts every token at once.
 
         Returns:
@@ -194,21 +226,32 @@ class UVAPolicy:
         state: States | None = None,
         iterations: int = 1,
     ) -> np.ndarray:
-        """Imagine what follows from `actions`, float (B, K, A) in the environment's units; else as `predict_video`."""
+        """Imagine what follows from `actions`, float (B, K, A) in the
+        environment's units; else as `predict_video`.
+        """
         actions = np.asarray(actions, dtype=np.float32)
         expected = (len(frames), self.horizon, self.action.dim)
         if actions.shape != expected or not np.isfinite(actions).all():
-            raise UserError(f"Actions should be finite numbers of shape {expected}, found shape {actions.shape}.")
+            raise UserError(
+                f"Actions should be finite numbers of shape {expected}, found shape "
+                f"{actions.shape}."
+            )
         normalised = self._normalizer.encode(torch.from_numpy(actions), ACTION).float()
         return self._imagine("dynamics", frames, normalised, state, rng, iterations)
 
     def predict_inverse(
-        self, frames: np.ndarray, future: np.ndarray, *, rng: torch.Generator, state: States | None = None
+        self,
+        frames: np.ndarray,
+        future: np.ndarray,
+        *,
+        rng: torch.Generator,
+        state: States | None = None,
     ) -> np.ndarray:
         """The actions that lead through `future`.
 
         Args:
-            frames: uint8 (B, F, H, W, 3), the context. The released models hide it from this question.
+            frames: uint8 (B, F, H, W, 3), the context. The released models hide it from this
+                question.
             future: uint8 (B, F, H, W, 3), the frames 1, 2, ... F strides after now.
             rng, state: as in `predict_video`.
 
@@ -218,9 +261,14 @@ class UVAPolicy:
         self._check_frames("frames", frames)
         self._check_frames("future", future)
         if len(future) != len(frames):
-            raise UserError(f"There are {len(frames)} contexts and {len(future)} futures; give one future per context.")
+            raise UserError(
+                f"There are {len(frames)} contexts and {len(future)} futures; give "
+                "one future per context."
+            )
         rngs = _rows_of(rng, len(frames))
-        context, ahead = (self._encode(torch.from_numpy(np.ascontiguousarray(x)), rngs) for x in (frames, future))
+        context, ahead = (
+            self._encode(torch.from_numpy(np.ascontiguousarray(x)), rngs) for x in (frames, future)
+        )
         known = self._normalised(state or {}, len(frames))
         question = Question(mode="inverse", context=context, future=ahead, proprioception=known)
         return self._actions(question, rngs)
@@ -245,7 +293,9 @@ class UVAPolicy:
             video = self._tokenizer.decode(sample.latents[self.camera])
             return to_uint8(resize_video(video, (frames.shape[2], frames.shape[3])))
 
-        found = self._answers(question, replace(self.sampling, iterations=iterations), rngs, pictures)
+        found = self._answers(
+            question, replace(self.sampling, iterations=iterations), rngs, pictures
+        )
         return found.permute(0, 1, 3, 4, 2).cpu().numpy()
 
     def _normalised(self, state: States, rows: int) -> dict[str, Tensor]:
@@ -255,23 +305,33 @@ class UVAPolicy:
             expected = (rows, len(self.state_offsets), len(self.spec.state[name]))
             values = np.asarray(state.get(name, np.zeros(0)), np.float32)
             if values.shape != expected:
-                raise UserError(f"The model reads state '{name}' of shape {expected}, found {values.shape}.")
+                raise UserError(
+                    f"The model reads state '{name}' of shape {expected}, found {values.shape}."
+                )
             found[name] = self._normalizer.encode(torch.from_numpy(values), name)[..., :dim]
         return found
 
     def _check_frames(self, label: str, frames: np.ndarray) -> None:
-        if frames.dtype != np.uint8 or frames.ndim != 5 or frames.shape[1] != self.frames or frames.shape[4] != 3:
+        if (
+            frames.dtype != np.uint8
+            or frames.ndim != 5
+            or frames.shape[1] != self.frames
+            or frames.shape[4] != 3
+        ):
             raise UserError(
-                f"'{label}' should be uint8 (B, {self.frames}, H, W, 3), found {frames.dtype} {frames.shape}; "
-                f"give {self.frames} RGB frames, {self.context_stride} steps apart."
+                f"'{label}' should be uint8 (B, {self.frames}, H, W, 3), found {frames.dtype} "
+                f"{frames.shape}; give {self.frames} RGB frames, {self.context_stride} steps "
+                "apart."
             )
         if len(frames) == 0:
             raise UserError(f"'{label}' holds no row; give at least one window.")
 
-    # --- network calls of one size -------------------------------------------------------------------------------
+    # --- network calls of one size ----------------------------------------------------------------
 
     def _by_batch(self, rows: int, compute: Callable[[slice], Tensor]) -> Tensor:
-        """Concatenate `compute` over slices of at most `batch_size` rows; rows that only fill up are cut off."""
+        """Concatenate `compute` over slices of at most `batch_size`
+        rows; rows that only fill up are cut off.
+        """
         parts = []
         with torch.inference_mode(), _evaluating(self.model, self._tokenizer):
             for start in range(0, rows, self.batch_size):
@@ -284,12 +344,18 @@ class UVAPolicy:
         size = self._tokenizer.config.image_size
 
         def encode(rows: slice) -> Tensor:
-            video = prepare(_filled(frames[rows], self.batch_size).to(self.device).movedim(-1, -3), size)
+            video = prepare(
+                _filled(frames[rows], self.batch_size).to(self.device).movedim(-1, -3), size
+            )
             if self._tokenizer.config.posterior == "mean":
                 return self._tokenizer.encode(video)
-            # A sampled posterior draws row by row: each from its own generator, whatever the neighbours.
+            # A sampled posterior draws row by row: each from its own generator, whatever the
+            #     neighbours.
             return torch.cat(
-                [self._tokenizer.encode(row[None], rng=rng) for row, rng in zip(video, rngs[rows], strict=False)]
+                [
+                    self._tokenizer.encode(row[None], rng=rng)
+                    for row, rng in zip(video, rngs[rows], strict=False)
+                ]
             )
 
         return self._by_batch(len(frames), encode)
@@ -301,31 +367,45 @@ class UVAPolicy:
         rngs: Sequence[torch.Generator],
         result: Callable[[Sample], Tensor],
     ) -> Tensor:
-        """`result` of the answer to every row of the question, each drawn from its own generator."""
+        """`result` of the answer to every row of the question,
+        each drawn from its own generator.
+        """
 
         def answer(rows: slice) -> Tensor:
             part = question.map(lambda known: _filled(known[rows], self.batch_size).to(self.device))
-            idle = [torch.Generator().manual_seed(0) for _ in range(self.batch_size - len(rngs[rows]))]
+            idle = [
+                torch.Generator().manual_seed(0) for _ in range(self.batch_size - len(rngs[rows]))
+            ]
             return result(self.model.sample(part, sampling, rng=[*rngs[rows], *idle]))
 
         return self._by_batch(len(question.context), answer)
 
     def _actions(self, question: Question, rngs: Sequence[torch.Generator]) -> np.ndarray:
-        """The answer's actions: float32 (B, K, A) in the environment's units, inside the bounds of the spec."""
+        """The answer's actions: float32 (B, K, A) in the
+        environment's units, inside the bounds of the spec.
+        """
 
         def normalised(sample: Sample) -> Tensor:
             assert sample.actions is not None
             return sample.actions
 
         actions = self._answers(question, self.sampling, rngs, normalised)
-        values = np.asarray(self._normalizer.decode(actions.float().cpu(), ACTION), dtype=np.float32)
+        values = np.asarray(
+            self._normalizer.decode(actions.float().cpu(), ACTION), dtype=np.float32
+        )
         low = -np.inf if self.action.low is None else np.asarray(self.action.low, dtype=np.float32)
-        high = np.inf if self.action.high is None else np.asarray(self.action.high, dtype=np.float32)
+        high = (
+            np.inf if self.action.high is None else np.asarray(self.action.high, dtype=np.float32)
+        )
         return np.clip(values, low, high)
 
 
 def open_policy(
-    path: Path, options: UVAOptions | None = None, *, execute: int | None = None, device: torch.device | str = "cpu"
+    path: Path,
+    options: UVAOptions | None = None,
+    *,
+    execute: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> UVAPolicy:
     """A policy from a checkpoint folder.
 
@@ -340,26 +420,45 @@ def open_policy(
     """
     policy = open_imagining(path, options, execute=execute, device=device)
     if not policy.model.config.predict_action:
-        raise UserError(f"{path} was trained to foresee video only and cannot act; name weights of stage 'joint'.")
+        raise UserError(
+            f"{path} was trained to foresee video only and cannot act; name weights "
+            "of stage 'joint'."
+        )
     return policy
 
 
 def open_imagining(
-    path: Path, options: UVAOptions | None = None, *, execute: int | None = None, device: torch.device | str = "cpu"
+    path: Path,
+    options: UVAOptions | None = None,
+    *,
+    execute: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> UVAPolicy:
     """`open_policy` for a model that is asked for futures, and need not know actions."""
     options = options or UVAOptions()
     checkpoint = load_checkpoint(path, of="uva")
     if checkpoint.spec is None or checkpoint.stats is None:
         lacks = "spec" if checkpoint.spec is None else "statistics of the actions"
-        raise UserError(f"{path} has no {lacks}, so it cannot act; export it again with the task it was trained on.")
+        raise UserError(
+            f"{path} has no {lacks}, so it cannot act; export it again with the task "
+            "it was trained on."
+        )
     model = build(checkpoint, device)
     vae = load_tokenizer(checkpoint, options.tokenizer, device)
     if not isinstance(model, UVA) or not isinstance(vae, KLVAE):
-        raise UserError(f"{path} belongs to a {type(vae).__name__}; UVA acts on the latents of a KL-VAE.")
+        raise UserError(
+            f"{path} belongs to a {type(vae).__name__}; UVA acts on the latents of a KL-VAE."
+        )
     execute = 8 if execute is None else execute
     return UVAPolicy(
-        model, vae, checkpoint.stats, checkpoint.spec, options, execute=execute, device=device, weights=checkpoint.hash
+        model,
+        vae,
+        checkpoint.stats,
+        checkpoint.spec,
+        options,
+        execute=execute,
+        device=device,
+        weights=checkpoint.hash,
     )
 
 
@@ -368,10 +467,13 @@ def _require_fit(config: UVAConfig, tokenizer: KLVAE, spec: StreamSpec) -> Actio
     if spec.action is None or spec.action.dim != config.action_dim:
         found = "no actions" if spec.action is None else f"{spec.action.dim} action dims"
         raise UserError(
-            f"The model plans {config.action_dim} action dims, the spec has {found}; they must be of one task."
+            f"The model plans {config.action_dim} action dims, the spec has {found}; they must be "
+            "of one task."
         )
     if config.camera not in spec.cameras:
-        raise UserError(f"The model watches camera '{config.camera}'; the spec knows {sorted(spec.cameras)}.")
+        raise UserError(
+            f"The model watches camera '{config.camera}'; the spec knows {sorted(spec.cameras)}."
+        )
     inputs = {
         "a wrist camera": config.wrist_camera is not None,
         "instructions": config.text_dim is not None,
@@ -379,22 +481,26 @@ def _require_fit(config: UVAConfig, tokenizer: KLVAE, spec: StreamSpec) -> Actio
     }
     if wanted := [name for name, there in inputs.items() if there]:
         raise UserError(
-            f"The model was trained with {' and '.join(wanted)}; this policy shows it one camera, so use a model that "
-            "needs no more."
+            f"The model was trained with {' and '.join(wanted)}; this policy shows it one camera, "
+            "so use a model that needs no more."
         )
     expected = (config.latent_channels, *config.grid)
     found = (tokenizer.config.latent_channels, *tokenizer.grid)
     if found != expected:
         raise UserError(
-            f"The model reads latents of shape {expected}, the tokenizer gives {found}; use the tokenizer it was "
-            "trained with."
+            f"The model reads latents of shape {expected}, the tokenizer gives {found}; use the "
+            "tokenizer it was trained with."
         )
     return spec.action
 
 
 def _filled(rows: Tensor, size: int) -> Tensor:
     """Repeat the first row until there are `size` of them."""
-    return rows if len(rows) == size else torch.cat([rows, rows[:1].expand(size - len(rows), *rows.shape[1:])])
+    return (
+        rows
+        if len(rows) == size
+        else torch.cat([rows, rows[:1].expand(size - len(rows), *rows.shape[1:])])
+    )
 
 
 def _rows_of(rng: torch.Generator, rows: int) -> list[torch.Generator]:
@@ -404,7 +510,9 @@ def _rows_of(rng: torch.Generator, rows: int) -> list[torch.Generator]:
 
 @contextmanager
 def _evaluating(*modules: torch.nn.Module) -> Iterator[None]:
-    """Dropout off inside; afterwards every module is as it was, so that a policy may borrow a model in training."""
+    """Dropout off inside; afterwards every module is as it was, so
+    that a policy may borrow a model in training.
+    """
     before = [module.training for module in modules]
     for module in modules:
         module.eval()

@@ -1,4 +1,6 @@
-"""A question to UVA: which of the five, and what is known. It checks itself and becomes the transformer's input."""
+"""A question to UVA: which of the five, and what is known. It checks
+itself and becomes the transformer's input.
+"""
 
 from __future__ import annotations
 
@@ -22,11 +24,13 @@ class Question:
         mode: a key of `MODES`.
         context: float (B, F, c, h, w), latents of the past frames ("inverse" hides them).
         future: float (B, F, c, h, w), latents of the future frames; for "inverse".
-        wrist_context, wrist_future: as `context` and `future`, for the second camera, if the model has one.
+        wrist_context, wrist_future: as `context` and `future`, for the second camera, if the model
+            has one.
         actions: float (B, K, A), normalised; for "dynamics".
-        past_actions: float (B, K, A), normalised, if the model takes them; None before the first action.
-        proprioception: stream -> float (B, P, S), normalised, if the model takes any; it reads the first steps and
-            dimensions, as many as its config names.
+        past_actions: float (B, K, A), normalised, if the model takes them; None before the first
+            action.
+        proprioception: stream -> float (B, P, S), normalised, if the model takes any; it reads the
+            first steps and dimensions, as many as its config names.
         text: float (B, L), features of the instruction, if the model takes one.
     """
 
@@ -44,16 +48,23 @@ class Question:
         """The same question with `f` applied to every tensor."""
         values = {f_.name: getattr(self, f_.name) for f_ in fields(self)}
         tensors = {name: f(value) for name, value in values.items() if isinstance(value, Tensor)}
-        return replace(self, **tensors, proprioception={k: f(v) for k, v in self.proprioception.items()})
+        return replace(
+            self, **tensors, proprioception={k: f(v) for k, v in self.proprioception.items()}
+        )
 
     def check(self, config: UVAConfig) -> None:
-        """Raise a `UserError` unless the model can answer and is given what it takes, no less and no more."""
+        """Raise a `UserError` unless the model can answer and is
+        given what it takes, no less and no more.
+        """
         mode = self.mode
         if mode not in MODES:
             raise UserError(f"UVA has no mode {mode!r}; the modes are {', '.join(MODES)}.")
         asked = MODES[mode]
         if asked.video > config.predict_video or asked.action > config.predict_action:
-            raise UserError(f"This UVA was built without the head that mode '{mode}' needs; choose another mode.")
+            raise UserError(
+                f"This UVA was built without the head that mode '{mode}' needs; "
+                "choose another mode."
+            )
         inverse = asked.future == "visible"
         taken = {
             "actions": asked.actions,
@@ -72,7 +83,9 @@ class Question:
         self.check_shapes(config)
 
     def check_shapes(self, config: UVAConfig) -> None:
-        """Raise a `UserError` unless all that the model reads is there, in the shapes of its config."""
+        """Raise a `UserError` unless all that the model reads
+        is there, in the shapes of its config.
+        """
         c, rows = config, len(self.context)
         for name in ("context", "future", "wrist_context", "wrist_future"):
             if (latents := getattr(self, name)) is not None:
@@ -84,7 +97,9 @@ class Question:
         if c.text_dim is not None:
             required(self.text, (rows, c.text_dim), "text features")
         for stream, state in self._states(c).items():
-            required(state, (rows, c.proprioception_steps, c.proprioception[stream]), f"state '{stream}'")
+            required(
+                state, (rows, c.proprioception_steps, c.proprioception[stream]), f"state '{stream}'"
+            )
 
     def shown(
         self,
@@ -119,13 +134,17 @@ class Question:
             text_keep=text_keep,
             wrist_context=tokens(self.wrist_context, c.shows_wrist),
             wrist_future=tokens(self.wrist_future, ahead and c.predicts_wrist),
-            proprioception=torch.cat(states, dim=-1) if states else None,  # (B, P, S of all streams)
+            proprioception=torch.cat(states, dim=-1)
+            if states
+            else None,  # (B, P, S of all streams)
         )
 
     def _states(self, config: UVAConfig) -> dict[str, Tensor]:
         """stream -> (B, P, dims shown)."""
         return {
-            stream: entry(self.proprioception, stream, "state")[:, : config.proprioception_steps, :dim]
+            stream: entry(self.proprioception, stream, "state")[
+                :, : config.proprioception_steps, :dim
+            ]
             for stream, dim in config.proprioception.items()
         }
 
@@ -133,11 +152,14 @@ class Question:
 def required(value: Tensor | None, shape: tuple[int, ...], label: str) -> Tensor:
     """`value`, or a `UserError` unless it is there and has the shape."""
     if value is None:
-        raise UserError(f"UVA needs {label} of shape {shape}, and there are none; add them to the data or the call.")
+        raise UserError(
+            f"UVA needs {label} of shape {shape}, and there are none; add them to the "
+            "data or the call."
+        )
     if tuple(value.shape) != shape:
         raise UserError(
-            f"UVA needs {label} of shape {shape}, found {tuple(value.shape)}; make the data and the model's config "
-            "agree."
+            f"UVA needs {label} of shape {shape}, found {tuple(value.shape)}; make the data and "
+            "the model's config agree."
         )
     return value
 
@@ -146,6 +168,7 @@ def entry(entries: Mapping[str, Tensor], name: str, label: str) -> Tensor:
     """The entry of that name, or a `UserError`."""
     if name not in entries:
         raise UserError(
-            f"UVA needs the {label} of '{name}', the batch has {sorted(entries)}; add it or change the config."
+            f"UVA needs the {label} of '{name}', the batch has {sorted(entries)}; add it or "
+            "change the config."
         )
     return entries[name]

@@ -1,4 +1,6 @@
-"""Inference of UVA: tokens are unmasked in a few rounds, actions are drawn once at the end (arXiv 2503.00200)."""
+"""Inference of UVA: tokens are unmasked in a few rounds, actions are
+drawn once at the end (arXiv 2503.00200).
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,11 @@ class Sampling:
     """How an answer is drawn.
 
     Attributes:
-        iterations: rounds of unmasking of a foreseen video, 1..h w; more rounds make its tokens fit each other.
+        iterations: rounds of unmasking of a foreseen video, 1..h w; more rounds make its tokens fit
+            each other.
         temperature: scale of the heads' sampling noise, at least 0.
-        guidance: 1 for none; above 1, video follows the instruction more strongly (two passes per round).
+        guidance: 1 for none; above 1, video follows the instruction more strongly (two passes per
+            round).
         steps: sampling steps of the heads; None for the config's.
     """
 
@@ -37,11 +41,17 @@ class Sampling:
         """Raise a `UserError` unless a model can answer `mode` so."""
         asked = MODES[mode]
         if not asked.video and (self.iterations != 1 or self.guidance != 1.0):
-            raise UserError(f"Mode '{mode}' foresees no video, so iterations and guidance should be 1.")
+            raise UserError(
+                f"Mode '{mode}' foresees no video, so iterations and guidance should be 1."
+            )
         if not 1 <= self.iterations <= config.frame_tokens:
-            raise UserError(f"iterations should lie in 1..{config.frame_tokens}, found {self.iterations}.")
+            raise UserError(
+                f"iterations should lie in 1..{config.frame_tokens}, found {self.iterations}."
+            )
         if self.guidance != 1.0 and config.text_dim is None:
-            raise UserError("This UVA takes no instruction that guidance could strengthen; set guidance to 1.")
+            raise UserError(
+                "This UVA takes no instruction that guidance could strengthen; set guidance to 1."
+            )
         if not self.temperature >= 0.0:
             raise UserError(f"temperature should be at least 0, found {self.temperature}.")
         if self.steps is not None:
@@ -59,7 +69,8 @@ class Sample:
     """What was drawn.
 
     Attributes:
-        latents: camera -> float32 (B, F, c, h, w), the future frames; None in modes that foresee none.
+        latents: camera -> float32 (B, F, c, h, w), the future frames; None in modes that foresee
+            none.
         actions: float32 (B, K, A), normalised; None in modes that predict none.
     """
 
@@ -82,11 +93,13 @@ class Noise(Protocol):
 class GeneratorNoise:
     """Numbers from one generator for all rows, or from one generator per row.
 
-    With one per row, what is drawn for a row does not depend on the other rows. Numbers are drawn on the device of the
-    generators and moved to `device`.
+    With one per row, what is drawn for a row does not depend on the other rows. Numbers are drawn
+    on the device of the generators and moved to `device`.
     """
 
-    def __init__(self, rng: torch.Generator | Sequence[torch.Generator], rows: int, device: torch.device) -> None:
+    def __init__(
+        self, rng: torch.Generator | Sequence[torch.Generator], rows: int, device: torch.device
+    ) -> None:
         if not isinstance(rng, torch.Generator) and len(rng) != rows:
             raise ValueError(f"{len(rng)} generators for {rows} rows")
         self.shared: torch.Generator | None = rng if isinstance(rng, torch.Generator) else None
@@ -95,7 +108,9 @@ class GeneratorNoise:
 
     def permutation(self, n: int) -> Tensor:
         if self.shared is not None:
-            drawn = torch.rand(self.rows, n, generator=self.shared, device=self.shared.device).argsort(dim=1)
+            drawn = torch.rand(
+                self.rows, n, generator=self.shared, device=self.shared.device
+            ).argsort(dim=1)
         else:
             drawn = torch.stack([torch.randperm(n, generator=g, device=g.device) for g in self.own])
         return drawn.to(self.device)
@@ -104,12 +119,15 @@ class GeneratorNoise:
         if self.shared is not None:
             drawn = torch.randn(self.rows, *shape, generator=self.shared, device=self.shared.device)
         else:
-            drawn = torch.stack([torch.randn(shape, generator=g, device=g.device) for g in self.own])
+            drawn = torch.stack(
+                [torch.randn(shape, generator=g, device=g.device) for g in self.own]
+            )
         return drawn.to(self.device)
 
 
 def masked_after(iteration: int, iterations: int, masked: int, places: int) -> int:
-    """Places still masked after a round of unmasking: a cosine schedule that unmasks at least one place per round.
+    """Places still masked after a round of unmasking: a cosine schedule that unmasks at least one
+    place per round.
 
     Args:
         iteration: round, 0..iterations-1.
@@ -138,35 +156,47 @@ def draw_sample(
         shown: what is known, with everything that the mode hides set to None.
         asked: what is predicted.
         sampling: how; guidance grows linearly to its strength over the rounds.
-        noise: where random numbers come from, in this order: a permutation (if video is foreseen), then per round the
-            actions (in the last one), video and wrist video.
+        noise: where random numbers come from, in this order: a permutation (if video is foreseen),
+            then per round the actions (in the last one), video and wrist video.
     """
     c = transformer.config
 
     def draw(head: str, features: Tensor, rows: int, channels: int, **guided: Any) -> Tensor:
         """From features (B, n, D): float32 (B, rows, channels)."""
         return heads[head].sample(
-            features, lambda: noise.normal(rows, channels),
-            temperature=sampling.temperature, steps=sampling.steps_of(head, c), **guided,
-        )  # fmt: skip
+            features,
+            lambda: noise.normal(rows, channels),
+            temperature=sampling.temperature,
+            steps=sampling.steps_of(head, c),
+            **guided,
+        )
 
     if not asked.video:
         return Sample(None, draw("action", transformer(shown), c.horizon, c.action_dim))
 
     places, frames, iterations = c.frame_tokens, c.frames, sampling.iterations
-    order = noise.permutation(places)  # (B, h w), the same in every frame; the first `masked` ones are still hidden
+    order = noise.permutation(
+        places
+    )  # (B, h w), the same in every frame; the first `masked` ones are still hidden
     views = {view: camera for view, camera in c.views.items() if view in heads}
-    tokens = {view: torch.zeros(order.shape[0], c.tokens, c.token_channels, device=order.device) for view in views}
+    tokens = {
+        view: torch.zeros(order.shape[0], c.tokens, c.token_channels, device=order.device)
+        for view in views
+    }
     actions = None
     masked = places
     for iteration in range(iterations):
         left = masked_after(iteration, iterations, masked, places)
         hidden = token_mask(first_places(order, 0, masked, frames, places), c.tokens)
-        now = replace(shown, future=tokens["video"], wrist_future=tokens.get("wrist"), hidden=hidden)
+        now = replace(
+            shown, future=tokens["video"], wrist_future=tokens.get("wrist"), hidden=hidden
+        )
         features = transformer(now)  # (B, N, D)
         if asked.action and iteration == iterations - 1:
             actions = draw("action", features, c.horizon, c.action_dim)
-        chosen = first_places(order, left, masked, frames, places)  # (B, n), the tokens of this round
+        chosen = first_places(
+            order, left, masked, frames, places
+        )  # (B, n), the tokens of this round
         guided: dict[str, Any] = {}
         if sampling.guidance != 1.0:
             nothing = torch.zeros(order.shape[0], dtype=torch.bool, device=order.device)

@@ -1,6 +1,7 @@
 """Which frames and actions of an episode UVA looks at, as offsets in steps from the anchor, "now".
 
-With 4 frames, stride 4 and horizon 16: context -12, -8, -4, 0; future 4, 8, 12, 16; actions 0..15 where the first
+With 4 frames, stride 4 and horizon 16: context -12, -8, -4, 0; future 4, 8, 12, 16; actions 0..15
+    where the first
 one is due now, else 1..16.
 """
 
@@ -20,12 +21,16 @@ def context_offsets(frames: int, stride: int) -> list[int]:
 
 
 def future_offsets(frames: int, stride: int) -> list[int]:
-    """Frames foreseen: `frames` of them, `stride` steps apart, the first one `stride` steps ahead."""
+    """Frames foreseen: `frames` of them, `stride` steps apart,
+    the first one `stride` steps ahead.
+    """
     return [(i + 1) * stride for i in range(frames)]
 
 
 def action_offsets(horizon: int, *, first_now: bool) -> list[int]:
-    """Actions predicted. `first_now`: the first is the one taken at the last frame shown, else the one after it."""
+    """Actions predicted. `first_now`: the first is the one taken at
+    the last frame shown, else the one after it.
+    """
     return list(range(horizon)) if first_now else list(range(1, horizon + 1))
 
 
@@ -42,13 +47,15 @@ def frame_stride(horizon: int, frames: int) -> int:
     """
     if frames < 1 or horizon % frames:
         raise UserError(
-            f"A horizon of {horizon} actions does not spread evenly over {frames} frames; choose a multiple of them."
+            f"A horizon of {horizon} actions does not spread evenly over {frames} frames; choose "
+            "a multiple of them."
         )
     return horizon // frames
 
 
 def context_steps(frames: int, steps: int) -> Tensor:
-    """Every way to show past frames at uneven times, one of which is drawn per batch: non-decreasing and ending now.
+    """Every way to show past frames at uneven times, one of which is drawn per batch:
+    non-decreasing and ending now.
 
     Args:
         frames: frames shown.

@@ -1,4 +1,6 @@
-"""`foreact train uva`: the Unified Video Action model, in the two stages of the paper, at any size."""
+"""`foreact train uva`: the Unified Video Action model, in the
+two stages of the paper, at any size.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,12 @@ from foreact.evals.closed_loop import closed_loop
 from foreact.families.uva.config import SIZES, state_offsets
 from foreact.families.uva.model import UVA, UVAConfig, uva_config
 from foreact.families.uva.policy import UVAPolicy
-from foreact.families.uva.timing import action_offsets, context_offsets, frame_stride, future_offsets
+from foreact.families.uva.timing import (
+    action_offsets,
+    context_offsets,
+    frame_stride,
+    future_offsets,
+)
 from foreact.runs.options import Episodes, TrainingRun
 from foreact.runs.parse import checked, parse_run
 from foreact.runs.run import pick_device
@@ -47,32 +54,46 @@ class UVARun(TrainingRun, Episodes):
 
     task: str = "pusht"
     size: str = "pocket"
-    """pocket (two cores), or a published size: tiny, small, base, large, huge. Sets the defaults below."""
+    """pocket (two cores), or a published size: tiny, small, base,
+    large, huge. Sets the defaults below.
+    """
     stage: Literal["video", "joint"] = "joint"
-    """The paper trains video alone first, then all questions jointly, starting from the first stage's weights."""
+    """The paper trains video alone first, then all questions
+    jointly, starting from the first stage's weights.
+    """
     tokenizer: str = ""
-    """KL autoencoder: a checkpoint folder or a shipped name; empty: the one that comes with the task."""
+    """KL autoencoder: a checkpoint folder or a shipped name;
+    empty: the one that comes with the task.
+    """
     init: str | None = None
-    """Weights to start from, such as those of the first stage; tensors that do not fit are listed."""
+    """Weights to start from, such as those of the first stage; tensors that do not fit are listed.
+    """
     out: Path = Path("runs/uva")
     pixels: bool = False
-    """Learn from augmented pictures, encoded in every step, instead of latents that are encoded once."""
+    """Learn from augmented pictures, encoded in every step,
+    instead of latents that are encoded once.
+    """
     val_ratio: float = 0.02
     eval_seeds: int = 0
     """Closed-loop episodes per evaluation during training; 0: none."""
     model: UVAConfig = field(default_factory=UVAConfig)
 
 
-# Seeds of closed-loop checks during training; the tables in the docs are measured on seeds from 100,000 on.
+# Seeds of closed-loop checks during training; the tables in the docs are measured on seeds from
+# 100,000 on.
 CHECK_SEED = 90_000
 
 
-def recipe(task: str = "pusht", size: str = "pocket", stage: Literal["video", "joint"] = "joint") -> UVARun:
+def recipe(
+    task: str = "pusht", size: str = "pocket", stage: Literal["video", "joint"] = "joint"
+) -> UVARun:
     """The defaults for a task, a size and a stage.
 
-    The published sizes follow the paper (UVA sec. V): AdamW at 1e-4 with betas 0.9 and 0.95, decay 0.02, 1000 steps of
+    The published sizes follow the paper (UVA sec. V): AdamW at 1e-4 with betas 0.9 and 0.95, decay
+        0.02, 1000 steps of
     warmup, cosine to zero, EMA. `pocket` is ours: it sees two frames of 2 x 2 tokens and the
-    robot's own position, plans eight actions, has flow-matching heads, and learns where things are as a side task.
+    robot's own position, plans eight actions, has flow-matching heads, and learns where things are
+    as a side task.
     """
     found = find_task(task)
     spec = found.spec
@@ -83,30 +104,59 @@ def recipe(task: str = "pusht", size: str = "pocket", stage: Literal["video", "j
     common["action_dim"] = 1 if spec.action is None else spec.action.dim
     if size != "pocket":
         model = uva_config(size, **common, **({"modes": modes} if modes else {}))
-        return UVARun(task=task, size=size, stage=stage, model=model, train=TrainConfig(steps=100_000))
+        return UVARun(
+            task=task, size=size, stage=stage, model=model, train=TrainConfig(steps=100_000)
+        )
     if not modes:
         modes = {"policy": 0.6, "joint": 0.15, "video": 0.05, "dynamics": 0.1, "inverse": 0.1}
     model = UVAConfig(
-        **common, latent_channels=8, grid=(6, 6), patch=3, frames=2, horizon=8, width=256, depth=3, heads=4,
-        decoder_width=256, decoder_depth=2, decoder_heads=4, dropout=0.0, attention_dropout=0.0, head="flow",
-        video_head_depth=2, video_head_width=128, action_head_depth=2, action_head_width=192,
-        video_sampling_steps="20", action_sampling_steps="10", modes=modes,
-        proprioception=found.proprioception, proprioception_steps=2,
+        **common,
+        latent_channels=8,
+        grid=(6, 6),
+        patch=3,
+        frames=2,
+        horizon=8,
+        width=256,
+        depth=3,
+        heads=4,
+        decoder_width=256,
+        decoder_depth=2,
+        decoder_heads=4,
+        dropout=0.0,
+        attention_dropout=0.0,
+        head="flow",
+        video_head_depth=2,
+        video_head_width=128,
+        action_head_depth=2,
+        action_head_width=192,
+        video_sampling_steps="20",
+        action_sampling_steps="10",
+        modes=modes,
+        proprioception=found.proprioception,
+        proprioception_steps=2,
         proprioception_prediction={name: len(dims) for name, dims in spec.state.items()},
-    )  # fmt: skip
+    )
     training = TrainConfig(
-        steps=4000, batch_size=128, lr=1e-3, warmup=200, weight_decay=0.02, ema=EMAConfig(max=0.999),
-        log_every=20, save_every=500, eval_every=1000,
-    )  # fmt: skip
+        steps=4000,
+        batch_size=128,
+        lr=1e-3,
+        warmup=200,
+        weight_decay=0.02,
+        ema=EMAConfig(max=0.999),
+        log_every=20,
+        save_every=500,
+        eval_every=1000,
+    )
     return UVARun(task=task, size=size, stage=stage, model=model, train=training)
 
 
 def window_of(config: UVAConfig, *, pixels: bool) -> Window:
-    """The steps of one sample: F frames of context, the last one now, F frames ahead, K actions from now on.
+    """The steps of one sample: F frames of context, the last one now, F frames ahead, K actions
+    from now on.
 
-    As in the reference, frames lie K / F steps apart and a window may reach 1 step before an episode and K / 2 - 1
-    beyond it. Unlike there it may also begin with an episode: the context of the first steps is filled with the first
-    frame, as it is when acting.
+    As in the reference, frames lie K / F steps apart and a window may reach 1 step before an
+    episode and K / 2 - 1 beyond it. Unlike there it may also begin with an episode: the context of
+    the first steps is filled with the first frame, as it is when acting.
     """
     stride = frame_stride(config.horizon, config.frames)
     offsets = (*context_offsets(config.frames, stride), *future_offsets(config.frames, stride))
@@ -115,8 +165,12 @@ def window_of(config: UVAConfig, *, pixels: bool) -> Window:
     return Window(
         video={config.camera: offsets} if pixels else {},
         latents={} if pixels else {config.camera: offsets},
-        actions=tuple(action_offsets(config.horizon, first_now=True)) if config.predict_action else (),
-        state=dict.fromkeys([*config.proprioception, *config.proprioception_prediction], behind + ahead),
+        actions=tuple(action_offsets(config.horizon, first_now=True))
+        if config.predict_action
+        else (),
+        state=dict.fromkeys(
+            [*config.proprioception, *config.proprioception_prediction], behind + ahead
+        ),
         pad_before=-offsets[0],
         pad_after=max(config.horizon // 2 - 1, 0),
     )
@@ -149,7 +203,9 @@ class ValidationLoss:
 
 @dataclass
 class ClosedLoopCheck:
-    """Mean score of a few episodes, to see progress and to rank checkpoints; seeds apart from the test's."""
+    """Mean score of a few episodes, to see progress and to rank
+    checkpoints; seeds apart from the test's.
+    """
 
     task: Task
     vae: KLVAE
@@ -203,19 +259,28 @@ def train_uva(run: UVARun) -> Path:
     data = load_data(run, store)
     torch.manual_seed(run.train.seed)
     model = UVA(run.model)
-    report = "random weights" if run.init is None else fill_from(model, weights_of(run.init, "uva"), task)
+    report = (
+        "random weights"
+        if run.init is None
+        else fill_from(model, weights_of(run.init, "uva"), task)
+    )
     if run.eval_seeds < 0:
         raise UserError(f"eval_seeds should be 0 or more, found {run.eval_seeds}.")
     if run.eval_seeds and (task.env is None or not run.model.predict_action):
-        raise UserError("Closed-loop checks need a task with a simulator and a model with actions; set --eval-seeds 0.")
+        raise UserError(
+            "Closed-loop checks need a task with a simulator and a model with "
+            "actions; set --eval-seeds 0."
+        )
     run = begin(
         run,
         device,
         f"Training UVA, stage '{run.stage}'",
         free=("eval_seeds",),
         task=task.name,
-        data=f"{store.path}: {len(data.training)} windows to train on, {len(data.validation)} to validate",
-        model=f"{run.size}, {sum(p.numel() for p in model.parameters()):,} parameters, {run.model.tokens} tokens",
+        data=f"{store.path}: {len(data.training)} windows to train on, {len(data.validation)} to "
+        "validate",
+        model=f"{run.size}, {sum(p.numel() for p in model.parameters()):,} parameters, "
+        f"{run.model.tokens} tokens",
         start=report,
         tokenizer=f"{reference.path} {reference.hash[:19]}",
     )
@@ -227,24 +292,43 @@ def train_uva(run: UVARun) -> Path:
 
     def export(state: dict[str, Tensor], path: Path) -> None:
         save_checkpoint(
-            path, family="uva", config=run.model, state=state, spec=store.spec, stats=data.normalizer,
+            path,
+            family="uva",
+            config=run.model,
+            state=state,
+            spec=store.spec,
+            stats=data.normalizer,
             tokenizer=TokenizerRef(family="kl_vae", hash=reference.hash),
-        )  # fmt: skip
+        )
 
     evaluators: list[Any] = [ValidationLoss(data.validation, prepare)]
     if run.eval_seeds:
         evaluators.append(ClosedLoopCheck(task, vae, data.normalizer, run.eval_seeds))
     result = train_on(
-        data.training, model, run, verb="train uva", evaluators=evaluators, export=export, device=device,
+        data.training,
+        model,
+        run,
+        verb="train uva",
+        evaluators=evaluators,
+        export=export,
+        device=device,
         prepare=prepare,
-    )  # fmt: skip
-    card = {"recipe": f"foreact train uva --task {run.task} --size {run.size} --stage {run.stage}", "start": run.init}
+    )
+    card = {
+        "recipe": f"foreact train uva --task {run.task} --size {run.size} --stage {run.stage}",
+        "start": run.init,
+    }
     # The head that foresees states shapes the features in training and is never asked again.
     config = dataclasses.replace(run.model, proprioception_prediction={})
     return publish(
-        run, result, config=config, card=card, best=True, tokenizer=reference.path,
+        run,
+        result,
+        config=config,
+        card=card,
+        best=True,
+        tokenizer=reference.path,
         leave_out=("heads.proprioception.",),
-    )  # fmt: skip
+    )
 
 
 def fill_from(model: UVA, checkpoint: Checkpoint, task: Task) -> str:
@@ -265,8 +349,8 @@ def encode_batch(batch: Batch, vae: KLVAE, rng: torch.Generator) -> Batch:
 def _default_tokenizer(task: Task) -> str:
     if task.name not in TOKENIZERS:
         raise UserError(
-            f"No autoencoder comes with task '{task.name}'; train one with `foreact train kl-vae --task {task.name}` "
-            "and name it with --tokenizer."
+            f"No autoencoder comes with task '{task.name}'; train one with `foreact train kl-vae "
+            f"--task {task.name}` and name it with --tokenizer."
         )
     return TOKENIZERS[task.name]
 
@@ -277,7 +361,8 @@ def _require_grid(config: UVAConfig, vae: KLVAE) -> None:
     if expected != found:
         raise UserError(
             f"The model is configured for latents {expected}, the autoencoder makes {found}; set "
-            f"--model.latent-channels {found[0]} --model.grid {found[1]} {found[2]}, or choose another --tokenizer."
+            f"--model.latent-channels {found[0]} --model.grid {found[1]} {found[2]}, or choose "
+            "another --tokenizer."
         )
 
 
@@ -287,4 +372,12 @@ def command(args: Sequence[str]) -> None:
     def defaults(chosen: dict[str, str]) -> UVARun:
         return recipe(**checked(chosen, size=["pocket", *SIZES], stage=["video", "joint"]))
 
-    train_uva(parse_run(UVARun, args, prog="foreact train uva", recipe=defaults, choices=("task", "size", "stage")))
+    train_uva(
+        parse_run(
+            UVARun,
+            args,
+            prog="foreact train uva",
+            recipe=defaults,
+            choices=("task", "size", "stage"),
+        )
+    )

@@ -1,4 +1,6 @@
-"""UVA's joint transformer: what is shown -> features of every future token (arXiv 2503.00200). Heads are elsewhere."""
+"""UVA's joint transformer: what is shown -> features of every future
+token (arXiv 2503.00200). Heads are elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +44,9 @@ class Shown:
 
 
 class UVATransformer(nn.Module):
-    """Encoder and decoder over the F h w future tokens; every other stream is joined into these by channels."""
+    """Encoder and decoder over the F h w future tokens; every other
+    stream is joined into these by channels.
+    """
 
     def __init__(self, config: UVAConfig) -> None:
         super().__init__()
@@ -53,7 +57,8 @@ class UVATransformer(nn.Module):
         def vector(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(1, *shape))
 
-        # Every parameter that lies directly in this module is a learned vector or a position embedding.
+        # Every parameter that lies directly in this module is a learned vector or a position
+        # embedding.
         self.video_in = nn.Linear(config.token_channels, width)
         self.context_in = nn.Linear(config.token_channels, width)
         self.action_in = nn.Linear(config.action_dim, width)
@@ -86,11 +91,14 @@ class UVATransformer(nn.Module):
             "attention_dropout": config.attention_dropout,
         }
         self.input_norm = nn.LayerNorm(width, eps=1e-6)
-        self.encoder = nn.ModuleList(Block(width, config.heads, **options) for _ in range(config.depth))
+        self.encoder = nn.ModuleList(
+            Block(width, config.heads, **options) for _ in range(config.depth)
+        )
         self.encoder_norm = nn.LayerNorm(width, eps=1e-6)
         self.decoder_in = nn.Linear(width, decoder_width)
         self.decoder = nn.ModuleList(
-            Block(decoder_width, config.decoder_heads, **options) for _ in range(config.decoder_depth)
+            Block(decoder_width, config.decoder_heads, **options)
+            for _ in range(config.decoder_depth)
         )
         self.decoder_norm = nn.LayerNorm(decoder_width, eps=1e-6)
 
@@ -120,7 +128,9 @@ class UVATransformer(nn.Module):
         if self.config.text_dim is not None:
             position = torch.cat([self.decoder_text_position, position], dim=1)
         x = self.decoder_norm(self._run(self.decoder, x + position))
-        return x[:, -self.config.tokens :] + _positions(self.head_time_position, self.head_space_position)
+        return x[:, -self.config.tokens :] + _positions(
+            self.head_time_position, self.head_space_position
+        )
 
     def _run(self, blocks: nn.ModuleList, x: Tensor) -> Tensor:
         for block in blocks:
@@ -128,17 +138,19 @@ class UVATransformer(nn.Module):
             x = checkpoint(block, x, use_reentrant=False) if recompute else block(x)
         return x
 
-    # --- one vector per token from all streams -------------------------------------------------------------------
+    # --- one vector per token from all streams ----------------------------------------------------
 
     def _joined(self, shown: Shown) -> Tensor:
         """`self.join` of all streams' concatenated projections, computed as a sum: (B, N, width).
 
-        Both maps are linear, so a stream's two are multiplied first; nothing N x width is projected twice, and what is
-        the same for several tokens is computed once.
+        Both maps are linear, so a stream's two are multiplied first; nothing N x width is projected
+        twice, and what is the same for several tokens is computed once.
         """
         tokens = self.config.tokens
         total = self.join.bias
-        weights = dict(zip(self.config.streams, self.join.weight.split(self.config.width, dim=1), strict=True))
+        weights = dict(
+            zip(self.config.streams, self.join.weight.split(self.config.width, dim=1), strict=True)
+        )
 
         def known(stream: str, into: nn.Linear, x: Tensor) -> Tensor:
             return functional.linear(x, weights[stream] @ into.weight, weights[stream] @ into.bias)
@@ -146,16 +158,24 @@ class UVATransformer(nn.Module):
         def unknown(stream: str, vector: Tensor) -> Tensor:
             return functional.linear(vector, weights[stream])
 
-        def images(stream: str, into: nn.Linear, x: Tensor | None, vector: Tensor, hidden: Tensor | None) -> Tensor:
+        def images(
+            stream: str, into: nn.Linear, x: Tensor | None, vector: Tensor, hidden: Tensor | None
+        ) -> Tensor:
             if x is None:
                 return unknown(stream, vector)
             projected = known(stream, into, x)
-            return projected if hidden is None else torch.where(hidden[..., None], unknown(stream, vector), projected)
+            return (
+                projected
+                if hidden is None
+                else torch.where(hidden[..., None], unknown(stream, vector), projected)
+            )
 
         total = total + images("video", self.video_in, shown.future, self.no_video, shown.hidden)
         total = total + images("context", self.context_in, shown.context, self.no_video, None)
         if "wrist" in weights:
-            total = total + images("wrist", self.wrist_in, shown.wrist_future, self.no_wrist, shown.hidden)
+            total = total + images(
+                "wrist", self.wrist_in, shown.wrist_future, self.no_wrist, shown.hidden
+            )
         if shown.wrist_context is not None:
             total = total + known("wrist_context", self.wrist_context_in, shown.wrist_context)
         if shown.actions is not None:
@@ -171,7 +191,9 @@ class UVATransformer(nn.Module):
                 past = spread(shown_past, tokens)
             total = total + past
         if shown.proprioception is not None:
-            total = total + spread(known("proprioception", self.proprioception_in, shown.proprioception), tokens)
+            total = total + spread(
+                known("proprioception", self.proprioception_in, shown.proprioception), tokens
+            )
         return total
 
 

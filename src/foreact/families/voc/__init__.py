@@ -1,4 +1,6 @@
-"""VOC, Video Occupancy Models (arXiv 2407.09533): the discounted future in one step; control from pixels."""
+"""VOC, Video Occupancy Models (arXiv 2407.09533): the discounted
+future in one step; control from pixels.
+"""
 
 from foreact.plugs import Family
 

@@ -1,7 +1,9 @@
-"""How good it is to do something now: Q(s, a) from sampled futures, by an occupancy model or by rollouts.
+"""How good it is to do something now: Q(s, a) from sampled futures, by an occupancy model or by
+rollouts.
 
-Both estimate the discounted rewards to come if the actions `a` are taken now and the behaviour in the data goes on
-afterwards; an occupancy model draws the discounted future in one go, a one-step model walks there.
+Both estimate the discounted rewards to come if the actions `a` are taken now and the behaviour in
+the data goes on afterwards; an occupancy model draws the discounted future in one go, a one-step
+model walks there.
 """
 
 from __future__ import annotations
@@ -45,7 +47,8 @@ class ActionValue(Protocol):
 
 
 class OccupancyValue:
-    """Q(s, a) = mean reward of states drawn from the occupancy after (s, a), over 1 - gamma (arXiv 2407.09533).
+    """Q(s, a) = mean reward of states drawn from the occupancy after (s, a), over 1 - gamma (arXiv
+    2407.09533).
 
     Args:
         voc: conditioned on actions.
@@ -68,7 +71,9 @@ class OccupancyValue:
         return self.voc.config.action_steps
 
     def __call__(self, stacks: Tensor, actions: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
-        futures = self.voc.sample(stacks, samples=self.samples, gamma=self.gamma, actions=actions, rng=rngs)
+        futures = self.voc.sample(
+            stacks, samples=self.samples, gamma=self.gamma, actions=actions, rng=rngs
+        )
         return self.voc.predicted_reward(futures).mean(-1) / (1.0 - self.gamma)
 
     def describe(self) -> dict[str, Any]:
@@ -78,7 +83,8 @@ class OccupancyValue:
 class RolloutValue:
     """Q(s, a) = sum_{k=1..H} gamma^(k-1) r(s_{t+k}) along sampled rollouts of a one-step model.
 
-    The candidate is the first action; those after it are drawn from behaviour cloning. What lies beyond H is left out.
+    The candidate is the first action; those after it are drawn from behaviour cloning. What lies
+    beyond H is left out.
 
     Args:
         voc: a model with 0 among its gammas, conditioned on one action.
@@ -91,17 +97,20 @@ class RolloutValue:
         UserError: it is no one-step model, or a number is impossible.
     """
 
-    def __init__(self, voc: VOC, cloning: Cloning, *, gamma: float = 0.9, samples: int = 4, horizon: int = 10) -> None:
+    def __init__(
+        self, voc: VOC, cloning: Cloning, *, gamma: float = 0.9, samples: int = 4, horizon: int = 10
+    ) -> None:
         _require_actions(voc)
         if ONE_STEP not in voc.config.gammas or voc.config.action_steps != 1:
             raise UserError(
-                "Rollouts take a model of the next step, trained with 0 among --model.gammas and --model.action-steps "
-                f"1; this one has the gammas {list(voc.config.gammas)} and reads {voc.config.action_steps} actions."
+                "Rollouts take a model of the next step, trained with 0 among --model.gammas and "
+                f"--model.action-steps 1; this one has the gammas {list(voc.config.gammas)} and "
+                f"reads {voc.config.action_steps} actions."
             )
         if samples < 1 or horizon < 1 or not 0.0 <= gamma < 1.0:
             raise UserError(
-                f"Rollouts need samples and horizon of at least 1 and gamma in [0, 1), found {samples}, {horizon} and "
-                f"{gamma}."
+                "Rollouts need samples and horizon of at least 1 and gamma in [0, 1), found "
+                f"{samples}, {horizon} and {gamma}."
             )
         self.voc, self.cloning = voc.eval(), cloning.eval()
         self.gamma, self.samples, self.horizon = gamma, samples, horizon
@@ -113,9 +122,15 @@ class RolloutValue:
     def __call__(self, stacks: Tensor, actions: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
         rows = (len(stacks), actions.shape[1], self.samples)
         states = self._step(stacks, actions, rngs, self.samples).flatten(0, 2)
-        # Every rollout is a row of its own from the second step on. Candidates share their draws, as in `VOC.sample`.
+        # Every rollout is a row of its own from the second step on. Candidates share their draws,
+        # as in `VOC.sample`.
         seeds = [torch.randint(2**62, (self.samples,), generator=rng).tolist() for rng in rngs]
-        later = [torch.Generator().manual_seed(seed) for of in seeds for _ in range(rows[1]) for seed in of]
+        later = [
+            torch.Generator().manual_seed(seed)
+            for of in seeds
+            for _ in range(rows[1])
+            for seed in of
+        ]
         value = self.voc.predicted_reward(states)
         for k in range(1, self.horizon):
             following = self.cloning.propose(states, 1, rngs=later)[:, 0, :1]
@@ -123,16 +138,23 @@ class RolloutValue:
             value = value + self.gamma**k * self.voc.predicted_reward(states)
         return value.view(rows).mean(-1)
 
-    def _step(self, stacks: Tensor, actions: Tensor, rngs: Sequence[torch.Generator], samples: int) -> Tensor:
+    def _step(
+        self, stacks: Tensor, actions: Tensor, rngs: Sequence[torch.Generator], samples: int
+    ) -> Tensor:
         return self.voc.sample(stacks, samples=samples, gamma=ONE_STEP, actions=actions, rng=rngs)
 
     def describe(self) -> dict[str, Any]:
-        return {"value": "rollouts", "gamma": self.gamma, "samples": self.samples, "rollout_steps": self.horizon}
+        return {
+            "value": "rollouts",
+            "gamma": self.gamma,
+            "samples": self.samples,
+            "rollout_steps": self.horizon,
+        }
 
 
 def _require_actions(voc: VOC) -> None:
     if not voc.config.actions:
         raise UserError(
-            "This model foresees what the data's behaviour leads to, whatever one does; to plan, train one that is "
-            "conditioned on actions."
+            "This model foresees what the data's behaviour leads to, whatever one does; to plan, "
+            "train one that is conditioned on actions."
         )

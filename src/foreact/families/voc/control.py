@@ -1,6 +1,7 @@
 """`foreact eval control`: several policies, one protocol, one table.
 
-Every policy acts in the same episodes; what is measured already, under the same protocol, is not measured again.
+Every policy acts in the same episodes; what is measured already, under the same protocol, is not
+measured again.
 """
 
 from __future__ import annotations
@@ -76,37 +77,46 @@ def control(
 
     Args:
         task: where to act.
-        policies: "random" or "do-nothing", or KIND:WEIGHTS: bc (the mode of behaviour cloning), bc-draw (draws from
-            it), one-step (rollouts of a VOC that knows gamma 0) or voc (planning with a VOC, one row per other gamma).
+        policies: "random" or "do-nothing", or KIND:WEIGHTS: bc (the mode of behaviour cloning),
+            bc-draw (draws from it), one-step (rollouts of a VOC that knows gamma 0) or voc
+            (planning with a VOC, one row per other gamma).
         gammas: discounts of the occupancy models; default: all that each was trained for.
-        prior: weights of behaviour cloning that propose actions to the planners; default: those among the policies, if
-            there are any.
+        prior: weights of behaviour cloning that propose actions to the planners; default: those
+            among the policies, if there are any.
         episodes: one per seed.
         first_seed: seed of the first.
         max_steps: steps of an episode, one action each; default: the environment's own limit.
         execute: actions played before planning again.
-        planning: how planners search; its gamma is the discount of rollouts, which only one-step policies take.
-        variant: a variant of the task's environment, such as no-shadows, as in the data that the policies learned
-            from; default: the task's choice.
+        planning: how planners search; its gamma is the discount of rollouts, which only one-step
+            policies take.
+        variant: a variant of the task's environment, such as no-shadows, as in the data that the
+            policies learned from; default: the task's choice.
         videos: episodes of each policy to film.
         workers: simulator processes; default one per core.
         out: folder of the results.
         device: where the policies compute; default CUDA if there is one.
     """
     if planning.rollouts:
-        raise UserError("Rollouts are asked for as one-step:WEIGHTS among --policies; leave out --planning.rollouts.")
+        raise UserError(
+            "Rollouts are asked for as one-step:WEIGHTS among --policies; leave out "
+            "--planning.rollouts."
+        )
     found = with_variant(find_task(task), variant)
     rows = entrants(policies, gammas)
     if prior is None:
         prior = next((row.weights for row in rows if FAMILY.get(row.kind) == "bc"), None)
-    for weights in {row.weights for row in rows if row.kind in FAMILY} | {w for w in (prior,) if w is not None}:
+    for weights in {row.weights for row in rows if row.kind in FAMILY} | {
+        w for w in (prior,) if w is not None
+    }:
         _require_same_pictures(weights, found)
     opened: dict[str, Policy] = {}
     for row in rows:
         options: Any = None
         if row.kind in ("voc", "one-step"):
             rollouts = row.kind == "one-step"
-            search = dataclasses.replace(planning, gamma=planning.gamma if rollouts else row.gamma, rollouts=rollouts)
+            search = dataclasses.replace(
+                planning, gamma=planning.gamma if rollouts else row.gamma, rollouts=rollouts
+            )
             options = OccupancyOptions(prior=prior, planning=search)
         elif row.kind in ("bc", "bc-draw"):
             options = CloningOptions(draw=row.kind == "bc-draw")
@@ -122,12 +132,20 @@ def control(
     )
     results = []
     for name, policy in opened.items():
-        request = {"env": found.env, "score": found.score, "seeds": list(seeds), "max_steps": max_steps,
-                   "videos": videos, **policy.describe()}  # fmt: skip
+        request = {
+            "env": found.env,
+            "score": found.score,
+            "seeds": list(seeds),
+            "max_steps": max_steps,
+            "videos": videos,
+            **policy.describe(),
+        }
         results.append(_measured(found, policy, name, out, request, workers))
         print(_line(results[-1]))
     write_json(out / "control.json", to_json(found, results))
-    chosen = " ".join(["--policies", *policies, *(["--gammas", *map(str, gammas)] if gammas else [])])
+    chosen = " ".join(
+        ["--policies", *policies, *(["--gammas", *map(str, gammas)] if gammas else [])]
+    )
     facts = {"command": f"foreact eval control --task {task} {chosen} --episodes {episodes}"}
     report = report_scores(out, found, results, title=f"Control: {found.name}", facts=facts)
     print(f"{found.score_note}\nTable: {out / 'control.json'}\nReport: {report}")
@@ -137,19 +155,23 @@ def entrants(policies: tuple[str, ...], gammas: tuple[float, ...]) -> list[Entra
     """The rows that the command line asks for, in its order.
 
     Raises:
-        UserError: an unknown kind, weights of another one, a row twice, or a gamma that no model knows.
+        UserError: an unknown kind, weights of another one, a row twice, or a gamma that no model
+            knows.
     """
     rows = [row for policy in policies for row in _entrants(policy)]
     known = {row.gamma for row in rows}
     if unknown := [gamma for gamma in gammas if gamma not in known]:
         there = sorted(gamma for gamma in known if gamma is not None)
-        raise UserError(f"No model among the policies was trained for gamma {unknown[0]:g}; they know {there}.")
+        raise UserError(
+            f"No model among the policies was trained for gamma {unknown[0]:g}; they know {there}."
+        )
     rows = [row for row in rows if row.gamma is None or not gammas or row.gamma in gammas]
     names = [row.name for row in rows]
     if not names or len(set(names)) < len(names):
         found = "none" if not names else f"{next(n for n in names if names.count(n) > 1)} twice"
         raise UserError(
-            f"A table needs one or more different policies, found {found}; measure those into another --out."
+            f"A table needs one or more different policies, found {found}; measure those into "
+            "another --out."
         )
     return rows
 
@@ -161,8 +183,8 @@ def _entrants(policy: str) -> list[Entrant]:
         return [Entrant(kind, kind, kind)]
     if kind not in FAMILY or not weights:
         raise UserError(
-            f"A policy should be one of {', '.join(BASELINES)} or KIND:WEIGHTS with one of the kinds "
-            f"{', '.join(FAMILY)}, found '{policy}'."
+            f"A policy should be one of {', '.join(BASELINES)} or KIND:WEIGHTS with one of the "
+            f"kinds {', '.join(FAMILY)}, found '{policy}'."
         )
     checkpoint = load_checkpoint(resolve(weights), of=FAMILY[kind], who=kind)
     if checkpoint.family != "voc":
@@ -172,7 +194,8 @@ def _entrants(policy: str) -> list[Entrant]:
     if not wanted:
         raise UserError(
             f"{weights} was trained with the gammas {list(gammas)}: name it "
-            f"{'one-step' if kind == 'voc' else 'voc'}:{weights}, or other weights; a one-step model has gamma 0."
+            f"{'one-step' if kind == 'voc' else 'voc'}:{weights}, or other weights; a one-step "
+            "model has gamma 0."
         )
     if kind == "one-step":
         return [Entrant(kind, kind, weights)]
@@ -196,7 +219,12 @@ def to_json(task: Task, results: list[ClosedLoopResult]) -> dict[str, Any]:
 
 
 def _measured(
-    task: Task, policy: Policy, name: str, out: Path, request: Mapping[str, Any], workers: int | None
+    task: Task,
+    policy: Policy,
+    name: str,
+    out: Path,
+    request: Mapping[str, Any],
+    workers: int | None,
 ) -> ClosedLoopResult:
     """The result in `out / name` if it answers the same request, else a new one."""
     note = out / name / "request.json"
@@ -204,9 +232,15 @@ def _measured(
         return read_closed_loop(out / name)
     note.unlink(missing_ok=True)
     result = measure(
-        task, policy, request["seeds"], name, out, videos=request["videos"], workers=workers,
+        task,
+        policy,
+        request["seeds"],
+        name,
+        out,
+        videos=request["videos"],
+        workers=workers,
         max_steps=request["max_steps"],
-    )  # fmt: skip
+    )
     write_json(note, dict(request))
     return result
 
@@ -218,11 +252,19 @@ def _line(result: ClosedLoopResult) -> str:
 def _require_same_pictures(weights: str, task: Task) -> None:
     """Weights that say whether their data had shadows are not shown others."""
     learned = shadows_variant(load_checkpoint(resolve(weights)).card)
-    if learned is not None and task.env is not None and task.variants.get(learned, task.env) != task.env:
-        raise UserError(f"{weights} learned from pictures of the variant '{learned}'; give --variant {learned}.")
+    if (
+        learned is not None
+        and task.env is not None
+        and task.variants.get(learned, task.env) != task.env
+    ):
+        raise UserError(
+            f"{weights} learned from pictures of the variant '{learned}'; give --variant {learned}."
+        )
 
 
 def shadows_variant(attributes: Mapping[str, Any]) -> str | None:
-    """The variant of the environment that a store or a card with the attribute "shadows" tells of."""
+    """The variant of the environment that a store or a card
+    with the attribute "shadows" tells of.
+    """
     variants: dict[Any, str] = {True: "shadows", False: "no-shadows"}
     return variants.get(attributes.get("shadows"))

@@ -1,4 +1,6 @@
-"""`foreact eval values`: values that an occupancy model gives to states, against what the episodes then earned."""
+"""`foreact eval values`: values that an occupancy model gives to
+states, against what the episodes then earned.
+"""
 
 from __future__ import annotations
 
@@ -81,14 +83,16 @@ def values(
     out: Path = Path("runs/values"),
     device: str | None = None,
 ) -> list[Values]:
-    """Hold estimated values of states against the discounted returns that followed, on episodes no training saw.
+    """Hold estimated values of states against the discounted returns that followed, on episodes no
+    training saw.
 
-    Correlations, mean squared error and bias with intervals over episodes, a scatter plot, and how far ahead the
-    sampled futures lie.
+    Correlations, mean squared error and bias with intervals over episodes, a scatter plot, and how
+    far ahead the sampled futures lie.
 
     Args:
         weights: a checkpoint of VOC.
-        data: the store or folder of shards that it was trained on: the episodes kept for validation are measured.
+        data: the store or folder of shards that it was trained on: the episodes kept for validation
+            are measured.
         gammas: some of the model's; default: all of them.
         samples: futures per state.
         states: states per gamma, spread evenly over those whose true value is known.
@@ -113,7 +117,9 @@ def values(
         "draws": f"{samples} futures of up to {states} states, seed {seed}",
     }
     if opened.voc.config.actions:
-        facts["condition"] = "the actions that were taken, so that values are those of state and action"
+        facts["condition"] = (
+            "the actions that were taken, so that values are those of state and action"
+        )
     say("Values", **facts, device=where, out=out)
     found = []
     for gamma in chosen:
@@ -136,26 +142,37 @@ def values(
         found.append(measured)
         print("\n".join(lines(measured)))
     note = (
-        "The truth is the return of whoever acted in the episode, to its end, of states with at least "
-        + ", ".join(f"{reach(g)} (gamma {g:g})" for g in chosen)
-        + " steps left."
+        "The truth is the return of whoever acted in the episode, to its end, of states with at "
+        "least " + ", ".join(f"{reach(g)} (gamma {g:g})" for g in chosen) + " steps left."
     )
     out.mkdir(parents=True, exist_ok=True)
-    write_json(out / "values.json", {"facts": facts, "note": note, "values": [v.to_json() for v in found]})
+    write_json(
+        out / "values.json", {"facts": facts, "note": note, "values": [v.to_json() for v in found]}
+    )
     report = write_report(
-        out / "report.html", title="Values of states", sections=[values_section(found)], facts=facts | {"truth": note}
+        out / "report.html",
+        title="Values of states",
+        sections=[values_section(found)],
+        facts=facts | {"truth": note},
     )
     print(f"{note}\nNumbers: {out / 'values.json'}\nReport: {report}")
     return found
 
 
 def open_occupancy(
-    weights: str, data: Path, device: torch.device, *, tokenizer: str | None = None, all_episodes: bool = False
+    weights: str,
+    data: Path,
+    device: torch.device,
+    *,
+    tokenizer: str | None = None,
+    all_episodes: bool = False,
 ) -> OpenedOccupancy:
-    """Read a checkpoint of VOC and the data that it was trained on; codes that the store lacks are made.
+    """Read a checkpoint of VOC and the data that it was trained on; codes that the store lacks are
+    made.
 
     Raises:
-        UserError: other weights, data of another task or with other codes, or a split that nobody knows.
+        UserError: other weights, data of another task or with other codes, or a split that nobody
+            knows.
     """
     checkpoint = load_checkpoint(resolve(weights), of="voc")
     store = open_episodes(data, checkpoint.spec)
@@ -167,21 +184,28 @@ def open_occupancy(
     return OpenedOccupancy(voc, checkpoint, found, store, training, held_out, split)
 
 
-def _episodes(checkpoint: Checkpoint, store: RowStore, everything: bool) -> tuple[np.ndarray, np.ndarray, str]:
+def _episodes(
+    checkpoint: Checkpoint, store: RowStore, everything: bool
+) -> tuple[np.ndarray, np.ndarray, str]:
     """Episodes of the training, episodes to measure, and what these are in words."""
     if everything:
         whole = np.arange(len(store))
-        return whole, whole, f"all {len(whole)}; what is called the mean of the training data is theirs"
+        return (
+            whole,
+            whole,
+            f"all {len(whole)}; what is called the mean of the training data is theirs",
+        )
     card = checkpoint.card
     if not {"val_ratio", "seed", "data"} <= set(card):
         raise UserError(
-            f"{checkpoint.path} does not say which episodes it was validated on; use the finished weights of a run, or "
-            "say --all-episodes for data that no training saw."
+            f"{checkpoint.path} does not say which episodes it was validated on; use the finished "
+            "weights of a run, or say --all-episodes for data that no training saw."
         )
     if card["data"] != store.path.name:
         raise UserError(
-            f"{checkpoint.path} was trained on '{card['data']}', the data are '{store.path.name}'; name the "
-            "former, or say --all-episodes for data that no training saw."
+            f"{checkpoint.path} was trained on '{card['data']}', the data are "
+            f"'{store.path.name}'; name the former, or say --all-episodes for data that no "
+            "training saw."
         )
     training, held_out = split_store(store, card["val_ratio"], card["seed"])
     return training, held_out, f"{len(held_out)} of {len(store)}, kept for validation"
@@ -197,7 +221,9 @@ def choose_gammas(voc: VOC, wanted: Sequence[float]) -> tuple[float, ...]:
         raise UserError(f"A gamma should lie in (0, 1), found {bad[0]}.")
     known = tuple(g for g in voc.config.gammas if g > 0)
     if not known:
-        raise UserError("This is a one-step model (gamma 0), which tells no values; name one of a larger gamma.")
+        raise UserError(
+            "This is a one-step model (gamma 0), which tells no values; name one of a larger gamma."
+        )
     for gamma in wanted:
         voc.gamma_number(gamma)
     return tuple(wanted) or known
@@ -212,14 +238,20 @@ def lines(values: Values) -> list[str]:
     """The table of one gamma, for the terminal."""
     head = f"gamma {values.gamma:g}"
     out = [
-        f"{head:<36}{'rank correlation':<24}{'correlation':<24}{'mean squared error':<26}{'bias':<26}states, episodes"
+        f"{head:<36}{'rank correlation':<24}{'correlation':<24}"
+        f"{'mean squared error':<26}{'bias':<26}states, "
+        "episodes"
     ]
-    named = [*values.table.items(), *((f"sampled futures, {k}", v) for k, v in values.per_grade.items())]
+    named = [
+        *values.table.items(),
+        *((f"sampled futures, {k}", v) for k, v in values.per_grade.items()),
+    ]
     out += [f"  {name:<34}{_cells(row)}{row.states}, {row.mse.n}" for name, row in named]
     delays = values.delays
     out.append(
-        f"  mean delay {delays.mean:.1f} steps, by the law {delays.mean_law:.1f}; {values.nats.mean():.2f} nats per "
-        f"token; {values.effective.mean():.1f} states decide an estimate from densities"
+        f"  mean delay {delays.mean:.1f} steps, by the law {delays.mean_law:.1f}; "
+        f"{values.nats.mean():.2f} nats per token; {values.effective.mean():.1f} states decide an "
+        "estimate from densities"
     )
     return out
 

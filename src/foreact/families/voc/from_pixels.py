@@ -1,4 +1,6 @@
-"""VOC and its codes learned at once, from pixels: the codebook moves while the occupancy model learns on it."""
+"""VOC and its codes learned at once, from pixels: the codebook
+moves while the occupancy model learns on it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from foreact.types import Batch, Codes, LossOut, Trainable
 
 
 class LearnedCodes(Codes, Trainable, Protocol):
-    """A tokenizer that learns from batches of pixels; as every family, it is made of its config alone."""
+    """A tokenizer that learns from batches of pixels; as every
+    family, it is made of its config alone.
+    """
 
     config: Any
 
@@ -25,14 +29,17 @@ class LearnedCodes(Codes, Trainable, Protocol):
 class JointVOC(nn.Module):
     """An occupancy model together with the tokenizer it reads; meets `foreact.types.Trainable`.
 
-    The losses are added, but codes are whole numbers: nothing that VOC learns moves the tokenizer. What VOC has learned
-    of codes that have moved since is stale, in its target network above all; `freeze_after` gives it an end.
+    The losses are added, but codes are whole numbers: nothing that VOC learns moves the tokenizer.
+        What VOC has learned
+    of codes that have moved since is stale, in its target network above all; `freeze_after` gives
+    it an end.
 
     Args:
         voc: the occupancy model.
         tokenizer: learns on the whole batch, by a loss of its own.
         prepare: uint8 (B, T, 3, H, W) -> float, as the tokenizer's `encode` takes frames.
-        freeze_after: optimiser steps after which the tokenizer stays as it is; None: it learns to the end.
+        freeze_after: optimiser steps after which the tokenizer stays as it is; None: it learns to
+            the end.
 
     Raises:
         UserError: VOC was made for other codes.
@@ -51,11 +58,13 @@ class JointVOC(nn.Module):
         super().__init__()
         assert isinstance(tokenizer, nn.Module)
         if freeze_after is not None and freeze_after < 0:
-            raise UserError(f"freeze_after should be a number of steps >= 0 or None, found {freeze_after}.")
+            raise UserError(
+                f"freeze_after should be a number of steps >= 0 or None, found {freeze_after}."
+            )
         if tuple(voc.config.grid) != tuple(tokenizer.grid):
             raise UserError(
-                f"The model expects {voc.config.grid} codes a frame, the tokenizer makes {tokenizer.grid}; use the "
-                "tokenizer it was made for."
+                f"The model expects {voc.config.grid} codes a frame, the tokenizer makes "
+                f"{tokenizer.grid}; use the tokenizer it was made for."
             )
         voc.set_codebook(tokenizer.codebook)
         self.voc = voc
@@ -65,7 +74,9 @@ class JointVOC(nn.Module):
 
     @property
     def used_parameters(self) -> str:
-        """See `foreact.types.Trainable`: once frozen, the tokenizer's parameters are not used any more."""
+        """See `foreact.types.Trainable`: once frozen, the
+        tokenizer's parameters are not used any more.
+        """
         if self.freeze_after is not None:
             return "varying"
         parts = [getattr(part, "used_parameters", "varying") for part in (self.voc, self.tokenizer)]
@@ -75,13 +86,14 @@ class JointVOC(nn.Module):
         """Both losses; VOC learns on the codes that the tokenizer gives now.
 
         Args:
-            batch: `video[camera]`, uint8 (B, F, 3, H, W), begins with the T frames of the present stack and the n that
-                follow; `rewards`, and `actions` where they are wanted, as for `VOC.learn`. What the tokenizer needs
-                besides may stand behind.
+            batch: `video[camera]`, uint8 (B, F, 3, H, W), begins with the T frames of the present
+                stack and the n that follow; `rewards`, and `actions` where they are wanted, as for
+                `VOC.learn`. What the tokenizer needs besides may stand behind.
             rng: of all draws.
 
         Returns:
-            The sum, and the logs of both with "codes_in_use", the share of the codebook in the codes VOC learns on.
+            The sum, and the logs of both with "codes_in_use", the share of the codebook in the
+            codes VOC learns on.
         """
         config = self.voc.config
         video = batch.video[config.camera][:, : config.frames + config.bootstrap_steps]
@@ -103,7 +115,9 @@ class JointVOC(nn.Module):
         return self.freeze_after is not None and bool(self.steps >= self.freeze_after)
 
     def after_step(self) -> None:
-        """See `foreact.types.Trainable`; a tokenizer that has one of its own gets it called while it learns."""
+        """See `foreact.types.Trainable`; a tokenizer that has one
+        of its own gets it called while it learns.
+        """
         own = getattr(self.tokenizer, "after_step", None)
         if own is not None and not self.frozen:
             own()
@@ -112,9 +126,14 @@ class JointVOC(nn.Module):
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """VOC's groups, then the tokenizer's."""
-        return [*self.voc.param_groups(lr, weight_decay), *self.tokenizer.param_groups(lr, weight_decay)]
+        return [
+            *self.voc.param_groups(lr, weight_decay),
+            *self.tokenizer.param_groups(lr, weight_decay),
+        ]
 
-    def split_state(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def split_state(
+        self, state: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Two checkpoints from the state dict of this module, its own weights or averaged ones.
 
         Returns:

@@ -1,4 +1,6 @@
-"""`foreact generate` for occupancy models: sampled futures of some states at every gamma, beside true ones."""
+"""`foreact generate` for occupancy models: sampled futures of some
+states at every gamma, beside true ones.
+"""
 
 from __future__ import annotations
 
@@ -12,14 +14,26 @@ from foreact.data.formats.video import save_image
 from foreact.data.windows.loader import WindowDataset, spread
 from foreact.errors import UserError
 from foreact.evals.report import Media, write_report
-from foreact.families.voc.evals.occupancy_pictures import Show, decoded, futures_picture, imagine, nearest_frames
-from foreact.families.voc.evaluate_values import OpenedOccupancy, choose_gammas, episode_grades, open_occupancy
+from foreact.families.voc.evals.occupancy_pictures import (
+    Show,
+    decoded,
+    futures_picture,
+    imagine,
+    nearest_frames,
+)
+from foreact.families.voc.evaluate_values import (
+    OpenedOccupancy,
+    choose_gammas,
+    episode_grades,
+    open_occupancy,
+)
 from foreact.runs.run import pick_device, say
 from foreact.types import Tokenizer
 
 DRAWN = "Sampled states are drawn by the tokenizer's decoder."
 LOOKED_UP = (
-    "The codes know no way back to pixels: a sampled state is shown as the frame of the data whose codes are nearest."
+    "The codes know no way back to pixels: a sampled state is shown as the frame of the data "
+    "whose codes are nearest."
 )
 
 
@@ -37,12 +51,13 @@ def generate(
 ) -> list[Media]:
     """Sample futures of held-out states; each state gives a PNG, and all of them a page.
 
-    For every gamma, true frames at delays drawn from the geometric law stand above sampled states, which are in the
-    order of the true states nearest to them.
+    For every gamma, true frames at delays drawn from the geometric law stand above sampled states,
+    which are in the order of the true states nearest to them.
 
     Args:
         weights: a checkpoint of VOC.
-        data: the store or folder of shards that it was trained on: states are those of its validation episodes.
+        data: the store or folder of shards that it was trained on: states are those of its
+            validation episodes.
         gammas: some of the model's; default: all of them.
         states: how many, each of another episode as far as there are episodes.
         samples: futures per state and gamma.
@@ -53,7 +68,9 @@ def generate(
         device: where to compute; default CUDA if there is one.
     """
     if states < 1 or samples < 1:
-        raise UserError(f"Expected at least one state and one sample, found {states} and {samples}.")
+        raise UserError(
+            f"Expected at least one state and one sample, found {states} and {samples}."
+        )
     where = pick_device(device)
     opened = open_occupancy(weights, data, where, tokenizer=tokenizer, all_episodes=all_episodes)
     chosen = choose_gammas(opened.voc, gammas)
@@ -74,16 +91,30 @@ def generate(
     pictures = []
     for row in tqdm(_early_states(windows, states, seed), unit="state", desc="sample"):
         state = imagine(
-            opened.voc, windows, camera, row, gammas=chosen, samples=samples, show=show, rng=rng, device=where
+            opened.voc,
+            windows,
+            camera,
+            row,
+            gammas=chosen,
+            samples=samples,
+            show=show,
+            rng=rng,
+            device=where,
         )
         path = out / f"futures-episode-{state.episode}-step-{state.step}.png"
         save_image(path, futures_picture(state))
         grade = "" if grades is None else f" ({grades[state.episode]})"
         pictures.append(Media(path, f"Episode {state.episode}{grade}, step {state.step}. {how}"))
         print(path)
-    facts = {"weights": f"{weights} {opened.checkpoint.hash}", "data": str(data), "episodes": opened.split}
+    facts = {
+        "weights": f"{weights} {opened.checkpoint.hash}",
+        "data": str(data),
+        "episodes": opened.split,
+    }
     facts["draws"] = f"{samples} futures for each gamma, seed {seed}"
-    report = write_report(out / "report.html", title="Sampled futures", futures=pictures, facts=facts)
+    report = write_report(
+        out / "report.html", title="Sampled futures", futures=pictures, facts=facts
+    )
     print(f"{how}\nReport: {report}")
     return pictures
 
@@ -95,19 +126,25 @@ def _pictures(opened: OpenedOccupancy) -> tuple[Show, str]:
         return decoded(tokenizer), DRAWN
     if not opened.store.has(camera):
         raise UserError(
-            f"The tokenizer of {opened.checkpoint.path} cannot draw its codes and {opened.store.path} has no pictures "
-            "to show instead; use data with pictures."
+            f"The tokenizer of {opened.checkpoint.path} cannot draw its codes and "
+            f"{opened.store.path} has no pictures to show instead; use data with pictures."
         )
     return nearest_frames(opened.store, camera), LOOKED_UP
 
 
 def _early_states(windows: WindowDataset, count: int, seed: int) -> list[int]:
-    """Rows of the windows, one in the first half of each of some episodes; more of each where these are too few."""
+    """Rows of the windows, one in the first half of each of some
+    episodes; more of each where these are too few.
+    """
     draw = np.random.default_rng(seed)
     episodes = np.unique(windows.index[:, 0])
     chosen = []
     for i in range(count):
-        episode = episodes[spread(len(episodes), count)[i]] if count <= len(episodes) else episodes[i % len(episodes)]
+        episode = (
+            episodes[spread(len(episodes), count)[i]]
+            if count <= len(episodes)
+            else episodes[i % len(episodes)]
+        )
         rows = np.flatnonzero(windows.index[:, 0] == episode)
         chosen.append(int(rows[draw.integers(0, (len(rows) + 1) // 2)]))
     return chosen

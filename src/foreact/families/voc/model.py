@@ -1,20 +1,22 @@
 """Video Occupancy Models (arXiv 2407.09533): the discounted future of a video, sampled in one step.
 
-A state is a stack of T frames as a block z of L = T h w codes. The model draws blocks from the occupancy
+A state is a stack of T frames as a block z of L = T h w codes. The model draws blocks from the
+occupancy
 
     mu(z | z_t) = (1 - gamma) sum_{k>=1} gamma^(k-1) P(z_{t+k} = z | z_t)
 
-without rolling anything out, so that V(z_t) = E[r(z)] / (1 - gamma). It is trained by its own Bellman equation: the
-target block is the next one with probability 1 - gamma, else a sample of a slowly moving copy from the next one. With n
-steps:
+without rolling anything out, so that V(z_t) = E[r(z)] / (1 - gamma). It is trained by its own
+Bellman equation: the target block is the next one with probability 1 - gamma, else a sample of a
+slowly moving copy from the next one. With n steps:
 
-    z_{t+k} with probability (1 - gamma) gamma^(k-1), k = 1..n, else, with gamma^n, a sample from z_{t+n}
+    z_{t+k} with probability (1 - gamma) gamma^(k-1), k = 1..n, else, with gamma^n, a sample from
+    z_{t+n}
 
-    [ context: L codes | condition | future: L codes ]        one sequence; each code of it predicts the next code
+    [ context: L codes | condition | future: L codes ]        one sequence: each predicts the next
 
-The condition, absent in the published models, is a token for gamma where the model knows several, and one for each of
-the first actions taken. It stands after the context, whose keys and values are thus shared by all candidates. The
-actions of a bootstrap sample are those of the data.
+The condition, absent in the published models, is a token for gamma where the model knows several,
+and one for each of the first actions taken. It stands after the context, whose keys and values are
+thus shared by all candidates. The actions of a bootstrap sample are those of the data.
 """
 
 from __future__ import annotations
@@ -40,7 +42,9 @@ ROWS = 512
 
 @dataclass(frozen=True, kw_only=True)
 class VOCConfig:
-    """Shape of the network and of its training target; the defaults are what the published runs really trained."""
+    """Shape of the network and of its training target; the defaults
+    are what the published runs really trained.
+    """
 
     width: int = 768
     """Channels."""
@@ -67,13 +71,16 @@ class VOCConfig:
     bootstrap_steps: int = 1
     """Observed steps before a sample of the target network stands in for the rest, n."""
     actions: int = 0
-    """Action dims the model is conditioned on, A; 0: none, the future of the behaviour in the data."""
+    """Action dims the model is conditioned on, A; 0: none, the future of the behaviour in the data.
+    """
     action_steps: int = 1
     """First actions of the condition, m."""
     camera: str = "pixels"
     """Stream of the batch to learn from."""
     feature_order: Literal["channels_first", "tokens_first"] = "channels_first"
-    """How the reward head reads a frame's code vectors: (c, h, w), as the published VQ-VAE runs, or (h, w, c)."""
+    """How the reward head reads a frame's code vectors: (c, h, w),
+    as the published VQ-VAE runs, or (h, w, c).
+    """
     reward_hidden: int = 256
     """Width of the reward head."""
     context_loss: bool = True
@@ -81,12 +88,21 @@ class VOCConfig:
     target_decay: float = 0.9
     """Share of the target network that stays after an optimiser step."""
     target_top_k: int | None = None
-    """Draw targets among the k likeliest codes, which biases them; the published runs did with 50, unknowingly."""
+    """Draw targets among the k likeliest codes, which biases them;
+    the published runs did with 50, unknowingly.
+    """
     target_dropout: bool = False
     """Keep dropout on in the target network, as the published runs did, unknowingly."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab", "code_dim", "frames", "bootstrap_steps", "action_steps", "reward_hidden"):
+        for name in (
+            "vocab",
+            "code_dim",
+            "frames",
+            "bootstrap_steps",
+            "action_steps",
+            "reward_hidden",
+        ):
             if getattr(self, name) < 1:
                 raise UserError(f"VOC's {name} should be at least 1, found {getattr(self, name)}.")
         if self.actions < 0:
@@ -94,19 +110,27 @@ class VOCConfig:
         if len(self.grid) != 2 or min(self.grid) < 1:
             raise UserError(f"VOC's grid should be (rows, columns), found {self.grid}.")
         if not self.gammas or not all(0.0 <= g < 1.0 for g in self.gammas):
-            raise UserError(f"VOC's gammas should be one or more numbers in [0, 1), found {self.gammas}.")
+            raise UserError(
+                f"VOC's gammas should be one or more numbers in [0, 1), found {self.gammas}."
+            )
         if len(set(self.gammas)) < len(self.gammas):
             raise UserError(f"VOC's gammas should differ from one another, found {self.gammas}.")
         if not 0.0 <= self.target_decay < 1.0:
             raise UserError(f"VOC's target_decay should be in [0, 1), found {self.target_decay}.")
         if self.target_top_k is not None and not 1 <= self.target_top_k <= self.vocab:
-            raise UserError(f"VOC's target_top_k should be in 1..{self.vocab} or None, found {self.target_top_k}.")
+            raise UserError(
+                f"VOC's target_top_k should be in 1..{self.vocab} or None, found "
+                f"{self.target_top_k}."
+            )
         if self.feature_order not in ("channels_first", "tokens_first"):
             raise UserError(
-                f"VOC's feature_order should be channels_first or tokens_first, found '{self.feature_order}'."
+                "VOC's feature_order should be channels_first or tokens_first, found "
+                f"'{self.feature_order}'."
             )
         if self.positions is not None and self.positions < self.sequence:
-            raise UserError(f"VOC's positions should be at least {self.sequence}, found {self.positions}.")
+            raise UserError(
+                f"VOC's positions should be at least {self.sequence}, found {self.positions}."
+            )
 
     @property
     def block(self) -> int:
@@ -125,9 +149,14 @@ class VOCConfig:
     @property
     def gpt(self) -> GPT2Config:
         return GPT2Config(
-            vocab=self.vocab, positions=self.positions or self.sequence, width=self.width, heads=self.heads,
-            layers=self.layers, dropout=self.dropout, attention_dropout=self.attention_dropout,
-        )  # fmt: skip
+            vocab=self.vocab,
+            positions=self.positions or self.sequence,
+            width=self.width,
+            heads=self.heads,
+            layers=self.layers,
+            dropout=self.dropout,
+            attention_dropout=self.attention_dropout,
+        )
 
 
 class RewardHead(nn.Module):
@@ -146,13 +175,16 @@ class RewardHead(nn.Module):
 
 
 class VOC(nn.Module):
-    """An occupancy model over codes, its target network, and the reward of a state; meets `foreact.types.Trainable`.
+    """An occupancy model over codes, its target network, and the reward of a state; meets
+    `foreact.types.Trainable`.
 
     Attributes:
         gpt: the model.
-        target: its moving average, which draws bootstrap samples; in evaluation mode unless the config says otherwise.
+        target: its moving average, which draws bootstrap samples; in evaluation mode unless the
+            config says otherwise.
         reward: predicts the reward that came with a stack.
-        codebook: float32 (V, c), the tokenizer's rows, which the reward head reads; see `set_codebook`.
+        codebook: float32 (V, c), the tokenizer's rows, which the reward head reads; see
+            `set_codebook`.
     """
 
     used_parameters = "all"
@@ -180,35 +212,44 @@ class VOC(nn.Module):
         """
         if rows.shape != self.codebook.shape:
             raise UserError(
-                f"The model expects a codebook of {self.config.vocab} codes of length {self.config.code_dim}, the "
-                f"tokenizer has {rows.shape[0]} of length {rows.shape[1]}; use the tokenizer it was made for."
+                f"The model expects a codebook of {self.config.vocab} codes of length "
+                f"{self.config.code_dim}, the tokenizer has {rows.shape[0]} of length "
+                f"{rows.shape[1]}; use the tokenizer it was made for."
             )
         self.codebook.copy_(rows)
 
-    # --- training ------------------------------------------------------------------------------------------------
+    # --- training ---------------------------------------------------------------------------------
 
     def forward(self, batch: Batch, *, rng: torch.Generator) -> LossOut:
         """See `learn`.
 
         Args:
-            batch: `tokens[camera]`, `rewards` and, for a model conditioned on actions, `actions`, as for `learn`.
+            batch: `tokens[camera]`, `rewards` and, for a model conditioned on actions, `actions`,
+                as for `learn`.
             rng: of the gammas, delays and bootstrap samples.
         """
         if batch.rewards is None:
-            raise UserError("VOC learns from rewards, and the batch has none; use a store with rewards.")
+            raise UserError(
+                "VOC learns from rewards, and the batch has none; use a store with rewards."
+            )
         return self.learn(batch.tokens[self.config.camera], batch.rewards, batch.actions, rng=rng)
 
-    def learn(self, tokens: Tensor, rewards: Tensor, actions: Tensor | None, *, rng: torch.Generator) -> LossOut:
+    def learn(
+        self, tokens: Tensor, rewards: Tensor, actions: Tensor | None, *, rng: torch.Generator
+    ) -> LossOut:
         """Cross-entropy to a draw from the Bellman target, and the reward's regression.
 
         Args:
             tokens: int64 (B, T + n, h, w), the frames of the present stack and the n that follow.
             rewards: float32 (B, n), those that came with the n frames.
-            actions: float32 (B, n + m, A) from the present step on, for a model conditioned on actions.
+            actions: float32 (B, n + m, A) from the present step on, for a model conditioned on
+                actions.
             rng: of the gammas, delays and bootstrap samples.
         """
         stacks = self.stacks(tokens)
-        gammas = torch.randint(len(self.config.gammas), (len(tokens),), generator=rng, device=tokens.device)
+        gammas = torch.randint(
+            len(self.config.gammas), (len(tokens),), generator=rng, device=tokens.device
+        )
         delay = self._draw_delay(gammas, rng)
         future = self.targets(stacks, delay, gammas, actions, rng=rng)
         out = self.loss(stacks, future, rewards, gammas=gammas, actions=actions)
@@ -216,14 +257,24 @@ class VOC(nn.Module):
         return out
 
     def loss(
-        self, stacks: Tensor, future: Tensor, rewards: Tensor, *, gammas: Tensor, actions: Tensor | None
+        self,
+        stacks: Tensor,
+        future: Tensor,
+        rewards: Tensor,
+        *,
+        gammas: Tensor,
+        actions: Tensor | None,
     ) -> LossOut:
-        """The two terms for futures that are drawn already; arguments as in `targets` and `learn`."""
+        """The two terms for futures that are drawn already;
+        arguments as in `targets` and `learn`.
+        """
         config = self.config
         condition = self.gpt.condition(gammas, self._first_actions(actions, 0))
         logits = self.gpt.code_logits(stacks[:, 0], condition, future)
         codes = torch.cat([stacks[:, 0], future], dim=1)[:, 1:]
-        losses = functional.cross_entropy(logits.flatten(0, 1).float(), codes.flatten(), reduction="none")
+        losses = functional.cross_entropy(
+            logits.flatten(0, 1).float(), codes.flatten(), reduction="none"
+        )
         losses = losses.view_as(codes)
         ahead = losses[:, -config.block :].mean()
         nats = losses.mean() if config.context_loss else ahead
@@ -237,14 +288,24 @@ class VOC(nn.Module):
         return LossOut(loss=nats + reward, logs=logs)
 
     def _draw_delay(self, gammas: Tensor, rng: torch.Generator) -> Tensor:
-        """int64 (B,): d < n stands for the stack d + 1 steps ahead, n for a bootstrap sample from the n-th."""
+        """int64 (B,): d < n stands for the stack d + 1 steps ahead,
+        n for a bootstrap sample from the n-th.
+        """
         gamma = torch.tensor(self.config.gammas, device=gammas.device)[gammas]
-        powers = gamma[:, None] ** torch.arange(1, self.config.bootstrap_steps + 1, device=gammas.device)
+        powers = gamma[:, None] ** torch.arange(
+            1, self.config.bootstrap_steps + 1, device=gammas.device
+        )
         return (torch.rand(len(gammas), 1, generator=rng, device=gammas.device) < powers).sum(1)
 
     @torch.no_grad()
     def targets(
-        self, stacks: Tensor, delay: Tensor, gammas: Tensor, actions: Tensor | None, *, rng: torch.Generator
+        self,
+        stacks: Tensor,
+        delay: Tensor,
+        gammas: Tensor,
+        actions: Tensor | None,
+        *,
+        rng: torch.Generator,
     ) -> Tensor:
         """Draws from the Bellman target; samples are made only for the rows that take one.
 
@@ -263,10 +324,15 @@ class VOC(nn.Module):
         rows = (delay == n).nonzero()[:, 0]
         if len(rows):
             first = self._first_actions(actions, n)
-            uniform = torch.rand(len(rows), 1, self.config.block, generator=rng, device=stacks.device)
-            # In float32: draws shall not depend on the precision, and autocast would cast the weights for every code.
+            uniform = torch.rand(
+                len(rows), 1, self.config.block, generator=rng, device=stacks.device
+            )
+            # In float32: draws shall not depend on the precision, and autocast would cast the
+            #     weights for every code.
             with torch.autocast(stacks.device.type, enabled=False):
-                condition = self.target.condition(gammas[rows], None if first is None else first[rows])
+                condition = self.target.condition(
+                    gammas[rows], None if first is None else first[rows]
+                )
                 sampled = self.target.sample(
                     stacks[rows, n], condition[:, None], uniform, top_k=self.config.target_top_k
                 )
@@ -282,14 +348,23 @@ class VOC(nn.Module):
         lerp_(list(self.target.parameters()), online, 1.0 - self.config.target_decay)
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """GPT: matrices decay by `weight_decay`. Reward head: a constant rate and a decay of 0.01, as published."""
-        head = {"params": list(self.reward.parameters()), "lr": lr, "weight_decay": REWARD_DECAY, "scheduled": False}
+        """GPT: matrices decay by `weight_decay`. Reward head: a
+        constant rate and a decay of 0.01, as published.
+        """
+        head = {
+            "params": list(self.reward.parameters()),
+            "lr": lr,
+            "weight_decay": REWARD_DECAY,
+            "scheduled": False,
+        }
         return [*matrices_decay(self.gpt, lr, weight_decay), head]
 
-    # --- looking -------------------------------------------------------------------------------------------------
+    # --- looking ----------------------------------------------------------------------------------
 
     def stacks(self, tokens: Tensor) -> Tensor:
-        """Frames (B, T + n, h, w) -> every T neighbours as a flat block (B, n + 1, L), oldest frame first."""
+        """Frames (B, T + n, h, w) -> every T neighbours as a flat
+        block (B, n + 1, L), oldest frame first.
+        """
         self._require_frames(tokens, "T + n")
         return tokens.unfold(1, self.config.frames, 1).movedim(-1, 2).flatten(2)
 
@@ -297,7 +372,9 @@ class VOC(nn.Module):
         """Flat blocks (..., L) -> their code vectors in the reward head's order (..., L c)."""
         config = self.config
         rows = self.codebook[blocks].unflatten(-2, (config.frames, -1))  # (..., T, h w, c)
-        return (rows.transpose(-1, -2) if config.feature_order == "channels_first" else rows).flatten(-3)
+        return (
+            rows.transpose(-1, -2) if config.feature_order == "channels_first" else rows
+        ).flatten(-3)
 
     @torch.no_grad()
     def predicted_reward(self, tokens: Tensor) -> Tensor:
@@ -319,7 +396,9 @@ class VOC(nn.Module):
         net = self.gpt if online else self.target
         gammas = torch.full((len(context),), self.gamma_number(gamma), device=context.device)
         condition = net.condition(gammas, self._require_actions(actions))
-        return net.code_logits(context.flatten(1), condition, future.flatten(1))[:, -self.config.block :]
+        return net.code_logits(context.flatten(1), condition, future.flatten(1))[
+            :, -self.config.block :
+        ]
 
     def log_prob(
         self,
@@ -344,7 +423,7 @@ class VOC(nn.Module):
         logits = self.future_logits(context, future, gamma=gamma, actions=actions, online=online)
         return logits.float().log_softmax(-1).gather(-1, future.flatten(1)[..., None])[..., 0]
 
-    # --- sampling ------------------------------------------------------------------------------------------------
+    # --- sampling ---------------------------------------------------------------------------------
 
     @torch.no_grad()
     def sample(
@@ -363,10 +442,12 @@ class VOC(nn.Module):
         """Draw states from the discounted future.
 
         Args:
-            context: int64 (B, T, h, w), present stacks; each is read once for up to `ROWS` draws from it.
+            context: int64 (B, T, h, w), present stacks; each is read once for up to `ROWS` draws
+                from it.
             samples: S, draws per context (and per candidate, see `actions`).
             gamma: one of the config's; may be left out where it has one.
-            actions: for a model conditioned on actions, float (B, m, A), or (B, N, m, A) for N candidates.
+            actions: for a model conditioned on actions, float (B, m, A), or (B, N, m, A) for N
+                candidates.
             rng: one generator, or one for each context, so that its draws depend on nobody else's.
             temperature: divides the logits.
             top_k: draw among the k likeliest codes; None: among all.
@@ -377,40 +458,55 @@ class VOC(nn.Module):
             int64 (B, S, T, h, w), or (B, N, S, T, h, w) for N candidates.
 
         Raises:
-            UserError: another grid, codes outside the vocabulary, an unknown gamma, or actions missing or not wanted.
+            UserError: another grid, codes outside the vocabulary, an unknown gamma, or actions
+                missing or not wanted.
         """
         self._require_stack(context)
         self.require_codes(context)
         if samples < 1 or not temperature > 0 or (top_k is not None and top_k < 1):
             raise UserError(
-                f"Expected samples >= 1, temperature > 0 and top_k >= 1 or None, found {samples}, {temperature} and "
-                f"{top_k}."
+                f"Expected samples >= 1, temperature > 0 and top_k >= 1 or None, found {samples}, "
+                f"{temperature} and {top_k}."
             )
         net, block = (self.gpt if online else self.target), self.config.block
         actions = self._require_actions(actions)
         several = actions is not None and actions.ndim == 4
         candidates = actions.shape[1] if actions is not None and several else 1
         draws = candidates * samples
-        # Candidates share their draws: what then differs between them is what their actions do, not luck.
-        uniform = _uniform(rng, (len(context), samples, block)).to(context.device).repeat(1, candidates, 1)
-        gammas = torch.full((len(context), candidates), self.gamma_number(gamma), device=context.device)
+        # Candidates share their draws: what then differs between them is what their actions do, not
+        #     luck.
+        uniform = (
+            _uniform(rng, (len(context), samples, block))
+            .to(context.device)
+            .repeat(1, candidates, 1)
+        )
+        gammas = torch.full(
+            (len(context), candidates), self.gamma_number(gamma), device=context.device
+        )
         if actions is not None and not several:
             actions = actions[:, None]
         condition = net.condition(gammas, actions).repeat_interleave(samples, dim=1)
         parts = [
             torch.cat(
                 [
-                    net.sample(context[i].flatten(1), condition[i, j], uniform[i, j], temperature=temperature,
-                               top_k=top_k, on_token=on_token)
+                    net.sample(
+                        context[i].flatten(1),
+                        condition[i, j],
+                        uniform[i, j],
+                        temperature=temperature,
+                        top_k=top_k,
+                        on_token=on_token,
+                    )
                     for j in _slices(draws, ROWS)
-                ], dim=1,
+                ],
+                dim=1,
             )
             for i in _slices(len(context), max(1, ROWS // draws))
-        ]  # fmt: skip
+        ]
         codes = torch.cat(parts).unflatten(-1, (self.config.frames, *self.config.grid))
         return codes.unflatten(1, (candidates, samples)) if several else codes
 
-    # --- checks --------------------------------------------------------------------------------------------------
+    # --- checks -----------------------------------------------------------------------------------
 
     def gamma_number(self, gamma: float | None) -> int:
         """Which of the config's gammas this is; it may be left out where there is one.
@@ -422,7 +518,10 @@ class VOC(nn.Module):
         if gamma is None and len(known) == 1:
             return 0
         if gamma not in known:
-            raise UserError(f"The model was trained for the gammas {list(known)}, found {gamma}; choose one of them.")
+            raise UserError(
+                f"The model was trained for the gammas {list(known)}, found {gamma}; "
+                "choose one of them."
+            )
         return known.index(gamma)
 
     def require_codes(self, tokens: Tensor) -> None:
@@ -431,38 +530,47 @@ class VOC(nn.Module):
             low, high = (int(x) for x in torch.aminmax(tokens))
             if low < 0 or high >= self.config.vocab:
                 raise UserError(
-                    f"Codes should lie in 0..{self.config.vocab - 1}, found {low}..{high}; use the tokenizer that the "
-                    "model was trained with."
+                    f"Codes should lie in 0..{self.config.vocab - 1}, found {low}..{high}; use "
+                    "the tokenizer that the model was trained with."
                 )
 
     def _require_frames(self, tokens: Tensor, frames: str) -> None:
         if tokens.ndim != 4 or tuple(tokens.shape[2:]) != tuple(self.config.grid):
             raise UserError(
-                f"The model reads codes of shape (B, {frames}, {self.config.grid[0]}, {self.config.grid[1]}), found "
-                f"{tuple(tokens.shape)}; use the tokenizer and picture size that it was trained with."
+                f"The model reads codes of shape (B, {frames}, {self.config.grid[0]}, "
+                f"{self.config.grid[1]}), found {tuple(tokens.shape)}; use the tokenizer and "
+                "picture size that it was trained with."
             )
 
     def _require_stack(self, tokens: Tensor) -> None:
         self._require_frames(tokens, str(self.config.frames))
         if tokens.shape[1] != self.config.frames:
-            raise UserError(f"The model reads stacks of {self.config.frames} frames, found {tokens.shape[1]}.")
+            raise UserError(
+                f"The model reads stacks of {self.config.frames} frames, found {tokens.shape[1]}."
+            )
 
     def _first_actions(self, actions: Tensor | None, step: int) -> Tensor | None:
         """The condition's actions (B, m, A) from a step of the batch's window on."""
         if not self.config.actions:
             return None
-        return self._require_actions(None if actions is None else actions[:, step : step + self.config.action_steps])
+        return self._require_actions(
+            None if actions is None else actions[:, step : step + self.config.action_steps]
+        )
 
     def _require_actions(self, actions: Tensor | None) -> Tensor | None:
         wanted = (self.config.action_steps, self.config.actions)
         if not self.config.actions:
             if actions is not None:
-                raise UserError("This model is not conditioned on actions; leave them out, or train one that is.")
+                raise UserError(
+                    "This model is not conditioned on actions; leave them out, or "
+                    "train one that is."
+                )
             return None
         if actions is None or tuple(actions.shape[-2:]) != wanted:
             found = "none" if actions is None else f"{tuple(actions.shape)}"
             raise UserError(
-                f"The model is conditioned on actions of shape (..., {wanted[0]}, {wanted[1]}), found {found}."
+                f"The model is conditioned on actions of shape (..., {wanted[0]}, {wanted[1]}), "
+                f"found {found}."
             )
         return actions
 

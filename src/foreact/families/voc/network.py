@@ -1,4 +1,6 @@
-"""The network of Video Occupancy Models: a GPT-2 over a present block of codes, a condition, and a future block."""
+"""The network of Video Occupancy Models: a GPT-2 over a present block
+of codes, a condition, and a future block.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ class OccupancyGPT(GPT2):
             nn.init.normal_(self.gamma_embedding.weight, std=0.02)
 
     def condition(self, gammas: Tensor, actions: Tensor | None) -> Tensor:
-        """Numbers of gammas int64 (...) and actions float (..., m, A) -> (..., condition, width)."""
+        """Numbers of gammas int64 (...) and actions float
+        (..., m, A) -> (..., condition, width).
+        """
         parts = [self.token_embedding.weight.new_empty(*gammas.shape, 0, self.config.width)]
         if self.gamma_embedding is not None:
             parts.append(self.gamma_embedding(gammas)[..., None, :])
@@ -39,12 +43,18 @@ class OccupancyGPT(GPT2):
         return torch.cat(parts, dim=-2)
 
     def code_logits(self, context: Tensor, condition: Tensor, future: Tensor) -> Tensor:
-        """Logits (B, 2 L - 1, V) of all codes but the very first; the last L rows predict the future."""
+        """Logits (B, 2 L - 1, V) of all codes but the very
+        first; the last L rows predict the future.
+        """
         x = torch.cat([self.embed(context), condition, self.embed(future[:, :-1])], dim=1)
         features = self(x)
         if condition.shape[1]:  # what stands before a token of the condition predicts nothing
             features = torch.cat(
-                [features[:, : context.shape[1] - 1], features[:, context.shape[1] - 1 + condition.shape[1] :]], dim=1
+                [
+                    features[:, : context.shape[1] - 1],
+                    features[:, context.shape[1] - 1 + condition.shape[1] :],
+                ],
+                dim=1,
             )
         return self.readout(features)
 
@@ -72,17 +82,24 @@ class OccupancyGPT(GPT2):
             int64 (B, N, L).
         """
         length, draws, extra = context.shape[1], uniform.shape[1], condition.shape[2]
-        # A context that is drawn from once goes on in the cache it was read into, which takes fewer operations.
+        # A context that is drawn from once goes on in the cache it was read into, which takes fewer
+        # operations.
         capacity = 2 * length + extra if draws == 1 else None
         seen = [KVCache(capacity) for _ in self.blocks]
         features = self.last(self.embed(context), seen).repeat_interleave(draws, dim=0)
-        caches = seen if draws == 1 else [DrawsCache(cache, draws, extra + length) for cache in seen]
+        caches = (
+            seen if draws == 1 else [DrawsCache(cache, draws, extra + length) for cache in seen]
+        )
         if extra:
             features = self.last(condition.flatten(0, 1), caches)
         uniform = uniform.flatten(0, 1)
         codes: list[Tensor] = []
         for i in range(length):
-            codes.append(draw_codes(self.readout(features), uniform[:, i], temperature=temperature, top_k=top_k))
+            codes.append(
+                draw_codes(
+                    self.readout(features), uniform[:, i], temperature=temperature, top_k=top_k
+                )
+            )
             if on_token is not None:
                 on_token()
             if i < length - 1:
@@ -90,7 +107,9 @@ class OccupancyGPT(GPT2):
         return torch.stack(codes, dim=1).unflatten(0, (-1, draws))
 
 
-def draw_codes(logits: Tensor, uniform: Tensor, *, temperature: float = 1.0, top_k: int | None = None) -> Tensor:
+def draw_codes(
+    logits: Tensor, uniform: Tensor, *, temperature: float = 1.0, top_k: int | None = None
+) -> Tensor:
     """One code per row, the first at which the cumulated probabilities exceed `uniform`.
 
     Args:

@@ -1,10 +1,12 @@
-"""Search for the actions of the highest score: CEM, MPPI, and choosing among given candidates. Knows no model.
+"""Search for the actions of the highest score: CEM, MPPI, and choosing among given candidates.
+Knows no model.
 
-All work on B problems at once, each with a generator of its own, so that no plan depends on its neighbours:
+All work on B problems at once, each with a generator of its own, so that no plan depends on its
+neighbours:
 
     score      (B, N, m, A) -> (B, N)        what N candidates per problem promise; may be noisy
     mean, std  (B, m, A)                     where the search begins
-    proposals  (B, P, m, A)                  candidates of a prior, scored in every round beside N - P drawn ones
+    proposals  (B, P, m, A)                  of a prior, scored in every round beside N - P drawn
 """
 
 from __future__ import annotations
@@ -38,9 +40,11 @@ def cem(
     high: Tensor,
     proposals: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy method: draw around the mean, keep the best, fit mean and deviation to them, repeat.
+    """Cross-entropy method: draw around the mean, keep the best, fit mean and deviation to them,
+    repeat.
 
-    Returns the last mean, not the best candidate: with noisy scores the best one is above all a lucky one.
+    Returns the last mean, not the best candidate: with noisy scores the best one is above all a
+        lucky one.
 
     Args:
         score: see the head of this module.
@@ -81,13 +85,14 @@ def mppi(
     high: Tensor,
     proposals: Tensor | None = None,
 ) -> Tensor:
-    """Model predictive path integral: the mean of all candidates, weighted by exp(score / temperature).
+    """Model predictive path integral: the mean of all candidates, weighted by exp(score /
+    temperature).
 
     The deviation stays as it is. Arguments and result as in `cem`, but for:
 
     Args:
-        temperature: in deviations of the scores among a problem's candidates, so that it means the same for values of
-            any scale; small ones follow the best candidate.
+        temperature: in deviations of the scores among a problem's candidates, so that it means the
+            same for values of any scale; small ones follow the best candidate.
     """
     if not temperature > 0:
         raise UserError(f"temperature should be positive, found {temperature}.")
@@ -95,20 +100,29 @@ def mppi(
         candidates = _candidates(mean, std, samples, rngs, low, high, proposals)
         scores = score(candidates)
         spread = scores.std(dim=1, unbiased=False, keepdim=True).clamp_min(1e-8)
-        weight = ((scores - scores.amax(dim=1, keepdim=True)) / (temperature * spread)).softmax(dim=1)
+        weight = ((scores - scores.amax(dim=1, keepdim=True)) / (temperature * spread)).softmax(
+            dim=1
+        )
         mean = (weight[..., None, None] * candidates).sum(dim=1)
     return mean
 
 
 def _candidates(
-    mean: Tensor, std: Tensor, samples: int, rngs: Sequence[torch.Generator], low: Tensor, high: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    samples: int,
+    rngs: Sequence[torch.Generator],
+    low: Tensor,
+    high: Tensor,
     proposals: Tensor | None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Proposals, then normal draws around the mean: (B, N, m, A) within the bounds."""
     given = 0 if proposals is None else proposals.shape[1]
     if samples <= given:
         raise UserError(f"samples ({samples}) should exceed the {given} proposals among them.")
-    noise = torch.stack([torch.randn(samples - given, *mean.shape[1:], generator=rng) for rng in rngs])
+    noise = torch.stack(
+        [torch.randn(samples - given, *mean.shape[1:], generator=rng) for rng in rngs]
+    )
     drawn = mean[:, None] + std[:, None] * noise.to(mean.device)
     return (drawn if proposals is None else torch.cat([proposals, drawn], dim=1)).clamp(low, high)
 

@@ -1,8 +1,10 @@
-"""Planning with Video Occupancy Models: candidates for the next actions, each judged by the futures it leads to.
+"""Planning with Video Occupancy Models: candidates for the next actions, each judged by the futures
+it leads to.
 
-The paper reports that its models help model predictive control and tells neither planner nor numbers that we could
-read; this planner is our own. It is one step of policy improvement: the value of a candidate counts on the behaviour in
-the data afterwards, so it can do better than that behaviour, and not arbitrarily better.
+The paper reports that its models help model predictive control and tells neither planner nor
+numbers that we could read; this planner is our own. It is one step of policy improvement: the value
+of a candidate counts on the behaviour in the data afterwards, so it can do better than that
+behaviour, and not arbitrarily better.
 """
 
 from __future__ import annotations
@@ -34,8 +36,9 @@ class PlanningConfig:
     """How to search for actions."""
 
     planner: Literal["cem", "mppi", "shooting"] = "cem"
-    """cem and mppi search around cloned behaviour, or the middle of the bounds without it; shooting takes the best of
-    one round of candidates, which are uniform where they are not cloned."""
+    """cem and mppi search around cloned behaviour, or the middle of the bounds without it; shooting
+    takes the best of one round of candidates, which are uniform where they are not cloned.
+    """
     candidates: int = 32
     """Candidates per round, N."""
     samples: int = 4
@@ -51,29 +54,41 @@ class PlanningConfig:
     spread: float = 0.5
     """First deviation of cem and mppi, where 1 is half the width of the bounds."""
     gamma: float | None = None
-    """Discount: one of the occupancy model's (None where it has one), or that of rollouts (None: 0.9)."""
+    """Discount: one of the occupancy model's (None where it has
+    one), or that of rollouts (None: 0.9).
+    """
     rollouts: bool = False
-    """Judge candidates by rollouts of the model at gamma 0, as one that knows no other gamma always is."""
+    """Judge candidates by rollouts of the model at gamma 0, as
+    one that knows no other gamma always is.
+    """
     rollout_steps: int = 10
     """Length of the rollouts."""
 
     def __post_init__(self) -> None:
         for name in ("candidates", "samples", "iterations", "elites", "rollout_steps"):
             if getattr(self, name) < 1:
-                raise UserError(f"Planning's {name} should be at least 1, found {getattr(self, name)}.")
+                raise UserError(
+                    f"Planning's {name} should be at least 1, found {getattr(self, name)}."
+                )
         if self.planner not in ("cem", "mppi", "shooting"):
             raise UserError(f"The planner should be cem, mppi or shooting, found '{self.planner}'.")
         if self.planner == "cem" and self.elites > self.candidates:
-            raise UserError(f"elites ({self.elites}) should not exceed candidates ({self.candidates}).")
-        if not 0.0 <= self.prior_share <= 1.0 or not self.spread > 0.0 or not self.temperature > 0.0:
             raise UserError(
-                "Planning's prior_share should be in [0, 1], spread and temperature positive, found "
-                f"{self.prior_share}, {self.spread} and {self.temperature}."
+                f"elites ({self.elites}) should not exceed candidates ({self.candidates})."
+            )
+        if (
+            not 0.0 <= self.prior_share <= 1.0
+            or not self.spread > 0.0
+            or not self.temperature > 0.0
+        ):
+            raise UserError(
+                "Planning's prior_share should be in [0, 1], spread and temperature positive, "
+                f"found {self.prior_share}, {self.spread} and {self.temperature}."
             )
         if self.planner != "shooting" and self._proposals == self.candidates:
             raise UserError(
-                f"{self.planner} draws candidates of its own: lower prior_share ({self.prior_share}), or choose the "
-                "planner shooting."
+                f"{self.planner} draws candidates of its own: lower prior_share "
+                f"({self.prior_share}), or choose the planner shooting."
             )
 
     @property
@@ -86,7 +101,8 @@ class PlanningConfig:
 
 
 class PlanningPolicy:
-    """Plans at every look, by the values that a model gives to candidates; meets `foreact.types.Policy`.
+    """Plans at every look, by the values that a model gives to candidates; meets
+    `foreact.types.Policy`.
 
     Args:
         value: judges candidates; its models are on the device of `stacks`.
@@ -99,8 +115,8 @@ class PlanningPolicy:
         prior: content hash of the weights of `cloning`.
 
     Raises:
-        UserError: actions without bounds, `execute` beyond the actions of a candidate, or a cloning that predicts too
-            few of them.
+        UserError: actions without bounds, `execute` beyond the actions of a candidate, or a cloning
+            that predicts too few of them.
     """
 
     def __init__(
@@ -116,10 +132,14 @@ class PlanningPolicy:
         prior: str | None = None,
     ) -> None:
         if spec.action is None or spec.action.low is None or spec.action.high is None:
-            raise UserError("A planner searches within the action bounds, and the spec has none; add low and high.")
+            raise UserError(
+                "A planner searches within the action bounds, and the spec has none; "
+                "add low and high."
+            )
         if not 1 <= execute <= value.steps:
             raise UserError(
-                f"execute is {execute}; the model judges {value.steps} actions at a time, choose 1 to that many."
+                f"execute is {execute}; the model judges {value.steps} actions at a time, choose "
+                "1 to that many."
             )
         if cloning is not None and cloning.config.action_steps < value.steps:
             raise UserError(
@@ -130,7 +150,9 @@ class PlanningPolicy:
         self.planning, self.execute = planning or PlanningConfig(), execute
         self.weights, self.prior = weights, prior
         self._cloning = None if cloning is None else cloning.eval()
-        self._low, self._high = (torch.tensor(b, device=stacks.device) for b in (spec.action.low, spec.action.high))
+        self._low, self._high = (
+            torch.tensor(b, device=stacks.device) for b in (spec.action.low, spec.action.high)
+        )
 
     def reset(self, seeds: Sequence[int]) -> None:
         self.stacks.reset(seeds)
@@ -143,7 +165,9 @@ class PlanningPolicy:
         began = time.perf_counter()
         now = self.stacks.now(ids)
         actions = in_batches(self.plan, self.stacks.batch_size, now.stacks, now.rngs).cpu().numpy()
-        return ActionChunk(actions.astype(np.float32), self.execute, now.step, (time.perf_counter() - began) * 1e3)
+        return ActionChunk(
+            actions.astype(np.float32), self.execute, now.step, (time.perf_counter() - began) * 1e3
+        )
 
     def plan(self, stacks: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
         """Search: int64 (B, T, h, w) and a generator per row -> float32 (B, m, A)."""
@@ -158,13 +182,19 @@ class PlanningPolicy:
 
         if planning.planner == "shooting":
             uniform = self._uniform(planning.candidates - given, rngs)
-            return best_of(score, uniform if proposals is None else torch.cat([proposals, uniform], dim=1))
+            return best_of(
+                score, uniform if proposals is None else torch.cat([proposals, uniform], dim=1)
+            )
         mean = self._start(stacks)
         std = (planning.spread * (self._high - self._low) / 2).expand_as(mean)
         common: dict[str, Any] = {
-            "samples": planning.candidates, "iterations": planning.iterations, "rngs": rngs, "low": self._low,
-            "high": self._high, "proposals": proposals,
-        }  # fmt: skip
+            "samples": planning.candidates,
+            "iterations": planning.iterations,
+            "rngs": rngs,
+            "low": self._low,
+            "high": self._high,
+            "proposals": proposals,
+        }
         if planning.planner == "cem":
             return cem(score, mean, std, elites=planning.elites, **common)
         return mppi(score, mean, std, temperature=planning.temperature, **common)
@@ -202,12 +232,15 @@ class OccupancyOptions:
     """How an occupancy model plans."""
 
     prior: str | None = None
-    """Weights of behaviour cloning on codes of the same tokenizer that propose candidates; rollouts need some."""
+    """Weights of behaviour cloning on codes of the same tokenizer
+    that propose candidates; rollouts need some.
+    """
     planning: PlanningConfig = PlanningConfig()
     """How to search for actions."""
     batch_size: int | None = None
-    """Episodes planned for at once, filled up where there are fewer, so that no plan depends on how many run together;
-    None: 1 on a CPU, which gains little from more, else 32."""
+    """Episodes planned for at once, filled up where there are fewer, so that no plan depends on how
+    many run together; None: 1 on a CPU, which gains little from more, else 32.
+    """
     tokenizer: str | None = None
     """Where its tokenizer lies, if it is not embedded."""
 
@@ -219,7 +252,8 @@ def open_policy(
     execute: int | None = None,
     device: torch.device | str = "cpu",
 ) -> PlanningPolicy:
-    """A policy from a checkpoint folder: an occupancy model judges, or a one-step model (gammas 0) rolls out.
+    """A policy from a checkpoint folder: an occupancy model judges, or a one-step model (gammas 0)
+    rolls out.
 
     Args:
         path: checkpoint of a "voc" that is conditioned on actions.
@@ -245,29 +279,41 @@ def open_policy(
     if planning.rollouts or voc.config.gammas == (ONE_STEP,):
         if cloning is None:
             raise UserError(
-                f"The rollouts of {path} go on with cloned behaviour; name weights of `foreact train bc` as the prior."
+                f"The rollouts of {path} go on with cloned behaviour; name weights of `foreact "
+                "train bc` as the prior."
             )
         gamma = 0.9 if planning.gamma is None else planning.gamma
-        value = RolloutValue(voc, cloning, gamma=gamma, samples=planning.samples, horizon=planning.rollout_steps)
+        value = RolloutValue(
+            voc, cloning, gamma=gamma, samples=planning.samples, horizon=planning.rollout_steps
+        )
     else:
         value = OccupancyValue(voc, gamma=planning.gamma, samples=planning.samples)
     return PlanningPolicy(
-        value, stacks, stacks.spec, cloning=cloning, planning=planning, execute=1 if execute is None else execute,
-        weights=checkpoint.hash, prior=prior_hash,
-    )  # fmt: skip
+        value,
+        stacks,
+        stacks.spec,
+        cloning=cloning,
+        planning=planning,
+        execute=1 if execute is None else execute,
+        weights=checkpoint.hash,
+        prior=prior_hash,
+    )
 
 
-def _require_same_codes(checkpoint: Checkpoint, voc: VOC, prior: Checkpoint, cloning: Cloning) -> None:
+def _require_same_codes(
+    checkpoint: Checkpoint, voc: VOC, prior: Checkpoint, cloning: Cloning
+) -> None:
     """Model and proposer read the same stacks of the same codes."""
     for name in ("camera", "frames", "grid", "vocab"):
         mine, theirs = getattr(voc.config, name), getattr(cloning.config, name)
         if mine != theirs:
             raise UserError(
-                f"{checkpoint.path} has {name} = {mine}, its prior {prior.path} has {theirs}; train both on the same."
+                f"{checkpoint.path} has {name} = {mine}, its prior {prior.path} has {theirs}; "
+                "train both on the same."
             )
     ours, others = checkpoint.tokenizer, prior.tokenizer
     if ours is not None and others is not None and ours.hash != others.hash:
         raise UserError(
-            f"{checkpoint.path} reads codes of the tokenizer {ours.hash}, its prior {prior.path} those of "
-            f"{others.hash}; train both on the same codes."
+            f"{checkpoint.path} reads codes of the tokenizer {ours.hash}, its prior {prior.path} "
+            f"those of {others.hash}; train both on the same codes."
         )

@@ -1,4 +1,6 @@
-"""What policies on codes remember: the newest T frames of every episode, each encoded once, when it arrives."""
+"""What policies on codes remember: the newest T frames of every
+episode, each encoded once, when it arrives.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ class Moment(NamedTuple):
     """Some episodes at one and the same step.
 
     Attributes:
-        stacks: int64 (B, T, h, w) on the device, oldest frame first; before an episode its first frame stands in.
+        stacks: int64 (B, T, h, w) on the device, oldest frame first; before an episode its first
+            frame stands in.
         step: which step it is.
         rngs: a generator on the CPU for every episode, seeded by its seed and the step.
     """
@@ -46,7 +49,8 @@ class Stacks:
         camera: which one the model watches.
         frames: T.
         grid: (h, w) of the model.
-        batch_size: frames encoded at once; fewer are filled up, so that no code depends on how many run together.
+        batch_size: frames encoded at once; fewer are filled up, so that no code depends on how many
+            run together.
         device: where the tokenizer computes.
 
     Raises:
@@ -65,9 +69,13 @@ class Stacks:
         device: torch.device | str = "cpu",
     ) -> None:
         if camera not in spec.cameras:
-            raise UserError(f"The model watches camera '{camera}'; the spec knows {sorted(spec.cameras)}.")
+            raise UserError(
+                f"The model watches camera '{camera}'; the spec knows {sorted(spec.cameras)}."
+            )
         if tokenizer.tokenizer.vocab is None:
-            raise UserError("The model reads codes, and this tokenizer gives continuous latents; use its own.")
+            raise UserError(
+                "The model reads codes, and this tokenizer gives continuous latents; use its own."
+            )
         if batch_size < 1:
             raise UserError(f"batch_size should be at least 1, found {batch_size}.")
         self.spec = spec
@@ -101,19 +109,26 @@ class Stacks:
         pictures = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
 
         def encode(part: Tensor) -> Tensor:
-            return self.tokenizer.tokenizer.encode(self.tokenizer.prepare(part.to(self.device))[:, None])[:, 0]
+            return self.tokenizer.tokenizer.encode(
+                self.tokenizer.prepare(part.to(self.device))[:, None]
+            )[:, 0]
 
         codes = in_batches(encode, self.batch_size, pictures)
         if tuple(codes.shape[1:]) != self.grid:
             raise UserError(
-                f"The model reads {self.grid[0]} x {self.grid[1]} codes per frame, the tokenizer gives "
-                f"{' x '.join(map(str, codes.shape[1:]))}; use the tokenizer it was trained with."
+                f"The model reads {self.grid[0]} x {self.grid[1]} codes per frame, the tokenizer "
+                f"gives {' x '.join(map(str, codes.shape[1:]))}; use the tokenizer it was trained "
+                "with."
             )
         return codes
 
 
 def open_stacks(
-    checkpoint: Checkpoint, config: Any, tokenizer: str | None, batch_size: int | None, device: torch.device | str
+    checkpoint: Checkpoint,
+    config: Any,
+    tokenizer: str | None,
+    batch_size: int | None,
+    device: torch.device | str,
 ) -> Stacks:
     """The memory of a model on codes.
 
@@ -129,35 +144,50 @@ def open_stacks(
     """
     if checkpoint.spec is None:
         raise UserError(
-            f"{checkpoint.path} has no spec, so it cannot act; export it again with the task it was trained on."
+            f"{checkpoint.path} has no spec, so it cannot act; export it again with the task it "
+            "was trained on."
         )
     if batch_size is None:
         batch_size = 1 if torch.device(device).type == "cpu" else 32
     return Stacks(
-        tokenizer_of(checkpoint, tokenizer, device), checkpoint.spec, camera=config.camera, frames=config.frames,
-        grid=config.grid, batch_size=batch_size, device=device,
-    )  # fmt: skip
+        tokenizer_of(checkpoint, tokenizer, device),
+        checkpoint.spec,
+        camera=config.camera,
+        frames=config.frames,
+        grid=config.grid,
+        batch_size=batch_size,
+        device=device,
+    )
 
 
-def in_batches(compute: Callable[..., Tensor], size: int, *rows: Tensor | list[torch.Generator]) -> Tensor:
-    """Concatenate `compute` over batches of exactly `size` rows of every argument; what fills up the last is cut off.
+def in_batches(
+    compute: Callable[..., Tensor], size: int, *rows: Tensor | list[torch.Generator]
+) -> Tensor:
+    """Concatenate `compute` over batches of exactly `size` rows of every argument; what fills up
+    the last is cut off.
 
-    Rounding depends on the shapes of a call, so calls of one shape give a row the same result whatever its neighbours.
+    Rounding depends on the shapes of a call, so calls of one shape give a row the same result
+    whatever its neighbours.
 
     Args:
-        compute: called with as many arguments as there are `rows`; its result has one row for each of theirs.
+        compute: called with as many arguments as there are `rows`; its result has one row for each
+            of theirs.
         size: rows of a call.
         rows: tensors (B, ...) or generators, one per row.
     """
     total, parts = len(rows[0]), []
     for start in range(0, total, size):
         here = min(size, total - start)
-        parts.append(compute(*(_filled(values[start : start + here], size) for values in rows))[:here])
+        parts.append(
+            compute(*(_filled(values[start : start + here], size) for values in rows))[:here]
+        )
     return torch.cat(parts)
 
 
 def _filled(values: Tensor | list[torch.Generator], size: int) -> Tensor | list[torch.Generator]:
-    """Repeat the first row until there are `size`; generators of such rows are new ones, so that no draw is taken."""
+    """Repeat the first row until there are `size`; generators of such
+    rows are new ones, so that no draw is taken.
+    """
     missing = size - len(values)
     if missing == 0:
         return values

@@ -1,4 +1,6 @@
-"""`foreact train voc`: Video Occupancy Models over three kinds of codes, stored ones or learned along from pixels."""
+"""`foreact train voc`: Video Occupancy Models over three kinds of
+codes, stored ones or learned along from pixels.
+"""
 
 from __future__ import annotations
 
@@ -51,18 +53,23 @@ Size = Literal["pocket", "small", "reference"]
 
 @dataclass(frozen=True, kw_only=True)
 class VOCRun(TrainingRun, Episodes):
-    """Train a video occupancy model on codes that a tokenizer made, or together with the tokenizer from pixels."""
+    """Train a video occupancy model on codes that a tokenizer made,
+    or together with the tokenizer from pixels.
+    """
 
     size: Size = "pocket"
-    """pocket (two cores), small (what the authors meant to train) or reference (what their code trains, with its
-    sampling, accumulation and schedule). Sets the defaults below."""
+    """pocket (two cores), small (what the authors meant to train) or reference (what their code
+    trains, with its sampling, accumulation and schedule). Sets the defaults below.
+    """
     codes: Kind = "vae"
     """vae (vq), dino (vqkd) or musik: which kind of tokenizer."""
     task: str = "cheetah-run"
     data: Path | None = None
     """Store or folder of HDF5 shards to learn from; None: the task's own, data/<task>.zarr."""
     tokenizer: str | None = None
-    """Weights of the tokenizer. Codes that a store lacks are made once and kept in it. None: one is trained along."""
+    """Weights of the tokenizer. Codes that a store lacks are made once
+    and kept in it. None: one is trained along.
+    """
     joint: bool = False
     """Train the tokenizer along, starting from --tokenizer."""
     freeze_after: int | None = None
@@ -77,36 +84,63 @@ class VOCRun(TrainingRun, Episodes):
     musik: MusikConfig = musik.SMALL
     """The same with --codes musik."""
     model: VOCConfig = field(default_factory=VOCConfig)
-    """What belongs to the tokenizer and the data (vocab, code_dim, grid, actions, camera) is taken from them."""
+    """What belongs to the tokenizer and the data (vocab, code_dim,
+    grid, actions, camera) is taken from them.
+    """
 
 
 def recipe(size: Size = "pocket", codes: Kind = "vae") -> VOCRun:
     """The defaults for a size and a kind of codes.
 
-    The authors' code asks for width 512 (128 for DINO) and, but for DINO, for attention dropout 0.2 under names that
-    their library ignores, so that 768 and 0.1 were trained; "small" is what they meant. "reference" replays the rest
-    too: targets drawn among the 50 likeliest codes with dropout on; for VQ-VAE and MUSIK codes, gradients of two
-    batches summed, and half of the schedule.
+    The authors' code asks for width 512 (128 for DINO) and, but for DINO, for attention dropout 0.2
+    under names that their library ignores, so that 768 and 0.1 were trained; "small" is what they
+    meant. "reference" replays the rest too: targets drawn among the 50 likeliest codes with dropout
+    on; for VQ-VAE and MUSIK codes, gradients of two batches summed, and half of the schedule.
     """
     dino = codes == "dino"
     frames = 2 if dino else 3
-    shared: dict[str, Any] = {"frames": frames, "feature_order": "tokens_first" if dino else "channels_first"}
-    model = VOCConfig(width=128, heads=4, layers=3, dropout=0.1, frames=2, feature_order=shared["feature_order"])
+    shared: dict[str, Any] = {
+        "frames": frames,
+        "feature_order": "tokens_first" if dino else "channels_first",
+    }
+    model = VOCConfig(
+        width=128, heads=4, layers=3, dropout=0.1, frames=2, feature_order=shared["feature_order"]
+    )
     settings = TrainConfig(
-        steps=2000, batch_size=64, lr=1e-3, betas=(0.9, 0.999), weight_decay=0.1, warmup=100, save_every=500,
-        eval_every=500, best_k=0, ema=EMAConfig(enabled=False),
-    )  # fmt: skip
+        steps=2000,
+        batch_size=64,
+        lr=1e-3,
+        betas=(0.9, 0.999),
+        weight_decay=0.1,
+        warmup=100,
+        save_every=500,
+        eval_every=500,
+        best_k=0,
+        ema=EMAConfig(enabled=False),
+    )
     if size != "pocket":
         heads, dropout = (4, 0.1) if dino else (8, 0.2)
-        model = VOCConfig(width=128 if dino else 512, heads=heads, dropout=dropout, attention_dropout=dropout, **shared)
+        model = VOCConfig(
+            width=128 if dino else 512,
+            heads=heads,
+            dropout=dropout,
+            attention_dropout=dropout,
+            **shared,
+        )
         settings = dataclasses.replace(settings, steps=100_000, batch_size=32, lr=3e-4, warmup=5000)
         settings = dataclasses.replace(settings, save_every=5000, eval_every=5000)
     if size == "reference":
-        model = dataclasses.replace(model, width=768, attention_dropout=0.1, target_top_k=50, target_dropout=True)
+        model = dataclasses.replace(
+            model, width=768, attention_dropout=0.1, target_top_k=50, target_dropout=True
+        )
         settings = dataclasses.replace(settings, clip_grad=None, precision="fp32")
         if not dino:
             settings = dataclasses.replace(
-                settings, steps=50_000, schedule_steps=100_000, accumulate=2, accumulation="sum_first_alone"
+                settings,
+                steps=50_000,
+                schedule_steps=100_000,
+                accumulate=2,
+                accumulation="sum_first_alone",
             )
     return VOCRun(size=size, codes=codes, model=model, train=settings)
 
@@ -122,7 +156,9 @@ class Learning:
 
 
 def train_voc(run: VOCRun) -> Path:
-    """Train; returns the folder of the finished weights, `run.out/weights`, which embed the tokenizer."""
+    """Train; returns the folder of the finished weights,
+    `run.out/weights`, which embed the tokenizer.
+    """
     _check(run)
     task = find_task(run.task)
     store = open_task_store(task, run.data)
@@ -131,19 +167,26 @@ def train_voc(run: VOCRun) -> Path:
     loaded = _tokenizer(run, device)
     joint = run.joint or loaded is None
     learning = (
-        _from_pixels(run, store, task.camera, loaded) if joint else _stored(run, store, task.camera, loaded, device)
+        _from_pixels(run, store, task.camera, loaded)
+        if joint
+        else _stored(run, store, task.camera, loaded, device)
     )
-    evaluator = ValidationLoss(learning.validation, at_most=512, batch_size=min(64, run.train.batch_size))
+    evaluator = ValidationLoss(
+        learning.validation, at_most=512, batch_size=min(64, run.train.batch_size)
+    )
     voc = learning.model.voc if isinstance(learning.model, JointVOC) else learning.model
     config = voc.config
     run = begin(
         run,
         device,
         f"Training VOC, size '{run.size}'",
-        data=f"{store.path}: {len(learning.training)} windows to train on, {len(learning.validation)} to validate",
-        codes=f"{learning.codes}; {config.frames} frames of {config.grid[0]} x {config.grid[1]}, {config.vocab} codes",
+        data=f"{store.path}: {len(learning.training)} windows to train on, "
+        f"{len(learning.validation)} to validate",
+        codes=f"{learning.codes}; {config.frames} frames of {config.grid[0]} x {config.grid[1]}, "
+        f"{config.vocab} codes",
         model=f"{sum(p.numel() for p in voc.gpt.parameters()):,} parameters",
-        gammas=", ".join(f"{g:g}" for g in config.gammas) + f"; {config.bootstrap_steps}-step targets",
+        gammas=", ".join(f"{g:g}" for g in config.gammas) + f"; {config.bootstrap_steps}-step "
+        "targets",
         condition=f"{config.action_steps} actions" if config.actions else "none",
         start=run.init or "random weights",
     )
@@ -152,13 +195,24 @@ def train_voc(run: VOCRun) -> Path:
         _export(path, run, learning.model, state, store.spec, loaded)
 
     result = train_on(
-        learning.training, learning.model, run, verb="train voc", evaluators=[evaluator], export=export, device=device
+        learning.training,
+        learning.model,
+        run,
+        verb="train voc",
+        evaluators=[evaluator],
+        export=export,
+        device=device,
     )
     card = {
-        "recipe": f"foreact train voc --size {run.size} --codes {run.codes}", "data": store.path.name,
-        "shadows": store.attrs.get("shadows"), "val_ratio": run.val_ratio, "seed": run.train.seed,
-    }  # fmt: skip
-    embedded = None if joint else resolve(str(run.tokenizer))  # one trained along lies in the exported weights
+        "recipe": f"foreact train voc --size {run.size} --codes {run.codes}",
+        "data": store.path.name,
+        "shadows": store.attrs.get("shadows"),
+        "val_ratio": run.val_ratio,
+        "seed": run.train.seed,
+    }
+    embedded = (
+        None if joint else resolve(str(run.tokenizer))
+    )  # one trained along lies in the exported weights
     return publish(run, result, config=config, card=card, tokenizer=embedded)
 
 
@@ -167,20 +221,29 @@ def _check(run: VOCRun) -> None:
     joint = run.joint or run.tokenizer is None
     if run.codes == "dino" and joint:
         raise UserError(
-            "DINO codes come from a VQ-KD tokenizer that is there already; name one with --tokenizer, and leave out "
-            "--joint: `foreact train vqkd` trains one, `foreact weights convert` reads the released file."
+            "DINO codes come from a VQ-KD tokenizer that is there already; name one with "
+            "--tokenizer, and leave out --joint: `foreact train vqkd` trains one, `foreact "
+            "weights convert` reads the released file."
         )
     if run.model.action_steps != 1 and not run.actions:
-        raise UserError("--model.action-steps is for a model conditioned on actions; leave it out, or add --actions.")
+        raise UserError(
+            "--model.action-steps is for a model conditioned on actions; leave it "
+            "out, or add --actions."
+        )
     if run.init is not None and joint:
-        raise UserError("--init starts from a VOC whose codes are there; name their tokenizer, without --joint.")
+        raise UserError(
+            "--init starts from a VOC whose codes are there; name their tokenizer, without --joint."
+        )
     if run.freeze_after is not None and not joint:
-        raise UserError("freeze_after is for a tokenizer that is trained along; leave it out, or add --joint.")
+        raise UserError(
+            "freeze_after is for a tokenizer that is trained along; leave it out, or add --joint."
+        )
     for kind, config, default in (("vae", run.vq, vq.SMALL), ("musik", run.musik, musik.SMALL)):
         if config != default and (run.codes != kind or run.tokenizer is not None):
             name = "vq" if kind == "vae" else kind
             raise UserError(
-                f"The options --{name}.* describe a new tokenizer, trained along with --codes {kind}; leave them out."
+                f"The options --{name}.* describe a new tokenizer, trained along with --codes "
+                f"{kind}; leave them out."
             )
 
 
@@ -191,7 +254,8 @@ def _tokenizer(run: VOCRun, device: torch.device) -> LoadedTokenizer | None:
     family = load_checkpoint(resolve(run.tokenizer)).family
     if family != FAMILY[run.codes] or not isinstance(loaded.tokenizer, Codes):
         raise UserError(
-            f"--codes {run.codes} expects a {FAMILY[run.codes]} tokenizer, {run.tokenizer} is a {family}; name another."
+            f"--codes {run.codes} expects a {FAMILY[run.codes]} tokenizer, {run.tokenizer} is a "
+            f"{family}; name another."
         )
     return loaded
 
@@ -204,11 +268,16 @@ def fitted(run: VOCRun, camera: str, codes: Codes, spec: StreamSpec) -> VOCConfi
     """
     assert codes.vocab is not None
     if run.actions and spec.action is None:
-        raise UserError("--actions conditions the model on actions, and the data have none; leave it out.")
+        raise UserError(
+            "--actions conditions the model on actions, and the data have none; leave it out."
+        )
     found = {
-        "vocab": codes.vocab, "code_dim": codes.codebook.shape[1], "grid": tuple(codes.grid), "camera": camera,
+        "vocab": codes.vocab,
+        "code_dim": codes.codebook.shape[1],
+        "grid": tuple(codes.grid),
+        "camera": camera,
         "actions": spec.action.dim if run.actions and spec.action is not None else 0,
-    }  # fmt: skip
+    }
     return decided(run.model, found)
 
 
@@ -217,19 +286,24 @@ def decided(config: Any, found: Mapping[str, Any]) -> Any:
     for name, value in found.items():
         said = getattr(config, name)
         if said not in (value, getattr(type(config)(), name)):
-            raise UserError(f"--model.{name} says {said}, tokenizer and data have {value}; leave it out.")
+            raise UserError(
+                f"--model.{name} says {said}, tokenizer and data have {value}; leave it out."
+            )
     return dataclasses.replace(config, **found)
 
 
 def window(config: VOCConfig, kind: Literal["tokens", "video"], *, inverse: bool = False) -> Window:
-    """What the model learns from: the present stack, the n frames that follow, their rewards, and actions.
+    """What the model learns from: the present stack, the n frames that follow, their rewards, and
+    actions.
 
-    An episode's first frame stands in for those before it. Its last step has no action, so that actions end before it.
+    An episode's first frame stands in for those before it. Its last step has no action, so that
+    actions end before it.
 
     Args:
         config: of the model.
         kind: codes or pixels.
-        inverse: whether an inverse model wants the first action, even if the model is not conditioned on any.
+        inverse: whether an inverse model wants the first action, even if the model is not
+            conditioned on any.
     """
     n, m = config.bootstrap_steps, config.action_steps
     actions = tuple(range(n + m)) if config.actions else (0,) if inverse else ()
@@ -263,26 +337,34 @@ def _stored(
     if run.init is not None:
         start_from(model, weights_of(run.init, "voc"), tokenizer=loaded.hash)
     sides = split_store(store, run.val_ratio, run.train.seed)
-    training, validation = (WindowDataset(store, window(config, "tokens"), e, normalizer(store.spec)) for e in sides)
+    training, validation = (
+        WindowDataset(store, window(config, "tokens"), e, normalizer(store.spec)) for e in sides
+    )
     return Learning(model, training, validation, f"{run.codes}, stored, of {run.tokenizer}")
 
 
-def _from_pixels(run: VOCRun, store: RowStore, camera: str, loaded: LoadedTokenizer | None) -> Learning:
+def _from_pixels(
+    run: VOCRun, store: RowStore, camera: str, loaded: LoadedTokenizer | None
+) -> Learning:
     """Windows of pixels, and a tokenizer that learns from them as well."""
     tokenizer: Any
     if loaded is not None:
         tokenizer = cast(Any, loaded.tokenizer).train()
         if isinstance(tokenizer, Musik) and tokenizer.config.frames != run.model.frames:
             raise UserError(
-                f"{run.tokenizer} learns from stacks of {tokenizer.config.frames} frames, --model.frames says "
-                f"{run.model.frames}; give the same."
+                f"{run.tokenizer} learns from stacks of {tokenizer.config.frames} frames, "
+                f"--model.frames says {run.model.frames}; give the same."
             )
     elif run.codes == "vae":
         tokenizer = VQTokenizer(run.vq)
     else:
         if store.spec.action is None:
-            raise UserError(f"MUSIK learns its codes from actions, and {store.path} has none; take --codes vae.")
-        tokenizer = Musik(dataclasses.replace(run.musik, actions=store.spec.action.dim, frames=run.model.frames))
+            raise UserError(
+                f"MUSIK learns its codes from actions, and {store.path} has none; take --codes vae."
+            )
+        tokenizer = Musik(
+            dataclasses.replace(run.musik, actions=store.spec.action.dim, frames=run.model.frames)
+        )
     config = fitted(run, camera, tokenizer, store.spec)
     sides = split_store(store, run.val_ratio, run.train.seed)
     preprocessing: Any = getattr(tokenizer.config, "preprocessing", "symmetric")
@@ -301,15 +383,25 @@ def _from_pixels(run: VOCRun, store: RowStore, camera: str, loaded: LoadedTokeni
 
 
 def _export(
-    path: Path, run: VOCRun, model: nn.Module, state: Mapping[str, Tensor], spec: StreamSpec,
+    path: Path,
+    run: VOCRun,
+    model: nn.Module,
+    state: Mapping[str, Tensor],
+    spec: StreamSpec,
     loaded: LoadedTokenizer | None,
-) -> None:  # fmt: skip
-    """Write a checkpoint of the training: with the tokenizer where it learns too, else with a reference to it."""
+) -> None:
+    """Write a checkpoint of the training: with the tokenizer where
+    it learns too, else with a reference to it.
+    """
     if isinstance(model, JointVOC):
         own, theirs = model.split_state(state)
         beside = path.with_name(f"{path.name}-tokenizer")
-        save_checkpoint(beside, family=FAMILY[run.codes], config=model.tokenizer.config, state=theirs, spec=spec)
-        save_checkpoint(path, family="voc", config=model.voc.config, state=own, spec=spec, tokenizer=beside)
+        save_checkpoint(
+            beside, family=FAMILY[run.codes], config=model.tokenizer.config, state=theirs, spec=spec
+        )
+        save_checkpoint(
+            path, family="voc", config=model.voc.config, state=own, spec=spec, tokenizer=beside
+        )
         shutil.rmtree(beside)
         return
     assert isinstance(model, VOC)
@@ -324,4 +416,8 @@ def command(args: Sequence[str]) -> None:
     def defaults(chosen: dict[str, str]) -> VOCRun:
         return recipe(**checked(chosen, size=get_args(Size), codes=get_args(Kind)))
 
-    train_voc(parse_run(VOCRun, args, prog="foreact train voc", recipe=defaults, choices=("size", "codes")))
+    train_voc(
+        parse_run(
+            VOCRun, args, prog="foreact train voc", recipe=defaults, choices=("size", "codes")
+        )
+    )

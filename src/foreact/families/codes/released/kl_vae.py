@@ -1,4 +1,6 @@
-"""The KL autoencoder of the reference, alone (kl16.ckpt) or inside a UVA checkpoint: its tensors and its config."""
+"""The KL autoencoder of the reference, alone (kl16.ckpt) or inside a
+UVA checkpoint: its tensors and its config.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from foreact.released.pickles import read_torch_file
 from foreact.tokenizers.kl_vae import KLVAEConfig
 
 
-def read_kl_vae(path: Path, payload: Any = None, *, image_size: tuple[int, int] = (256, 256)) -> Read[KLVAEConfig]:
+def read_kl_vae(
+    path: Path, payload: Any = None, *, image_size: tuple[int, int] = (256, 256)
+) -> Read[KLVAEConfig]:
     """Read kl16.ckpt, a torch file whose entry `model` holds the autoencoder.
 
     Args:
@@ -38,8 +42,12 @@ def read_kl_vae(path: Path, payload: Any = None, *, image_size: tuple[int, int] 
     return Read(config=config_of(native, path, image_size=image_size), state=native, report=report)
 
 
-def config_of(native: Mapping[str, Tensor], path: Path, *, image_size: tuple[int, int]) -> KLVAEConfig:
-    """Sizes from shapes; what shapes do not tell (norm groups, attention resolution, scale) is as published."""
+def config_of(
+    native: Mapping[str, Tensor], path: Path, *, image_size: tuple[int, int]
+) -> KLVAEConfig:
+    """Sizes from shapes; what shapes do not tell (norm groups,
+    attention resolution, scale) is as published.
+    """
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in native:
@@ -53,23 +61,35 @@ def config_of(native: Mapping[str, Tensor], path: Path, *, image_size: tuple[int
         channels=channels,
         multipliers=tuple(w // channels for w in widths),
         # The encoder may have no residual block at all; the decoder has one more.
-        blocks=len({k.split(".")[4] for k in native if k.startswith("decoder.levels.0.blocks.")}) - 1,
+        blocks=len({k.split(".")[4] for k in native if k.startswith("decoder.levels.0.blocks.")})
+        - 1,
         latent_channels=shape("from_latents.weight")[0],
         image_size=image_size,
     )
 
 
 def is_kl_vae(payload: Any) -> bool:
-    """Whether the content of a torch file is the autoencoder: an entry `model` with its names, without a codebook."""
+    """Whether the content of a torch file is the autoencoder: an entry
+    `model` with its names, without a codebook.
+    """
     state = payload.get("model") if isinstance(payload, Mapping) else None
-    names = [str(k) for k, v in state.items() if isinstance(v, Tensor)] if isinstance(state, Mapping) else []
-    there = [any(k.startswith(prefix) for k in names) for prefix in ("decoder.up.", "quant_conv.", "quantize.")]
+    names = (
+        [str(k) for k, v in state.items() if isinstance(v, Tensor)]
+        if isinstance(state, Mapping)
+        else []
+    )
+    there = [
+        any(k.startswith(prefix) for k in names)
+        for prefix in ("decoder.up.", "quant_conv.", "quantize.")
+    ]
     return there == [True, True, False]
 
 
 def _convert(request: Request, options: Any) -> Converted:
     read = read_kl_vae(request.src, request.payload)
-    return write_converted(request, family="kl_vae", config=read.config, state=read.state, report=read.report)
+    return write_converted(
+        request, family="kl_vae", config=read.config, state=read.state, report=read.report
+    )
 
 
 LAYOUTS = (

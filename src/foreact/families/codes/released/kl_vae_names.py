@@ -9,9 +9,17 @@ from torch import Tensor
 from foreact.errors import UserError
 
 LAYERS = {
-    "norm": "norm", "q": "query", "k": "key", "v": "value", "proj_out": "out",
-    "norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "nin_shortcut": "shortcut",
-}  # fmt: skip
+    "norm": "norm",
+    "q": "query",
+    "k": "key",
+    "v": "value",
+    "proj_out": "out",
+    "norm1": "norm1",
+    "conv1": "conv1",
+    "norm2": "norm2",
+    "conv2": "conv2",
+    "nin_shortcut": "shortcut",
+}
 MIDDLE = {"block_1": "block1", "attn_1": "attention", "block_2": "block2"}
 _RESIDUAL = "norm1|conv1|norm2|conv2|nin_shortcut"
 _ATTENTION = "norm|q|k|v|proj_out"
@@ -20,7 +28,9 @@ _PLAIN = {"quant_conv": "to_moments", "post_quant_conv": "from_latents"}
 _EDGE = re.compile(r"(encoder|decoder)\.(conv_in|norm_out|conv_out)")
 _BLOCK = re.compile(rf"(encoder\.down|decoder\.up)\.(\d+)\.block\.(\d+)\.({_RESIDUAL})")
 _LEVEL_ATTENTION = re.compile(rf"(encoder\.down|decoder\.up)\.(\d+)\.attn\.(\d+)\.({_ATTENTION})")
-_IN_MIDDLE = re.compile(rf"(encoder|decoder)\.mid\.(?:(block_[12])\.({_RESIDUAL})|(attn_1)\.({_ATTENTION}))")
+_IN_MIDDLE = re.compile(
+    rf"(encoder|decoder)\.mid\.(?:(block_[12])\.({_RESIDUAL})|(attn_1)\.({_ATTENTION}))"
+)
 _DOWN = re.compile(r"encoder\.down\.(\d+)\.downsample\.conv")
 _UP = re.compile(r"decoder\.up\.([1-9]\d*)\.upsample\.conv")
 
@@ -44,7 +54,8 @@ def native_key(key: str) -> str | None:
     if m := _DOWN.fullmatch(layer):
         return f"encoder.downsamples.{m[1]}.conv.{kind}"
     if m := _UP.fullmatch(layer):
-        # The reference counts an upsampling with the level it leaves, we with the level it leads to.
+        # The reference counts an upsampling with the level it leaves, we with the level it leads
+        # to.
         return f"decoder.upsamples.{int(m[1]) - 1}.conv.{kind}"
     return None
 
@@ -60,8 +71,8 @@ def to_native(state: dict[str, Tensor]) -> dict[str, Tensor]:
         state: the reference's autoencoder, without prefix (such as "vae_model.").
 
     Raises:
-        UserError: keys that the autoencoder does not have, by name. That tensors are missing is found where the result
-            is loaded.
+        UserError: keys that the autoencoder does not have, by name. That tensors are missing is
+            found where the result is loaded.
     """
     names = {key: native_key(key) for key in state}
     if unknown := sorted(key for key, name in names.items() if name is None):

@@ -1,4 +1,6 @@
-"""LlamaGen's image tokenizer in its own checkpoint files (`vq_ds16_c2i.pt`): read strictly, and written."""
+"""LlamaGen's image tokenizer in its own checkpoint files
+(`vq_ds16_c2i.pt`): read strictly, and written.
+"""
 
 from __future__ import annotations
 
@@ -27,14 +29,19 @@ from foreact.tokenizers.vq import VQConfig, VQTokenizer
 
 
 def is_llamagen(payload: Any) -> bool:
-    """Whether the content of a torch file is a LlamaGen tokenizer: an entry `model` with its module names."""
+    """Whether the content of a torch file is a LlamaGen tokenizer:
+    an entry `model` with its module names.
+    """
     state = payload.get("model") if isinstance(payload, Mapping) else None
     return isinstance(state, Mapping) and any(
-        str(k).startswith("encoder.conv_blocks.") and isinstance(v, Tensor) for k, v in state.items()
+        str(k).startswith("encoder.conv_blocks.") and isinstance(v, Tensor)
+        for k, v in state.items()
     )
 
 
-def read_llamagen(path: Path, payload: Any = None, *, image_size: tuple[int, int] = (256, 256)) -> Read[VQConfig]:
+def read_llamagen(
+    path: Path, payload: Any = None, *, image_size: tuple[int, int] = (256, 256)
+) -> Read[VQConfig]:
     """Read a LlamaGen tokenizer, a torch file whose entry `model` holds it.
 
     Args:
@@ -43,11 +50,14 @@ def read_llamagen(path: Path, payload: Any = None, *, image_size: tuple[int, int
         image_size: (height, width) of the pictures it is to be used on; the file does not say.
 
     Raises:
-        UserError: the file is missing, unreadable, holds something else, or not all of the tokenizer.
+        UserError: the file is missing, unreadable, holds something else, or not all of the
+            tokenizer.
     """
     payload = read_torch_file(path) if payload is None else payload
     if not is_llamagen(payload):
-        raise UserError(f"{path} should hold a LlamaGen tokenizer under the key 'model', found none.")
+        raise UserError(
+            f"{path} should hold a LlamaGen tokenizer under the key 'model', found none."
+        )
     theirs = dict(payload["model"])
     state = to_native(theirs)
     # What shapes do not tell (norm groups, normalised codes, where attention is) is as published.
@@ -106,7 +116,9 @@ def write_llamagen(path: Path, state: Mapping[str, Tensor]) -> None:
         torch.save({"model": to_reference(dict(state))}, temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{path} could not be written ({error}); free some space or check the rights.") from None
+        raise UserError(
+            f"{path} could not be written ({error}); free some space or check the rights."
+        ) from None
     finally:
         if temporary.exists():  # unlink would not forgive a parent that is a file
             temporary.unlink()
@@ -114,7 +126,9 @@ def write_llamagen(path: Path, state: Mapping[str, Tensor]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class LlamaGenOptions:
-    grid: tuple[int, int] | None = option("rows and columns of tokens that it will be used with; else those of 256 px")
+    grid: tuple[int, int] | None = option(
+        "rows and columns of tokens that it will be used with; else those of 256 px"
+    )
 
 
 def _convert(request: Request, options: LlamaGenOptions) -> Converted:
@@ -122,7 +136,9 @@ def _convert(request: Request, options: LlamaGenOptions) -> Converted:
     config, stride = read.config, read.config.stride
     if options.grid is not None:
         config = replace(config, image_size=(options.grid[0] * stride, options.grid[1] * stride))
-    return write_converted(request, family="vq", config=config, state=read.state, report=read.report)
+    return write_converted(
+        request, family="vq", config=config, state=read.state, report=read.report
+    )
 
 
 LAYOUT = Layout(

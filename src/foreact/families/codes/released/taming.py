@@ -1,9 +1,11 @@
-"""taming's VQGAN in its own checkpoint files, such as those that Video Occupancy Models released: read, and written.
+"""taming's VQGAN in its own checkpoint files, such as those that Video Occupancy Models released:
+read, and written.
 
-    {cheetah,walker}_vq_vae_model.pth   of VOC: a bare state dict of network and loss, frames prepared the legacy way
-    last.ckpt                           of taming: the same under the key `state_dict`, frames in [-1, 1]
+    {cheetah,walker}_vq_vae_model.pth   of VOC: a bare state dict, frames prepared the legacy way
+    last.ckpt                           of taming: under the key `state_dict`, frames in [-1, 1]
 
-Everything under `loss.` is what training compared pictures with; of it only the perceptual distance can be asked for.
+Everything under `loss.` is what training compared pictures with; of it only the perceptual distance
+can be asked for.
 """
 
 from __future__ import annotations
@@ -47,7 +49,9 @@ _CONVOLUTION = re.compile(r"net\.slice[1-5]\.(\d+\.(?:weight|bias))")
 
 
 def is_taming(payload: Any) -> bool:
-    """Whether the content of a torch file is a VQGAN of taming: bare, or as an entry `state_dict` or `model`."""
+    """Whether the content of a torch file is a VQGAN of taming:
+    bare, or as an entry `state_dict` or `model`.
+    """
     return _find_state(payload) is not None
 
 
@@ -63,12 +67,14 @@ def read_taming(
     Args:
         path: the file.
         payload: its content, where it has been read already.
-        preprocessing: how the frames of its training were prepared, which no file says; by default "symmetric" for a
-            checkpoint of Lightning, as taming writes them, and "legacy" for a bare state dict, as VOC released.
+        preprocessing: how the frames of its training were prepared, which no file says; by default
+            "symmetric" for a checkpoint of Lightning, as taming writes them, and "legacy" for a
+            bare state dict, as VOC released.
         grid: (h, w) of tokens in the frames it is to be used on; None: of frames of `IMAGE_SIZES`.
 
     Raises:
-        UserError: the file is missing, unreadable, holds something else, or not all of the tokenizer.
+        UserError: the file is missing, unreadable, holds something else, or not all of the
+            tokenizer.
     """
     theirs, unread = _open(path, payload)
     preprocessing = preprocessing or ("symmetric" if LIGHTNING in unread else "legacy")
@@ -82,7 +88,9 @@ def read_taming(
         normalized=TAMING.normalized,
         codebook_weight=TAMING.codebook_weight,
         commitment_weight=TAMING.commitment_weight,
-        image_size=IMAGE_SIZES[preprocessing] if grid is None else (grid[0] * stride, grid[1] * stride),
+        image_size=IMAGE_SIZES[preprocessing]
+        if grid is None
+        else (grid[0] * stride, grid[1] * stride),
         preprocessing=preprocessing,
     )
     require_whole(VQTokenizer, config, state, f"{path} holds no whole VQGAN of taming")
@@ -95,15 +103,22 @@ def read_taming(
 
 
 def read_lpips(path: Path) -> FeatureDistance:
-    """The perceptual distance that lies beside a VQGAN, under `loss.perceptual_loss.`: LPIPS over VGG16.
+    """The perceptual distance that lies beside a VQGAN, under `loss.perceptual_loss.`: LPIPS over
+    VGG16.
 
     Raises:
-        UserError: the file is missing, unreadable, holds something else, or not all of the distance.
+        UserError: the file is missing, unreadable, holds something else, or not all of the
+            distance.
     """
-    theirs = {k.removeprefix(_PERCEPTUAL): v for k, v in _open(path, None)[0].items() if k.startswith(_PERCEPTUAL)}
+    theirs = {
+        k.removeprefix(_PERCEPTUAL): v
+        for k, v in _open(path, None)[0].items()
+        if k.startswith(_PERCEPTUAL)
+    }
     if not theirs:
         raise UserError(
-            f"{path} holds no tensors under '{_PERCEPTUAL}'; give a checkpoint file of taming or VOC with its loss."
+            f"{path} holds no tensors under '{_PERCEPTUAL}'; give a checkpoint file of taming or "
+            "VOC with its loss."
         )
     network = {m[1]: v for k, v in theirs.items() if (m := _CONVOLUTION.fullmatch(k))}
     try:
@@ -115,15 +130,18 @@ def read_lpips(path: Path) -> FeatureDistance:
         )
     except KeyError as error:
         raise UserError(
-            f"{path} holds no whole LPIPS distance: it lacks {_PERCEPTUAL}{error.args[0]}; restore it from its source."
+            f"{path} holds no whole LPIPS distance: it lacks {_PERCEPTUAL}{error.args[0]}; "
+            "restore it from its source."
         ) from None
     except ValueError as error:
-        raise UserError(f"{path} holds no whole LPIPS distance: {error}; restore it from its source.") from None
+        raise UserError(
+            f"{path} holds no whole LPIPS distance: {error}; restore it from its source."
+        ) from None
 
 
 def write_taming(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write a tokenizer, in our names, as a bare state dict, which taming's network loads with strict=False: it has no
-    loss.
+    """Write a tokenizer, in our names, as a bare state dict, which taming's network loads with
+    strict=False: it has no loss.
 
     Raises:
         UserError: `path` is a folder, or the disk refuses. Nothing is left half-written.
@@ -137,7 +155,9 @@ def write_taming(path: Path, state: Mapping[str, Tensor]) -> None:
         torch.save(to_reference(dict(state)), temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        raise UserError(f"{path} could not be written ({error}); free some space or check the rights.") from None
+        raise UserError(
+            f"{path} could not be written ({error}); free some space or check the rights."
+        ) from None
     finally:
         if temporary.exists():  # unlink would not forgive a parent that is a file
             temporary.unlink()
@@ -149,7 +169,8 @@ def _open(path: Path, payload: Any) -> tuple[dict[str, Tensor], list[str]]:
     found = _find_state(payload)
     if found is None:
         raise UserError(
-            f"{path} should hold a VQGAN of taming, bare or under the key 'state_dict' or 'model', found none."
+            f"{path} should hold a VQGAN of taming, bare or under the key 'state_dict' or "
+            "'model', found none."
         )
     unread = [] if found is payload else [str(k) for k in payload if payload[k] is not found]
     return dict(found), unread
@@ -161,7 +182,10 @@ def _find_state(payload: Any) -> Mapping[str, Tensor] | None:
     for state in (payload, payload.get("state_dict"), payload.get("model")):
         if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
             continue
-        if all(any(str(k).startswith(prefix) for k in state) for prefix in ("encoder.down.", "quantize.")):
+        if all(
+            any(str(k).startswith(prefix) for k in state)
+            for prefix in ("encoder.down.", "quantize.")
+        ):
             return state
     return None
 
@@ -175,17 +199,22 @@ def _attention(state: Mapping[str, Tensor], levels: int) -> tuple[int, ...]:
 @dataclass(frozen=True, kw_only=True)
 class TamingOptions:
     grid: tuple[int, int] | None = option(
-        "rows and columns of tokens that it will be used with; else those of 80 px as VOC's, of 256 px where symmetric"
+        "rows and columns of tokens that it will be used with; else those of 80 px as VOC's, of "
+        "256 px where symmetric"
     )
     preprocessing: Preprocessing | None = option(
-        "how frames are prepared: legacy, as for VOC's files and codes (the default, but for checkpoints of taming's "
-        "own training), or symmetric, as taming means it"
+        "how frames are prepared: legacy, as for VOC's files and codes (the default, but for "
+        "checkpoints of taming's own training), or symmetric, as taming means it"
     )
 
 
 def _convert(request: Request, options: TamingOptions) -> Converted:
-    read = read_taming(request.src, request.payload, preprocessing=options.preprocessing, grid=options.grid)
-    return write_converted(request, family="vq", config=read.config, state=read.state, report=read.report)
+    read = read_taming(
+        request.src, request.payload, preprocessing=options.preprocessing, grid=options.grid
+    )
+    return write_converted(
+        request, family="vq", config=read.config, state=read.state, report=read.report
+    )
 
 
 LAYOUT = Layout(

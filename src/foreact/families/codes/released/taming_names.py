@@ -1,4 +1,5 @@
-"""Names of the tensors of taming's VQGAN (released by it and by Video Occupancy Models) -> ours, and back.
+"""Names of the tensors of taming's VQGAN (released by it and by Video Occupancy Models) -> ours,
+and back.
 
 Encoder and decoder are named as in the KL autoencoder, which descends from it.
 """
@@ -27,15 +28,16 @@ def to_native(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The same tensors under our names, strictly: every key is used but those of the loss.
 
     Raises:
-        UserError: keys that the tokenizer does not have, by name. That tensors are missing is found where the result
-            is loaded.
+        UserError: keys that the tokenizer does not have, by name. That tensors are missing is found
+            where the result is loaded.
     """
     names = {key: native_key(key) for key in state if not key.startswith(LOSS)}
     if unknown := sorted(key for key, name in names.items() if name is None):
         more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
         raise UserError(
             f"These tensors do not belong to a VQGAN of taming: {', '.join(unknown[:8])}{more}; "
-            "expected names such as 'encoder.down.0.block.0.conv1.weight' and 'quantize.embedding.weight'."
+            "expected names such as 'encoder.down.0.block.0.conv1.weight' and "
+            "'quantize.embedding.weight'."
         )
     return {name: state[key] for key, name in names.items() if name is not None}
 
@@ -61,7 +63,8 @@ def _reference_key(key: str) -> str:
         case ["middle", part, layer, kind]:
             return f"{side}.mid.{_THEIR_MIDDLE[part]}.{_THEIR_LAYERS[layer]}.{kind}"
         case ["levels", number, items, j, layer, kind]:
-            return f"{side}.{_THEIR_SIDES[side]}.{number}.{_THEIR_LISTS[items]}.{j}.{_THEIR_LAYERS[layer]}.{kind}"
+            place = f"{side}.{_THEIR_SIDES[side]}.{number}.{_THEIR_LISTS[items]}.{j}"
+            return f"{place}.{_THEIR_LAYERS[layer]}.{kind}"
         case ["downsamples", number, "conv", kind]:
             return f"{side}.down.{number}.downsample.conv.{kind}"
         case ["upsamples", number, "conv", kind]:

@@ -1,4 +1,6 @@
-"""BEiT v2's VQ-KD tokenizer in its own checkpoint files (`vqkd_encoder_base_decoder_*.pth`), read strictly."""
+"""BEiT v2's VQ-KD tokenizer in its own checkpoint files
+(`vqkd_encoder_base_decoder_*.pth`), read strictly.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ HEAD = 64  # channels of an attention head in every published size
 
 
 def is_vqkd(payload: Any) -> bool:
-    """Whether the content of a torch file is a VQ-KD tokenizer, as an entry `model` or else `state_dict`."""
+    """Whether the content of a torch file is a VQ-KD tokenizer, as
+    an entry `model` or else `state_dict`.
+    """
     return _entry(payload) is not None
 
 
@@ -46,18 +50,24 @@ def read_vqkd(
     Args:
         path: the file.
         payload: its content, where it has been read already.
-        grid: rows and columns of codes that it will be used with; None: of the pictures it was trained on.
-        heads: attention heads, which the file does not tell; None: one per 64 channels, as in every published size.
-        preprocessing: what the network is shown. Video Occupancy Models made their stored codes with "legacy" values;
-            BEiT v2 trained it on "symmetric" ones.
+        grid: rows and columns of codes that it will be used with; None: of the pictures it was
+            trained on.
+        heads: attention heads, which the file does not tell; None: one per 64 channels, as in every
+            published size.
+        preprocessing: what the network is shown. Video Occupancy Models made their stored codes
+            with "legacy" values; BEiT v2 trained it on "symmetric" ones.
 
     Raises:
-        UserError: the file is missing, unreadable, holds something else, or not all of the tokenizer.
+        UserError: the file is missing, unreadable, holds something else, or not all of the
+            tokenizer.
     """
     payload = read_torch_file(path) if payload is None else payload
     entry = _entry(payload)
     if entry is None:
-        raise UserError(f"{path} should hold a VQ-KD tokenizer under the key 'model' or 'state_dict', found none.")
+        raise UserError(
+            f"{path} should hold a VQ-KD tokenizer under the key 'model' or "
+            "'state_dict', found none."
+        )
     theirs: dict[str, Tensor] = dict(payload[entry])
     state = to_native(theirs)
     config = config_of(state, path, grid=grid, heads=heads, preprocessing=preprocessing)
@@ -95,7 +105,10 @@ def config_of(
     codes, code_dim = shape("quantizer.weight", 2)
     if heads is None:
         if width % HEAD:
-            raise UserError(f"{path} is {width} channels wide, which no published size is; give its attention heads.")
+            raise UserError(
+                f"{path} is {width} channels wide, which no published size is; give "
+                "its attention heads."
+            )
         heads = width // HEAD
     rows, columns = (side, side) if grid is None else grid
     return VQKDConfig(
@@ -120,22 +133,34 @@ def _entry(payload: Any) -> str | None:
         return None
     key = "model" if "model" in payload else "state_dict"
     state = payload.get(key)
-    if not isinstance(state, Mapping) or not all(isinstance(value, Tensor) for value in state.values()):
+    if not isinstance(state, Mapping) or not all(
+        isinstance(value, Tensor) for value in state.values()
+    ):
         return None
     return key if any(str(k).startswith("encode_task_layer.") for k in state) else None
 
 
 @dataclass(frozen=True, kw_only=True)
 class VQKDOptions:
-    grid: tuple[int, int] | None = option("rows and columns of codes that it will be used with; else as trained")
+    grid: tuple[int, int] | None = option(
+        "rows and columns of codes that it will be used with; else as trained"
+    )
     preprocessing: Preprocessing | None = option(
-        "what the network is shown: legacy, as for VOC's codes (the default), or symmetric, as BEiT v2 means it"
+        "what the network is shown: legacy, as for VOC's codes (the default), or symmetric, as "
+        "BEiT v2 means it"
     )
 
 
 def _convert(request: Request, options: VQKDOptions) -> Converted:
-    read = read_vqkd(request.src, request.payload, grid=options.grid, preprocessing=options.preprocessing or "legacy")
-    return write_converted(request, family="vqkd", config=read.config, state=read.state, report=read.report)
+    read = read_vqkd(
+        request.src,
+        request.payload,
+        grid=options.grid,
+        preprocessing=options.preprocessing or "legacy",
+    )
+    return write_converted(
+        request, family="vqkd", config=read.config, state=read.state, report=read.report
+    )
 
 
 LAYOUTS = (

@@ -18,15 +18,22 @@ UNREAD = ("quantize.embedding.cluster_size", "quantize.embedding.embed_avg")
 _VIT = {"cls_token": "class_token", "pos_embed": "positions"}
 _VIT |= {f"patch_embed.proj.{kind}": f"patches.{kind}" for kind in ("weight", "bias")}
 _VIT |= {f"fc_norm.{kind}": f"norm.{kind}" for kind in ("weight", "bias")}
-_BLOCK = {"attn.qkv.weight": "attention.qkv.weight", "attn.q_bias": "attention.query_bias",
-          "attn.v_bias": "attention.value_bias"}  # fmt: skip
+_BLOCK = {
+    "attn.qkv.weight": "attention.qkv.weight",
+    "attn.q_bias": "attention.query_bias",
+    "attn.v_bias": "attention.value_bias",
+}
 _BLOCK |= {
     f"{theirs}.{kind}": f"{ours}.{kind}"
     for theirs, ours in {
-        "norm1": "norm1", "norm2": "norm2", "attn.proj": "attention.out", "mlp.fc1": "up", "mlp.fc2": "down",
+        "norm1": "norm1",
+        "norm2": "norm2",
+        "attn.proj": "attention.out",
+        "mlp.fc1": "up",
+        "mlp.fc2": "down",
     }.items()
     for kind in ("weight", "bias")
-}  # fmt: skip
+}
 _PLAIN = {
     "quantize.embedding.weight": "quantizer.weight",
     "quantize.cluster_size": "quantizer.cluster_size",
@@ -55,13 +62,18 @@ def native_key(key: str) -> str | None:
 
 
 def to_native(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under our names, strictly: every key is used but those of training and the unread buffers.
+    """The same tensors under our names, strictly: every key is used but those of training and the
+    unread buffers.
 
     Raises:
-        UserError: keys that the tokenizer does not have, by name. That tensors are missing is found where the result
-            is loaded.
+        UserError: keys that the tokenizer does not have, by name. That tensors are missing is found
+            where the result is loaded.
     """
-    names = {key: native_key(key) for key in state if not key.startswith(TRAINING_ONLY) and key not in UNREAD}
+    names = {
+        key: native_key(key)
+        for key in state
+        if not key.startswith(TRAINING_ONLY) and key not in UNREAD
+    }
     if unknown := sorted(key for key, name in names.items() if name is None):
         more = f" and {len(unknown) - 8} more" if len(unknown) > 8 else ""
         raise UserError(

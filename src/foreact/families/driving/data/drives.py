@@ -1,7 +1,9 @@
-"""Drives: long recordings of one forward camera, their tokens, ego poses and times; and their native store.
+"""Drives: long recordings of one forward camera, their tokens, ego poses and times; and their
+native store.
 
-The native store is an ordinary one with a camera stream `front`, one episode per video, scene or log, the episodes'
-names in `meta/name`, and beside the pixels, each as its own stream where it is known:
+The native store is an ordinary one with a camera stream `front`, one episode per video, scene or
+log, the episodes' names in `meta/name`, and beside the pixels, each as its own stream where it is
+known:
 
     tokens_front  uint16 (N, h, w)
     ego_pose      float64 (N, 7)    see `ego`; float32 could not resolve a metre in map coordinates
@@ -71,7 +73,11 @@ class StoreDrives:
     def __init__(self, store: ZarrStore, camera: str = FRONT) -> None:
         self.store, self.label, self.rate_hz = store, str(store.path), store.spec.fps
         self.lengths, self.starts = store.lengths, store.starts
-        self.names = store.info("name").tolist() if "name" in store.info_names else [str(i) for i in range(len(store))]
+        self.names = (
+            store.info("name").tolist()
+            if "name" in store.info_names
+            else [str(i) for i in range(len(store))]
+        )
         poses, timestamps = self._whole("ego_pose"), self._whole("timestamp")
         self.poses = None if poses is None else check_poses(poses, self.label)
         self.timestamps = None if timestamps is None else timestamps.reshape(-1)
@@ -90,7 +96,11 @@ class StoreDrives:
 
     def _whole(self, stream: str) -> np.ndarray | None:
         """All rows of a stream, or None where the store lacks it."""
-        return self.store.gather(stream, np.arange(int(self.lengths.sum()))) if self.store.has(stream) else None
+        return (
+            self.store.gather(stream, np.arange(int(self.lengths.sum())))
+            if self.store.has(stream)
+            else None
+        )
 
 
 def choose(drives: Drives, names: list[str]) -> np.ndarray:
@@ -101,31 +111,46 @@ def choose(drives: Drives, names: list[str]) -> np.ndarray:
     """
     number = {name: i for i, name in enumerate(drives.names)}
     if missing := [name for name in names if name not in number]:
-        raise UserError(f"{drives.label} has no drive '{missing[0]}' ({len(missing)} of {len(names)} are missing).")
+        raise UserError(
+            f"{drives.label} has no drive '{missing[0]}' ({len(missing)} of "
+            f"{len(names)} are missing)."
+        )
     return np.array([number[name] for name in names], np.int64)
 
 
 def driving_spec(fps: float, size: tuple[int, int] = FRAME_SIZE) -> StreamSpec:
-    """Spec of a native driving store at the raw frame rate; a `UserError` for a size below 1 x 1."""
+    """Spec of a native driving store at the raw frame rate; a
+    `UserError` for a size below 1 x 1.
+    """
     if min(size) < 1:
-        raise UserError(f"Frames should have at least 1 x 1 pixels, found height {size[0]} and width {size[1]}.")
+        raise UserError(
+            f"Frames should have at least 1 x 1 pixels, found height {size[0]} and width {size[1]}."
+        )
     return StreamSpec(cameras={FRONT: size}, fps=fps)
 
 
-def episodes_done(writer: StoreWriter, facts: Mapping[str, Any], known: list[str]) -> dict[str, int]:
+def episodes_done(
+    writer: StoreWriter, facts: Mapping[str, Any], known: list[str]
+) -> dict[str, int]:
     """Names and lengths of the episodes that an earlier import left in the store, in its order.
 
     Raises:
-        UserError: the store comes from another source, or holds an episode whose name is not in `known`.
+        UserError: the store comes from another source, or holds an episode whose name is not in
+            `known`.
     """
     if any(writer.attrs.get(key) != value for key, value in facts.items()):
-        raise UserError(f"{writer.path} was made from {writer.attrs}, not from {dict(facts)}; choose another path.")
+        raise UserError(
+            f"{writer.path} was made from {writer.attrs}, not from {dict(facts)}; "
+            "choose another path."
+        )
     if writer.episodes == 0:
         return {}
     store = open_store(writer.path)
     done = dict(zip(store.info("name").tolist(), store.lengths.tolist(), strict=True))
     if strangers := sorted(set(done) - set(known)):
-        raise UserError(f"{writer.path} holds '{strangers[0]}', which is not imported now; choose another path.")
+        raise UserError(
+            f"{writer.path} holds '{strangers[0]}', which is not imported now; choose another path."
+        )
     return done
 
 
@@ -141,8 +166,8 @@ def write_drives(
 ) -> int:
     """Write frames, poses and times of trajectories into a native store, one episode per scene.
 
-    Frames whose image is not there are left out, whole scenes too, with a warning that counts them. An import that was
-    cut short goes on after its last whole scene.
+    Frames whose image is not there are left out, whole scenes too, with a warning that counts them.
+    An import that was cut short goes on after its last whole scene.
 
     Args:
         trajectories: what belongs together.
@@ -157,30 +182,42 @@ def write_drives(
         Number of episodes in the store.
 
     Raises:
-        UserError: no image is there, one is damaged, the store holds something else, or the disk refuses.
+        UserError: no image is there, one is damaged, the store holds something else, or the disk
+            refuses.
     """
     images, out, spec = Path(images), Path(out), driving_spec(rate_hz, size)
     rows = {}  # scene -> rows whose image is there
-    for name, start, length in zip(trajectories.names, trajectories.starts, trajectories.lengths, strict=True):
-        here = [row for row in range(start, start + length) if (images / trajectories.files[row]).is_file()]
+    for name, start, length in zip(
+        trajectories.names, trajectories.starts, trajectories.lengths, strict=True
+    ):
+        here = [
+            row
+            for row in range(start, start + length)
+            if (images / trajectories.files[row]).is_file()
+        ]
         if here:
             rows[name] = np.array(here)
     there = sum(map(len, rows.values()))
     if not there:
         first = images / trajectories.files[0]
-        raise UserError(f"None of the {len(trajectories.files)} images is there, such as {first}; correct the folder.")
+        raise UserError(
+            f"None of the {len(trajectories.files)} images is there, such as {first}; "
+            "correct the folder."
+        )
     if there < len(trajectories.files):
         warnings.warn(
-            f"{len(trajectories.files) - there} of {len(trajectories.files)} images of {trajectories.label} are not in "
-            f"{images}; {len(trajectories.names) - len(rows)} of {len(trajectories.names)} scenes have none at all.",
+            f"{len(trajectories.files) - there} of {len(trajectories.files)} images of "
+            f"{trajectories.label} are not in {images}; {len(trajectories.names) - len(rows)} of "
+            f"{len(trajectories.names)} scenes have none at all.",
             stacklevel=2,
         )
     with StoreWriter(out, spec, attrs=facts) as writer:
         done = episodes_done(writer, facts, list(rows))
         if changed := [name for name, length in done.items() if length != len(rows[name])]:
             raise UserError(
-                f"{out} holds {done[changed[0]]} frames of '{changed[0]}', of which {len(rows[changed[0]])} are there "
-                "now; import into another path, or restore the images."
+                f"{out} holds {done[changed[0]]} frames of '{changed[0]}', of which "
+                f"{len(rows[changed[0]])} are there now; import into another path, or restore the "
+                "images."
             )
         bar = tqdm(rows.items(), unit="scene", desc="import", disable=not progress)
         for name, chosen in bar:

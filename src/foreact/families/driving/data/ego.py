@@ -1,6 +1,8 @@
-"""Ego motion as mathematics on poses: waypoints, relative rotations, yaw rate and high-level commands (float64 numpy).
+"""Ego motion as mathematics on poses: waypoints, relative rotations, yaw rate and high-level
+commands (float64 numpy).
 
-A pose is float64 (7,): x, y, z in metres and the unit quaternion w, x, y, z, which takes the ego frame (x forward, y
+A pose is float64 (7,): x, y, z in metres and the unit quaternion w, x, y, z, which takes the ego
+    frame (x forward, y
 left, z up) to the world. Leading axes broadcast.
 """
 
@@ -18,7 +20,8 @@ RIGHT, LEFT, STRAIGHT = range(3)
 def waypoints(origin: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Where the ego vehicle goes, on the ground.
 
-    The height is dropped in the world, before the full three-dimensional rotation, as VaVAM was trained.
+    The height is dropped in the world, before the full three-dimensional rotation, as VaVAM was
+    trained.
 
     Args:
         origin: poses (..., 7).
@@ -33,7 +36,9 @@ def waypoints(origin: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def relative_rotations(origin: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Orientations of `targets` (..., K, 7) as seen from `origin` (..., 7): quaternions (..., K, 4), w first."""
+    """Orientations of `targets` (..., K, 7) as seen from `origin`
+    (..., 7): quaternions (..., K, 4), w first.
+    """
     return _multiply(_inverse(origin[..., None, 3:]), targets[..., 3:])
 
 
@@ -69,17 +74,21 @@ def check_poses(poses: np.ndarray, label: str) -> np.ndarray:
     """Poses as float64 (N, 7), checked.
 
     Raises:
-        UserError: another shape, values that are not finite, or rotations that are no unit quaternions.
+        UserError: another shape, values that are not finite, or rotations that are no unit
+            quaternions.
     """
     poses = np.asarray(poses, np.float64)
     if poses.ndim != 2 or poses.shape[1] != POSE:
-        raise UserError(f"The poses of {label} should be (N, 7): x, y, z, qw, qx, qy, qz; found {poses.shape}.")
+        raise UserError(
+            f"The poses of {label} should be (N, 7): x, y, z, qw, qx, qy, qz; found {poses.shape}."
+        )
     good = np.isfinite(poses).all(axis=1)
     good &= np.abs(np.linalg.norm(poses[:, 3:], axis=1) - 1.0) < 1e-3
     if not good.all():
         row = int(np.argmin(good))
         raise UserError(
-            f"The poses of {label} should be finite with unit quaternions; row {row} is {poses[row].tolist()}."
+            f"The poses of {label} should be finite with unit quaternions; row {row} is "
+            f"{poses[row].tolist()}."
         )
     return poses
 

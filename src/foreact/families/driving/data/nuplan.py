@@ -1,8 +1,9 @@
 """nuPlan as it is downloaded -> trajectory records: one SQLite file per log, camera images beside.
 
-Read are image (filename_jpg, timestamp, ego_pose_token, camera_token), camera (token, channel) and ego_pose (token, x,
-y, z, qw, qx, qy, qz). One record per image of the camera; a whole log is one scene, since a drive goes on across the
-20 s scenes of the data base. Calibrations are pickles in that data base and stay unread.
+Read are image (filename_jpg, timestamp, ego_pose_token, camera_token), camera (token, channel) and
+ego_pose (token, x, y, z, qw, qx, qy, qz). One record per image of the camera; a whole log is one
+scene, since a drive goes on across the 20 s scenes of the data base. Calibrations are pickles in
+that data base and stay unread.
 """
 
 from __future__ import annotations
@@ -38,19 +39,26 @@ def nuplan_logs(databases: str | Path, names: Sequence[str] | None = None) -> li
     found: dict[str, Path] = {}
     for path in sorted(Path(databases).rglob("*.db"), key=lambda p: p.stem):
         if path.stem in found:
-            raise UserError(f"{databases} holds the log '{path.stem}' twice: {found[path.stem]} and {path}.")
+            raise UserError(
+                f"{databases} holds the log '{path.stem}' twice: {found[path.stem]} and {path}."
+            )
         found[path.stem] = path
     if not found:
-        raise UserError(f"There is no .db file below {databases}; give the folder of nuPlan's logs.")
+        raise UserError(
+            f"There is no .db file below {databases}; give the folder of nuPlan's logs."
+        )
     if names is None:
         return list(found.values())
     if missing := sorted(set(names) - set(found)):
-        raise UserError(f"{databases} has no log '{missing[0]}' ({len(missing)} of {len(names)} are missing).")
+        raise UserError(
+            f"{databases} has no log '{missing[0]}' ({len(missing)} of {len(names)} are missing)."
+        )
     return [found[name] for name in sorted(set(names))]
 
 
 def nuplan_records(logs: Iterable[Path], *, camera: str = "CAM_F0") -> Iterator[Record]:
-    """One record per image of a camera (see `foreact.families.driving.data.trajectories`), log after log.
+    """One record per image of a camera (see `foreact.families.driving.data.trajectories`), log
+    after log.
 
     Raises:
         UserError: a file is no data base of nuPlan, or damaged.
@@ -60,7 +68,9 @@ def nuplan_records(logs: Iterable[Path], *, camera: str = "CAM_F0") -> Iterator[
             with closing(sqlite3.connect(f"{log.resolve().as_uri()}?mode=ro", uri=True)) as base:
                 rows = base.execute(QUERY, (camera,)).fetchall()
         except sqlite3.Error as error:
-            raise UserError(f"{log} cannot be read as a log of nuPlan ({error}); download it again.") from None
+            raise UserError(
+                f"{log} cannot be read as a log of nuPlan ({error}); download it again."
+            ) from None
         for file, timestamp, x, y, z, qw, qx, qy, qz in rows:
             yield {
                 "scene": {"name": log.stem, "description": ""},

@@ -1,8 +1,9 @@
-"""nuScenes as it is downloaded -> trajectory records. Tables are read directly; nothing of its devkit is needed.
+"""nuScenes as it is downloaded -> trajectory records. Tables are read directly; nothing of its
+devkit is needed.
 
 Read are scene (name, description), sample (scene_token), sample_data (sample_token, ego_pose_token,
-calibrated_sensor_token, filename, timestamp, is_key_frame), ego_pose, calibrated_sensor and sensor (channel). Which
-scenes are for training is not in the tables: the caller gives their names.
+calibrated_sensor_token, filename, timestamp, is_key_frame), ego_pose, calibrated_sensor and sensor
+(channel). Which scenes are for training is not in the tables: the caller gives their names.
 """
 
 from __future__ import annotations
@@ -27,14 +28,21 @@ def find_version(root: Path) -> str:
     """
     found = sorted(p.name for p in root.glob("v1.0-*") if p.is_dir())
     if len(found) != 1:
-        raise UserError(f"{root} should hold one folder of tables v1.0-*, found {found}; name the version.")
+        raise UserError(
+            f"{root} should hold one folder of tables v1.0-*, found {found}; name the version."
+        )
     return found[0]
 
 
 def nuscenes_records(
-    root: str | Path, *, version: str | None = None, camera: str = "CAM_FRONT", scenes: Sequence[str] | None = None
+    root: str | Path,
+    *,
+    version: str | None = None,
+    camera: str = "CAM_FRONT",
+    scenes: Sequence[str] | None = None,
 ) -> list[Record]:
-    """One record per key frame of a camera (see `foreact.families.driving.data.trajectories`), with its calibration.
+    """One record per key frame of a camera (see `foreact.families.driving.data.trajectories`), with
+    its calibration.
 
     Args:
         root: holds the tables' folder and samples/.
@@ -47,31 +55,52 @@ def nuscenes_records(
     """
     root = Path(root)
     folder = root / (version or find_version(root))
-    by_token = {row["token"]: row for row in _table(folder, "scene", "token", "name", "description")}
+    by_token = {
+        row["token"]: row for row in _table(folder, "scene", "token", "name", "description")
+    }
     if scenes is not None:
         wanted, names = set(scenes), {row["name"] for row in by_token.values()}
         if missing := sorted(wanted - names):
-            raise UserError(f"{folder} has no scene '{missing[0]}' ({len(missing)} of {len(wanted)} are missing).")
+            raise UserError(
+                f"{folder} has no scene '{missing[0]}' ({len(missing)} of "
+                f"{len(wanted)} are missing)."
+            )
         by_token = {token: row for token, row in by_token.items() if row["name"] in wanted}
     scene_of = {
         row["token"]: by_token[row["scene_token"]]
         for row in _table(folder, "sample", "token", "scene_token")
         if row["scene_token"] in by_token
     }
-    channels = {row["token"]: row["channel"] for row in _table(folder, "sensor", "token", "channel")}
+    channels = {
+        row["token"]: row["channel"] for row in _table(folder, "sensor", "token", "channel")
+    }
     calibrations = {
         row["token"]: row
-        for row in _table(folder, "calibrated_sensor", "token", "sensor_token", "translation", "rotation")
+        for row in _table(
+            folder, "calibrated_sensor", "token", "sensor_token", "translation", "rotation"
+        )
         if channels.get(row["sensor_token"]) == camera
     }
-    fields = ("sample_token", "ego_pose_token", "calibrated_sensor_token", "filename", "timestamp", "is_key_frame")
+    fields = (
+        "sample_token",
+        "ego_pose_token",
+        "calibrated_sensor_token",
+        "filename",
+        "timestamp",
+        "is_key_frame",
+    )
     frames = [
         row
         for row in _table(folder, "sample_data", *fields)
-        if row["is_key_frame"] and row["calibrated_sensor_token"] in calibrations and row["sample_token"] in scene_of
+        if row["is_key_frame"]
+        and row["calibrated_sensor_token"] in calibrations
+        and row["sample_token"] in scene_of
     ]
     if not frames:
-        raise UserError(f"{folder} has no key frame of camera '{camera}'; its sensors are {sorted(channels.values())}.")
+        raise UserError(
+            f"{folder} has no key frame of camera '{camera}'; its sensors are "
+            f"{sorted(channels.values())}."
+        )
     needed = {row["ego_pose_token"] for row in frames}
     poses = {
         row["token"]: row
@@ -79,7 +108,10 @@ def nuscenes_records(
         if row["token"] in needed
     }
     if lost := needed - set(poses):
-        raise UserError(f"{len(lost)} ego poses that {folder / 'sample_data.json'} names are not in ego_pose.json.")
+        raise UserError(
+            f"{len(lost)} ego poses that {folder / 'sample_data.json'} names are not "
+            "in ego_pose.json."
+        )
     return [
         {
             "scene": {key: scene_of[row["sample_token"]][key] for key in ("name", "description")},
@@ -90,7 +122,9 @@ def nuscenes_records(
                 "ego_to_world_rot": poses[row["ego_pose_token"]]["rotation"],
                 "sensor_to_ego_tran": calibrations[row["calibrated_sensor_token"]]["translation"],
                 "sensor_to_ego_rot": calibrations[row["calibrated_sensor_token"]]["rotation"],
-                "intrinsic": calibrations[row["calibrated_sensor_token"]].get("camera_intrinsic", []),
+                "intrinsic": calibrations[row["calibrated_sensor_token"]].get(
+                    "camera_intrinsic", []
+                ),
             },
         }
         for row in frames
@@ -102,9 +136,13 @@ def _table(folder: Path, name: str, *fields: str) -> list[dict[str, Any]]:
     try:
         rows = json.loads(path.read_text())
     except FileNotFoundError:
-        raise UserError(f"There is no table {path}; give the folder that nuScenes was unpacked into.") from None
+        raise UserError(
+            f"There is no table {path}; give the folder that nuScenes was unpacked into."
+        ) from None
     except (OSError, ValueError) as error:
         raise UserError(f"The table {path} cannot be read ({error}); unpack it again.") from None
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and all(f in row for f in fields) for row in rows):
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and all(f in row for f in fields) for row in rows
+    ):
         raise UserError(f"The table {path} should be a list of rows with {', '.join(fields)}.")
     return rows

@@ -1,6 +1,7 @@
-"""OpenDV-YouTube: videos and the table of what to cut off -> a native store at 10 frames per second.
+"""OpenDV-YouTube: videos and the table of what to cut off -> a native store at 10 frames per
+second.
 
-<root>/metadata.csv                    tab separated: video_id, split, discard_start, discard_end (seconds), ...
+<root>/metadata.csv                    tabs: video_id, split, discard_start, discard_end (s), ...
 <root>/videos/<channel>/<id>.mp4       or .webm; a leading "-" of an id may be written as "@"
 """
 
@@ -47,15 +48,20 @@ class Video:
     discard_end: float
 
 
-def opendv_videos(root: str | Path, *, split: str | None = None, names: Sequence[str] | None = None) -> list[Video]:
-    """The videos of a split, or of given ids, in the table's order; those without a file are left out with a warning.
+def opendv_videos(
+    root: str | Path, *, split: str | None = None, names: Sequence[str] | None = None
+) -> list[Video]:
+    """The videos of a split, or of given ids, in the table's order; those without a file are left
+    out with a warning.
 
     Raises:
         UserError: the table is missing or malformed, or there is no such video.
     """
     root, wanted = Path(root), None if names is None else set(names)
     table = root / "metadata.csv"
-    files = {p.stem: p for p in sorted((root / "videos").glob("*/*")) if p.suffix in (".mp4", ".webm")}
+    files = {
+        p.stem: p for p in sorted((root / "videos").glob("*/*")) if p.suffix in (".mp4", ".webm")
+    }
     try:
         with open(table, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -63,33 +69,63 @@ def opendv_videos(root: str | Path, *, split: str | None = None, names: Sequence
         chosen = {
             name: row
             for name, row in listed.items()
-            if (split is None or row["split"].lower() == split.lower()) and (wanted is None or name in wanted)
+            if (split is None or row["split"].lower() == split.lower())
+            and (wanted is None or name in wanted)
         }
-        cuts = {name: (float(row["discard_start"]), float(row["discard_end"])) for name, row in chosen.items()}
+        cuts = {
+            name: (float(row["discard_start"]), float(row["discard_end"]))
+            for name, row in chosen.items()
+        }
     except FileNotFoundError:
-        raise UserError(f"There is no table {table}; give the folder that holds metadata.csv and videos/.") from None
-    except (OSError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
+        raise UserError(
+            f"There is no table {table}; give the folder that holds metadata.csv and videos/."
+        ) from None
+    except (
+        OSError,
+        UnicodeDecodeError,
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        csv.Error,
+    ) as error:
         raise UserError(
             f"{table} should be tab separated with video_id, split, discard_start and discard_end "
             f"({type(error).__name__}: {error})."
         ) from None
     if unknown := sorted((wanted or set()) - set(listed)):
-        raise UserError(f"{table} does not list '{unknown[0]}' ({len(unknown)} of the given names are missing).")
-    if bad := [name for name, cut in cuts.items() if not all(0 <= seconds < math.inf for seconds in cut)]:
+        raise UserError(
+            f"{table} does not list '{unknown[0]}' ({len(unknown)} of the given names are missing)."
+        )
+    if bad := [
+        name for name, cut in cuts.items() if not all(0 <= seconds < math.inf for seconds in cut)
+    ]:
         raise UserError(f"{table} should cut off 0 seconds or more; '{bad[0]}' has {cuts[bad[0]]}.")
-    paths = {name: files.get(name) or files.get(f"@{name[1:]}" if name.startswith("-") else name) for name in chosen}
+    paths = {
+        name: files.get(name) or files.get(f"@{name[1:]}" if name.startswith("-") else name)
+        for name in chosen
+    }
     found = [
-        Video(name=name, path=path, split=chosen[name]["split"], discard_start=cuts[name][0], discard_end=cuts[name][1])
+        Video(
+            name=name,
+            path=path,
+            split=chosen[name]["split"],
+            discard_start=cuts[name][0],
+            discard_end=cuts[name][1],
+        )
         for name, path in paths.items()
         if path is not None
     ]
     if not found:
-        raise UserError(f"{table} lists {len(chosen)} videos for this choice; none of them lies below {root}/videos.")
+        raise UserError(
+            f"{table} lists {len(chosen)} videos for this choice; none of them lies "
+            f"below {root}/videos."
+        )
     if len(found) < len(chosen):
         lost = next(name for name, path in paths.items() if path is None)
         warnings.warn(
-            f"{len(chosen) - len(found)} of {len(chosen)} videos, such as '{lost}', are not below {root}/videos and "
-            "are left out.",
+            f"{len(chosen) - len(found)} of {len(chosen)} videos, such as '{lost}', are not below "
+            f"{root}/videos and are left out.",
             stacklevel=2,
         )
     return found
@@ -106,15 +142,18 @@ def import_opendv(
     size: tuple[int, int] = FRAME_SIZE,
     progress: bool = True,
 ) -> int:
-    """Cut, sample and shrink videos into a native store, one episode per video; resumable after each.
+    """Cut, sample and shrink videos into a native store, one episode per video; resumable after
+    each.
 
     Args:
         root: holds metadata.csv and videos/.
         out: the store, new or begun before with the same options.
         split, names: which videos; by default all.
-        cutting: where a video ends. "exact": `discard_end` seconds before its end. "reference": `discard_start`
-            seconds later than that (but not after the end), as the released models' frames were cut.
-        damage: whether a video with damaged parts is taken as far as it decodes, with a warning, or refused.
+        cutting: where a video ends. "exact": `discard_end` seconds before its end. "reference":
+            `discard_start` seconds later than that (but not after the end), as the released models'
+            frames were cut.
+        damage: whether a video with damaged parts is taken as far as it decodes, with a warning, or
+            refused.
         size: height and width of the frames.
         progress: show a bar.
 
@@ -122,7 +161,8 @@ def import_opendv(
         Number of episodes in the store.
 
     Raises:
-        UserError: nothing can be imported, a video is damaged and `damage` is "error", or the disk refuses.
+        UserError: nothing can be imported, a video is damaged and `damage` is "error", or the disk
+            refuses.
     """
     out = Path(out)
     videos = opendv_videos(root, split=split, names=names)
@@ -135,23 +175,33 @@ def import_opendv(
             clip = Clip(video, cutting=cutting, size=size)
             with kept_on_disk(clip, out) as frames:
                 if clip.damage and damage == "error":
-                    raise UserError(f"{video.path}: {clip.damage}; download it again, or import with damage 'warn'.")
+                    raise UserError(
+                        f"{video.path}: {clip.damage}; download it again, or import "
+                        "with damage 'warn'."
+                    )
                 if len(frames) == 0:
                     reason = clip.damage or "nothing remains after cutting"
                     warnings.warn(f"{video.path} is left out: {reason}.", stacklevel=2)
                     continue
                 if clip.damage:
-                    warnings.warn(f"{video.path}: {clip.damage}; {len(frames)} frames are taken.", stacklevel=2)
-                writer.append({FRONT: frames}, name=video.name, split=video.split, complaints=clip.complaints)
+                    warnings.warn(
+                        f"{video.path}: {clip.damage}; {len(frames)} frames are taken.",
+                        stacklevel=2,
+                    )
+                writer.append(
+                    {FRONT: frames}, name=video.name, split=video.split, complaints=clip.complaints
+                )
         if writer.episodes == 0:
             raise UserError(f"None of the {len(videos)} videos below {root} gave a frame.")
         return writer.episodes
 
 
 class Clip:
-    """Frames of one video: cut, at 10 per second, uint8 (H, W, 3); decoded in this process by FFmpeg's libraries.
+    """Frames of one video: cut, at 10 per second, uint8 (H, W, 3); decoded in this process by
+    FFmpeg's libraries.
 
-    The decoder conceals damaged parts and goes on; a frame that is lost is replaced by the one before it.
+    The decoder conceals damaged parts and goes on; a frame that is lost is replaced by the one
+    before it.
 
     Attributes:
         complaints: errors that the decoder has reported, from the key frame before the cut on.
@@ -194,7 +244,8 @@ class Clip:
                 self.failure = "there is no video stream of known duration"
                 return
             stream = container.streams.video[0]
-            # One thread: messages from the decoder's own threads, which tell of damage, can lock up the interpreter.
+            # One thread: messages from the decoder's own threads, which tell of damage, can lock up
+            #     the interpreter.
             stream.thread_type, stream.codec_context.thread_count = "NONE", 1
             self.missing = length = max(0.0, self._length(container.duration / av.time_base))
             if length == 0:
@@ -211,7 +262,10 @@ class Clip:
                     self.complaints += 1
                     continue
                 for frame in decoded:
-                    if frame.pts is None or (time := float(frame.pts * stream.time_base) - origin - start) < 0:
+                    if (
+                        frame.pts is None
+                        or (time := float(frame.pts * stream.time_base) - origin - start) < 0
+                    ):
                         continue
                     frame.pts, frame.time_base = round(time / stream.time_base), stream.time_base
                     graph.push(frame)
@@ -224,7 +278,11 @@ class Clip:
     def _length(self, duration: float) -> float:
         """Seconds to keep from `discard_start` on."""
         start, end = self.video.discard_start, self.video.discard_end
-        return duration - start - end if self.cutting == "exact" else min(duration - start, duration - end)
+        return (
+            duration - start - end
+            if self.cutting == "exact"
+            else min(duration - start, duration - end)
+        )
 
     def _graph(self, stream: VideoStream) -> Graph:
         graph = Graph()

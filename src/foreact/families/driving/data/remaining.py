@@ -1,4 +1,6 @@
-"""Windows that a training run has not seen yet, for fine-tuning on data that is new to the model."""
+"""Windows that a training run has not seen yet, for
+fine-tuning on data that is new to the model.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ def remaining(
         batch_size: per rank.
         steps: batches per rank that were seen.
         seed: of the sampler; 84924 for the released models.
-        drop_last: of the sampler: cut the tail that does not fill all ranks, instead of repeating the beginning.
+        drop_last: of the sampler: cut the tail that does not fill all ranks, instead of repeating
+            the beginning.
 
     Returns:
         int64 arrays, one per rank, in the order in which they would have come.
@@ -36,13 +39,16 @@ def remaining(
     dataset = cast(Dataset, range(windows))
     found = []
     for rank in range(world):
-        sampler = DistributedSampler(dataset, world, rank, shuffle=True, seed=seed, drop_last=drop_last)
+        sampler = DistributedSampler(
+            dataset, world, rank, shuffle=True, seed=seed, drop_last=drop_last
+        )
         found.append(np.array(list(sampler)[steps * batch_size :], np.int64))
     return found
 
 
 def remaining_of_run(windows: int, *, seed: int, seen: int) -> np.ndarray:
-    """What a run of ours has not seen of the epoch in which it stopped, in the order in which it would have come.
+    """What a run of ours has not seen of the epoch in which it stopped, in the order in which it
+    would have come.
 
     Args:
         windows: size of the data set.
@@ -58,5 +64,9 @@ def remaining_of_run(windows: int, *, seed: int, seen: int) -> np.ndarray:
 
 
 def _check(**numbers: int) -> None:
-    if min(numbers.values()) < 0 or any(numbers[name] < 1 for name in ("windows", "world", "batch_size")):
-        raise UserError(f"Expected windows, world and batch_size >= 1 and nothing negative, found {numbers}.")
+    if min(numbers.values()) < 0 or any(
+        numbers[name] < 1 for name in ("windows", "world", "batch_size")
+    ):
+        raise UserError(
+            f"Expected windows, world and batch_size >= 1 and nothing negative, found {numbers}."
+        )

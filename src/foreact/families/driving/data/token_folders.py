@@ -1,4 +1,6 @@
-"""Token grids in the layouts of VaViM's own tools, opened as they are: one .npy file (h, w) per frame."""
+"""Token grids in the layouts of VaViM's own tools, opened as
+they are: one .npy file (h, w) per frame.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from foreact.families.driving.data.trajectories import Trajectories
 
 
 class TokenFiles(ABC):
-    """Drives (see `foreact.families.driving.data.drives.Drives`) whose frames are files; a subclass says which."""
+    """Drives (see `foreact.families.driving.data.drives.Drives`)
+    whose frames are files; a subclass says which.
+    """
 
     label: str
     rate_hz: float
@@ -39,7 +43,8 @@ class TokenFiles(ABC):
         """Token grids int64 (*rows.shape, h, w).
 
         Raises:
-            UserError: a file is missing, damaged, holds no grid, or one of another size than the files before it.
+            UserError: a file is missing, damaged, holds no grid, or one of another size than the
+                files before it.
         """
         grids = [self._read(self.file(int(row))) for row in rows.flat]
         return np.stack(grids).reshape(*rows.shape, *grids[0].shape)
@@ -48,23 +53,30 @@ class TokenFiles(ABC):
         try:
             grid = np.load(file)
         except FileNotFoundError:
-            raise UserError(f"There is no token file {file}; tokenize that frame, or correct the folder.") from None
+            raise UserError(
+                f"There is no token file {file}; tokenize that frame, or correct the folder."
+            ) from None
         except (OSError, ValueError, EOFError) as error:
-            raise UserError(f"The token file {file} cannot be read ({error}); tokenize that frame again.") from None
+            raise UserError(
+                f"The token file {file} cannot be read ({error}); tokenize that frame again."
+            ) from None
         if not isinstance(grid, np.ndarray) or grid.ndim != 2 or grid.dtype.kind not in "iu":
-            found = f"{grid.dtype} {grid.shape}" if isinstance(grid, np.ndarray) else "several arrays"
+            found = (
+                f"{grid.dtype} {grid.shape}" if isinstance(grid, np.ndarray) else "several arrays"
+            )
             raise UserError(f"{file} should hold integers (h, w), found {found}.")
         self._grid = self._grid or (grid.shape, file)
         if grid.shape != self._grid[0]:
             raise UserError(
-                f"{file} holds a grid of {grid.shape} tokens and {self._grid[1]} one of {self._grid[0]}; "
-                "tokenize all frames at one size."
+                f"{file} holds a grid of {grid.shape} tokens and {self._grid[1]} one of "
+                f"{self._grid[0]}; tokenize all frames at one size."
             )
         return grid.astype(np.int64)
 
 
 class TokenFolders(TokenFiles):
-    """OpenDV's tokens: `<root>/<video>/t_000001.npy`, ..., in the order of the file names, at the raw frame rate.
+    """OpenDV's tokens: `<root>/<video>/t_000001.npy`, ..., in the order of the file names, at the
+    raw frame rate.
 
     Args:
         root: such as flat_tokens/.
@@ -77,19 +89,31 @@ class TokenFolders(TokenFiles):
     """
 
     def __init__(
-        self, root: str | Path, videos: Sequence[str], *, rate_hz: float = 10.0, skip_missing: bool = False
+        self,
+        root: str | Path,
+        videos: Sequence[str],
+        *,
+        rate_hz: float = 10.0,
+        skip_missing: bool = False,
     ) -> None:
         self.root, self.label, self.rate_hz = Path(root), str(root), rate_hz
         folders = {video: self._folder(video) for video in videos}
         if missing := [video for video, folder in folders.items() if folder is None]:
-            found = f"{len(missing)} of {len(videos)} videos have no folder in {root}, such as '{missing[0]}'"
+            share = f"{len(missing)} of {len(videos)}"
+            found = f"{share} videos have no folder in {root}, such as '{missing[0]}'"
             if not skip_missing or len(missing) == len(videos):
-                raise UserError(f"{found}; tokenize them, correct the list, or skip missing ones on purpose.")
+                raise UserError(
+                    f"{found}; tokenize them, correct the list, or skip missing ones on purpose."
+                )
             warnings.warn(f"{found}; they are left out.", stacklevel=2)
         self._folders = [folder for folder in folders.values() if folder is not None]
         self.names = [video for video, folder in folders.items() if folder is not None]
-        # Fixed-width bytes: OpenDV has 60 million frames, as Python strings they would not fit into memory.
-        self._files = [np.array(sorted(p.name for p in folder.glob("*.npy")), np.bytes_) for folder in self._folders]
+        # Fixed-width bytes: OpenDV has 60 million frames, as Python strings they would not fit into
+        # memory.
+        self._files = [
+            np.array(sorted(p.name for p in folder.glob("*.npy")), np.bytes_)
+            for folder in self._folders
+        ]
         self.lengths = np.array([len(files) for files in self._files], np.int64)
         self.starts = np.cumsum(self.lengths) - self.lengths
 
@@ -105,7 +129,8 @@ class TokenFolders(TokenFiles):
 
 
 class TrajectoryTokens(TokenFiles):
-    """nuPlan's and nuScenes' tokens: `<root>/<image path>` with .npy for .jpg, in the order of the trajectories.
+    """nuPlan's and nuScenes' tokens: `<root>/<image path>` with .npy for .jpg, in the order of the
+    trajectories.
 
     Args:
         trajectories: scenes, times and poses.
@@ -116,8 +141,16 @@ class TrajectoryTokens(TokenFiles):
     def __init__(self, trajectories: Trajectories, root: str | Path, *, rate_hz: float) -> None:
         if not Path(root).is_dir():
             raise UserError(f"There is no token folder {root}.")
-        self.root, self.label, self.rate_hz = Path(root), f"{trajectories.label} with {root}", rate_hz
-        self.names, self.lengths, self.starts = trajectories.names, trajectories.lengths, trajectories.starts
+        self.root, self.label, self.rate_hz = (
+            Path(root),
+            f"{trajectories.label} with {root}",
+            rate_hz,
+        )
+        self.names, self.lengths, self.starts = (
+            trajectories.names,
+            trajectories.lengths,
+            trajectories.starts,
+        )
         self.poses: np.ndarray | None = trajectories.poses
         self.timestamps: np.ndarray | None = trajectories.timestamps
         self._files = trajectories.files

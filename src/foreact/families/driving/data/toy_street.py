@@ -1,6 +1,8 @@
-"""Drives along winding roads, drawn and written in the folder layout of nuScenes: driving data without a download.
+"""Drives along winding roads, drawn and written in the folder layout of nuScenes: driving data
+without a download.
 
-Each scene is 20 seconds at 2 Hz: pictures of 256 x 144 pixels from a camera 1.6 m above a road whose bends, lane marks
+Each scene is 20 seconds at 2 Hz: pictures of 256 x 144 pixels from a camera 1.6 m above a road
+    whose bends, lane marks
 and field patches tell where the car goes and how fast, and the tables with the car's poses.
 """
 
@@ -28,7 +30,9 @@ FRAMES = 40
 
 
 def road(rng: np.random.Generator, length: float = 400.0, spacing: float = 0.5) -> np.ndarray:
-    """A centre line (N, 3): x, y, heading, every `spacing` metres; straights and bends of 12 to 60 m radius."""
+    """A centre line (N, 3): x, y, heading, every `spacing` metres;
+    straights and bends of 12 to 60 m radius.
+    """
     curvature: list[float] = []
     while len(curvature) * spacing < length:
         steps = int(rng.uniform(20, 45) / spacing)
@@ -47,7 +51,10 @@ def positions(rng: np.random.Generator, centre: np.ndarray, spacing: float = 0.5
         i = min(int(at / spacing), len(centre) - 40)
         poses.append(centre[i])
         ahead = abs(centre[i + 20, 2] - centre[i, 2]) / 10.0  # curvature over the next 10 m
-        speed += np.clip(min(9.0, np.sqrt(2.0 / max(ahead, 1e-3))) - speed, -1.5, 1.0) + rng.normal() * 0.1
+        speed += (
+            np.clip(min(9.0, np.sqrt(2.0 / max(ahead, 1e-3))) - speed, -1.5, 1.0)
+            + rng.normal() * 0.1
+        )
         at += max(speed, 2.0) * PERIOD
     return np.array(poses)
 
@@ -65,7 +72,9 @@ def picture(pose: np.ndarray, centre: np.ndarray, spacing: float = 0.5) -> np.nd
     x, y = offset @ [c, s], offset @ [-s, c]
     here = int(np.argmin(np.hypot(x, y)))
     x, y = x[here : here + 200], y[here : here + 200]
-    visible = np.concatenate([[True], np.diff(np.maximum.accumulate(x)) > 0])  # up to where the road turns back
+    visible = np.concatenate(
+        [[True], np.diff(np.maximum.accumulate(x)) > 0]
+    )  # up to where the road turns back
     along = np.interp(forward, x[visible], np.arange(here, here + len(x))[visible] * spacing)
     beside = left - np.interp(forward, x[visible], y[visible])
 
@@ -99,17 +108,32 @@ def write_toy_street(out: Path, *, scenes: int = 40, seed: int = 0, progress: bo
     final, out = out, out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(out, ignore_errors=True)
     tables: dict[str, list[dict[str, Any]]] = {
-        name: [] for name in ("scene", "sample", "sample_data", "ego_pose", "calibrated_sensor", "sensor", "log")
+        name: []
+        for name in (
+            "scene",
+            "sample",
+            "sample_data",
+            "ego_pose",
+            "calibrated_sensor",
+            "sensor",
+            "log",
+        )
     }
     tables["sensor"].append({"token": "sensor", "channel": "CAM_FRONT", "modality": "camera"})
-    tables["log"].append({"token": "log", "logfile": "toy", "vehicle": "toy", "location": "nowhere"})
+    tables["log"].append(
+        {"token": "log", "logfile": "toy", "vehicle": "toy", "location": "nowhere"}
+    )
     tables["calibrated_sensor"].append(
         {
             "token": "calibration",
             "sensor_token": "sensor",
             "translation": [0.0, 0.0, CAMERA_HEIGHT],
             "rotation": [0.5, -0.5, 0.5, -0.5],
-            "camera_intrinsic": [[FOCAL, 0.0, WIDTH / 2], [0.0, FOCAL, float(HORIZON)], [0.0, 0.0, 1.0]],
+            "camera_intrinsic": [
+                [FOCAL, 0.0, WIDTH / 2],
+                [0.0, FOCAL, float(HORIZON)],
+                [0.0, 0.0, 1.0],
+            ],
         }
     )
     folder = out / "samples" / "CAM_FRONT"
@@ -134,9 +158,17 @@ def write_toy_street(out: Path, *, scenes: int = 40, seed: int = 0, progress: bo
             name = f"samples/CAM_FRONT/toy__CAM_FRONT__{token}.jpg"
             Image.fromarray(picture(pose, centre)).save(out / name, quality=90)
             timestamp = 1_500_000_000_000_000 + number * 100_000_000 + int(i * PERIOD * 1e6)
-            neighbours = {"prev": tokens[i - 1] if i else "", "next": tokens[i + 1] if i + 1 < FRAMES else ""}
+            neighbours = {
+                "prev": tokens[i - 1] if i else "",
+                "next": tokens[i + 1] if i + 1 < FRAMES else "",
+            }
             tables["sample"].append(
-                {"token": token, "timestamp": timestamp, "scene_token": f"scene-{number:04d}", **neighbours}
+                {
+                    "token": token,
+                    "timestamp": timestamp,
+                    "scene_token": f"scene-{number:04d}",
+                    **neighbours,
+                }
             )
             tables["ego_pose"].append(
                 {

@@ -1,4 +1,5 @@
-"""Ego trajectories: per frame of a camera its scene, file, time and ego pose; native form JSON lines.
+"""Ego trajectories: per frame of a camera its scene, file, time and ego pose; native form JSON
+lines.
 
 One record per frame, with the keys of the released nuScenes pickles:
 
@@ -58,8 +59,18 @@ class Trajectories:
         for i, record in enumerate(records):
             try:
                 frame = record[camera]
-                pose = [*map(float, frame["ego_to_world_tran"]), *map(float, frame["ego_to_world_rot"])]
-                rows.append((str(record["scene"]["name"]), int(frame["timestamp"]), str(frame["file_path"]), pose))
+                pose = [
+                    *map(float, frame["ego_to_world_tran"]),
+                    *map(float, frame["ego_to_world_rot"]),
+                ]
+                rows.append(
+                    (
+                        str(record["scene"]["name"]),
+                        int(frame["timestamp"]),
+                        str(frame["file_path"]),
+                        pose,
+                    )
+                )
             except (KeyError, TypeError, ValueError, OverflowError) as error:
                 has = sorted(record) if isinstance(record, Mapping) else type(record).__name__
                 raise UserError(
@@ -67,7 +78,9 @@ class Trajectories:
                     f"({type(error).__name__}: {error}); it has {has}."
                 ) from None
             if len(pose) != 7:
-                raise UserError(f"Record {i} of {label} should have 3 + 4 pose values, found {len(pose)}.")
+                raise UserError(
+                    f"Record {i} of {label} should have 3 + 4 pose values, found {len(pose)}."
+                )
         if not rows:
             raise UserError(f"{label} holds no frame of camera '{camera}'.")
         rows.sort(key=lambda row: row[:2])
@@ -111,7 +124,9 @@ def read_trajectories(path: str | Path) -> Iterator[Record]:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"There is no trajectory file {path}; `foreact data import-nuscenes` writes one.")
+        raise UserError(
+            f"There is no trajectory file {path}; `foreact data import-nuscenes` writes one."
+        )
     with open(path, encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, start=1):
             try:
@@ -120,6 +135,7 @@ def read_trajectories(path: str | Path) -> Iterator[Record]:
                 record = None
             if not isinstance(record, dict):
                 raise UserError(
-                    f"Line {number} of {path} is not one JSON record; the file is cut short or of another make."
+                    f"Line {number} of {path} is not one JSON record; the file is cut short or of "
+                    "another make."
                 )
             yield record

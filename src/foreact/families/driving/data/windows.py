@@ -1,4 +1,5 @@
-"""Windows of drives: token frames at a lower rate, with a plan (future waypoints) and a command for each of them.
+"""Windows of drives: token frames at a lower rate, with a plan (future waypoints) and a command for
+each of them.
 
 raw frames      .   .   .   .   .   .   .   .   .   .   .         stride 2, 3 frames, horizon 2
 frames          t0      t1      t2
@@ -32,12 +33,15 @@ class DrivingWindows:
         frames: T, frames per window.
         stride: raw frames from one frame to the next; 5 makes 2 Hz of 10 Hz.
         horizon: K, waypoints per frame, `stride` raw frames apart; None for tokens alone.
-        future: strides that must follow the last frame; by default the horizon. The released VaViM was fine-tuned on
-            tokens alone with 6, which leaves out the last three seconds of every drive.
-        command_horizon: how far ahead a command looks. "plan": to the last waypoint. "reference": `horizon` raw
-            frames, as the released VaVAM was trained; the same for stride 1, a fifth of the plan for stride 5.
+        future: strides that must follow the last frame; by default the horizon. The released VaViM
+            was fine-tuned on tokens alone with 6, which leaves out the last three seconds of every
+            drive.
+        command_horizon: how far ahead a command looks. "plan": to the last waypoint. "reference":
+            `horizon` raw frames, as the released VaVAM was trained; the same for stride 1, a fifth
+            of the plan for stride 5.
         command_threshold: metres to a side that make a turn.
-        gaps: windows across a gap in the timestamps are left out, with a warning that counts them, or kept.
+        gaps: windows across a gap in the timestamps are left out, with a warning that counts them,
+            or kept.
         vocab: number of token ids; ids beyond are an error. None: not checked.
         camera: key of the tokens in the batch.
         episodes: numbers of the drives to take; by default all.
@@ -46,7 +50,8 @@ class DrivingWindows:
         spec: what the plans mean.
 
     Raises:
-        UserError: no window fits, plans are asked for and the drives have no poses, or a size that makes no sense.
+        UserError: no window fits, plans are asked for and the drives have no poses, or a size that
+            makes no sense.
     """
 
     augments = False
@@ -80,7 +85,8 @@ class DrivingWindows:
             )
         if horizon is not None and drives.poses is None:
             raise UserError(
-                f"{drives.label} has no ego poses to make plans from; train on tokens alone (horizon None)."
+                f"{drives.label} has no ego poses to make plans from; train on tokens alone "
+                "(horizon None)."
             )
         self.drives, self.frames, self.stride, self.horizon = drives, frames, stride, horizon
         self.command_threshold, self.vocab, self.camera = command_threshold, vocab, camera
@@ -90,11 +96,15 @@ class DrivingWindows:
             fps=drives.rate_hz / stride,
             action=None if horizon is None else plan_spec(drives.rate_hz / stride),
         )
-        chosen = np.arange(len(drives.lengths)) if episodes is None else np.asarray(episodes, np.int64)
+        chosen = (
+            np.arange(len(drives.lengths)) if episodes is None else np.asarray(episodes, np.int64)
+        )
         self._place((frames - 1 + future) * stride, chosen, cut=gaps == "leave_out")
 
     def _place(self, span: int, episodes: np.ndarray, *, cut: bool) -> None:
-        """Find the runs of raw frames without a gap; every run gives max(0, length - span) windows."""
+        """Find the runs of raw frames without a gap; every run
+        gives max(0, length - span) windows.
+        """
         drives = self.drives
         starts, stops = drives.starts[episodes], drives.starts[episodes] + drives.lengths[episodes]
         whole = int(np.maximum(stops - starts - span, 0).sum())
@@ -105,15 +115,20 @@ class DrivingWindows:
         self._episodes, self._first, self._ends = runs[:, 0], runs[:, 1], np.cumsum(counts)
         if len(self) == 0:
             lengths = (stops - starts).tolist()
-            found = f"{len(lengths)} drives of {min(lengths)} to {max(lengths)}" if lengths else "no drive at all"
+            found = (
+                f"{len(lengths)} drives of {min(lengths)} to {max(lengths)}"
+                if lengths
+                else "no drive at all"
+            )
             raise UserError(
-                f"A window spans {span + 1} raw frames; none fits into {drives.label}, {found}"
-                f"{' with gaps between them' if whole else ''}: take fewer frames, a smaller stride or longer drives."
+                f"A window spans {span + 1} raw frames; none fits into {drives.label}, "
+                f"{found}{' with gaps between them' if whole else ''}: take fewer frames, a "
+                "smaller stride or longer drives."
             )
         if len(self) < whole:
             warnings.warn(
-                f"{whole - len(self)} of {whole} windows of {drives.label} cross a gap of more than {LARGEST_GAP} "
-                "frame periods in the timestamps and are left out.",
+                f"{whole - len(self)} of {whole} windows of {drives.label} cross a gap of more "
+                f"than {LARGEST_GAP} frame periods in the timestamps and are left out.",
                 stacklevel=3,
             )
 
@@ -165,7 +180,9 @@ class DrivingWindows:
             UserError: tokens that are missing, damaged, or outside the vocabulary.
         """
         rows = self.rows(chosen)[:, : self.frames]
-        batch = Batch(tokens={self.camera: self._tokens(rows)}, index=torch.from_numpy(self.index(chosen)))
+        batch = Batch(
+            tokens={self.camera: self._tokens(rows)}, index=torch.from_numpy(self.index(chosen))
+        )
         if self.horizon is not None:
             origin, targets = self.poses(chosen)
             assert self.drives.poses is not None
@@ -178,22 +195,32 @@ class DrivingWindows:
         """Run and first row of windows (B,)."""
         chosen = np.asarray(chosen, np.int64)
         if chosen.size and (chosen.min() < 0 or chosen.max() >= len(self)):
-            raise UserError(f"There are windows 0..{len(self) - 1}; {chosen.min()}..{chosen.max()} were asked for.")
+            raise UserError(
+                f"There are windows 0..{len(self) - 1}; "
+                f"{chosen.min()}..{chosen.max()} were asked for."
+            )
         run = np.searchsorted(self._ends, chosen, side="right")
         before = np.concatenate([[0], self._ends])[run]
         return run, self._first[run] + chosen - before
 
     def _tokens(self, rows: np.ndarray) -> torch.Tensor:
         tokens = self.drives.tokens(rows).astype(np.int64, copy=False)
-        if self.vocab is not None and tokens.size and (tokens.min() < 0 or tokens.max() >= self.vocab):
+        if (
+            self.vocab is not None
+            and tokens.size
+            and (tokens.min() < 0 or tokens.max() >= self.vocab)
+        ):
             at = tuple(np.argwhere((tokens < 0) | (tokens >= self.vocab))[0])
             raise UserError(
                 f"Token ids should be in 0..{self.vocab - 1}, found {tokens[at]} in "
-                f"{self.drives.where(int(rows[at[:2]]))}; use tokens and weights of the same tokenizer."
+                f"{self.drives.where(int(rows[at[:2]]))}; use tokens and weights of the same "
+                "tokenizer."
             )
         return torch.from_numpy(tokens)
 
 
 def plan_spec(rate_hz: float) -> ActionSpec:
     """What the numbers of a plan mean: metres forward and left of the frame that it starts from."""
-    return ActionSpec(names=("forward", "left"), units=("m", "m"), frame="ego", mode="relative", rate_hz=rate_hz)
+    return ActionSpec(
+        names=("forward", "left"), units=("m", "m"), frame="ego", mode="relative", rate_hz=rate_hz
+    )

@@ -1,9 +1,11 @@
-"""Dense probing without training (HummingBird, arXiv 2306.01667): label each patch by its nearest labelled neighbours.
+"""Dense probing without training (HummingBird, arXiv 2306.01667): label each patch by its nearest
+labelled neighbours.
 
-    training pictures -> features of patches, labels of patches -> memory
-    held-out pictures -> features -> neighbours in memory -> labels of patches -> labels of pixels -> IoU | depth error
+    training pictures -> features of patches, labels of patches -> memory held-out pictures ->
+    features -> neighbours in memory -> labels of patches -> labels of pixels -> IoU | depth error
 
-What the features of a network know about classes or depth shows in the score, since nothing else is learned.
+What the features of a network know about classes or depth shows in the score, since nothing else is
+learned.
 """
 
 from __future__ import annotations
@@ -27,10 +29,13 @@ IGNORE = 255
 DEPTH_BINS = 255
 
 Features = Callable[[Tensor], Tensor]
-"""Pictures, as the data gives them with B first -> (B, h w, D), patches row by row, on any device."""
+"""Pictures, as the data gives them with B first -> (B, h w, D), patches row by row, on any device.
+"""
 
 Labelled = Iterable[tuple[Tensor, Tensor]]
-"""Batches of pictures (B, ...) and labels (B, 1, H, W): integers for segmentation, floats for depth."""
+"""Batches of pictures (B, ...) and labels (B, 1, H, W):
+integers for segmentation, floats for depth.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +49,12 @@ class ProbeConfig:
         neighbours: how many neighbours vote.
         temperature: of the softmax over their cosines.
         per_image: patches that each training picture leaves in memory; None for all.
-        search: "exact" compares with all of memory; "faiss" looks into a tenth of its cells only, see `FaissSearch`.
-        reference: repeat two habits of the reference evaluation: pixels without a class count as class 0 in memory
-            (here they count as nothing), and the depth bins that balance a bounded memory span a batch (here a
-            picture, so that the choice does not depend on what else is in the batch).
+        search: "exact" compares with all of memory; "faiss" looks into a tenth of its cells only,
+            see `FaissSearch`.
+        reference: repeat two habits of the reference evaluation: pixels without a class count as
+            class 0 in memory (here they count as nothing), and the depth bins that balance a
+            bounded memory span a batch (here a picture, so that the choice does not depend on what
+            else is in the batch).
     """
 
     task: Literal["segmentation", "depth"] = "segmentation"
@@ -62,20 +69,23 @@ class ProbeConfig:
     def __post_init__(self) -> None:
         if self.task not in ("segmentation", "depth") or self.search not in ("exact", "faiss"):
             raise UserError(
-                "The probe's task should be 'segmentation' or 'depth' and its search 'exact' or 'faiss', "
-                f"found '{self.task}' and '{self.search}'."
+                "The probe's task should be 'segmentation' or 'depth' and its search 'exact' or "
+                f"'faiss', found '{self.task}' and '{self.search}'."
             )
         for name in ("classes", "patch", "neighbours", "per_image"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise UserError(f"The probe's {name} should be at least 1, found {value}.")
         if not self.temperature > 0:
-            raise UserError(f"The probe's temperature should be positive, found {self.temperature}.")
+            raise UserError(
+                f"The probe's temperature should be positive, found {self.temperature}."
+            )
 
 
 @dataclass(frozen=True)
 class Memory:
-    """Labelled patches: features float32 (M, D) of length 1, labels float32 (M, C) class shares or (M, 1) depth.
+    """Labelled patches: features float32 (M, D) of length 1, labels float32 (M, C) class shares or
+    (M, 1) depth.
 
     Both lie on the device that the network's features come from, where the search then computes.
     """
@@ -93,14 +103,17 @@ class Search(Protocol):
 
 
 @torch.no_grad()
-def build_memory(data: Labelled, features: Features, config: ProbeConfig, *, draws: Callable[[int], Tensor]) -> Memory:
+def build_memory(
+    data: Labelled, features: Features, config: ProbeConfig, *, draws: Callable[[int], Tensor]
+) -> Memory:
     """Gather labelled patches of training pictures.
 
     Args:
         data: training pictures with labels.
         features: the network under test.
         config: of the probe.
-        draws: n -> uniform numbers in [0, 1), float (n,); decides which patches a bounded memory keeps.
+        draws: n -> uniform numbers in [0, 1), float (n,); decides which patches a bounded memory
+            keeps.
 
     Raises:
         UserError: no labelled patch, or features and labels that do not fit.
@@ -119,15 +132,17 @@ def build_memory(data: Labelled, features: Features, config: ProbeConfig, *, dra
             rows.append(found[image, picked.to(found.device)])
             labels.append(shares[image, picked].to(found.device))
     if not sum(map(len, rows)):
-        raise UserError("No training picture has a labelled patch, so there is nothing to compare with.")
+        raise UserError(
+            "No training picture has a labelled patch, so there is nothing to compare with."
+        )
     return Memory(torch.cat(rows), torch.cat(labels))
 
 
 def choose_patches(kinds: Tensor, n: int, draws: Callable[[int], Tensor]) -> list[Tensor]:
     """Up to n patches per picture, those with rare classes more likely.
 
-    A patch's score is a uniform number times the sum, over the classes in it, of how many patches of the picture hold
-    that class; the lowest scores are kept.
+    A patch's score is a uniform number times the sum, over the classes in it, of how many patches
+    of the picture hold that class; the lowest scores are kept.
 
     Args:
         kinds: which classes each patch holds, bool (B, P, C); a patch without any is never chosen.
@@ -152,14 +167,18 @@ def open_search(memory: Memory, config: ProbeConfig) -> Search:
     """
     if len(memory.features) < config.neighbours:
         raise UserError(
-            f"Memory holds {len(memory.features)} patches and {config.neighbours} neighbours are to vote; "
-            "give more pictures or ask for fewer neighbours."
+            f"Memory holds {len(memory.features)} patches and {config.neighbours} neighbours are "
+            "to vote; give more pictures or ask for fewer neighbours."
         )
-    return FaissSearch(memory.features) if config.search == "faiss" else ExactSearch(memory.features)
+    return (
+        FaissSearch(memory.features) if config.search == "faiss" else ExactSearch(memory.features)
+    )
 
 
 @torch.no_grad()
-def predict(found: Tensor, grid: tuple[int, int], memory: Memory, search: Search, config: ProbeConfig) -> Tensor:
+def predict(
+    found: Tensor, grid: tuple[int, int], memory: Memory, search: Search, config: ProbeConfig
+) -> Tensor:
     """Labels of every pixel from features of patches.
 
     Args:
@@ -184,7 +203,8 @@ class ProbeResult:
 
     Attributes:
         scores: "mIoU", or "d1", "d2", "d3", "abs_rel", "sq_rel" and "rmse".
-        iou: per class, None where the class occurs neither in truth nor in prediction; empty for depth.
+        iou: per class, None where the class occurs neither in truth nor in prediction; empty for
+            depth.
         config: of the probe.
         memory: patches in memory.
         images: held-out pictures.
@@ -210,21 +230,25 @@ def probe(
     draws: Callable[[int], Tensor],
     keep: Callable[[Tensor, Tensor, Tensor], None] | None = None,
 ) -> ProbeResult:
-    """Build a memory from training pictures and score the labels that it gives to held-out pictures.
+    """Build a memory from training pictures and score the labels that it gives to held-out
+    pictures.
 
     Args:
         train, held_out: labelled pictures.
         features: the network under test.
         config: settings.
         draws: see `build_memory`.
-        keep: called with pictures, truth and prediction of every held-out batch, for pictures of them.
+        keep: called with pictures, truth and prediction of every held-out batch, for pictures of
+            them.
 
     Raises:
         UserError: data that is empty or does not fit.
     """
     memory = build_memory(train, features, config, draws=draws)
     search = open_search(memory, config)
-    metric = Confusion(config.classes, ignore=IGNORE) if config.task == "segmentation" else DepthErrors()
+    metric = (
+        Confusion(config.classes, ignore=IGNORE) if config.task == "segmentation" else DepthErrors()
+    )
     images = 0
     for pictures, target in held_out:
         found = _unit_features(features, pictures, target, config)
@@ -243,24 +267,30 @@ def probe(
     )
 
 
-def _unit_features(features: Features, images: Tensor, target: Tensor, config: ProbeConfig) -> Tensor:
+def _unit_features(
+    features: Features, images: Tensor, target: Tensor, config: ProbeConfig
+) -> Tensor:
     """(B, h w, D) of length 1, checked against the grid of the labels."""
     found = features(images).float()
     height, width = target.shape[-2:]
     patches = (height // config.patch) * (width // config.patch)
     if height % config.patch or width % config.patch or found.shape[:2] != (len(target), patches):
         raise UserError(
-            f"Labels of {height} x {width} pixels in patches of {config.patch} do not fit features of shape "
-            f"{tuple(found.shape)}; features should be (B, patches, D)."
+            f"Labels of {height} x {width} pixels in patches of {config.patch} do not fit "
+            f"features of shape {tuple(found.shape)}; features should be (B, patches, D)."
         )
     return functional.normalize(found, dim=-1)
 
 
 def _patch_labels(target: Tensor, config: ProbeConfig) -> tuple[Tensor, Tensor]:
-    """Labels of patches for the memory, float32 (B, P, C | 1), and the classes each patch holds, bool (B, P, C)."""
+    """Labels of patches for the memory, float32 (B, P, C | 1), and
+    the classes each patch holds, bool (B, P, C).
+    """
     pixels = _patches(target, config.patch)
     if config.task == "depth":
-        low, high = pixels.aminmax() if config.reference else pixels.flatten(1).aminmax(dim=1)  # () or (B,)
+        low, high = (
+            pixels.aminmax() if config.reference else pixels.flatten(1).aminmax(dim=1)
+        )  # () or (B,)
         low, high = low.view(-1, 1, 1), high.view(-1, 1, 1)
         bins = ((pixels - low) / (high - low).clamp_min(1e-12) * DEPTH_BINS).long()
         # Averaging over the patch now or after the vote is the same, since the vote is linear.
@@ -270,10 +300,13 @@ def _patch_labels(target: Tensor, config: ProbeConfig) -> tuple[Tensor, Tensor]:
     outside = pixels[~ignored & ((pixels < 0) | (pixels >= config.classes))]
     if len(outside):
         raise UserError(
-            f"Labels should lie in 0..{config.classes - 1}, or be {IGNORE} for none, found {int(outside[0])}."
+            f"Labels should lie in 0..{config.classes - 1}, or be {IGNORE} for none, found "
+            f"{int(outside[0])}."
         )
     counted = torch.ones_like(ignored) if config.reference else ~ignored
-    one_hot = functional.one_hot(pixels.masked_fill(ignored, 0), config.classes) * counted[..., None]
+    one_hot = (
+        functional.one_hot(pixels.masked_fill(ignored, 0), config.classes) * counted[..., None]
+    )
     counts = one_hot.sum(2)
     return counts / counted.sum(-1, keepdim=True).clamp_min(1), counts > 0
 

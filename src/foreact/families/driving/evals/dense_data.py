@@ -1,10 +1,15 @@
-"""Labelled street pictures for dense probing: Cityscapes and KITTI-STEP, cropped as VaViM's evaluation crops them.
+"""Labelled street pictures for dense probing: Cityscapes and KITTI-STEP, cropped as VaViM's
+evaluation crops them.
 
 Layouts::
 
-    cityscapes/leftImg8bit/<split>/<city>/<stem>_leftImg8bit.png     kitti/images/<split>/<sequence>/<frame>.png
-    cityscapes/gtFine/<split>/<city>/<stem>_gtFine_labelIds.png      kitti/panoptic_maps/<split>/<sequence>/<frame>.png
-    depth/<split>/<stem>_leftImg8bit_depth.png                       depth/<split>/<sequence>_<frame>_depth.png
+    cityscapes/leftImg8bit/<split>/<city>/<stem>_leftImg8bit.png
+    cityscapes/gtFine/<split>/<city>/<stem>_gtFine_labelIds.png
+    depth/<split>/<stem>_leftImg8bit_depth.png
+
+    kitti/images/<split>/<sequence>/<frame>.png
+    kitti/panoptic_maps/<split>/<sequence>/<frame>.png
+    depth/<split>/<sequence>_<frame>_depth.png
 """
 
 from __future__ import annotations
@@ -32,8 +37,10 @@ SIZE = (288, 512)
 """Height and width of what the model sees."""
 
 DepthFormat = Literal["gray16", "red8"]
-"""How depth lies in a PNG: "gray16", one channel of 16 bits, 0..65535 for 0..1; or "red8", the red channel of a colour
-picture, 0..255 for 0..1, since the reference writes depth through a colour map and reads back its red channel."""
+"""How depth lies in a PNG: "gray16", one channel of 16 bits, 0..65535 for 0..1; or "red8", the red
+channel of a colour picture, 0..255 for 0..1, since the reference writes depth through a colour map
+and reads back its red channel.
+"""
 
 Dataset = Literal["cityscapes", "kitti", "kitti-video"]
 
@@ -61,7 +68,8 @@ class DenseData:
         samples: what there is.
         geometry: resizes and crops a tensor (C, H, W) to (C, 288, 512); `nearest` for labels.
         mask_mode: PIL's mode of the mask files, "L" or "RGB".
-        classes: from the pixels of a mask file, uint8 (H, W) or (H, W, 3), to classes uint8 (H, W), 255 for none.
+        classes: from the pixels of a mask file, uint8 (H, W) or (H, W, 3), to classes uint8 (H, W),
+            255 for none.
         depth_format: how depth lies in its files.
     """
 
@@ -76,7 +84,10 @@ class DenseData:
 
     def images(self, i: int) -> Tensor:
         """uint8 (T, 3, 288, 512)."""
-        frames = [torch.from_numpy(np.array(_open(path).convert("RGB"))) for path in self.samples[i].frames]
+        frames = [
+            torch.from_numpy(np.array(_open(path).convert("RGB")))
+            for path in self.samples[i].frames
+        ]
         return torch.stack([self.geometry(frame.movedim(-1, 0), False) for frame in frames])
 
     def mask(self, i: int) -> Tensor:
@@ -84,18 +95,27 @@ class DenseData:
         path = self.samples[i].mask
         image = _open(path)
         if image.mode != self.mask_mode:
-            raise UserError(f"{path} should hold labels in mode {self.mask_mode}, found {image.mode}; fetch it again.")
+            raise UserError(
+                f"{path} should hold labels in mode {self.mask_mode}, found "
+                f"{image.mode}; fetch it again."
+            )
         return self.geometry(torch.from_numpy(self.classes(np.asarray(image)))[None], True)
 
     def depth(self, i: int) -> Tensor:
-        """float32 (1, 288, 512) in 0..1; files of that size are taken as they are, others are cropped like pictures."""
+        """float32 (1, 288, 512) in 0..1; files of that size are taken
+        as they are, others are cropped like pictures.
+        """
         path = self.samples[i].depth
         if path is None:
-            raise UserError("This data was opened without depth files; name the folder that holds them.")
+            raise UserError(
+                "This data was opened without depth files; name the folder that holds them."
+            )
         depth = torch.from_numpy(read_depth(path, self.depth_format))[None]
         return depth if tuple(depth.shape[1:]) == SIZE else self.geometry(depth, False)
 
-    def batches(self, task: Literal["segmentation", "depth"], size: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(
+        self, task: Literal["segmentation", "depth"], size: int
+    ) -> Iterator[tuple[Tensor, Tensor]]:
         """Pictures uint8 (B, T, 3, 288, 512) and labels (B, 1, 288, 512), in order."""
         label = self.mask if task == "segmentation" else self.depth
         for start in range(0, len(self), size):
@@ -133,9 +153,25 @@ def cityscapes(
     folder = _folder(root / "leftImg8bit" / split, "Cityscapes pictures")
     samples = []
     for path in sorted(folder.glob("*/*_leftImg8bit.png")):
-        mask = root / "gtFine" / split / path.parent.name / path.name.replace("leftImg8bit", "gtFine_labelIds")
-        samples.append(Sample((path,), mask, None if depth is None else depth / split / f"{path.stem}_depth.png"))
-    return DenseData(_present(samples, folder, depth_exists), _crop_cityscapes, "L", cityscapes_classes, depth_format)
+        mask = (
+            root
+            / "gtFine"
+            / split
+            / path.parent.name
+            / path.name.replace("leftImg8bit", "gtFine_labelIds")
+        )
+        samples.append(
+            Sample(
+                (path,), mask, None if depth is None else depth / split / f"{path.stem}_depth.png"
+            )
+        )
+    return DenseData(
+        _present(samples, folder, depth_exists),
+        _crop_cityscapes,
+        "L",
+        cityscapes_classes,
+        depth_format,
+    )
 
 
 def kitti_step(
@@ -163,7 +199,9 @@ def kitti_step(
         UserError: a folder or a label file is missing, or no sequence is long enough.
     """
     if frames < 1 or stride < 1:
-        raise UserError(f"Clips need at least 1 frame and a stride of at least 1, found {frames} and {stride}.")
+        raise UserError(
+            f"Clips need at least 1 frame and a stride of at least 1, found {frames} and {stride}."
+        )
     folder = _folder(root / "images" / split, "KITTI-STEP pictures")
     reach = (frames - 1) * stride
     samples = []
@@ -174,7 +212,9 @@ def kitti_step(
             mask = root / "panoptic_maps" / split / sequence.name / files[last].name
             clip = tuple(files[last - reach : last + 1 : stride])
             samples.append(Sample(clip, mask, None if depth is None else depth / split / name))
-    return DenseData(_present(samples, folder, depth_exists), _crop_kitti, "RGB", kitti_classes, depth_format)
+    return DenseData(
+        _present(samples, folder, depth_exists), _crop_kitti, "RGB", kitti_classes, depth_format
+    )
 
 
 def cityscapes_classes(ids: np.ndarray) -> np.ndarray:
@@ -185,7 +225,9 @@ def cityscapes_classes(ids: np.ndarray) -> np.ndarray:
 
 
 def kitti_classes(panoptic: np.ndarray) -> np.ndarray:
-    """Panoptic maps, uint8 (H, W, 3): red is the class, 255 for none; green * 256 + blue the instance."""
+    """Panoptic maps, uint8 (H, W, 3): red is the class, 255 for
+    none; green * 256 + blue the instance.
+    """
     return np.ascontiguousarray(panoptic[..., 0])
 
 
@@ -202,13 +244,21 @@ def read_depth(path: Path, depth_format: DepthFormat = "gray16") -> np.ndarray:
     if depth_format == "red8" and image.mode in ("RGB", "RGBA", "L"):
         return (pixels if pixels.ndim == 2 else pixels[..., 0]).astype(np.float32) / 255.0
     expected = "one channel of 16 bits" if depth_format == "gray16" else "8-bit colours"
-    raise UserError(f"{path} should hold depth as {expected}, found mode {image.mode}; name the depth format it has.")
+    raise UserError(
+        f"{path} should hold depth as {expected}, found mode {image.mode}; name the "
+        "depth format it has."
+    )
 
 
 def write_depth(path: Path, depth: np.ndarray) -> None:
-    """Write finite depth (H, W), scaled by its own least and greatest value to 0..1, as a 16-bit PNG."""
+    """Write finite depth (H, W), scaled by its own least and
+    greatest value to 0..1, as a 16-bit PNG.
+    """
     if depth.ndim != 2 or not np.isfinite(depth).all():
-        raise UserError(f"A depth map should be finite and (H, W), found shape {depth.shape}; {path} was not written.")
+        raise UserError(
+            f"A depth map should be finite and (H, W), found shape {depth.shape}; "
+            f"{path} was not written."
+        )
     low, high = float(depth.min()), float(depth.max())
     scaled = (depth - low) / (high - low) if high > low else np.zeros_like(depth)
     save_image(path, Image.fromarray((scaled * 65535.0).round().astype(np.uint16)))
@@ -238,8 +288,8 @@ def _centre(image: Tensor) -> Tensor:
     top, left = round((image.shape[1] - height) / 2), round((image.shape[2] - width) / 2)
     if top < 0 or left < 0:
         raise UserError(
-            f"After resizing the picture has {image.shape[1]} x {image.shape[2]} pixels, less than {height} x {width}; "
-            "give pictures in the size of the published data set."
+            f"After resizing the picture has {image.shape[1]} x {image.shape[2]} pixels, less "
+            f"than {height} x {width}; give pictures in the size of the published data set."
         )
     return image[:, top : top + height, left : left + width]
 
@@ -249,23 +299,30 @@ def _open(path: Path) -> Image.Image:
         image = Image.open(path)
         image.load()
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
-        raise UserError(f"{path} cannot be read as a picture ({error}); fetch the file again.") from error
+        raise UserError(
+            f"{path} cannot be read as a picture ({error}); fetch the file again."
+        ) from error
     return image
 
 
 def _folder(path: Path, what: str) -> Path:
     if not path.is_dir():
-        raise UserError(f"There should be a folder with {what} at {path}; check the root and the split.")
+        raise UserError(
+            f"There should be a folder with {what} at {path}; check the root and the split."
+        )
     return path
 
 
 def _present(samples: list[Sample], folder: Path, depth_exists: bool) -> list[Sample]:
     if not samples:
         raise UserError(
-            f"{folder} holds no labelled picture of the expected names, or no sequence that is long enough."
+            f"{folder} holds no labelled picture of the expected names, or no sequence that is "
+            "long enough."
         )
     for sample in samples:
         for path in (sample.mask, sample.depth if depth_exists else None):
             if path is not None and not path.is_file():
-                raise UserError(f"{sample.frames[-1]} has no label at {path}; fetch or make the missing file.")
+                raise UserError(
+                    f"{sample.frames[-1]} has no label at {path}; fetch or make the missing file."
+                )
     return samples

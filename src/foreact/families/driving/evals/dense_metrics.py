@@ -27,20 +27,25 @@ class Confusion:
         """Integer tensors of one shape; raises a `UserError` for classes that do not exist."""
         if predicted.shape != truth.shape:
             raise UserError(
-                f"Predicted and true classes should have one shape, found {tuple(predicted.shape)} and "
-                f"{tuple(truth.shape)}."
+                "Predicted and true classes should have one shape, found "
+                f"{tuple(predicted.shape)} and {tuple(truth.shape)}."
             )
         counted = truth != self.ignore
         p, t = predicted[counted].long(), truth[counted].long()
         for values in (p, t):
             if len(values) and not 0 <= int(values.min()) <= int(values.max()) < self.classes:
                 raise UserError(
-                    f"Classes should lie in 0..{self.classes - 1}, found {int(values.min())}..{int(values.max())}."
+                    f"Classes should lie in 0..{self.classes - 1}, found "
+                    f"{int(values.min())}..{int(values.max())}."
                 )
-        self.counts += torch.bincount(t * self.classes + p, minlength=self.classes**2).view_as(self.counts)
+        self.counts += torch.bincount(t * self.classes + p, minlength=self.classes**2).view_as(
+            self.counts
+        )
 
     def iou(self) -> Tensor:
-        """float64 (C,): pixels where truth and prediction agree over pixels where either is the class; NaN for none."""
+        """float64 (C,): pixels where truth and prediction agree over
+        pixels where either is the class; NaN for none.
+        """
         both = self.counts.diagonal().double()
         return both / (self.counts.sum(0) + self.counts.sum(1) - both)
 
@@ -51,12 +56,17 @@ class Confusion:
     def scores(self) -> dict[str, float]:
         """mIoU: the mean over the classes that occur."""
         if not int(self.counts.sum()):
-            raise UserError("No pixel has a label, so there is no IoU; check the labels of the held-out pictures.")
+            raise UserError(
+                "No pixel has a label, so there is no IoU; check the labels of the "
+                "held-out pictures."
+            )
         return {"mIoU": float(self.iou().nanmean())}
 
 
 class DepthErrors:
-    """Errors of depth maps: means per picture, averaged over pictures; pixels without depth (<= 0) do not count."""
+    """Errors of depth maps: means per picture, averaged over
+    pictures; pixels without depth (<= 0) do not count.
+    """
 
     def __init__(self) -> None:
         self._images: list[Tensor] = []
@@ -65,8 +75,8 @@ class DepthErrors:
         """float (B, 1, H, W) each, in one unit."""
         if predicted.shape != truth.shape:
             raise UserError(
-                f"Predicted and true depth should have one shape, found {tuple(predicted.shape)} and "
-                f"{tuple(truth.shape)}."
+                f"Predicted and true depth should have one shape, found {tuple(predicted.shape)} "
+                f"and {tuple(truth.shape)}."
             )
         for p, t in zip(predicted.double(), truth.double(), strict=True):
             p, t = p[t > 0], t[t > 0]
@@ -75,12 +85,20 @@ class DepthErrors:
             ratio = torch.maximum(p / t, t / p.clamp_min(1e-12))
             error = (p - t).abs()
             within = [(ratio < 1.25**k).double().mean() for k in (1, 2, 3)]
-            self._images.append(torch.stack([*within, (error / t).mean(), (error**2 / t).mean(), (error**2).mean()]))
+            self._images.append(
+                torch.stack([*within, (error / t).mean(), (error**2 / t).mean(), (error**2).mean()])
+            )
 
     def scores(self) -> dict[str, float]:
-        """d1, d2, d3: shares of pixels within 1.25, 1.25^2, 1.25^3; abs_rel, sq_rel; rmse: root of the mean MSE."""
+        """d1, d2, d3: shares of pixels within 1.25, 1.25^2, 1.25^3;
+        abs_rel, sq_rel; rmse: root of the mean MSE.
+        """
         if not self._images:
-            raise UserError("No pixel has depth, so there is no error of depth; check the depth files.")
+            raise UserError(
+                "No pixel has depth, so there is no error of depth; check the depth files."
+            )
         mean = torch.stack(self._images).mean(0)
         mean[-1] = mean[-1].sqrt()
-        return dict(zip(("d1", "d2", "d3", "abs_rel", "sq_rel", "rmse"), mean.tolist(), strict=True))
+        return dict(
+            zip(("d1", "d2", "d3", "abs_rel", "sq_rel", "rmse"), mean.tolist(), strict=True)
+        )

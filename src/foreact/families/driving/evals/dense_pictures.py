@@ -12,16 +12,34 @@ from foreact.families.driving.evals.dense import IGNORE
 # The colours that Cityscapes publishes for its 19 classes.
 PALETTE = np.array(
     [
-        (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30),
-        (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142),
-        (0, 0, 70), (0, 60, 100), (0, 80, 100), (0, 0, 230), (119, 11, 32),
+        (128, 64, 128),
+        (244, 35, 232),
+        (70, 70, 70),
+        (102, 102, 156),
+        (190, 153, 153),
+        (153, 153, 153),
+        (250, 170, 30),
+        (220, 220, 0),
+        (107, 142, 35),
+        (152, 251, 152),
+        (70, 130, 180),
+        (220, 20, 60),
+        (255, 0, 0),
+        (0, 0, 142),
+        (0, 0, 70),
+        (0, 60, 100),
+        (0, 80, 100),
+        (0, 0, 230),
+        (119, 11, 32),
     ],
     dtype=np.uint8,
-)  # fmt: skip
+)
 
 
 def label_picture(labels: Tensor) -> np.ndarray:
-    """Classes, integers (1, H, W), or depth in 0..1, floats (1, H, W) -> uint8 (H, W, 3); black for no class."""
+    """Classes, integers (1, H, W), or depth in 0..1, floats (1, H,
+    W) -> uint8 (H, W, 3); black for no class.
+    """
     values = labels[0].cpu().numpy()
     if labels.is_floating_point():
         grey = (values.clip(0.0, 1.0) * 255.0).round().astype(np.uint8)

@@ -1,7 +1,8 @@
-"""How good imagined drives look: PSNR and SSIM against the true frames, FID per frame ahead, FVD over clips.
+"""How good imagined drives look: PSNR and SSIM against the true frames, FID per frame ahead, FVD
+over clips.
 
     true future   ─► features ──────────────────────────┐
-    true future   ─► tokenizer ─► features ─────────────┼─► Frechet distances, per frame ahead and over clips
+    true future   ─► tokenizer ─► features ─────────────┼─► Frechet distances: frames, clips
     context ─► model ─► tokenizer's decoder ─► features ┘
 
 What the tokenizer alone loses is measured beside the model: no model of its tokens can do better.
@@ -36,15 +37,16 @@ class DrivingVideoResult:
     """Result of `driving_video`.
 
     Attributes:
-        quality: PSNR and SSIM of the model, where there is one ("psnr"), of the tokenizer alone ("psnr_tokenizer") and
-            of repeating the last frame ("psnr_copy").
-        fid: "imagined", where there is a model, and "tokenizer" -> one distance per frame ahead; empty without a
-            network for pictures.
+        quality: PSNR and SSIM of the model, where there is one ("psnr"), of the tokenizer alone
+            ("psnr_tokenizer") and of repeating the last frame ("psnr_copy").
+        fid: "imagined", where there is a model, and "tokenizer" -> one distance per frame ahead;
+            empty without a network for pictures.
         fvd: the same over the clips of future frames; empty without a network for clips.
         real: which true frames FID compares with.
         accumulation: of the moments.
         clips: number of clips, which is the number of samples behind each distance.
-        networks: "fid", "fvd" -> name, hash and preprocessing of the feature network, with its feature width.
+        networks: "fid", "fvd" -> name, hash and preprocessing of the feature network, with its
+            feature width.
     """
 
     quality: VideoQuality
@@ -66,9 +68,11 @@ class Distances:
     """Which Frechet distances to measure.
 
     Attributes:
-        fid_network, fvd_network: feature networks over pictures and over clips; None leaves the distance out.
-        real: true frames that FID@k compares with: the future ones of the same k, or, as the reference evaluation
-            does, all context frames, which lets a model that repeats its context win.
+        fid_network, fvd_network: feature networks over pictures and over clips; None leaves the
+            distance out.
+        real: true frames that FID@k compares with: the future ones of the same k, or, as the
+            reference evaluation does, all context frames, which lets a model that repeats its
+            context win.
         accumulation: "reference" for the float32 sums of the reference evaluation.
     """
 
@@ -79,13 +83,17 @@ class Distances:
 
     def __post_init__(self) -> None:
         if self.real not in ("future", "context"):
-            raise UserError(f"FID compares with the true 'future' or the 'context', found '{self.real}'.")
+            raise UserError(
+                f"FID compares with the true 'future' or the 'context', found '{self.real}'."
+            )
 
 
 class Futures(NamedTuple):
-    """Windows as they were seen, as they went on, and as they were drawn: uint8 (B, T or F, H, W, 3).
+    """Windows as they were seen, as they went on, and as they were drawn: uint8 (B, T or F, H, W,
+    3).
 
-    `made` holds "tokenizer", the true future through the tokenizer alone, and "imagined", where there is a model.
+    `made` holds "tokenizer", the true future through the tokenizer alone, and "imagined", where
+    there is a model.
     """
 
     seen: np.ndarray
@@ -114,8 +122,8 @@ class Imaginer:
     def __post_init__(self) -> None:
         if not isinstance(self.tokenizer, Tokenizer):
             raise UserError(
-                "Imagined tokens are compared as pictures, and this tokenizer only encodes; give a model whose tokens "
-                "can be drawn, such as those of a vq."
+                "Imagined tokens are compared as pictures, and this tokenizer only encodes; give "
+                "a model whose tokens can be drawn, such as those of a vq."
             )
 
     @torch.no_grad()
@@ -123,17 +131,25 @@ class Imaginer:
         """Imagine what follows the first frames of the windows of a batch.
 
         Raises:
-            UserError: windows without pictures or without a future, or pictures of another size than the tokenizer's.
+            UserError: windows without pictures or without a future, or pictures of another size
+                than the tokenizer's.
         """
         if self.camera not in batch.video:
             raise UserError(
-                f"Imagined frames are compared with true ones, and the data has no pictures of camera '{self.camera}'; "
-                "open a store with frames, not tokens alone."
+                "Imagined frames are compared with true ones, and the data has no pictures of "
+                f"camera '{self.camera}'; open a store with frames, not tokens alone."
             )
-        video, tokens, context = batch.video[self.camera], batch.tokens.get(self.camera), self.context
+        video, tokens, context = (
+            batch.video[self.camera],
+            batch.tokens.get(self.camera),
+            self.context,
+        )
         future = video.shape[1] - context
         if context < 1 or future < 1:
-            raise UserError(f"Windows of {video.shape[1]} frames leave no future after {context} frames of context.")
+            raise UserError(
+                f"Windows of {video.shape[1]} frames leave no future after {context} "
+                "frames of context."
+            )
         if tokens is None:
             tokens = self.tokenizer.encode(to_model_range(video.to(self.device)))
         tokens = tokens.to(self.device)
@@ -144,13 +160,16 @@ class Imaginer:
         return Futures(true[:, :context], true[:, context:], made)
 
     def _draw(self, tokens: Tensor, video: Tensor) -> np.ndarray:
-        """Tokens int64 (B, F, h, w) -> uint8 (B, F, H, W, 3), of the size of the video (B, T, 3, H, W)."""
+        """Tokens int64 (B, F, h, w) -> uint8 (B, F, H, W, 3), of
+        the size of the video (B, T, 3, H, W).
+        """
         assert isinstance(self.tokenizer, Tokenizer)
         found = to_uint8(self.tokenizer.decode(tokens)).movedim(2, -1).cpu().numpy()
         if found.shape[2:4] != tuple(video.shape[3:]):
             raise UserError(
-                f"The tokenizer draws {found.shape[2]} x {found.shape[3]} pixels and the data holds {video.shape[3]} x "
-                f"{video.shape[4]}; use the tokenizer and picture size that belong together."
+                f"The tokenizer draws {found.shape[2]} x {found.shape[3]} pixels and the data "
+                f"holds {video.shape[3]} x {video.shape[4]}; use the tokenizer and picture size "
+                "that belong together."
             )
         return found
 
@@ -169,7 +188,8 @@ def driving_video(
     All pictures are compared as uint8, true and imagined alike, as they would lie on disk.
 
     Args:
-        batches: with `video[camera]`; `tokens[camera]`, where there, save encoding. `index` names the drives.
+        batches: with `video[camera]`; `tokens[camera]`, where there, save encoding. `index` names
+            the drives.
         imaginer: model and tokenizer.
         distances: which Frechet distances to measure; None: none.
         stride: steps of the store between frames, for labels.
@@ -187,9 +207,14 @@ def driving_video(
         similarity.add(futures, batch.index)
     quality = similarity.quality(stride, seed)
     return DrivingVideoResult(
-        quality=quality, clips=quality.windows, real=distances.real, accumulation=distances.accumulation,
-        fid=features.fid(), fvd=features.fvd(), networks=features.networks(),
-    )  # fmt: skip
+        quality=quality,
+        clips=quality.windows,
+        real=distances.real,
+        accumulation=distances.accumulation,
+        fid=features.fid(),
+        fvd=features.fvd(),
+        networks=features.networks(),
+    )
 
 
 class _Similarity:
@@ -202,7 +227,9 @@ class _Similarity:
         self._kept: list[Example] = []
 
     def add(self, futures: Futures, index: Tensor | None) -> None:
-        """`index`: drive and step of each window, int64 (B, 2); windows without one stand for themselves."""
+        """`index`: drive and step of each window, int64 (B, 2);
+        windows without one stand for themselves.
+        """
         seen, truth, made = futures
         imagined, reconstructed = made.get("imagined"), made["tokenizer"]
         copy = np.repeat(seen[:, -1:], truth.shape[1], axis=1)
@@ -210,25 +237,38 @@ class _Similarity:
             if frames is None:
                 continue
             pair = (frames.reshape(-1, *frames.shape[2:]), truth.reshape(-1, *truth.shape[2:]))
-            for name, values in (("psnr", psnr(*pair).clip(max=ROUNDING_PSNR)), ("ssim", ssim(*pair))):
+            for name, values in (
+                ("psnr", psnr(*pair).clip(max=ROUNDING_PSNR)),
+                ("ssim", ssim(*pair)),
+            ):
                 self._values.setdefault(name + suffix, []).append(values.reshape(truth.shape[:2]))
         before = len(self._drives)
-        places = [(i, i) for i in range(before, before + len(truth))] if index is None else index.tolist()
+        places = (
+            [(i, i) for i in range(before, before + len(truth))]
+            if index is None
+            else index.tolist()
+        )
         for row, (episode, anchor) in enumerate(places):
             self._drives.append(episode)
             if len(self._kept) < self._room and episode not in [e.episode for e in self._kept]:
                 own = None if imagined is None else imagined[row]
-                shown = Example(seen[row], truth[row], own, episode, anchor, reconstructed=reconstructed[row])
+                shown = Example(
+                    seen[row], truth[row], own, episode, anchor, reconstructed=reconstructed[row]
+                )
                 self._kept.append(shown)
 
     def quality(self, stride: int, seed: int) -> VideoQuality:
         if not self._drives:
-            raise UserError("There is no window to imagine from; give longer drives or another split.")
+            raise UserError(
+                "There is no window to imagine from; give longer drives or another split."
+            )
         values = {name: np.concatenate(parts) for name, parts in self._values.items()}
         future = values["psnr_copy"].shape[1]
 
         def estimate(name: str, rows: np.ndarray) -> Estimate:
-            return clustered_estimate(rows, self._drives, unit="dB" if name.startswith("psnr") else "")
+            return clustered_estimate(
+                rows, self._drives, unit="dB" if name.startswith("psnr") else ""
+            )
 
         return VideoQuality(
             mode="video",
@@ -255,7 +295,9 @@ class _Features:
 
             def features(clips: np.ndarray) -> np.ndarray:
                 """(B, F, D), all frames in one call."""
-                return pictures.images(clips.reshape(-1, *clips.shape[2:])).reshape(*clips.shape[:2], -1)
+                return pictures.images(clips.reshape(-1, *clips.shape[2:])).reshape(
+                    *clips.shape[:2], -1
+                )
 
             frames = {name: features(clips) for name, clips in made.items()}
             if self._asked.real == "future":
@@ -283,7 +325,9 @@ class _Features:
 
     def fvd(self) -> dict[str, float]:
         made = {name: moments for name, moments in self._clips.items() if name != "real"}
-        return {name: frechet_distance(self._clips["real"], moments) for name, moments in made.items()}
+        return {
+            name: frechet_distance(self._clips["real"], moments) for name, moments in made.items()
+        }
 
     def networks(self) -> dict[str, dict[str, Any]]:
         """Each network in words, with the width of its features."""

@@ -1,11 +1,14 @@
-"""NeuroNCAP: the score of one simulated near-collision, and means over runs, sequences and scenarios.
+"""NeuroNCAP: the score of one simulated near-collision, and means over runs, sequences and
+scenarios.
 
-The benchmark lets a policy drive into staged emergencies (https://github.com/atonderski/neuro-ncap). A scenario is
-played in several recorded sequences, each many times with other random offsets, and leaves one file per run::
+The benchmark lets a policy drive into staged emergencies
+(https://github.com/atonderski/neuro-ncap). A scenario is played in several recorded sequences, each
+many times with other random offsets, and leaves one file per run::
 
     ROOT/<scenario>-<sequence>/run_*/metrics.json
 
-Means are taken over the runs of a sequence, then over sequences, then over scenarios, each with equal weight.
+Means are taken over the runs of a sequence, then over sequences, then over scenarios, each with
+equal weight.
 """
 
 from __future__ import annotations
@@ -87,49 +90,78 @@ class NCAPSummary:
             "per_scenario": self.scenarios,
             "per_sequence": self.sequences,
         }
-        return {name: {kind: _values(level, kind) for kind in ("avg", "std")} for name, level in levels.items()}
+        return {
+            name: {kind: _values(level, kind) for kind in ("avg", "std")}
+            for name, level in levels.items()
+        }
 
     def table(self) -> str:
         """One line per scenario and one for all, mean and standard deviation of every metric."""
         rows = [*self.scenarios.items(), ("overall", self.overall)]
         head = ["scenario", "n", *sorted(self.overall.avg)]
-        cells = [[name, str(s.n), *(f"{s.avg[m]:.3f} ({s.std[m]:.3f})" for m in head[2:])] for name, s in rows]
+        cells = [
+            [name, str(s.n), *(f"{s.avg[m]:.3f} ({s.std[m]:.3f})" for m in head[2:])]
+            for name, s in rows
+        ]
         widths = [max(len(row[i]) for row in [head, *cells]) for i in range(len(head))]
-        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) for row in [head, *cells])
+        return "\n".join(
+            "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True))
+            for row in [head, *cells]
+        )
 
 
 def aggregate(runs: Runs, *, decimals: int | None = None) -> NCAPSummary:
     """Means over runs, then sequences, then scenarios.
 
     Args:
-        runs: as from `read_runs`. A metric that a run does not know (None, NaN or absent) is left out of its mean; a
-            sequence in which no run knows it is left out of its scenario's.
-        decimals: digits to round to at every level before the next mean is taken. The reference rounds to 3;
-            None keeps all digits.
+        runs: as from `read_runs`. A metric that a run does not know (None, NaN or absent) is left
+            out of its mean; a sequence in which no run knows it is left out of its scenario's.
+        decimals: digits to round to at every level before the next mean is taken. The reference
+            rounds to 3; None keeps all digits.
 
     Raises:
         UserError: there is nothing to average.
     """
     if not any(found for sequences in runs.values() for found in sequences.values()):
         raise UserError("There is no run to average; give results of at least one sequence.")
-    names = sorted({name for sequences in runs.values() for found in sequences.values() for m in found for name in m})
+    names = sorted(
+        {
+            name
+            for sequences in runs.values()
+            for found in sequences.values()
+            for m in found
+            for name in m
+        }
+    )
 
     def spread(rows: Sequence[Metrics]) -> Spread:
         avg, std = {}, {}
         for name in names:
-            known = [float(v) for row in rows if (v := row.get(name)) is not None and not math.isnan(v)]
+            known = [
+                float(v) for row in rows if (v := row.get(name)) is not None and not math.isnan(v)
+            ]
             avg[name] = float(np.mean(known)) if known else math.nan
             std[name] = float(np.std(known)) if known else math.nan
             if decimals is not None:
-                avg[name], std[name] = float(np.round(avg[name], decimals)), float(np.round(std[name], decimals))
+                avg[name], std[name] = (
+                    float(np.round(avg[name], decimals)),
+                    float(np.round(std[name], decimals)),
+                )
         return Spread(avg=avg, std=std, n=len(rows))
 
     sequences = {
         scenario: {sequence: spread(found) for sequence, found in of_scenario.items()}
         for scenario, of_scenario in runs.items()
     }
-    scenarios = {name: spread([s.avg for s in of_scenario.values()]) for name, of_scenario in sequences.items()}
-    return NCAPSummary(overall=spread([s.avg for s in scenarios.values()]), scenarios=scenarios, sequences=sequences)
+    scenarios = {
+        name: spread([s.avg for s in of_scenario.values()])
+        for name, of_scenario in sequences.items()
+    }
+    return NCAPSummary(
+        overall=spread([s.avg for s in scenarios.values()]),
+        scenarios=scenarios,
+        sequences=sequences,
+    )
 
 
 def read_runs(
@@ -140,15 +172,16 @@ def read_runs(
     Args:
         root: folder with one folder per scenario and sequence.
         sequences: scenario -> sequences that make the benchmark.
-        check: every one of `sequences` must be there, all with equally many runs. Otherwise what is there is read,
-            and runs without a metrics.json are passed over.
+        check: every one of `sequences` must be there, all with equally many runs. Otherwise what is
+            there is read, and runs without a metrics.json are passed over.
 
     Returns:
-        scenario -> sequence -> one {metric: value} per run, in the order of the runs' names. Entries with "info" in
-        their name are left out.
+        scenario -> sequence -> one {metric: value} per run, in the order of the runs' names.
+        Entries with "info" in their name are left out.
 
     Raises:
-        UserError: nothing is there, a file is damaged, or the tree is incomplete and `check` is set.
+        UserError: nothing is there, a file is damaged, or the tree is incomplete and `check` is
+            set.
     """
     root = Path(root)
     if not root.is_dir():
@@ -159,34 +192,54 @@ def read_runs(
         for sequence, folder in _sequence_folders(root, scenario, known, check)
     }
     if not folders:
-        raise UserError(f"{root} holds no folder such as 'frontal-0103'; give the folder of the benchmark's results.")
+        raise UserError(
+            f"{root} holds no folder such as 'frontal-0103'; give the folder of the "
+            "benchmark's results."
+        )
     runs: dict[str, dict[str, list[dict[str, float | None]]]] = {}
     for (scenario, sequence), folder in tqdm(folders.items(), desc="sequences", leave=False):
-        found = [_read_metrics(file) for run in _run_folders(folder) if (file := _metrics_file(run, check)) is not None]
+        found = [
+            _read_metrics(file)
+            for run in _run_folders(folder)
+            if (file := _metrics_file(run, check)) is not None
+        ]
         if not found:
-            raise UserError(f"{folder} holds no run_*/metrics.json; run the sequence, or remove the folder.")
+            raise UserError(
+                f"{folder} holds no run_*/metrics.json; run the sequence, or remove the folder."
+            )
         runs.setdefault(scenario, {})[sequence] = found
-    counts = {f"{scenario}-{name}": len(found) for scenario, of in runs.items() for name, found in of.items()}
+    counts = {
+        f"{scenario}-{name}": len(found)
+        for scenario, of in runs.items()
+        for name, found in of.items()
+    }
     most, fewest = max(counts, key=lambda k: counts[k]), min(counts, key=lambda k: counts[k])
     if check and counts[most] != counts[fewest]:
         raise UserError(
-            f"Every sequence should have equally many runs; {most} has {counts[most]}, {fewest} has {counts[fewest]}: "
-            "finish the runs, or aggregate without the check."
+            f"Every sequence should have equally many runs; {most} has {counts[most]}, {fewest} "
+            f"has {counts[fewest]}: finish the runs, or aggregate without the check."
         )
     return runs
 
 
-def _sequence_folders(root: Path, scenario: str, known: Sequence[str], check: bool) -> list[tuple[str, Path]]:
+def _sequence_folders(
+    root: Path, scenario: str, known: Sequence[str], check: bool
+) -> list[tuple[str, Path]]:
     if check:
         folders = [(sequence, root / f"{scenario}-{sequence}") for sequence in known]
         if missing := [folder.name for _, folder in folders if not folder.is_dir()]:
             raise UserError(
-                f"{root} lacks {len(missing)} of {len(known)} '{scenario}' sequences ({', '.join(missing[:3])}"
-                f"{', ...' if len(missing) > 3 else ''}); run them, or aggregate without the check."
+                f"{root} lacks {len(missing)} of {len(known)} '{scenario}' sequences "
+                f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}); run them, or "
+                "aggregate without the check."
             )
         return folders
     name = re.compile(rf"{re.escape(scenario)}-(\d+)")
-    return [(m[1], path) for path in sorted(root.iterdir()) if path.is_dir() and (m := name.fullmatch(path.name))]
+    return [
+        (m[1], path)
+        for path in sorted(root.iterdir())
+        if path.is_dir() and (m := name.fullmatch(path.name))
+    ]
 
 
 def _run_folders(folder: Path) -> list[Path]:
@@ -198,7 +251,9 @@ def _metrics_file(run: Path, check: bool) -> Path | None:
     if file.is_file():
         return file
     if check:
-        raise UserError(f"{run} has no metrics.json; finish the run, or aggregate without the check.")
+        raise UserError(
+            f"{run} has no metrics.json; finish the run, or aggregate without the check."
+        )
     return None
 
 
@@ -208,15 +263,25 @@ def _read_metrics(file: Path) -> dict[str, float | None]:
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read as JSON ({error}); run it again.") from None
     if not isinstance(raw, dict):
-        raise UserError(f"{file} should hold an object of metrics, found a {type(raw).__name__}; run it again.")
+        raise UserError(
+            f"{file} should hold an object of metrics, found a {type(raw).__name__}; run it again."
+        )
     metrics = {name: value for name, value in raw.items() if "info" not in name}
     for name, value in metrics.items():
-        if value is not None and (not isinstance(value, int | float) or abs(value) > sys.float_info.max):
-            raise UserError(f"{file} should hold finite numbers, found {name} = {str(value)[:40]!r}; run it again.")
+        if value is not None and (
+            not isinstance(value, int | float) or abs(value) > sys.float_info.max
+        ):
+            raise UserError(
+                f"{file} should hold finite numbers, found {name} = "
+                f"{str(value)[:40]!r}; run it again."
+            )
     return metrics
 
 
 def _values(level: Any, kind: str) -> Any:
     if isinstance(level, Spread):
-        return {name: None if math.isnan(value) else value for name, value in getattr(level, kind).items()}
+        return {
+            name: None if math.isnan(value) else value
+            for name, value in getattr(level, kind).items()
+        }
     return {name: _values(below, kind) for name, below in level.items()}

@@ -11,7 +11,8 @@ from foreact.errors import UserError
 
 
 class ExactSearch:
-    """Compares every query with every row, in blocks, so that memory use is set by `block` and not by the data.
+    """Compares every query with every row, in blocks, so that memory use is set by `block` and not
+    by the data.
 
     Args:
         memory: float (M, D).
@@ -31,7 +32,9 @@ class ExactSearch:
         rows = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
         for start in range(0, len(self.memory), self.block):
             similarity = queries @ self.memory[start : start + self.block].T
-            here = torch.arange(start, start + similarity.shape[1], device=queries.device).expand_as(similarity)
+            here = torch.arange(
+                start, start + similarity.shape[1], device=queries.device
+            ).expand_as(similarity)
             best, rows = torch.cat([best, similarity], dim=1), torch.cat([rows, here], dim=1)
             best, order = best.topk(min(k, best.shape[1]), dim=1)
             rows = rows.gather(1, order)
@@ -39,7 +42,8 @@ class ExactSearch:
 
 
 class FaissSearch:
-    """Looks into the nearest tenth of sqrt(M) cells (FAISS, inverted file): fast, and now and then misses a neighbour.
+    """Looks into the nearest tenth of sqrt(M) cells (FAISS, inverted file): fast, and now and then
+    misses a neighbour.
 
     The cells are those that the reference evaluation gives to ScaNN.
 
@@ -52,12 +56,17 @@ class FaissSearch:
             import faiss
         except ImportError as error:
             raise UserError(
-                "The search 'faiss' needs FAISS; install it with pip install faiss-cpu, or use the search 'exact'."
+                "The search 'faiss' needs FAISS; install it with pip install faiss-cpu, or use "
+                "the search 'exact'."
             ) from error
         width = memory.shape[1]
         cells = max(1, round(len(memory) ** 0.5))
-        index: Any = faiss.IndexIVFFlat(faiss.IndexFlatIP(width), width, cells, faiss.METRIC_INNER_PRODUCT)
-        index.cp.min_points_per_centroid = 1  # sqrt(M) rows per cell are what was asked for, no reason to warn
+        index: Any = faiss.IndexIVFFlat(
+            faiss.IndexFlatIP(width), width, cells, faiss.METRIC_INNER_PRODUCT
+        )
+        index.cp.min_points_per_centroid = (
+            1  # sqrt(M) rows per cell are what was asked for, no reason to warn
+        )
         rows = memory.float().cpu().contiguous().numpy()
         index.train(rows)
         index.add(rows)
@@ -73,4 +82,6 @@ class FaissSearch:
             few, self._index.nprobe = self._index.nprobe, self._cells
             similarity[short], found[short] = self._index.search(rows[short], k)
             self._index.nprobe = few
-        return torch.from_numpy(similarity).to(queries.device), torch.from_numpy(found).to(queries.device)
+        return torch.from_numpy(similarity).to(queries.device), torch.from_numpy(found).to(
+            queries.device
+        )

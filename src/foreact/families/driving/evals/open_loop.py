@@ -1,4 +1,6 @@
-"""Driving models against recorded drives, without acting: loss of the next token, and distance of planned paths."""
+"""Driving models against recorded drives, without acting: loss of the
+next token, and distance of planned paths.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ class NextToken:
     """Result of `next_token`.
 
     Attributes:
-        loss: nats per token, every predicted token counting alike; the interval is over independent drives.
+        loss: nats per token, every predicted token counting alike; the interval is over independent
+            drives.
         perplexity: exp of the loss.
         tokens: how many were predicted.
         windows: how many windows they came from.
@@ -40,13 +43,19 @@ class NextToken:
 
 @torch.no_grad()
 def next_token(
-    token_losses: Callable[[Tensor], Tensor], batches: Iterable[Batch], camera: str, *, device: torch.device | str
+    token_losses: Callable[[Tensor], Tensor],
+    batches: Iterable[Batch],
+    camera: str,
+    *,
+    device: torch.device | str,
 ) -> NextToken:
     """Cross-entropy of each token given those before it, over all windows.
 
     Args:
-        token_losses: int64 (B, T, h, w) -> float (B, T h w - 1), nats: the loss of each token but the first.
-        batches: with `tokens[camera]`; frames marked invalid do not count. `index` names the drive of each window.
+        token_losses: int64 (B, T, h, w) -> float (B, T h w - 1), nats: the loss of each token but
+            the first.
+        batches: with `tokens[camera]`; frames marked invalid do not count. `index` names the drive
+            of each window.
         camera: stream to read.
         device: where `token_losses` computes.
 
@@ -69,17 +78,26 @@ def next_token(
         owners.append(_drives(batch, sum(map(len, owners)))[kept])
     weights = _joined(counts)
     loss = clustered_estimate(
-        _joined(means), _joined(owners), weights=weights, unit="nats per token", higher_is_better=False
+        _joined(means),
+        _joined(owners),
+        weights=weights,
+        unit="nats per token",
+        higher_is_better=False,
     )
     return NextToken(
-        loss=loss, perplexity=math.exp(min(loss.mean, 700.0)), tokens=int(weights.sum()), windows=len(weights)
+        loss=loss,
+        perplexity=math.exp(min(loss.mean, 700.0)),
+        tokens=int(weights.sum()),
+        windows=len(weights),
     )
 
 
 class Planner(Protocol):
     """What is measured: a model that draws k plans per context."""
 
-    def act(self, tokens: Tensor, commands: Tensor, *, samples: int, steps: int, rng: torch.Generator) -> Tensor:
+    def act(
+        self, tokens: Tensor, commands: Tensor, *, samples: int, steps: int, rng: torch.Generator
+    ) -> Tensor:
         """int64 (B, T, h, w) and (B,) -> float (B, k, K, 2), metres in the frame of the car."""
         ...
 
@@ -110,7 +128,8 @@ class OpenLoopResult:
         samples: plans drawn per window, k.
         steps: of the sampler.
         seed: of the draws.
-        min_ade: distance of the nearest plan, averaged over windows; the interval is over independent drives.
+        min_ade: distance of the nearest plan, averaged over windows; the interval is over
+            independent drives.
         per_command: the same for the windows of each command that occurs.
         baselines: the distance of plans that need no model, one per window; see `baseline_plans`.
         windows: per window, in order: its command's name -> count.
@@ -178,22 +197,33 @@ def open_loop(
     simple: dict[str, list[Tensor]] = {}
     for batch in batches:
         if batch.plans is None or batch.commands is None:
-            raise UserError("Open-loop evaluation needs plans and commands; open data with trajectories.")
-        driven, tokens, given = batch.plans.float(), _tokens(batch, camera).to(device), batch.commands[:, -1].to(device)
+            raise UserError(
+                "Open-loop evaluation needs plans and commands; open data with trajectories."
+            )
+        driven, tokens, given = (
+            batch.plans.float(),
+            _tokens(batch, camera).to(device),
+            batch.commands[:, -1].to(device),
+        )
         predicted = model.act(tokens, given, samples=samples, steps=steps, rng=rng).float().cpu()
         if predicted.shape[2:] != driven.shape[2:]:
             raise UserError(
-                f"The model plans {tuple(predicted.shape[2:])} (steps, coordinates) and the data holds "
-                f"{tuple(driven.shape[2:])}; read the data with the model's horizon."
+                f"The model plans {tuple(predicted.shape[2:])} (steps, coordinates) and the data "
+                f"holds {tuple(driven.shape[2:])}; read the data with the model's horizon."
             )
         plans += _plans(batch, predicted, driven[:, -1], before=len(plans))
         errors.append(min_ade(predicted, driven[:, -1])[0])
         for name, plan in baseline_plans(driven).items():
             simple.setdefault(name, []).append(min_ade(plan[:, None], driven[:, -1])[0])
     values, baselines = _joined(errors), {name: _joined(parts) for name, parts in simple.items()}
-    drives, commands = (np.array([getattr(plan, name) for plan in plans]) for name in ("episode", "command"))
+    drives, commands = (
+        np.array([getattr(plan, name) for plan in plans]) for name in ("episode", "command")
+    )
     if not 0 <= commands.min() <= commands.max() < len(COMMANDS):
-        raise UserError(f"Commands should lie in 0..{len(COMMANDS) - 1}, found {commands.min()}..{commands.max()}.")
+        raise UserError(
+            f"Commands should lie in 0..{len(COMMANDS) - 1}, found "
+            f"{commands.min()}..{commands.max()}."
+        )
     occurring = {name: commands == i for i, name in enumerate(COMMANDS) if (commands == i).any()}
 
     def mean(of: np.ndarray, chosen: np.ndarray | slice = slice(None)) -> Estimate:
@@ -218,7 +248,9 @@ def _plans(batch: Batch, predicted: Tensor, truth: Tensor, *, before: int) -> li
     rows = range(len(truth))
     steps = [before + row for row in rows] if batch.index is None else batch.index[:, 1].tolist()
     drives, commands = _drives(batch, before).tolist(), batch.commands[:, -1].tolist()
-    return [Plan(predicted[i].numpy(), truth[i].numpy(), commands[i], drives[i], steps[i]) for i in rows]
+    return [
+        Plan(predicted[i].numpy(), truth[i].numpy(), commands[i], drives[i], steps[i]) for i in rows
+    ]
 
 
 def _first_of_each(plans: Sequence[Plan], most: int) -> list[int]:
@@ -232,8 +264,8 @@ def _first_of_each(plans: Sequence[Plan], most: int) -> list[int]:
 def baseline_plans(plans: Tensor) -> dict[str, Tensor]:
     """Plans that need no model, to judge a distance by.
 
-    "standing still" stays where it is. "straight on" keeps the heading and the speed, which is told by the way from the
-    frame before; windows of one frame tell none.
+    "standing still" stays where it is. "straight on" keeps the heading and the speed, which is told
+    by the way from the frame before; windows of one frame tell none.
 
     Args:
         plans: what was driven, metres, (B, T, K, 2); waypoints as far apart in time as frames.
@@ -259,15 +291,16 @@ def min_ade(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
         truth: (B, K, A).
 
     Returns:
-        The error (B,), which is the Euclidean distance averaged over the K steps, least over the k paths; and the path
-        that has it, int64 (B,).
+        The error (B,), which is the Euclidean distance averaged over the K steps, least over the k
+        paths; and the path that has it, int64 (B,).
 
     Raises:
         UserError: the shapes do not fit.
     """
     if predicted.ndim != 4 or predicted.shape[1] < 1 or predicted[:, 0].shape != truth.shape:
         raise UserError(
-            f"minADE compares (B, k, K, A) with (B, K, A), found {tuple(predicted.shape)} and {tuple(truth.shape)}."
+            f"minADE compares (B, k, K, A) with (B, K, A), found {tuple(predicted.shape)} and "
+            f"{tuple(truth.shape)}."
         )
     least = torch.linalg.vector_norm(predicted - truth[:, None], dim=-1).mean(-1).min(dim=1)
     return least.values, least.indices
@@ -284,7 +317,11 @@ def _tokens(batch: Batch, camera: str) -> Tensor:
 
 def _drives(batch: Batch, before: int) -> Tensor:
     """The episode of each window, (B,); windows without one stand for themselves."""
-    return torch.arange(before, before + len(batch)) if batch.index is None else batch.index[:, 0].cpu()
+    return (
+        torch.arange(before, before + len(batch))
+        if batch.index is None
+        else batch.index[:, 0].cpu()
+    )
 
 
 def _joined(parts: Sequence[Tensor]) -> np.ndarray:

@@ -1,4 +1,6 @@
-"""Planned and driven paths as pictures: on the camera's frame where its calibration is known, and from above."""
+"""Planned and driven paths as pictures: on the camera's frame where
+its calibration is known, and from above.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ class GroundCamera:
 
     Attributes:
         intrinsic: (3, 3), in pixels of a picture of `size`.
-        rotation: camera to car, (3, 3); the camera looks along its z axis, x to the right and y down.
+        rotation: camera to car, (3, 3); the camera looks along its z axis, x to the right and y
+            down.
         position: of the camera in the frame of the car, metres, (3,).
         size: (height, width) of the calibrated picture.
     """
@@ -37,7 +40,9 @@ class GroundCamera:
 
     @staticmethod
     def read(path: Path) -> GroundCamera:
-        """From JSON with "intrinsic" (3 x 3), "sensor_to_ego_rot" (w, x, y, z), "sensor_to_ego_tran", "size" (h, w)."""
+        """From JSON with "intrinsic" (3 x 3), "sensor_to_ego_rot" (w, x, y, z),
+        "sensor_to_ego_tran", "size" (h, w).
+        """
         try:
             raw = json.loads(path.read_text())
             intrinsic = np.asarray(raw["intrinsic"], dtype=np.float64).reshape(3, 3)
@@ -46,15 +51,20 @@ class GroundCamera:
             height, width = (int(v) for v in raw["size"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"{path} should be JSON with intrinsic (3 x 3), sensor_to_ego_rot (w, x, y, z), sensor_to_ego_tran "
-                f"(x, y, z) and size (height, width), found trouble: {error}."
+                f"{path} should be JSON with intrinsic (3 x 3), sensor_to_ego_rot (w, x, y, z), "
+                f"sensor_to_ego_tran (x, y, z) and size (height, width), found trouble: {error}."
             ) from error
         return GroundCamera(
-            intrinsic=intrinsic, rotation=_rotation(quaternion), position=position, size=(height, width)
+            intrinsic=intrinsic,
+            rotation=_rotation(quaternion),
+            position=position,
+            size=(height, width),
         )
 
     def project(self, points: np.ndarray, shown: tuple[int, int]) -> np.ndarray:
-        """Points on the ground (N, 2), metres -> pixels (N, 2) of a picture of `shown` size; NaN behind the camera."""
+        """Points on the ground (N, 2), metres -> pixels (N, 2) of a
+        picture of `shown` size; NaN behind the camera.
+        """
         ground = np.concatenate([points, np.zeros((len(points), 1))], axis=1)
         rays = (ground - self.position) @ self.rotation @ self.intrinsic.T
         ahead = rays[:, 2] > 0.1  # metres
@@ -69,7 +79,8 @@ def plan_picture(
     camera: GroundCamera | None = None,
     commands: Sequence[str] = COMMANDS,
 ) -> Image.Image:
-    """The paths from above, beside the frame that they start from, with the paths on it where the camera is known.
+    """The paths from above, beside the frame that they start from, with the paths on it where the
+    camera is known.
 
     Args:
         plan: what was planned and driven.
@@ -77,17 +88,22 @@ def plan_picture(
         camera: of the frame.
         commands: names of commands 0, 1, ...
     """
-    # Imported here, since it takes a second and most commands draw nothing. No pyplot: it keeps global figures.
+    # Imported here, since it takes a second and most commands draw nothing. No pyplot: it keeps
+    # global figures.
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(3.2, 3.6) if frame is None else (9.6, 3.6), dpi=100, layout="constrained")
+    figure = Figure(
+        figsize=(3.2, 3.6) if frame is None else (9.6, 3.6), dpi=100, layout="constrained"
+    )
     if frame is None:
         above = figure.subplots()
     else:
         front, above = figure.subplots(1, 2, width_ratios=(2, 1))
         _draw_front(front, frame, plan, camera)
     _draw_above(above, plan)
-    figure.suptitle(f"episode {plan.episode}, step {plan.step}, command: {commands[plan.command]}", fontsize=10)
+    figure.suptitle(
+        f"episode {plan.episode}, step {plan.step}, command: {commands[plan.command]}", fontsize=10
+    )
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     buffer.seek(0)
@@ -110,7 +126,15 @@ def _draw_above(ax: Any, plan: Plan) -> None:
     start = np.zeros((1, 2))
     for i, path in enumerate(plan.predicted):
         line = np.concatenate([start, path])
-        ax.plot(-line[:, 1], line[:, 0], "-", color=PLANNED, lw=1, alpha=0.7, label=None if i else "planned")
+        ax.plot(
+            -line[:, 1],
+            line[:, 0],
+            "-",
+            color=PLANNED,
+            lw=1,
+            alpha=0.7,
+            label=None if i else "planned",
+        )
     line = np.concatenate([start, plan.truth])
     ax.plot(-line[:, 1], line[:, 0], "o-", color=DRIVEN, ms=3, lw=1.6, label="driven")
     ax.set_aspect("equal", adjustable="datalim")

@@ -1,4 +1,6 @@
-"""Loss as a function of model size and data: L(N, D) = E + A / N^a + B / D^b (arXiv 2203.15556, equation 2)."""
+"""Loss as a function of model size and data: L(N, D) = E + A / N^a
++ B / D^b (arXiv 2203.15556, equation 2).
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ class ScalingLaw:
         return self.E + self.A * n**-self.a + self.B * d**-self.b
 
     def __str__(self) -> str:
-        return f"L(N, D) = {self.E:.3f} + {self.A:.3g} / N^{self.a:.3f} + {self.B:.3g} / D^{self.b:.3f}"
+        terms = f"{self.A:.3g} / N^{self.a:.3f} + {self.B:.3g} / D^{self.b:.3f}"
+        return f"L(N, D) = {self.E:.3f} + {terms}"
 
     def best_size(self, flops: float) -> tuple[float, float]:
         """Parameters and tokens of least loss for a budget of 6 N D floating-point operations.
@@ -45,7 +48,9 @@ class ScalingLaw:
             UserError: the law has no optimum (an exponent or a factor is zero).
         """
         if min(self.A * self.a, self.B * self.b) <= 0:
-            raise UserError("The fitted law does not fall with both size and data, so it has no best size.")
+            raise UserError(
+                "The fitted law does not fall with both size and data, so it has no best size."
+            )
         # d/dN of L(N, C / 6N) = 0.
         g = (self.a * self.A / (self.b * self.B)) ** (1.0 / (self.a + self.b))
         n = g * (flops / 6.0) ** (self.b / (self.a + self.b))
@@ -55,8 +60,9 @@ class ScalingLaw:
 def fit_scaling_law(n: Sequence[float], d: Sequence[float], loss: Sequence[float]) -> ScalingLaw:
     """Least squares of the relative error, with E, A, B >= 0 and exponents in 0.02..2.
 
-    For given exponents the law is linear in E, A and B; the exponents are searched on a grid that is refined around its
-    best point, so there is no starting point to choose and no local solver to fail.
+    For given exponents the law is linear in E, A and B; the exponents are searched on a grid that
+    is refined around its best point, so there is no starting point to choose and no local solver to
+    fail.
 
     Args:
         n: parameters of each run.
@@ -64,15 +70,17 @@ def fit_scaling_law(n: Sequence[float], d: Sequence[float], loss: Sequence[float
         loss: its validation loss, nats.
 
     Raises:
-        UserError: fewer than six runs, or fewer than three sizes or amounts of data, or numbers that are no losses.
+        UserError: fewer than six runs, or fewer than three sizes or amounts of data, or numbers
+            that are no losses.
     """
     x, y, z = (np.asarray(values, np.float64) for values in (n, d, loss))
     if not (np.isfinite(z).all() and min(x.min(initial=1), y.min(initial=1), z.min(initial=1)) > 0):
         raise UserError("A scaling law needs positive, finite sizes, tokens and losses.")
     if len(z) <= PARAMETERS or len(set(x)) < 3 or len(set(y)) < 3:
         raise UserError(
-            f"A law with {PARAMETERS} unknowns needs six runs or more, of three sizes and three amounts of data or "
-            f"more; found {len(z)} runs, {len(set(x))} sizes and {len(set(y))} amounts."
+            f"A law with {PARAMETERS} unknowns needs six runs or more, of three sizes and three "
+            f"amounts of data or more; found {len(z)} runs, {len(set(x))} sizes and {len(set(y))} "
+            "amounts."
         )
     scale_n, scale_d = np.exp(np.log(x).mean()), np.exp(np.log(y).mean())
     grid_a = grid_b = np.geomspace(0.02, 2.0, 25)
@@ -80,21 +88,34 @@ def fit_scaling_law(n: Sequence[float], d: Sequence[float], loss: Sequence[float
     for _ in range(5):
         for a in grid_a:
             for b in grid_b:
-                columns = np.stack([np.ones_like(z), (x / scale_n) ** -a, (y / scale_d) ** -b], axis=1) / z[:, None]
+                columns = (
+                    np.stack([np.ones_like(z), (x / scale_n) ** -a, (y / scale_d) ** -b], axis=1)
+                    / z[:, None]
+                )
                 factors = _nonnegative(columns)
                 error = float(np.mean((columns @ factors - 1.0) ** 2))
                 if best is None or error < best[0]:
                     best = error, float(a), float(b), factors
         assert best is not None
-        grid_a, grid_b = (_around(grid, value) for grid, value in ((grid_a, best[1]), (grid_b, best[2])))
+        grid_a, grid_b = (
+            _around(grid, value) for grid, value in ((grid_a, best[1]), (grid_b, best[2]))
+        )
     assert best is not None
     error, a, b, (e, big_a, big_b) = best
-    return ScalingLaw(E=float(e), A=float(big_a * scale_n**a), a=a, B=float(big_b * scale_d**b), b=b,
-                      error=float(np.sqrt(error)))  # fmt: skip
+    return ScalingLaw(
+        E=float(e),
+        A=float(big_a * scale_n**a),
+        a=a,
+        B=float(big_b * scale_d**b),
+        b=b,
+        error=float(np.sqrt(error)),
+    )
 
 
 def _nonnegative(columns: np.ndarray) -> np.ndarray:
-    """Factors >= 0 with columns @ factors closest to one, by trying every subset of the three columns."""
+    """Factors >= 0 with columns @ factors closest to one, by
+    trying every subset of the three columns.
+    """
     best, least = np.zeros(3), np.inf
     for subset in ([0, 1, 2], [0, 1], [0, 2], [1, 2], [0], [1], [2]):
         found = np.linalg.lstsq(columns[:, subset], np.ones(len(columns)), rcond=None)[0]

@@ -1,4 +1,6 @@
-"""What a VaViM or VaVAM checkpoint says about its model, checked against the shapes of its tensors."""
+"""What a VaViM or VaVAM checkpoint says about its model,
+checked against the shapes of its tensors.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ class Reading:
         for name in names:
             value = value.get(name) if isinstance(value, Mapping) else None
         if not isinstance(value, Mapping):
-            raise self.error(f"lacks {where}, without which its tensors do not tell the size of a head.")
+            raise self.error(
+                f"lacks {where}, without which its tensors do not tell the size of a head."
+            )
         return Conf(value, where, self)
 
     def base_shapes(self, keys: Sequence[str]) -> Mapping[str, Any] | None:
@@ -79,7 +83,8 @@ class Conf:
         """Raise a `UserError` where the config has another value than was found."""
         if self.raw.get(name, found) != found:
             raise self.reading.error(
-                f"contradicts itself: {self.where}.{name} = {self.raw[name]}, its tensors have {found}."
+                f"contradicts itself: {self.where}.{name} = {self.raw[name]}, its tensors have "
+                f"{found}."
             )
 
 
@@ -113,15 +118,21 @@ def read_video(
     hidden, _ = _shape(reading, tensors, "transformer.h.0.mlp.c_fc.weight")
     layers = _layers(tensors)
     found = {
-        "vocabulary_size": vocab, "embedding_dim": width, "nb_tokens_per_timestep": per_frame, "nb_timesteps": frames,
-        "nb_layers": layers, "mlp_dim_mult": hidden // width,
-    }  # fmt: skip
+        "vocabulary_size": vocab,
+        "embedding_dim": width,
+        "nb_tokens_per_timestep": per_frame,
+        "nb_timesteps": frames,
+        "nb_layers": layers,
+        "mlp_dim_mult": hidden // width,
+    }
     for name, value in found.items():
         conf.require(name, value)
     tied = bool(conf("output_tied", True))
     if tied and HEAD in tensors:
         if not same_tensor(tensors.pop(HEAD), tensors["transformer.wie.weight"]):
-            raise reading.error(f"contradicts itself: {conf.where}.output_tied is true, but {HEAD} is no wie.")
+            raise reading.error(
+                f"contradicts itself: {conf.where}.output_tied is true, but {HEAD} is no wie."
+            )
         reading.notes.append(f"left out: {HEAD} (tied, the same as transformer.wie.weight)")
     shapes = reading.base_shapes(shape_keys)
     config = VaViMConfig(
@@ -139,7 +150,9 @@ def read_video(
         attention_scale=float(conf("attn_scale", 1.0)),
         camera=camera,
     )
-    _check_base_shapes(reading, shapes, shape_keys, vavim_base_shapes(config), f"width {config.base_width}")
+    _check_base_shapes(
+        reading, shapes, shape_keys, vavim_base_shapes(config), f"width {config.base_width}"
+    )
     with torch.device("meta"):
         module = VaViM(config)
     return config, _renamed(reading, tensors, vavim_names(layers, tied=tied), module)
@@ -154,15 +167,21 @@ def read_video_action(
     """Config of a video-action model and its tensors in our names."""
     conf, action = reading.conf("vam_conf"), reading.conf("vam_conf", "action_config")
     parts = {
-        p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)} for p in ("gpt.", "action_expert.")
+        p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)}
+        for p in ("gpt.", "action_expert.")
     }
     if unknown := [k for k in tensors if not k.startswith(tuple(parts))]:
-        raise reading.error(f"holds {len(unknown)} entries of no known part: {', '.join(unknown[:5])}.")
+        raise reading.error(
+            f"holds {len(unknown)} entries of no known part: {', '.join(unknown[:5])}."
+        )
     scale = float(action("attn_scale", 1.0))
     gpt = reading.conf("vam_conf", "gpt_config")
     if gpt("attn_scale", 1.0) != scale:
-        reading.notes.append(f"attention_scale of the video: {scale:g}, the expert's, which the reference puts first")
-    # Inside its joint model the reference applies the expert's factor on the scores to the video too.
+        reading.notes.append(
+            f"attention_scale of the video: {scale:g}, the expert's, which the reference puts first"
+        )
+    # Inside its joint model the reference applies the expert's factor on the scores to the video
+    # too.
     gpt = Conf({**gpt.raw, "attn_scale": scale}, gpt.where, reading)
     video, state = read_video(reading, gpt, parts["gpt."], ("gpt_mup_base_shapes",), grid, camera)
 
@@ -173,10 +192,15 @@ def read_video_action(
     _, attention = _shape(reading, weights, "transformer.h.0.attn.c_proj.weight")
     hidden, _ = _shape(reading, weights, "transformer.h.0.mlp.c_fc.weight")
     found = {
-        "embedding_dim": width, "attention_dim": attention, "action_dim": action_dim, "action_horizon": horizon,
-        "number_high_level_command": commands, "nb_layers": _layers(weights), "mlp_dim_mult": hidden // width,
+        "embedding_dim": width,
+        "attention_dim": attention,
+        "action_dim": action_dim,
+        "action_horizon": horizon,
+        "number_high_level_command": commands,
+        "nb_layers": _layers(weights),
+        "mlp_dim_mult": hidden // width,
         "dim_heads": video.width // video.heads,
-    }  # fmt: skip
+    }
     for name, value in found.items():
         action.require(name, value)
     keys = ("action_mup_base_shapes", "action_mup_base_shapess")  # the reference writes the second
@@ -189,7 +213,9 @@ def read_video_action(
         commands=commands,
         max_period=float(action("max_period", 1e4)),
         base_width=_base(shapes, "action_encoder.linear_1.weight", ExpertConfig.base_width, side=0),
-        base_attention=_base(shapes, "transformer.h.0.attn.c_proj.weight", ExpertConfig.base_attention),
+        base_attention=_base(
+            shapes, "transformer.h.0.attn.c_proj.weight", ExpertConfig.base_attention
+        ),
         init_std=float(action("init_std", 0.02)),
         output_scale=float(action("output_scale", 1.0)),
         attention_scale=scale,
@@ -240,25 +266,36 @@ def _grid(reading: Reading, per_frame: int, given: tuple[int, int] | None) -> tu
     grid = given or RELEASED_GRID.get(per_frame)
     if grid is None:
         raise reading.error(
-            f"has {per_frame} tokens per frame, whose rows and columns it does not tell; give the grid, such as 18 32."
+            f"has {per_frame} tokens per frame, whose rows and columns it does not tell; give the "
+            "grid, such as 18 32."
         )
     if grid[0] * grid[1] != per_frame:
-        raise reading.error(f"has {per_frame} tokens per frame, which is not the grid {grid[0]} x {grid[1]} given.")
+        raise reading.error(
+            f"has {per_frame} tokens per frame, which is not the grid {grid[0]} x {grid[1]} given."
+        )
     return grid
 
 
 def _base(shapes: Mapping[str, Any] | None, name: str, default: int, *, side: int = 1) -> int:
     shape = () if shapes is None else shapes.get(name, ())
-    return shape[side] if len(shape) == 2 and type(shape[side]) is int and shape[side] > 0 else default
+    return (
+        shape[side] if len(shape) == 2 and type(shape[side]) is int and shape[side] > 0 else default
+    )
 
 
 def _check_base_shapes(
-    reading: Reading, found: Mapping[str, Any] | None, keys: Sequence[str], expected: BaseShapes, told: str
+    reading: Reading,
+    found: Mapping[str, Any] | None,
+    keys: Sequence[str],
+    expected: BaseShapes,
+    told: str,
 ) -> None:
     if found is None:
         reading.notes.append(f"no {keys[0]} in the file: muP base {told} taken, as published")
     elif problem := difference(expected, {k: tuple(v) for k, v in found.items()}):
-        raise reading.error(f"contradicts itself: its {keys[0]} are not those of base {told}: {problem}.")
+        raise reading.error(
+            f"contradicts itself: its {keys[0]} are not those of base {told}: {problem}."
+        )
     else:
         reading.notes.append(f"muP base {told}")
 
@@ -267,10 +304,14 @@ def _flow_time(reading: Reading) -> Literal["beta", "stratified"]:
     conf = reading.conf()
     name = conf("flow_sampling", "beta")
     if name not in FLOW_TIMES:
-        raise reading.error(f"draws times by the unknown flow_sampling '{name}'; known are {', '.join(FLOW_TIMES)}.")
+        raise reading.error(
+            f"draws times by the unknown flow_sampling '{name}'; known are {', '.join(FLOW_TIMES)}."
+        )
     shape = (conf("flow_alpha", 1.5), conf("flow_beta", 1.0))
     if name == "beta" and shape != (1.5, 1.0):
-        reading.notes.append(f"trained with times from Beta{shape}; training it further draws from Beta(1.5, 1)")
+        reading.notes.append(
+            f"trained with times from Beta{shape}; training it further draws from Beta(1.5, 1)"
+        )
     return FLOW_TIMES[name]
 
 

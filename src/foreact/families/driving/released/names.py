@@ -1,6 +1,8 @@
-"""VaViM's and VaVAM's tensors in the reference and here: names and shapes of the base model. Values are the same.
+"""VaViM's and VaVAM's tensors in the reference and here: names and shapes of the base model. Values
+are the same.
 
-Reference names are those of its modules, without the prefixes of a training checkpoint ("network.", "vam.gpt.", ...).
+Reference names are those of its modules, without the prefixes of a training checkpoint ("network.",
+"vam.gpt.", ...).
 """
 
 from __future__ import annotations
@@ -9,7 +11,9 @@ from foreact.families.driving.vavam import ExpertConfig
 from foreact.families.driving.vavim import VaViMConfig
 
 BaseShapes = dict[str, tuple[int | None, ...]]
-"""Reference name -> each side of the tensor in the base model of muP, None for a side that does not grow."""
+"""Reference name -> each side of the tensor in the base model of
+muP, None for a side that does not grow.
+"""
 
 _BLOCK = [
     ("attention.qkv", "attn.c_attn"),
@@ -34,7 +38,9 @@ HEAD = "lm_head.weight"
 
 
 def vavim_names(layers: int, *, tied: bool) -> dict[str, str]:
-    """Our name -> the reference's, for every tensor of a VaViM; a tied head is the token embedding's second name."""
+    """Our name -> the reference's, for every tensor of a VaViM; a tied
+    head is the token embedding's second name.
+    """
     pairs = _VIDEO + _blocks(layers) + ([] if tied else [("head", "lm_head")])
     return _weights(pairs)
 
@@ -62,7 +68,9 @@ def expert_base_shapes(config: ExpertConfig, layers: int) -> BaseShapes:
         f"{encoder}.command_embedding.weight": (None, base),
         f"{encoder}.action_positional_embedding.weight": (None, base),
         "action_decoder.weight": (None, base),
-        **_base_blocks(layers, width=base, attention=config.base_attention, mlp=config.mlp_ratio * base),
+        **_base_blocks(
+            layers, width=base, attention=config.base_attention, mlp=config.mlp_ratio * base
+        ),
     }
 
 
@@ -76,7 +84,11 @@ def _base_blocks(layers: int, *, width: int, attention: int, mlp: int) -> BaseSh
 
 
 def _blocks(layers: int) -> list[tuple[str, str]]:
-    return [(f"blocks.{i}.{ours}", f"transformer.h.{i}.{theirs}") for i in range(layers) for ours, theirs in _BLOCK]
+    return [
+        (f"blocks.{i}.{ours}", f"transformer.h.{i}.{theirs}")
+        for i in range(layers)
+        for ours, theirs in _BLOCK
+    ]
 
 
 def _weights(pairs: list[tuple[str, str]]) -> dict[str, str]:

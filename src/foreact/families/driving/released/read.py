@@ -1,4 +1,6 @@
-"""The reference's VaViM and VaVAM checkpoints (Lightning, fused or DeepSpeed directory) -> our names and configs."""
+"""The reference's VaViM and VaVAM checkpoints (Lightning, fused or
+DeepSpeed directory) -> our names and configs.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,12 @@ from torch import Tensor, nn
 from foreact.checkpoints.format import assemble
 from foreact.errors import UserError
 from foreact.families.driving.data.windows import plan_spec
-from foreact.families.driving.released.config import Reading, read_video, read_video_action, same_tensor
+from foreact.families.driving.released.config import (
+    Reading,
+    read_video,
+    read_video_action,
+    same_tensor,
+)
 from foreact.families.driving.vavam import VaVAMConfig
 from foreact.families.driving.vavim import VaViMConfig
 from foreact.released.convert import read_content
@@ -51,11 +58,15 @@ class VaVAMReference:
         return self.config.vavim if isinstance(self.config, VaVAMConfig) else self.config
 
     def build(self, device: torch.device | str = "cpu") -> nn.Module:
-        """The module in evaluation mode, on the tensors of `state` themselves where device and type allow."""
+        """The module in evaluation mode, on the tensors of `state`
+        themselves where device and type allow.
+        """
         return assemble(self.family, self.config, self.state).to(device).eval()
 
     def spec(self) -> StreamSpec:
-        """What the published models see and plan: the front camera at 2 Hz, waypoints in metres from the car's pose."""
+        """What the published models see and plan: the front camera at 2
+        Hz, waypoints in metres from the car's pose.
+        """
         rows, columns = self.video.grid
         return StreamSpec(
             cameras={self.video.camera: (PIXELS_PER_TOKEN * rows, PIXELS_PER_TOKEN * columns)},
@@ -70,7 +81,9 @@ def vavam_family(payload: Any) -> Literal["vavim", "vavam"] | None:
     names = [unwrapped(str(k)) for k in state] if isinstance(state, Mapping) else []
     if any(k.startswith("network.transformer.") for k in names):
         return "vavim"
-    return "vavam" if any(k.startswith(("vam.gpt.", "vam.joint_model.gpt.")) for k in names) else None
+    return (
+        "vavam" if any(k.startswith(("vam.gpt.", "vam.joint_model.gpt.")) for k in names) else None
+    )
 
 
 def read_vavam_checkpoint(
@@ -80,22 +93,27 @@ def read_vavam_checkpoint(
 
     Args:
         path: a Lightning .ckpt, a fused .pt or a DeepSpeed directory.
-        grid: rows and columns of tokens in a frame, for a model of another frame than the published 18 x 32.
+        grid: rows and columns of tokens in a frame, for a model of another frame than the published
+            18 x 32.
         camera: what to call the camera.
         payload: the content, where it has been read already.
 
     Raises:
-        UserError: the file is missing, unsafe or damaged; a tensor belongs to nothing we know, or one is missing; its
-            parts contradict each other; the grid is not known.
+        UserError: the file is missing, unsafe or damaged; a tensor belongs to nothing we know, or
+            one is missing; its parts contradict each other; the grid is not known.
     """
     path = Path(path)
     payload = read_content(path) if payload is None else payload
     family = vavam_family(payload)
     if family is None:
-        raise UserError(f"{path} is no VaViM or VaVAM checkpoint: its state_dict has no tensors of either.")
+        raise UserError(
+            f"{path} is no VaViM or VaVAM checkpoint: its state_dict has no tensors of either."
+        )
     reading = Reading(path, payload)
     tensors = _collect(payload["state_dict"], "network." if family == "vavim" else "vam.", reading)
-    facts: dict[str, Any] = {k: payload[k] for k in ("epoch", "global_step") if isinstance(payload.get(k), int)}
+    facts: dict[str, Any] = {
+        k: payload[k] for k in ("epoch", "global_step") if isinstance(payload.get(k), int)
+    }
     try:
         if family == "vavim":
             conf = reading.conf("network")
@@ -103,7 +121,9 @@ def read_vavam_checkpoint(
         else:
             config, state = read_video_action(reading, tensors, grid, camera)
     except (TypeError, ValueError, AttributeError, ZeroDivisionError) as error:
-        raise UserError(f"{path} is no {family} checkpoint: its entries have an odd form ({error}).") from None
+        raise UserError(
+            f"{path} is no {family} checkpoint: its entries have an odd form ({error})."
+        ) from None
     used = {"state_dict", "hyper_parameters", "epoch", "global_step", *reading.used}
     report = [f"{path}: {family}, {len(state)} tensors", *(f"  {note}" for note in reading.notes)]
     report += [f"  not read: {k}" for k in payload if k not in used]
@@ -116,15 +136,18 @@ def require_spec(reference: VaVAMReference, spec: StreamSpec, path: Path) -> Non
     camera, (height, width) = next(iter(spec.cameras.items()))
     if height % rows or width % columns or height // rows != width // columns:
         raise UserError(
-            f"{path} reads {rows} x {columns} tokens, which the pictures of camera '{camera}' ({height} x {width}) do "
-            "not divide into squares; convert it with the spec of its own task."
+            f"{path} reads {rows} x {columns} tokens, which the pictures of camera '{camera}' "
+            f"({height} x {width}) do not divide into squares; convert it with the spec of its "
+            "own task."
         )
-    planned = reference.config.expert.action_dim if isinstance(reference.config, VaVAMConfig) else None
+    planned = (
+        reference.config.expert.action_dim if isinstance(reference.config, VaVAMConfig) else None
+    )
     dim = None if spec.action is None else spec.action.dim
     if planned is not None and dim != planned:
         raise UserError(
-            f"{path} plans {planned} numbers per waypoint, the task has {dim or 'no'} action dims; convert it with the "
-            "spec of its own task."
+            f"{path} plans {planned} numbers per waypoint, the task has {dim or 'no'} action "
+            "dims; convert it with the spec of its own task."
         )
 
 
@@ -136,7 +159,9 @@ def unwrapped(name: str) -> str:
 
 
 def _collect(state: Mapping[Any, Any], prefix: str, reading: Reading) -> dict[str, Tensor]:
-    """Tensors without `prefix`; of the two copies in a VaVAM file (its own and its joint model's) one."""
+    """Tensors without `prefix`; of the two copies in a VaVAM
+    file (its own and its joint model's) one.
+    """
     tensors: dict[str, Tensor] = {}
     unknown: list[str] = []
     twice = 0
@@ -158,7 +183,9 @@ def _collect(state: Mapping[Any, Any], prefix: str, reading: Reading) -> dict[st
         else:
             raise reading.error(f"contradicts itself: its two copies of {prefix}{key} differ.")
     if unknown:
-        raise reading.error(f"holds {len(unknown)} entries of no known part: {', '.join(unknown[:5])}.")
+        raise reading.error(
+            f"holds {len(unknown)} entries of no known part: {', '.join(unknown[:5])}."
+        )
     if twice:
         reading.notes.append(f"{twice} tensors stored under two names, equal")
     return tensors
@@ -166,22 +193,33 @@ def _collect(state: Mapping[Any, Any], prefix: str, reading: Reading) -> dict[st
 
 @dataclass(frozen=True, kw_only=True)
 class DrivingFileOptions:
-    grid: tuple[int, int] | None = option("rows and columns of tokens in a frame; default 18 x 32, as published")
+    grid: tuple[int, int] | None = option(
+        "rows and columns of tokens in a frame; default 18 x 32, as published"
+    )
 
 
 def _convert(request: Request, options: DrivingFileOptions) -> Converted:
     camera = "front" if request.spec is None else next(iter(request.spec.cameras))
-    found = read_vavam_checkpoint(request.src, grid=options.grid, camera=camera, payload=request.payload)
+    found = read_vavam_checkpoint(
+        request.src, grid=options.grid, camera=camera, payload=request.payload
+    )
     if request.spec is not None:
         require_spec(found, request.spec, request.src)
     return write_converted(
-        request, family=found.family, config=found.config, state=found.state, report=found.report, facts=found.facts,
+        request,
+        family=found.family,
+        config=found.config,
+        state=found.state,
+        report=found.report,
+        facts=found.facts,
         spec=request.spec or found.spec(),
-    )  # fmt: skip
+    )
 
 
 def _start_training(src: Path, dst: Path, options: DrivingFileOptions) -> Path:
-    from foreact.families.driving.released.run import write_released_run  # which trains, and this reads
+    from foreact.families.driving.released.run import (
+        write_released_run,
+    )  # which trains, and this reads
 
     return write_released_run(src, dst, grid=options.grid)
 

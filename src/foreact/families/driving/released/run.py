@@ -1,4 +1,6 @@
-"""A training checkpoint of the authors -> a run folder of ours, for `--train.start-from`: weights and moments."""
+"""A training checkpoint of the authors -> a run folder of ours, for
+`--train.start-from`: weights and moments.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,8 @@ from foreact.train.optim import build_optimizer
 
 
 def write_released_run(src: Path, dst: Path, *, grid: tuple[int, int] | None = None) -> Path:
-    """Write the training state of a Lightning .ckpt or a DeepSpeed directory as `dst/checkpoints/step-*`.
+    """Write the training state of a Lightning .ckpt or a DeepSpeed directory as
+    `dst/checkpoints/step-*`.
 
     Args:
         src: a VaViM or VaVAM checkpoint with the state of its optimiser.
@@ -22,7 +25,8 @@ def write_released_run(src: Path, dst: Path, *, grid: tuple[int, int] | None = N
         The checkpoint's folder.
 
     Raises:
-        UserError: the file is unsafe, damaged or without training state, or the folder holds something.
+        UserError: the file is unsafe, damaged or without training state, or the folder holds
+            something.
     """
     if dst.exists() and any(dst.iterdir()):
         raise UserError(f"{dst} is not empty; choose a new folder for the run.")
@@ -32,5 +36,12 @@ def write_released_run(src: Path, dst: Path, *, grid: tuple[int, int] | None = N
         parameter.requires_grad_(name in state.first)
     # Rate and decay are the next run's to choose; `start_from` keeps those of its own config.
     optimizer = build_optimizer(model, lr=1.0, weight_decay=0.0, betas=(0.9, 0.95))
-    record = {"step": state.global_step, "source": src.name, "epoch": state.epoch, "schedule": state.schedule}
-    return write_start(dst / "checkpoints", state.global_step, model, optimizer, state.optimizer_state(), record)
+    record = {
+        "step": state.global_step,
+        "source": src.name,
+        "epoch": state.epoch,
+        "schedule": state.schedule,
+    }
+    return write_start(
+        dst / "checkpoints", state.global_step, model, optimizer, state.optimizer_state(), record
+    )

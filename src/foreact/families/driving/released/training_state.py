@@ -1,4 +1,6 @@
-"""The training state of a VaViM or VaVAM checkpoint: AdamW's moments, counters, schedule and the order of its data."""
+"""The training state of a VaViM or VaVAM checkpoint: AdamW's moments,
+counters, schedule and the order of its data.
+"""
 
 from __future__ import annotations
 
@@ -31,15 +33,18 @@ class TrainingState:
 
     Attributes:
         reference: model config and weights.
-        first, second: our parameter name -> AdamW's running mean of the gradient and of its square, float32. Only the
-            parameters that were trained are there: of a VaVAM with a frozen video model, those of the expert.
+        first, second: our parameter name -> AdamW's running mean of the gradient and of its square,
+            float32. Only the parameters that were trained are there: of a VaVAM with a frozen video
+            model, those of the expert.
         step: optimiser steps that went into them.
         global_step: optimiser steps of the run, where its learning-rate schedule stood.
         epoch: passes over the data begun before.
-        groups: per group of the optimiser its parameters' names and its settings (lr, weight_decay, betas, eps).
+        groups: per group of the optimiser its parameters' names and its settings (lr, weight_decay,
+            betas, eps).
         schedule: state of the learning-rate schedule as the file has it, or None.
-        loader_seeds: seeds of the shuffles of the data, one per process; see `first_epoch`. Empty where the file holds
-            none, as with distributed samplers, whose order follows from the seed of the run.
+        loader_seeds: seeds of the shuffles of the data, one per process; see `first_epoch`. Empty
+            where the file holds none, as with distributed samplers, whose order follows from the
+            seed of the run.
     """
 
     reference: VaVAMReference
@@ -56,25 +61,35 @@ class TrainingState:
         """AdamW's state by parameter name: step, exp_avg and exp_avg_sq, as torch calls them."""
         step = torch.tensor(float(self.step))
         return {
-            name: {"step": step.clone(), "exp_avg": self.first[name], "exp_avg_sq": self.second[name]}
+            name: {
+                "step": step.clone(),
+                "exp_avg": self.first[name],
+                "exp_avg_sq": self.second[name],
+            }
             for name in self.first
         }
 
 
-def read_training_state(path: Path, *, grid: tuple[int, int] | None = None, camera: str = "front") -> TrainingState:
+def read_training_state(
+    path: Path, *, grid: tuple[int, int] | None = None, camera: str = "front"
+) -> TrainingState:
     """Read weights and training state of a Lightning .ckpt or a DeepSpeed directory.
 
     Args:
         path, grid, camera: as in `read_vavam_checkpoint`.
 
     Raises:
-        UserError: as in `read_vavam_checkpoint`; or the file has no training state, as fused and weights-only files,
-            or one of another optimiser or other groups than muP's.
+        UserError: as in `read_vavam_checkpoint`; or the file has no training state, as fused and
+            weights-only files, or one of another optimiser or other groups than muP's.
     """
     path = Path(path)
     payload = read_content(path)
     reference = read_vavam_checkpoint(path, grid=grid, camera=camera, payload=payload)
-    moments = _from_zero(path, reference) if is_zero_directory(path) else _from_lightning(path, payload, reference)
+    moments = (
+        _from_zero(path, reference)
+        if is_zero_directory(path)
+        else _from_lightning(path, payload, reference)
+    )
     schedulers = payload.get("lr_schedulers")
     return TrainingState(
         reference=reference,
@@ -87,56 +102,79 @@ def read_training_state(path: Path, *, grid: tuple[int, int] | None = None, came
 
 
 def first_epoch(seed: int, windows: int) -> Tensor:
-    """int64 (windows,): the order in which a single process's loader with this seed drew its windows first."""
+    """int64 (windows,): the order in which a single process's
+    loader with this seed drew its windows first.
+    """
     return torch.randperm(windows, generator=torch.Generator().manual_seed(seed))
 
 
-def _from_lightning(path: Path, payload: Mapping[str, Any], reference: VaVAMReference) -> dict[str, Any]:
+def _from_lightning(
+    path: Path, payload: Mapping[str, Any], reference: VaVAMReference
+) -> dict[str, Any]:
     states = payload.get("optimizer_states")
     if not isinstance(states, list) or not states or not isinstance(states[0], Mapping):
         raise UserError(
-            f"{path} holds weights but no state of an optimiser; start from its weights, or take a file that a "
-            "training saved to go on from."
+            f"{path} holds weights but no state of an optimiser; start from its weights, or take "
+            "a file that a training saved to go on from."
         )
     try:
         groups, state = states[0]["param_groups"], states[0]["state"]
         shapes, ours = _trained(reference, sum(len(group["params"]) for group in groups), path)
         if [len(g["params"]) for g in groups] != [len(g) for g in ours]:
             raise UserError(
-                f"{path} groups its parameters {[len(g['params']) for g in groups]}, muP groups them "
-                f"{[len(g) for g in ours]}; its training state is of another optimiser."
+                f"{path} groups its parameters {[len(g['params']) for g in groups]}, muP groups "
+                f"them {[len(g) for g in ours]}; its training state is of another optimiser."
             )
         index = {
-            name: i for g, names in zip(groups, ours, strict=True) for i, name in zip(g["params"], names, strict=True)
+            name: i
+            for g, names in zip(groups, ours, strict=True)
+            for i, name in zip(g["params"], names, strict=True)
         }
         first = {name: state[i]["exp_avg"] for name, i in index.items()}
         second = {name: state[i]["exp_avg_sq"] for name, i in index.items()}
         steps = {int(state[i]["step"]) for i in index.values()}
         settings = [{k: g[k] for k in ("lr", "weight_decay", "betas", "eps")} for g in groups]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise UserError(f"{path} holds no whole state of AdamW ({type(error).__name__}: {error}).") from None
+        raise UserError(
+            f"{path} holds no whole state of AdamW ({type(error).__name__}: {error})."
+        ) from None
     for moment in (first, second):
         if problem := difference(shapes, {k: tuple(v.shape) for k, v in moment.items()}):
-            raise UserError(f"{path} holds moments that are not those of its parameters: {problem}.")
+            raise UserError(
+                f"{path} holds moments that are not those of its parameters: {problem}."
+            )
     if len(steps) != 1:
         raise UserError(f"{path} holds moments of different numbers of steps {sorted(steps)}.")
     return {
-        "first": first, "second": second, "step": steps.pop(), "groups": list(zip(ours, settings, strict=True))
-    }  # fmt: skip
+        "first": first,
+        "second": second,
+        "step": steps.pop(),
+        "groups": list(zip(ours, settings, strict=True)),
+    }
 
 
 def _from_zero(path: Path, reference: VaVAMReference) -> dict[str, Any]:
     moments = read_zero_moments(path)
     layers, tied = reference.video.layers, reference.video.tied
     if reference.family == "vavim":
-        names = {f"network.{theirs}": ours for ours, theirs in vavim_names(layers, tied=tied).items()}
+        names = {
+            f"network.{theirs}": ours for ours, theirs in vavim_names(layers, tied=tied).items()
+        }
     else:
-        names = {f"vam.gpt.{theirs}": f"vavim.{ours}" for ours, theirs in vavim_names(layers, tied=tied).items()}
-        names |= {f"vam.action_expert.{theirs}": f"expert.{ours}" for ours, theirs in expert_names(layers).items()}
+        names = {
+            f"vam.gpt.{theirs}": f"vavim.{ours}"
+            for ours, theirs in vavim_names(layers, tied=tied).items()
+        }
+        names |= {
+            f"vam.action_expert.{theirs}": f"expert.{ours}"
+            for ours, theirs in expert_names(layers).items()
+        }
 
     def renamed(moment: Mapping[str, Any]) -> dict[str, Any]:
         if unknown := [k for k in moment if unwrapped(k) not in names]:
-            raise UserError(f"{path} holds moments of no known parameter: {', '.join(unknown[:5])}.")
+            raise UserError(
+                f"{path} holds moments of no known parameter: {', '.join(unknown[:5])}."
+            )
         return {names[unwrapped(k)]: v for k, v in moment.items()}
 
     return {
@@ -150,8 +188,12 @@ def _from_zero(path: Path, reference: VaVAMReference) -> dict[str, Any]:
     }
 
 
-def _trained(reference: VaVAMReference, count: int, path: Path) -> tuple[dict[str, tuple[int, ...]], list[list[str]]]:
-    """Shapes, and names by group of the optimiser, of the parameters a training with `count` of them had."""
+def _trained(
+    reference: VaVAMReference, count: int, path: Path
+) -> tuple[dict[str, tuple[int, ...]], list[list[str]]]:
+    """Shapes, and names by group of the optimiser, of the
+    parameters a training with `count` of them had.
+    """
     config = reference.config
     with torch.device("meta"):
         module: nn.Module = VaVAM(config) if isinstance(config, VaVAMConfig) else VaViM(config)
@@ -159,13 +201,20 @@ def _trained(reference: VaVAMReference, count: int, path: Path) -> tuple[dict[st
         named = {f"{prefix}{name}": p for name, p in part.named_parameters()}
         if len(named) == count:
             names = {id(p): name for name, p in named.items()}
-            groups = [[names[id(p)] for p in group["params"]] for group in param_groups(part, 1.0, 0.0)]
+            groups = [
+                [names[id(p)] for p in group["params"]] for group in param_groups(part, 1.0, 0.0)
+            ]
             return {k: tuple(p.shape) for k, p in named.items()}, groups
-    raise UserError(f"{path} trained {count} parameters, which is neither all of the model nor its expert alone.")
+    raise UserError(
+        f"{path} trained {count} parameters, which is neither all of the model nor "
+        "its expert alone."
+    )
 
 
 def _loader_seeds(payload: Mapping[str, Any]) -> tuple[int, ...]:
-    """Seeds in the states of the shuffling samplers: of one loader, or of a list with one per process."""
+    """Seeds in the states of the shuffling samplers: of one
+    loader, or of a list with one per process.
+    """
     value: Any = payload
     for key in ("loops", "fit_loop", "state_dict", "combined_loader"):
         value = value.get(key) if isinstance(value, Mapping) else None

@@ -1,7 +1,8 @@
 """Our VaViM and VaVAM checkpoints -> one file in the layout that the reference's own loaders read.
 
-Such a file is a pickle that names classes of omegaconf and mup. Neither package is needed here: classes of the same
-name and attributes stand for them, and the pickler writes their names without looking for them.
+Such a file is a pickle that names classes of omegaconf and mup. Neither package is needed here:
+classes of the same name and attributes stand for them, and the pickler writes their names without
+looking for them.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ def write_vavam_checkpoint(src: Path, dst: Path) -> str:
         What was written, in lines.
 
     Raises:
-        UserError: the folder is broken or of another family, it holds something the reference cannot express, or the
-            file cannot be written; nothing half-written is left.
+        UserError: the folder is broken or of another family, it holds something the reference
+            cannot express, or the file cannot be written; nothing half-written is left.
     """
     checkpoint = load_checkpoint(src, of=("vavim", "vavam"))
     if checkpoint.family == "vavim":
@@ -67,11 +68,15 @@ def write_vavam_checkpoint(src: Path, dst: Path) -> str:
             torch.save(content, file, pickle_module=_PICKLE, pickle_protocol=2)
         os.replace(temporary, dst)
     except OSError as error:
-        raise UserError(f"{dst} could not be written ({error}); free some space or check the rights.") from None
+        raise UserError(
+            f"{dst} could not be written ({error}); free some space or check the rights."
+        ) from None
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()
-    return f"{dst}: {checkpoint.family}, {len(content['state_dict'])} tensors in the reference's names"
+    return (
+        f"{dst}: {checkpoint.family}, {len(content['state_dict'])} tensors in the reference's names"
+    )
 
 
 def _vavim(checkpoint: Checkpoint, config: VaViMConfig) -> dict[str, Any]:
@@ -104,7 +109,9 @@ def _vavam(checkpoint: Checkpoint, config: VaVAMConfig) -> dict[str, Any]:
         )
     sampling = next((theirs for theirs, ours in FLOW_TIMES.items() if ours == config.time), None)
     if sampling is None:
-        raise UserError(f"{checkpoint.path} draws times '{config.time}', which the reference does not know.")
+        raise UserError(
+            f"{checkpoint.path} draws times '{config.time}', which the reference does not know."
+        )
     context = config.context or video.frames
     vam_conf = {
         "_target_": "vam.action_expert.VideoActionModel",
@@ -112,7 +119,9 @@ def _vavam(checkpoint: Checkpoint, config: VaVAMConfig) -> dict[str, Any]:
         "finetuning_timesteps": context,
         "num_inference_steps": config.steps,
         "flow_sig_min": config.sigma,
-        "final_action_clip_value": None if config.clip is None else config.clip / config.action_scale,
+        "final_action_clip_value": None
+        if config.clip is None
+        else config.clip / config.action_scale,
         "action_scaling": config.action_scale,
         "gpt_mup_base_shapes": _video_shape_file(video),
         "gpt_checkpoint_path": None,
@@ -150,21 +159,32 @@ def _vavam(checkpoint: Checkpoint, config: VaVAMConfig) -> dict[str, Any]:
         "grad_logging": 0,
     }
     parts = {f"gpt.{k}": v for k, v in _video_state(checkpoint.state, video, "vavim.").items()}
-    parts |= {f"action_expert.{v}": checkpoint.state[f"expert.{k}"] for k, v in expert_names(video.layers).items()}
+    parts |= {
+        f"action_expert.{v}": checkpoint.state[f"expert.{k}"]
+        for k, v in expert_names(video.layers).items()
+    }
     state = {"vam.attn_mask": _mask(context, video.tokens_per_frame, expert.horizon)}
-    state |= {f"vam.{k}": v for k, v in parts.items()} | {f"vam.joint_model.{k}": v for k, v in parts.items()}
+    state |= {f"vam.{k}": v for k, v in parts.items()} | {
+        f"vam.joint_model.{k}": v for k, v in parts.items()
+    }
     return _content(
         checkpoint,
         state,
         hyper_parameters,
         "vam.action_expert.action_learning.ActionLearning",
         gpt_mup_base_shapes=_base_shapes(vavim_base_shapes(video)),
-        action_mup_base_shapess=_base_shapes(expert_base_shapes(expert, video.layers)),  # the reference's spelling
+        action_mup_base_shapess=_base_shapes(
+            expert_base_shapes(expert, video.layers)
+        ),  # the reference's spelling
     )
 
 
 def _content(
-    checkpoint: Checkpoint, state: Mapping[str, Tensor], hyper_parameters: dict[str, Any], model: str, **shapes: Any
+    checkpoint: Checkpoint,
+    state: Mapping[str, Tensor],
+    hyper_parameters: dict[str, Any],
+    model: str,
+    **shapes: Any,
 ) -> dict[str, Any]:
     facts = checkpoint.card.get("facts") or {}
     return {
@@ -198,18 +218,23 @@ def _network(config: VaViMConfig) -> dict[str, Any]:
 
 
 def _video_shape_file(config: VaViMConfig) -> str:
-    # The reference opens it relative to its own repository, which has those of the published base models.
+    # The reference opens it relative to its own repository, which has those of the published base
+    # models.
     return f"./mup_shapes/gpt2_{config.layers}layers_basewidth{config.base_width}.bsh"
 
 
-def _video_state(state: Mapping[str, Tensor], config: VaViMConfig, prefix: str) -> dict[str, Tensor]:
+def _video_state(
+    state: Mapping[str, Tensor], config: VaViMConfig, prefix: str
+) -> dict[str, Tensor]:
     names = vavim_names(config.layers, tied=config.tied)
     theirs = {v: state[f"{prefix}{k}"] for k, v in names.items()}
     return theirs | ({HEAD: theirs["transformer.wie.weight"]} if config.tied else {})
 
 
 def _mask(frames: int, tokens: int, horizon: int) -> Tensor:
-    """What may attend to what in training, video then actions, which the reference stores as a buffer."""
+    """What may attend to what in training, video then actions,
+    which the reference stores as a buffer.
+    """
     actions = frame_mask(frames, tokens, horizon)
     mask = torch.zeros(actions.shape[1], actions.shape[1], dtype=torch.bool)
     seen = frames * tokens
@@ -218,7 +243,7 @@ def _mask(frames: int, tokens: int, horizon: int) -> Tensor:
     return mask
 
 
-# --- objects of classes that are not here ------------------------------------------------------------------------
+# --- objects of classes that are not here ---------------------------------------------------------
 
 
 def _foreign(module: str, name: str, base: type = object) -> Any:
@@ -273,7 +298,9 @@ def _metadata(kind: Any, object_type: Any, key: str | None, **more: Any) -> Any:
 
 def _dict_config(raw: Mapping[str, Any], key: str | None = None, parent: Any = None) -> Any:
     """A nested dict of plain values as an omegaconf DictConfig."""
-    metadata = _metadata(_ContainerMetadata, dict, key, key_type=typing.Any, element_type=typing.Any)
+    metadata = _metadata(
+        _ContainerMetadata, dict, key, key_type=typing.Any, element_type=typing.Any
+    )
     config = _made(_DictConfig, _metadata=metadata, _parent=parent)
     vars(config)["_content"] = {
         k: _dict_config(v, k, config)

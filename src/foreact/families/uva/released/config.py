@@ -1,4 +1,6 @@
-"""What a UVA reference checkpoint says about itself: its config, checked against the shapes of its tensors."""
+"""What a UVA reference checkpoint says about itself: its config,
+checked against the shapes of its tensors.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,13 @@ from foreact.errors import UserError
 from foreact.families.uva.model import UVAConfig
 
 # Heads of (encoder, decoder) per named size: the one number that no tensor shape tells.
-HEADS = {"mar_tiny": (6, 6), "mar_small": (6, 6), "mar_base": (12, 12), "mar_large": (16, 16), "mar_huge": (16, 16)}
+HEADS = {
+    "mar_tiny": (6, 6),
+    "mar_small": (6, 6),
+    "mar_base": (12, 12),
+    "mar_large": (16, 16),
+    "mar_huge": (16, 16),
+}
 MODES = {
     "video_model": "video",
     "dynamic_model": "dynamics",
@@ -21,12 +29,17 @@ MODES = {
     "inverse_model": "inverse",
     "full_dynamic_model": "joint",
 }
-# The reference hard-codes which robot states it joins, in this order; their total width tells which.
+# The reference hard-codes which robot states it joins, in this order; their total width tells
+# which.
 STATES = (
-    {"robot0_eef_pos": 3, "robot0_eef_rot_axis_angle": 6, "robot0_gripper_width": 1,
-     "robot0_eef_rot_axis_angle_wrt_start": 6},
+    {
+        "robot0_eef_pos": 3,
+        "robot0_eef_rot_axis_angle": 6,
+        "robot0_gripper_width": 1,
+        "robot0_eef_rot_axis_angle_wrt_start": 6,
+    },
     {"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2},
-)  # fmt: skip
+)
 PREDICTED_STATES = ({"robot0_eef_rot_axis_angle_wrt_start": 6}, STATES[1])
 # Hard-coded in the reference too.
 HORIZON = 16
@@ -41,10 +54,12 @@ class UVAFacts:
 
     Attributes:
         task: name of the task.
-        cameras: name -> (height, width) in pixels of what the task delivers, before resizing for the tokenizer.
+        cameras: name -> (height, width) in pixels of what the task delivers, before resizing for
+            the tokenizer.
         states: low-dimensional observation -> dimensions, as declared.
         execute: actions played before planning again.
-        first_action_now: whether the first action is the one due at the last observation, else the step after it.
+        first_action_now: whether the first action is the one due at the last observation, else the
+            step after it.
         uneven_history: trained on past frames at random times.
         iterations, temperature, guidance: sampling defaults.
     """
@@ -125,11 +140,17 @@ class Shapes:
     def count(self, modules: str) -> int:
         """Entries of a list of modules."""
         start = len(modules) + 1
-        return len({name[start:].split(".")[0] for name in self.state if name.startswith(f"{modules}.")})
+        return len(
+            {name[start:].split(".")[0] for name in self.state if name.startswith(f"{modules}.")}
+        )
 
 
 def uva_config(
-    state: Mapping[str, Tensor], cfg: Entries, *, heads: tuple[int, int] | None, cameras: Sequence[str]
+    state: Mapping[str, Tensor],
+    cfg: Entries,
+    *,
+    heads: tuple[int, int] | None,
+    cameras: Sequence[str],
 ) -> UVAConfig:
     """Config of the model whose weights are `state`.
 
@@ -140,17 +161,30 @@ def uva_config(
         cameras: what to call the camera, and the wrist camera if there is one.
 
     Raises:
-        UserError: a tensor or an entry is missing, both contradict each other, or the heads are not known.
+        UserError: a tensor or an entry is missing, both contradict each other, or the heads are not
+            known.
     """
     shapes = Shapes(state, cfg.path)
     width, token_channels = shapes("z_proj.weight")
-    patch, side = cfg(f"{TRANSFORMER}.patch_size"), cfg(f"{TRANSFORMER}.img_size") // cfg(f"{TRANSFORMER}.vae_stride")
+    patch, side = (
+        cfg(f"{TRANSFORMER}.patch_size"),
+        cfg(f"{TRANSFORMER}.img_size") // cfg(f"{TRANSFORMER}.vae_stride"),
+    )
     action_dim = shapes("action_proj_cond.weight")[1]
     require_equal(
         {
-            "vae_embed_dim * patch_size^2": (cfg(f"{TRANSFORMER}.vae_embed_dim") * patch**2, token_channels),
-            "(img_size / vae_stride / patch_size)^2": ((side // patch) ** 2, shapes("spatial_pos_embed")[1]),
-            "shape_meta.action.shape": (list(cfg("model.policy.shape_meta.action.shape")), [action_dim]),
+            "vae_embed_dim * patch_size^2": (
+                cfg(f"{TRANSFORMER}.vae_embed_dim") * patch**2,
+                token_channels,
+            ),
+            "(img_size / vae_stride / patch_size)^2": (
+                (side // patch) ** 2,
+                shapes("spatial_pos_embed")[1],
+            ),
+            "shape_meta.action.shape": (
+                list(cfg("model.policy.shape_meta.action.shape")),
+                [action_dim],
+            ),
         },
         cfg.path,
     )
@@ -185,19 +219,27 @@ def uva_config(
 
 def _heads(shapes: Shapes, cfg: Entries) -> dict[str, Any]:
     video, action = shapes.has("diffloss"), shapes.has("diffactloss")
-    values: dict[str, Any] = {"predict_video": video, "predict_action": action, "modes": _modes(cfg, video, action)}
+    values: dict[str, Any] = {
+        "predict_video": video,
+        "predict_action": action,
+        "modes": _modes(cfg, video, action),
+    }
     for there, module, entry, head in (
         (video, "diffloss", "diffloss", "video"),
         (action, "diffactloss", "diffloss_act", "action"),
     ):
         if there:
-            size = (shapes.count(f"{module}.net.res_blocks"), shapes(f"{module}.net.cond_embed.weight")[0])
+            size = (
+                shapes.count(f"{module}.net.res_blocks"),
+                shapes(f"{module}.net.cond_embed.weight")[0],
+            )
             said = (cfg(f"{TRANSFORMER}.{entry}_d"), cfg(f"{TRANSFORMER}.{entry}_w"))
             require_equal({f"{entry}_d, {entry}_w": (said, size)}, cfg.path)
             values |= {f"{head}_head_depth": size[0], f"{head}_head_width": size[1]}
     if action:
         values["readout"] = _readout(cfg)
-        # The reference samples from 1000 steps whatever it trained on; here it is the trained number for both.
+        # The reference samples from 1000 steps whatever it trained on; here it is the trained
+        # number for both.
         values["action_diffusion_steps"] = cfg(f"{TRANSFORMER}.act_diff_training_steps")
     return values
 
@@ -205,23 +247,32 @@ def _heads(shapes: Shapes, cfg: Entries) -> dict[str, Any]:
 def _conditions(shapes: Shapes, cfg: Entries, cameras: Sequence[str], width: int) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if shapes.has("text_proj_cond"):
-        values |= {"text_dim": shapes("text_proj_cond.weight")[1], "text_tokens": shapes("text_pos_embed")[1]}
+        values |= {
+            "text_dim": shapes("text_proj_cond.weight")[1],
+            "text_tokens": shapes("text_pos_embed")[1],
+        }
     if shapes.has("proprioception_proj_cond"):
-        values["proprioception"] = _states(STATES, shapes("proprioception_proj_cond.weight")[1], cfg)
-        uneven = cfg("model.policy.different_history_freq")  # then only the states of the shown frames are
+        values["proprioception"] = _states(
+            STATES, shapes("proprioception_proj_cond.weight")[1], cfg
+        )
+        uneven = cfg(
+            "model.policy.different_history_freq"
+        )  # then only the states of the shown frames are
         values["proprioception_steps"] = shapes("temporal_pos_embed")[1] if uneven else PAST_STEPS
     if shapes.has("diffproploss"):
         target = shapes("diffproploss.net.input_proj.weight")[1]
         values["proprioception_prediction"] = _states(PREDICTED_STATES, target, cfg)
     values["past_actions"] = shapes.has("history_action_proj_cond")
     foreseen = shapes.has("z_proj_wrist")
-    # Every model with proprioception has a projection of the wrist image; whether it is used, only the number of
-    # streams that are joined tells.
+    # Every model with proprioception has a projection of the wrist image; whether it is used, only
+    # the number of streams that are joined tells.
     joined = shapes("proj_cond_x_layer.weight")[1] // width
     shown = joined - 3 - values["past_actions"] - foreseen - ("proprioception" in values) == 1
     wrist = shown or foreseen
     if len(cameras) < 1 + wrist:
-        raise UserError(f"{cfg.path} watches {1 + wrist} cameras, found names for {len(cameras)}; name each.")
+        raise UserError(
+            f"{cfg.path} watches {1 + wrist} cameras, found names for {len(cameras)}; name each."
+        )
     values["camera"] = cameras[0]
     if wrist:
         values |= {"wrist_camera": cameras[1], "wrist_context": shown, "wrist_prediction": foreseen}
@@ -232,7 +283,10 @@ def require_equal(expected: Mapping[str, tuple[Any, Any]], path: str) -> None:
     """Raise a `UserError` for the first {entry: (config, tensors)} whose two sides differ."""
     for entry, (said, found) in expected.items():
         if said != found:
-            raise UserError(f"{path} contradicts itself: its cfg has {entry} = {said}, its tensors have {found}.")
+            raise UserError(
+                f"{path} contradicts itself: its cfg has {entry} = {said}, its "
+                f"tensors have {found}."
+            )
 
 
 def _attention_heads(cfg: Entries, given: tuple[int, int] | None) -> tuple[int, int]:
@@ -241,8 +295,8 @@ def _attention_heads(cfg: Entries, given: tuple[int, int] | None) -> tuple[int, 
         return given
     if name not in HEADS:
         raise UserError(
-            f"{cfg.path} has the model size '{name}', whose attention heads are not known; give those of encoder and "
-            f"decoder (sizes with known heads: {', '.join(HEADS)})."
+            f"{cfg.path} has the model size '{name}', whose attention heads are not known; give "
+            f"those of encoder and decoder (sizes with known heads: {', '.join(HEADS)})."
         )
     return HEADS[name]
 
@@ -254,11 +308,17 @@ def _modes(cfg: Entries, video: bool, action: bool) -> dict[str, float]:
     else:
         names = [chosen] if chosen is not None else list(cfg("task.task_modes")) or list(MODES)
     if unknown := [n for n in names if n not in MODES]:
-        raise UserError(f"{cfg.path} trains the unknown mode '{unknown[0]}'; known ones are {', '.join(MODES)}.")
+        raise UserError(
+            f"{cfg.path} trains the unknown mode '{unknown[0]}'; known ones are {', '.join(MODES)}."
+        )
     # Without one of the heads, only the modes that do without it could have been trained.
     needs_video = {"video", "dynamics", "joint"}
     ours = [MODES[n] for n in names]
-    possible = [m for m in ours if (video or m not in needs_video) and (action or m in needs_video - {"joint"})]
+    possible = [
+        m
+        for m in ours
+        if (video or m not in needs_video) and (action or m in needs_video - {"joint"})
+    ]
     return dict.fromkeys(possible or ["video" if video else "policy"], 1.0)
 
 
@@ -266,7 +326,10 @@ def _readout(cfg: Entries) -> Any:
     kind = cfg("model.policy.action_model_params.act_model_type")
     known = {"conv_fc": "conv_fc", "conv_ori": "conv_ori", "conv2": "conv", "fc2": "fc"}
     if kind not in known:
-        raise UserError(f"{cfg.path} has the unknown act_model_type '{kind}'; known ones are {', '.join(known)}.")
+        raise UserError(
+            f"{cfg.path} has the unknown act_model_type '{kind}'; known ones are "
+            f"{', '.join(known)}."
+        )
     return known[kind]
 
 
@@ -274,4 +337,7 @@ def _states(candidates: Sequence[dict[str, int]], width: int, cfg: Entries) -> d
     for streams in candidates:
         if sum(streams.values()) == width:
             return streams
-    raise UserError(f"{cfg.path} takes robot states of {width} numbers, which belong to none of its published tasks.")
+    raise UserError(
+        f"{cfg.path} takes robot states of {width} numbers, which belong to none of "
+        "its published tasks."
+    )

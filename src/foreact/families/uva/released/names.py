@@ -65,7 +65,12 @@ _DENOISER = [
     ("out_modulation", "final_layer.adaLN_modulation.1"),
     ("out", "final_layer.linear"),
 ]
-_DENOISER_BLOCK = [("norm", "in_ln"), ("up", "mlp.0"), ("down", "mlp.2"), ("modulation", "adaLN_modulation.1")]
+_DENOISER_BLOCK = [
+    ("norm", "in_ln"),
+    ("up", "mlp.0"),
+    ("down", "mlp.2"),
+    ("modulation", "adaLN_modulation.1"),
+]
 _READOUTS = {
     "conv_fc": [
         ("conv", "conv.0"),
@@ -86,22 +91,32 @@ def reference_names(config: UVAConfig) -> dict[str, str]:
         UserError: the reference has no such model.
     """
     if config.head != "diffusion":
-        raise UserError(f"The reference of UVA has diffusion heads only; a {config.head} head has no name there.")
+        raise UserError(
+            f"The reference of UVA has diffusion heads only; a {config.head} head has "
+            "no name there."
+        )
     if config.readout not in _READOUTS:
         raise UserError(
-            f"The names of the readout '{config.readout}' in the reference are not known; convert models with "
-            f"{' or '.join(_READOUTS)}."
+            f"The names of the readout '{config.readout}' in the reference are not known; convert "
+            f"models with {' or '.join(_READOUTS)}."
         )
     parts = [(f"transformer.{ours}", theirs) for ours, theirs in _TRANSFORMER]
     for stack, depth in (("encoder", config.depth), ("decoder", config.decoder_depth)):
         for i in range(depth):
-            parts += [(f"transformer.{stack}.{i}.{a}", f"{stack}_blocks.{i}.{b}") for a, b in _BLOCK]
+            parts += [
+                (f"transformer.{stack}.{i}.{a}", f"{stack}_blocks.{i}.{b}") for a, b in _BLOCK
+            ]
     for head, theirs in _HEADS:
         parts += [(f"heads.{head}.denoiser.{a}", f"{theirs}.net.{b}") for a, b in _DENOISER]
         for i in range(max(config.video_head_depth, config.action_head_depth)):
-            ours_block, theirs_block = f"heads.{head}.denoiser.blocks.{i}", f"{theirs}.net.res_blocks.{i}"
+            ours_block, theirs_block = (
+                f"heads.{head}.denoiser.blocks.{i}",
+                f"{theirs}.net.res_blocks.{i}",
+            )
             parts += [(f"{ours_block}.{a}", f"{theirs_block}.{b}") for a, b in _DENOISER_BLOCK]
-        parts += [(f"heads.{head}.readout.{a}", f"{theirs}.{b}") for a, b in _READOUTS[config.readout]]
+        parts += [
+            (f"heads.{head}.readout.{a}", f"{theirs}.{b}") for a, b in _READOUTS[config.readout]
+        ]
     table = dict(parts)
     names = {}
     for name in _shapes(config):
@@ -130,8 +145,8 @@ def to_native(state: Mapping[str, Tensor], config: UVAConfig) -> dict[str, Tenso
     for ours, shape in _shapes(config).items():
         if native[ours].shape != shape:
             raise UserError(
-                f"The reference's tensor {names[ours]} has shape {tuple(native[ours].shape)}, the config needs "
-                f"{tuple(shape)}; they are of different models."
+                f"The reference's tensor {names[ours]} has shape {tuple(native[ours].shape)}, the "
+                f"config needs {tuple(shape)}; they are of different models."
             )
     return native
 
@@ -149,11 +164,16 @@ def to_reference(state: Mapping[str, Tensor], config: UVAConfig) -> dict[str, Te
 
 
 def _unused(config: UVAConfig) -> dict[str, tuple[int, ...]]:
-    """The reference makes a projection of the wrist image for every robot with proprioception, camera or not."""
+    """The reference makes a projection of the wrist image for every
+    robot with proprioception, camera or not.
+    """
     if not config.proprioception or config.shows_wrist:
         return {}
     name = "proprioception_image_proj_cond"
-    return {f"{name}.weight": (config.width, config.token_channels), f"{name}.bias": (config.width,)}
+    return {
+        f"{name}.weight": (config.width, config.token_channels),
+        f"{name}.bias": (config.width,),
+    }
 
 
 def _shapes(config: UVAConfig) -> dict[str, torch.Size]:
@@ -162,12 +182,16 @@ def _shapes(config: UVAConfig) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
-def _require_same(found: Iterable[str], expected: Iterable[str], optional: Iterable[str] = ()) -> None:
+def _require_same(
+    found: Iterable[str], expected: Iterable[str], optional: Iterable[str] = ()
+) -> None:
     found, expected = set(found), set(expected)
     missing, unknown = sorted(expected - found), sorted(found - expected - set(optional))
     if missing or unknown:
         problem = f"lacks {_few(missing)}" if missing else f"has unknown {_few(unknown)}"
-        raise UserError(f"This state {problem}; the config and the weights are of different models.")
+        raise UserError(
+            f"This state {problem}; the config and the weights are of different models."
+        )
 
 
 def _few(names: list[str]) -> str:

@@ -1,4 +1,6 @@
-"""UVA reference checkpoints (cfg, state_dicts and pickles) and MAR image weights -> our names and configs."""
+"""UVA reference checkpoints (cfg, state_dicts and pickles) and MAR
+image weights -> our names and configs.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,13 @@ from foreact.families.codes.released import kl_vae as kl_vae_reference
 from foreact.families.codes.released import kl_vae_names as reference_keys_kl_vae
 from foreact.families.uva.model import UVA, UVAConfig
 from foreact.families.uva.released import names as reference_keys_uva
-from foreact.families.uva.released.config import Entries, UVAFacts, facts_of, require_equal, uva_config
+from foreact.families.uva.released.config import (
+    Entries,
+    UVAFacts,
+    facts_of,
+    require_equal,
+    uva_config,
+)
 from foreact.released.layouts import Converted, Layout, Request, option, write_converted
 from foreact.released.pickles import read_pickle_bytes, read_torch_file, resolve_references
 from foreact.tokenizers.kl_vae import KLVAEConfig
@@ -66,12 +74,13 @@ def read_uva_checkpoint(
         path: the file.
         ema: take the averaged weights (what the reference evaluates) rather than the raw ones.
         heads: attention heads of encoder and decoder, for a model size that has no published name.
-        cameras: what to call the camera and the wrist camera; the file's own names where none are given.
+        cameras: what to call the camera and the wrist camera; the file's own names where none are
+            given.
         payload: the file's content, where it has been read already.
 
     Raises:
-        UserError: the file is missing, unsafe or damaged; a tensor belongs to nothing we know; config and tensors
-            contradict each other.
+        UserError: the file is missing, unsafe or damaged; a tensor belongs to nothing we know;
+            config and tensors contradict each other.
     """
     payload = read_torch_file(path) if payload is None else payload
     if not isinstance(payload, Mapping) or not {"cfg", "state_dicts"} <= set(payload):
@@ -81,7 +90,9 @@ def read_uva_checkpoint(
     states = payload["state_dicts"]
     if not isinstance(states, Mapping) or not isinstance(states.get(name), Mapping):
         other = "model" if ema else "ema_model"
-        raise UserError(f"{path} has no '{name}' weights; read it with ema={not ema} if it has '{other}'.")
+        raise UserError(
+            f"{path} has no '{name}' weights; read it with ema={not ema} if it has '{other}'."
+        )
     parts, left_out = _split(states[name], path)
 
     vae_state = reference_keys_kl_vae.to_native(parts["vae_model."])
@@ -97,9 +108,13 @@ def read_uva_checkpoint(
     )
     try:
         facts = facts_of(cfg)
-        config = uva_config(parts["model."], cfg, heads=heads, cameras=cameras or list(facts.cameras))
+        config = uva_config(
+            parts["model."], cfg, heads=heads, cameras=cameras or list(facts.cameras)
+        )
     except (TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError) as error:
-        raise UserError(f"{path} is no UVA checkpoint: its cfg or its tensors have an odd form ({error}).") from None
+        raise UserError(
+            f"{path} is no UVA checkpoint: its cfg or its tensors have an odd form ({error})."
+        ) from None
     uva_state = reference_keys_uva.to_native(parts["model."], config)
     scalings = parts["normalizer."]
     pictures = tuple(f"params_dict.{camera}." for camera in ("image", *facts.cameras))
@@ -107,8 +122,13 @@ def read_uva_checkpoint(
         left_out[f"normalizer.{key}"] = "pictures are never scaled by it"
         del scalings[key]
     normalizer = Normalizer.from_reference(scalings) if scalings else None
-    unread = [f"state_dicts.{k}" for k in states if k != name] + [k for k in payload if k not in ("cfg", "state_dicts")]
-    report = [f"{path}: weights '{name}'", *(f"  {p.rstrip('.')}: {len(t)} tensors used" for p, t in parts.items())]
+    unread = [f"state_dicts.{k}" for k in states if k != name] + [
+        k for k in payload if k not in ("cfg", "state_dicts")
+    ]
+    report = [
+        f"{path}: weights '{name}'",
+        *(f"  {p.rstrip('.')}: {len(t)} tensors used" for p, t in parts.items()),
+    ]
     report += [f"  left out: {k} ({why})" for k, why in left_out.items()]
     report += [f"  not read: {k}" for k in unread if k != "pickles"]
     report += [f"  {k}: {v}" for k, v in _pickled(payload.get("pickles", {}), path).items()]
@@ -124,7 +144,8 @@ def read_uva_checkpoint(
 
 
 def init_from_mar(model: UVA, path: Path) -> PartialLoad:
-    """Start a UVA model from a MAR image checkpoint (entry `model_ema`), as the published models were.
+    """Start a UVA model from a MAR image checkpoint (entry `model_ema`), as the published models
+    were.
 
     Args:
         model: changed in place.
@@ -140,8 +161,11 @@ def init_from_mar(model: UVA, path: Path) -> PartialLoad:
     state = payload.get("model_ema") if isinstance(payload, Mapping) else None
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UserError(f"{path} should hold MAR weights under the key 'model_ema', found none.")
-    # Names are those of a model with the reference's heads; what our model lacks is accounted for below.
-    names = reference_keys_uva.reference_names(replace(model.config, head="diffusion", readout="conv_fc"))
+    # Names are those of a model with the reference's heads; what our model lacks is accounted for
+    # below.
+    names = reference_keys_uva.reference_names(
+        replace(model.config, head="diffusion", readout="conv_fc")
+    )
     ours = {theirs: mine for mine, theirs in names.items()}
     if model.config.head != "diffusion":
         ours = {theirs: mine for theirs, mine in ours.items() if not mine.startswith("heads.")}
@@ -153,18 +177,20 @@ def check_spec(reference: UVAReference, spec: StreamSpec, path: Path) -> None:
     trained = list(reference.facts.cameras.values())
     if list(spec.cameras.values())[: len(trained)] != trained:
         raise UserError(
-            f"{path} was trained on the cameras {dict(reference.facts.cameras)}, the task has {dict(spec.cameras)}; "
-            "convert it with the spec of its own task."
+            f"{path} was trained on the cameras {dict(reference.facts.cameras)}, the task has "
+            f"{dict(spec.cameras)}; convert it with the spec of its own task."
         )
     dim = None if spec.action is None else spec.action.dim
     if dim != reference.uva.action_dim:
         raise UserError(
-            f"{path} has {reference.uva.action_dim} action dims, the task has {dim}; convert it with the spec of its "
-            "own task."
+            f"{path} has {reference.uva.action_dim} action dims, the task has {dim}; convert it "
+            "with the spec of its own task."
         )
 
 
-def _split(state: Mapping[str, Any], path: Path) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
+def _split(
+    state: Mapping[str, Any], path: Path
+) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
     """Tensors by prefix, without it, and the names of those left out with the reason."""
     parts: dict[str, dict[str, Tensor]] = {"model.": {}, "vae_model.": {}, "normalizer.": {}}
     left_out: dict[str, str] = {}
@@ -180,7 +206,9 @@ def _split(state: Mapping[str, Any], path: Path) -> tuple[dict[str, dict[str, Te
         else:
             unknown.append(key)
     if unknown:
-        raise UserError(f"{path} holds {len(unknown)} entries of no known part: {', '.join(unknown[:5])}.")
+        raise UserError(
+            f"{path} holds {len(unknown)} entries of no known part: {', '.join(unknown[:5])}."
+        )
     return parts, left_out
 
 
@@ -198,32 +226,49 @@ def _pickled(entries: Any, path: Path) -> dict[str, Any]:
 @dataclass(frozen=True, kw_only=True)
 class UVAFileOptions:
     raw: bool | None = option("take the raw weights, not their average")
-    heads: tuple[int, ...] | None = option("of no published size: attention heads of encoder and decoder")
+    heads: tuple[int, ...] | None = option(
+        "of no published size: attention heads of encoder and decoder"
+    )
 
 
 def _convert(request: Request, options: UVAFileOptions) -> Converted:
     heads, spec = options.heads, request.spec
     if heads is not None and len(heads) != 2:
-        raise UserError(f"A UVA has heads in its encoder and in its decoder: give two numbers, found {heads}.")
+        raise UserError(
+            f"A UVA has heads in its encoder and in its decoder: give two numbers, found {heads}."
+        )
     cameras = list(spec.cameras) if spec is not None else ()
     pair = None if heads is None else (heads[0], heads[1])
-    found = read_uva_checkpoint(request.src, ema=not options.raw, heads=pair, cameras=cameras, payload=request.payload)
+    found = read_uva_checkpoint(
+        request.src, ema=not options.raw, heads=pair, cameras=cameras, payload=request.payload
+    )
     if spec is not None:
         check_spec(found, spec, request.src)
     request.dst.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=request.dst.parent, prefix=f".{request.dst.name}.tokenizer-") as scratch:
+    with tempfile.TemporaryDirectory(
+        dir=request.dst.parent, prefix=f".{request.dst.name}.tokenizer-"
+    ) as scratch:
         tokenizer = Path(scratch) / "tokenizer"
-        save_checkpoint(tokenizer, family="kl_vae", config=found.vae, state=found.vae_state, dtype=request.dtype)
+        save_checkpoint(
+            tokenizer, family="kl_vae", config=found.vae, state=found.vae_state, dtype=request.dtype
+        )
         return write_converted(
-            request, family="uva", config=found.uva, state=found.uva_state, report=found.report,
-            facts=asdict(found.facts), spec=spec, stats=found.normalizer, tokenizer=tokenizer,
-        )  # fmt: skip
+            request,
+            family="uva",
+            config=found.uva,
+            state=found.uva_state,
+            report=found.report,
+            facts=asdict(found.facts),
+            spec=spec,
+            stats=found.normalizer,
+            tokenizer=tokenizer,
+        )
 
 
 def _refuse_mar(request: Request, options: Any) -> Converted:
     raise UserError(
-        f"{request.src} is an image model (MAR) without actions: it cannot be converted, but a training can start from "
-        "it."
+        f"{request.src} is an image model (MAR) without actions: it cannot be converted, but a "
+        "training can start from it."
     )
 
 
@@ -240,7 +285,9 @@ LAYOUTS = (
         title="a UVA checkpoint",
         files=".ckpt",
         mark="entries cfg and state_dicts",
-        recognise=lambda payload: isinstance(payload, Mapping) and {"cfg", "state_dicts"} <= set(payload),
+        recognise=lambda payload: (
+            isinstance(payload, Mapping) and {"cfg", "state_dicts"} <= set(payload)
+        ),
         convert=_convert,
         options=UVAFileOptions,
         has_spec=True,

@@ -1,4 +1,6 @@
-"""Behaviour cloning on the codes that occupancy models read: who proposes actions to their planner."""
+"""Behaviour cloning on the codes that occupancy models read:
+who proposes actions to their planner.
+"""
 
 from foreact.plugs import Family
 

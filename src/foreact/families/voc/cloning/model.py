@@ -1,8 +1,11 @@
-"""Behaviour cloning on codes: a small network from a stack of frames to a mixture of Gaussians over the next actions.
+"""Behaviour cloning on codes: a small network from a stack of frames to a mixture of Gaussians over
+the next actions.
 
-    codes (T h w) -> rows of the codebook -> a few channels each -> MLP -> M diagonal Gaussians over m actions
+    codes (T h w) -> rows of the codebook -> a few channels each -> MLP -> M diagonal Gaussians over
+    m actions
 
-A mixture, since different behaviours may follow from one picture: its mean would be none of them (Bishop, 1994).
+A mixture, since different behaviours may follow from one picture: its mean would be none of them
+(Bishop, 1994).
 """
 
 from __future__ import annotations
@@ -51,23 +54,39 @@ class CloningConfig:
     components: int = 5
     """Gaussians of the mixture, M."""
     min_std: float = 0.05
-    """Least deviation of a Gaussian, where the bounds are 2 apart; keeps the likelihood finite where actions sit on
-    the bounds."""
+    """Least deviation of a Gaussian, where the bounds are 2 apart; keeps the likelihood finite
+    where actions sit on the bounds.
+    """
     dropout: float = 0.1
     """After every hidden layer."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab", "code_dim", "frames", "action_steps", "channels", "width", "layers", "components"):
+        for name in (
+            "vocab",
+            "code_dim",
+            "frames",
+            "action_steps",
+            "channels",
+            "width",
+            "layers",
+            "components",
+        ):
             if getattr(self, name) < 1:
-                raise UserError(f"Cloning's {name} should be at least 1, found {getattr(self, name)}.")
+                raise UserError(
+                    f"Cloning's {name} should be at least 1, found {getattr(self, name)}."
+                )
         if len(self.grid) != 2 or min(self.grid) < 1:
             raise UserError(f"Cloning's grid should be (rows, columns), found {self.grid}.")
         paired = len(self.low) == len(self.high) > 0
         if not paired or not all(a < b for a, b in zip(self.low, self.high, strict=True)):
-            raise UserError(f"Cloning needs bounds low < high for every action, found {self.low} and {self.high}.")
+            raise UserError(
+                f"Cloning needs bounds low < high for every action, found {self.low} "
+                f"and {self.high}."
+            )
         if not self.min_std > 0.0 or not 0.0 <= self.dropout < 1.0:
             raise UserError(
-                f"Cloning's min_std should be positive and dropout in [0, 1), found {self.min_std} and {self.dropout}."
+                "Cloning's min_std should be positive and dropout in [0, 1), found "
+                f"{self.min_std} and {self.dropout}."
             )
 
     @property
@@ -99,7 +118,9 @@ class Cloning(nn.Module):
         widths = [inputs, *[config.width] * config.layers]
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.dropout = nn.Dropout(config.dropout)
-        self.head = nn.Linear(config.width, config.components * (1 + 2 * config.action_steps * config.actions))
+        self.head = nn.Linear(
+            config.width, config.components * (1 + 2 * config.action_steps * config.actions)
+        )
 
     @torch.no_grad()
     def set_codebook(self, rows: Tensor) -> None:
@@ -110,8 +131,9 @@ class Cloning(nn.Module):
         """
         if rows.shape != self.codebook.shape:
             raise UserError(
-                f"Cloning expects a codebook of {self.config.vocab} codes of length {self.config.code_dim}, the "
-                f"tokenizer has {rows.shape[0]} of length {rows.shape[1]}; use the tokenizer it was made for."
+                f"Cloning expects a codebook of {self.config.vocab} codes of length "
+                f"{self.config.code_dim}, the tokenizer has {rows.shape[0]} of length "
+                f"{rows.shape[1]}; use the tokenizer it was made for."
             )
         self.codebook.copy_(rows)
 
@@ -120,11 +142,13 @@ class Cloning(nn.Module):
         return matrices_decay(self, lr, weight_decay)
 
     def forward(self, batch: Batch, *, rng: torch.Generator) -> LossOut:
-        """Mean negative log-likelihood of the actions, in nats per window, for actions scaled to [-1, 1].
+        """Mean negative log-likelihood of the actions, in nats per window, for actions scaled to
+        [-1, 1].
 
         Args:
-            batch: `tokens[camera]` int64 (B, >= T, h, w), of which the first T frames are the stack; `actions` float
-                (B, >= m, A) from the stack's last frame on, in the units of the action spec.
+            batch: `tokens[camera]` int64 (B, >= T, h, w), of which the first T frames are the
+                stack; `actions` float (B, >= m, A) from the stack's last frame on, in the units of
+                the action spec.
             rng: unused; nothing is drawn.
         """
         assert batch.actions is not None, "cloning learns from actions"
@@ -133,7 +157,9 @@ class Cloning(nn.Module):
         return LossOut(loss=loss, logs={"nats": loss.detach()})
 
     def log_prob(self, tokens: Tensor, actions: Tensor) -> Tensor:
-        """Log-density of actions (B, m, A), scaled to [-1, 1], after stacks int64 (B, T, h, w): float32 (B,)."""
+        """Log-density of actions (B, m, A), scaled to [-1, 1], after
+        stacks int64 (B, T, h, w): float32 (B,).
+        """
         log_weight, mean, std = self._mixture(tokens)
         scaled = (actions - self.middle) / self.reach
         z = (scaled.flatten(1)[:, None].float() - mean) / std
@@ -142,9 +168,13 @@ class Cloning(nn.Module):
 
     @torch.no_grad()
     def mode(self, tokens: Tensor) -> Tensor:
-        """Centre of the likeliest Gaussian: int64 (B, T, h, w) -> float32 (B, m, A) within the bounds."""
+        """Centre of the likeliest Gaussian: int64 (B, T, h, w)
+        -> float32 (B, m, A) within the bounds.
+        """
         log_weight, mean, _ = self._mixture(tokens)
-        return self._bounded(mean[torch.arange(len(mean), device=mean.device), log_weight.argmax(-1)])
+        return self._bounded(
+            mean[torch.arange(len(mean), device=mean.device), log_weight.argmax(-1)]
+        )
 
     @torch.no_grad()
     def propose(self, tokens: Tensor, samples: int, *, rngs: Sequence[torch.Generator]) -> Tensor:
@@ -153,7 +183,8 @@ class Cloning(nn.Module):
         Args:
             tokens: int64 (B, T, h, w).
             samples: draws per row, S.
-            rngs: a generator on the CPU for every row, so that no row's draws depend on its neighbours.
+            rngs: a generator on the CPU for every row, so that no row's draws depend on its
+                neighbours.
 
         Returns:
             float32 (B, S, m, A) within the bounds.
@@ -161,22 +192,32 @@ class Cloning(nn.Module):
         log_weight, mean, std = self._mixture(tokens)
         size = mean.shape[-1]
         uniform = torch.stack([torch.rand(samples, generator=rng) for rng in rngs]).to(mean.device)
-        normal = torch.stack([torch.randn(samples, size, generator=rng) for rng in rngs]).to(mean.device)
+        normal = torch.stack([torch.randn(samples, size, generator=rng) for rng in rngs]).to(
+            mean.device
+        )
         # Inverse of the cumulative weights; rounding may leave their sum a little below a draw.
-        chosen = torch.searchsorted(log_weight.exp().cumsum(-1), uniform).clamp_max(self.config.components - 1)
+        chosen = torch.searchsorted(log_weight.exp().cumsum(-1), uniform).clamp_max(
+            self.config.components - 1
+        )
         index = chosen[..., None].expand(-1, -1, size)
         return self._bounded(mean.gather(1, index) + std.gather(1, index) * normal)
 
     def _mixture(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-weights (B, M), means and deviations (B, M, m A) of the Gaussians, for actions scaled to [-1, 1]."""
+        """Log-weights (B, M), means and deviations (B, M, m A) of the
+        Gaussians, for actions scaled to [-1, 1].
+        """
         config = self.config
         if tokens.ndim != 4 or tuple(tokens.shape[1:]) != (config.frames, *config.grid):
             raise UserError(
-                f"Cloning reads stacks of shape (B, {config.frames}, {config.grid[0]}, {config.grid[1]}), found "
-                f"{tuple(tokens.shape)}; use the tokenizer and the stack that it was trained with."
+                f"Cloning reads stacks of shape (B, {config.frames}, {config.grid[0]}, "
+                f"{config.grid[1]}), found {tuple(tokens.shape)}; use the tokenizer and the stack "
+                "that it was trained with."
             )
-        # Every code's channels are computed once, not at every place where it stands; tokenizers differ in scale.
-        rows = (self.codebook - self.codebook.mean(0)) / self.codebook.std(0, unbiased=False).clamp_min(1e-6)
+        # Every code's channels are computed once, not at every place where it stands; tokenizers
+        # differ in scale.
+        rows = (self.codebook - self.codebook.mean(0)) / self.codebook.std(
+            0, unbiased=False
+        ).clamp_min(1e-6)
         x = functional.embedding(tokens.flatten(1), self.code(rows)).flatten(1)
         for layer in self.hidden:
             x = self.dropout(functional.gelu(layer(x)))
@@ -185,6 +226,10 @@ class Cloning(nn.Module):
         return out[..., 0].log_softmax(-1), mean, config.min_std + functional.softplus(std)
 
     def _bounded(self, scaled: Tensor) -> Tensor:
-        """(..., m A) scaled to [-1, 1] -> (..., m, A) in the units of the spec, clipped to the bounds."""
-        steps = scaled.clamp(-1.0, 1.0).unflatten(-1, (self.config.action_steps, self.config.actions))
+        """(..., m A) scaled to [-1, 1] -> (..., m, A) in the
+        units of the spec, clipped to the bounds.
+        """
+        steps = scaled.clamp(-1.0, 1.0).unflatten(
+            -1, (self.config.action_steps, self.config.actions)
+        )
         return steps * self.reach + self.middle

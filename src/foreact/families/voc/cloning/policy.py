@@ -1,4 +1,6 @@
-"""Behaviour cloning as a policy: does what the data's behaviour most likely would do, or a draw from it."""
+"""Behaviour cloning as a policy: does what the data's behaviour
+most likely would do, or a draw from it.
+"""
 
 from __future__ import annotations
 
@@ -35,16 +37,25 @@ class CloningPolicy:
     """
 
     def __init__(
-        self, cloning: Cloning, stacks: Stacks, spec: StreamSpec, *, execute: int = 1, draw: bool = False,
+        self,
+        cloning: Cloning,
+        stacks: Stacks,
+        spec: StreamSpec,
+        *,
+        execute: int = 1,
+        draw: bool = False,
         weights: str = "",
-    ) -> None:  # fmt: skip
+    ) -> None:
         config = cloning.config
         if spec.action is None or spec.action.dim != config.actions:
             found = "no actions" if spec.action is None else f"{spec.action.dim} action dims"
-            raise UserError(f"The network predicts {config.actions} action dims, the spec has {found}.")
+            raise UserError(
+                f"The network predicts {config.actions} action dims, the spec has {found}."
+            )
         if not 1 <= execute <= config.action_steps:
             raise UserError(
-                f"execute is {execute}; the network predicts {config.action_steps} actions, choose 1 to that many."
+                f"execute is {execute}; the network predicts {config.action_steps} actions, "
+                "choose 1 to that many."
             )
         self.spec, self.cloning, self.stacks = spec, cloning.eval(), stacks
         self.execute, self.draw, self.weights = execute, draw, weights
@@ -61,10 +72,16 @@ class CloningPolicy:
         now = self.stacks.now(ids)
 
         def decide(stacks: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
-            return self.cloning.propose(stacks, 1, rngs=rngs)[:, 0] if self.draw else self.cloning.mode(stacks)
+            return (
+                self.cloning.propose(stacks, 1, rngs=rngs)[:, 0]
+                if self.draw
+                else self.cloning.mode(stacks)
+            )
 
         actions = in_batches(decide, self.stacks.batch_size, now.stacks, now.rngs).cpu().numpy()
-        return ActionChunk(actions.astype(np.float32), self.execute, now.step, (time.perf_counter() - began) * 1e3)
+        return ActionChunk(
+            actions.astype(np.float32), self.execute, now.step, (time.perf_counter() - began) * 1e3
+        )
 
     def describe(self) -> dict[str, Any]:
         return {
@@ -93,7 +110,11 @@ class CloningOptions:
 
 
 def open_policy(
-    path: Path, options: CloningOptions | None = None, *, execute: int | None = None, device: torch.device | str = "cpu"
+    path: Path,
+    options: CloningOptions | None = None,
+    *,
+    execute: int | None = None,
+    device: torch.device | str = "cpu",
 ) -> CloningPolicy:
     """A policy from a checkpoint folder.
 
@@ -111,9 +132,13 @@ def open_policy(
     cloning = build_cloning(checkpoint, device)
     stacks = open_stacks(checkpoint, cloning.config, options.tokenizer, options.batch_size, device)
     return CloningPolicy(
-        cloning, stacks, stacks.spec, execute=1 if execute is None else execute, draw=options.draw,
+        cloning,
+        stacks,
+        stacks.spec,
+        execute=1 if execute is None else execute,
+        draw=options.draw,
         weights=checkpoint.hash,
-    )  # fmt: skip
+    )
 
 
 def build_cloning(checkpoint: Checkpoint, device: torch.device | str) -> Cloning:

@@ -1,4 +1,6 @@
-"""`foreact train bc`: behaviour cloning on stored codes, to act by itself or to propose actions to a planner."""
+"""`foreact train bc`: behaviour cloning on stored codes, to act by
+itself or to propose actions to a planner.
+"""
 
 from __future__ import annotations
 
@@ -31,47 +33,71 @@ from foreact.types import Codes, StreamSpec
 
 @dataclass(frozen=True, kw_only=True)
 class CloningRun(TrainingRun, Episodes):
-    """Train behaviour cloning on the codes of a store: what was done after such a stack of frames."""
+    """Train behaviour cloning on the codes of a store: what
+    was done after such a stack of frames.
+    """
 
     task: str = "cheetah-run"
     data: Path | None = None
     """Store or folder of HDF5 shards to learn from; None: the task's own, data/<task>.zarr."""
     tokenizer: str | None = None
-    """Weights of the tokenizer whose codes to read, embedded in the result. Codes that a store lacks are made once and
-    kept in it."""
+    """Weights of the tokenizer whose codes to read, embedded in the result. Codes that a store
+    lacks are made once and kept in it.
+    """
     out: Path = Path("runs/bc")
     val_ratio: float = 0.1
-    """Share of the episodes kept for validation; with the seed of an occupancy model's run, the same ones."""
+    """Share of the episodes kept for validation; with the seed of
+    an occupancy model's run, the same ones.
+    """
     model: CloningConfig = field(default_factory=CloningConfig)
-    """What belongs to tokenizer, task and data (vocab, code_dim, grid, low, high, camera) is taken from them."""
+    """What belongs to tokenizer, task and data (vocab, code_dim,
+    grid, low, high, camera) is taken from them.
+    """
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
-            steps=3000, batch_size=256, lr=1e-3, betas=(0.9, 0.999), weight_decay=0.1, warmup=100,
-            eval_every=250, save_every=1000, best_metric="val/loss", best_mode="min",
+            steps=3000,
+            batch_size=256,
+            lr=1e-3,
+            betas=(0.9, 0.999),
+            weight_decay=0.1,
+            warmup=100,
+            eval_every=250,
+            save_every=1000,
+            best_metric="val/loss",
+            best_mode="min",
             ema=EMAConfig(max=0.995),
         )
-    )  # fmt: skip
-    """The finished weights are those of the least validation loss: a small set of episodes is soon learned by heart."""
+    )
+    """The finished weights are those of the least validation loss: a
+    small set of episodes is soon learned by heart.
+    """
 
 
 def train_bc(run: CloningRun) -> Path:
-    """Train; returns the folder of the finished weights, `run.out/weights`, which embed the tokenizer."""
+    """Train; returns the folder of the finished weights,
+    `run.out/weights`, which embed the tokenizer.
+    """
     if run.tokenizer is None:
-        raise UserError("Behaviour cloning reads codes; name the tokenizer that makes them with --tokenizer.")
+        raise UserError(
+            "Behaviour cloning reads codes; name the tokenizer that makes them with --tokenizer."
+        )
     task = find_task(run.task)
     store = open_task_store(task, run.data)
     device = pick_device(run.device)
     loaded = open_tokenizer(run.tokenizer, device)
     reference = load_checkpoint(resolve(run.tokenizer))
     if not isinstance(loaded.tokenizer, Codes):
-        raise UserError(f"Behaviour cloning reads rows of a codebook; {run.tokenizer} is a {reference.family}.")
+        raise UserError(
+            f"Behaviour cloning reads rows of a codebook; {run.tokenizer} is a {reference.family}."
+        )
     ensure_codes(store, task.camera, loaded, device=device)
     config = fitted(run, task.camera, loaded.tokenizer, store.spec)
     # The last step of an episode has no action.
     window = Window(
-        tokens={task.camera: tuple(range(1 - config.frames, 1))}, actions=tuple(range(config.action_steps)),
+        tokens={task.camera: tuple(range(1 - config.frames, 1))},
+        actions=tuple(range(config.action_steps)),
         span=(0, config.action_steps),
-    )  # fmt: skip
+    )
     sides = split_store(store, run.val_ratio, run.train.seed)
     training, validation = (WindowDataset(store, window, e, normalizer(store.spec)) for e in sides)
     torch.manual_seed(run.train.seed)
@@ -83,20 +109,29 @@ def train_bc(run: CloningRun) -> Path:
         device,
         "Training behaviour cloning",
         data=f"{store.path}: {len(training)} windows to train on, {len(validation)} to validate",
-        codes=f"{config.frames} frames of {config.grid[0]} x {config.grid[1]}, {config.vocab} codes of {run.tokenizer}",
-        model=f"{sum(p.numel() for p in model.parameters()):,} parameters, {config.action_steps} x {config.actions} "
-        f"actions, {config.components} Gaussians",
+        codes=f"{config.frames} frames of {config.grid[0]} x {config.grid[1]}, {config.vocab} "
+        f"codes of {run.tokenizer}",
+        model=f"{sum(p.numel() for p in model.parameters()):,} parameters, {config.action_steps} x "
+        f"{config.actions} actions, {config.components} Gaussians",
     )
 
     def export(state: Mapping[str, Tensor], path: Path) -> None:
         made = TokenizerRef(family=reference.family, hash=loaded.hash)
-        save_checkpoint(path, family="bc", config=config, state=state, spec=store.spec, tokenizer=made)
+        save_checkpoint(
+            path, family="bc", config=config, state=state, spec=store.spec, tokenizer=made
+        )
 
-    result = train_on(training, model, run, verb="train bc", evaluators=[evaluator], export=export, device=device)
+    result = train_on(
+        training, model, run, verb="train bc", evaluators=[evaluator], export=export, device=device
+    )
     card = {
-        "recipe": "foreact train bc", "data": store.path.name, "val_ratio": run.val_ratio, "seed": run.train.seed,
-        "shadows": store.attrs.get("shadows"), "best_val_loss": result.best_value,
-    }  # fmt: skip
+        "recipe": "foreact train bc",
+        "data": store.path.name,
+        "val_ratio": run.val_ratio,
+        "seed": run.train.seed,
+        "shadows": store.attrs.get("shadows"),
+        "best_val_loss": result.best_value,
+    }
     return publish(run, result, config=config, card=card, best=True, tokenizer=reference.path)
 
 
@@ -108,15 +143,26 @@ def fitted(run: CloningRun, camera: str, codes: Codes, spec: StreamSpec) -> Clon
     """
     if spec.action is None or spec.action.low is None or spec.action.high is None:
         found = "no actions" if spec.action is None else "actions without bounds"
-        raise UserError(f"Behaviour cloning learns actions within bounds, and the data have {found}; use other data.")
+        raise UserError(
+            "Behaviour cloning learns actions within bounds, and the data have "
+            f"{found}; use other data."
+        )
     assert codes.vocab is not None
     found = {
-        "vocab": codes.vocab, "code_dim": codes.codebook.shape[1], "grid": tuple(codes.grid), "camera": camera,
-        "low": tuple(spec.action.low), "high": tuple(spec.action.high),
-    }  # fmt: skip
+        "vocab": codes.vocab,
+        "code_dim": codes.codebook.shape[1],
+        "grid": tuple(codes.grid),
+        "camera": camera,
+        "low": tuple(spec.action.low),
+        "high": tuple(spec.action.high),
+    }
     return decided(run.model, found)
 
 
 def command(args: Sequence[str]) -> None:
     """`foreact train bc`."""
-    train_bc(parse_run(CloningRun, args, prog="foreact train bc", recipe=lambda _: CloningRun(), choices=()))
+    train_bc(
+        parse_run(
+            CloningRun, args, prog="foreact train bc", recipe=lambda _: CloningRun(), choices=()
+        )
+    )

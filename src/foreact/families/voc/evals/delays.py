@@ -1,7 +1,9 @@
-"""How far ahead a sampled future lies: the delay of an occupancy is geometric, and samples can be held against that.
+"""How far ahead a sampled future lies: the delay of an occupancy is geometric, and samples can be
+held against that.
 
-A sample bears no date, so it is given that of the true state that shares most tokens with it. Where states recur, as in
-a gait, it may be given that of another round: the search is kept to the delays that 99 % of the law covers.
+A sample bears no date, so it is given that of the true state that shares most tokens with it. Where
+states recur, as in a gait, it may be given that of another round: the search is kept to the delays
+that 99 % of the law covers.
 """
 
 from __future__ import annotations
@@ -19,8 +21,10 @@ class Delays:
     """Delays of sampled futures, judged by the nearest state of the true future.
 
     Attributes:
-        shares: share of the samples whose nearest true state lies 1, 2, ... steps ahead, float64 (D,).
-        law: what a perfect model would show: (1 - gamma) gamma^(k-1) over the same delays, scaled to sum 1.
+        shares: share of the samples whose nearest true state lies 1, 2, ... steps ahead, float64
+            (D,).
+        law: what a perfect model would show: (1 - gamma) gamma^(k-1) over the same delays, scaled
+            to sum 1.
         distance: mean share of tokens in which a sample differs from its nearest true state, 0..1.
         step: the same between the present state and the next, to judge `distance` by.
     """
@@ -61,7 +65,9 @@ class DelayCount:
         self.steps: list[float] = []
 
     def add(self, context: Tensor, samples: Tensor, future: Tensor) -> None:
-        """One state: itself (T, h, w), its S samples (S, T, h, w) and the true states that follow it (J, T, h, w)."""
+        """One state: itself (T, h, w), its S samples (S, T, h, w) and
+        the true states that follow it (J, T, h, w).
+        """
         shares, distance = nearest_delays(samples, future)
         self.shares = _sum(self.shares, shares.cpu().numpy())
         self.law = _sum(self.law, geometric_law(self.gamma, len(future)))
@@ -86,8 +92,9 @@ def nearest_delays(samples: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
         future: the true states 1, 2, ... steps ahead, int64 (J, T, h, w).
 
     Returns:
-        Share of the samples at each delay, float64 (J,), where equally near states share a sample evenly; and the share
-        of tokens in which each sample differs from its nearest state, float64 (S,).
+        Share of the samples at each delay, float64 (J,), where equally near states share a sample
+        evenly; and the share of tokens in which each sample differs from its nearest state, float64
+        (S,).
     """
     flat, true = samples.flatten(1), future.flatten(1)
     differing = torch.stack([(flat != one).sum(dim=1) for one in true], dim=1)

@@ -1,4 +1,6 @@
-"""Sampled futures as pictures: for every gamma a row of true frames at random delays, and a row of sampled states."""
+"""Sampled futures as pictures: for every gamma a row of true frames at
+random delays, and a row of sampled states.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ Show = Callable[[Tensor], np.ndarray]
 SEARCH_ROWS = 4096
 """Frames of the data compared at once."""
 CELL, LABEL, GAP, MARGIN = 96, 16, 6, 132
-"""Pixels of the sheet: height of a picture and of the line above it, distance of pictures, left margin."""
+"""Pixels of the sheet: height of a picture and of the line above
+it, distance of pictures, left margin.
+"""
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,9 @@ def decoded(tokenizer: Tokenizer) -> Show:
 
 
 def nearest_frames(store: RowStore, camera: str) -> Show:
-    """For codes that know no way back to pixels: the frame of the data that shares most codes with each."""
+    """For codes that know no way back to pixels: the frame of the
+    data that shares most codes with each.
+    """
     rows = np.arange(int(store.lengths.sum()))
 
     def show(stacks: Tensor) -> np.ndarray:
@@ -108,7 +114,8 @@ def imagine(
     Args:
         model: in evaluation mode.
         windows: contexts, see `values.contexts`.
-        camera: whose tokens; true frames are its pictures where the store has them, else `show` makes them.
+        camera: whose tokens; true frames are its pictures where the store has them, else `show`
+            makes them.
         row: which of the windows.
         gammas: of the model.
         samples: S, for each gamma.
@@ -131,7 +138,11 @@ def imagine(
     for gamma in gammas:
         future = futures.after(episode, step, reach(gamma)).to(device)
         law = torch.from_numpy(geometric_law(gamma, len(future))).to(rng.device)
-        ahead = torch.multinomial(law, samples, replacement=True, generator=rng).sort().values.to(device)
+        ahead = (
+            torch.multinomial(law, samples, replacement=True, generator=rng)
+            .sort()
+            .values.to(device)
+        )
         drawn = model.sample(context, samples=samples, gamma=gamma, actions=actions, rng=rng)[0]
         nearest = torch.stack([nearest_delays(one[None], future)[0].argmax() for one in drawn])
         order = nearest.argsort(stable=True)
@@ -150,22 +161,36 @@ def imagine(
 
 
 def futures_picture(state: ImaginedState) -> Image.Image:
-    """The context on top; below it, for every gamma, true frames above sampled ones, each with its delay in steps."""
+    """The context on top; below it, for every gamma, true frames above
+    sampled ones, each with its delay in steps.
+    """
     past = range(1 - len(state.context), 1)
-    lines: list[tuple[str, np.ndarray, list[str]]] = [("seen", state.context, [f"{k}" if k else "now" for k in past])]
+    lines: list[tuple[str, np.ndarray, list[str]]] = [
+        ("seen", state.context, [f"{k}" if k else "now" for k in past])
+    ]
     for f in state.futures:
         lines.append((f"gamma {f.gamma:g}: true", f.true, [f"+{k}" for k in f.delays]))
-        lines.append((f"gamma {f.gamma:g}: sampled", f.sampled, [f"nearest +{k}" for k in f.nearest]))
+        lines.append(
+            (f"gamma {f.gamma:g}: sampled", f.sampled, [f"nearest +{k}" for k in f.nearest])
+        )
     columns = max(len(pictures) for _, pictures, _ in lines)
     height, width = state.context.shape[1:3]
     cell = (round(CELL * width / height), CELL)
-    sheet = Image.new("RGB", (MARGIN + columns * (cell[0] + GAP), len(lines) * (CELL + LABEL + GAP)), "white")
+    sheet = Image.new(
+        "RGB", (MARGIN + columns * (cell[0] + GAP), len(lines) * (CELL + LABEL + GAP)), "white"
+    )
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=11)
     for row, (label, pictures, titles) in enumerate(lines):
         top = row * (CELL + LABEL + GAP)
-        draw.text((MARGIN - 8, top + LABEL + CELL // 2), label, fill="black", font=font, anchor="rm")
+        draw.text(
+            (MARGIN - 8, top + LABEL + CELL // 2), label, fill="black", font=font, anchor="rm"
+        )
         for column, (picture, title) in enumerate(zip(pictures, titles, strict=True)):
             left = MARGIN + column * (cell[0] + GAP)
-            draw.text((left + cell[0] // 2, top + LABEL - 2), title, fill="black", font=font, anchor="mb")
-            sheet.paste(Image.fromarray(picture).resize(cell, Image.Resampling.NEAREST), (left, top + LABEL))
+            draw.text(
+                (left + cell[0] // 2, top + LABEL - 2), title, fill="black", font=font, anchor="mb"
+            )
+            sheet.paste(
+                Image.fromarray(picture).resize(cell, Image.Resampling.NEAREST), (left, top + LABEL)
+            )
     return sheet

@@ -1,11 +1,12 @@
 """True discounted returns of recorded episodes, exact to the episode's end.
 
-The value of a step is that of its future alone: V(s_t) = sum over k >= 1 of gamma^(k-1) r_(t+k), where r_(t+k) is the
+The value of a step is that of its future alone: V(s_t) = sum over k >= 1 of gamma^(k-1) r_(t+k),
+    where r_(t+k) is the
 reward that came with frame t+k. The last step of an episode has none.
 
-Tasks with a time limit cut the sum off. Under the discounted-future distribution the share of the future that lies
-beyond the end is gamma^(steps left); `settled` tells the steps where it is negligible, the only ones to compare with an
-estimate of the endless return.
+Tasks with a time limit cut the sum off. Under the discounted-future distribution the share of the
+future that lies beyond the end is gamma^(steps left); `settled` tells the steps where it is
+negligible, the only ones to compare with an estimate of the endless return.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def discounted_returns(rewards: np.ndarray, lengths: np.ndarray, gamma: float) -
     return values[inside]
 
 
-def truncated_returns(rewards: np.ndarray, lengths: np.ndarray, gamma: float, horizon: int) -> np.ndarray:
+def truncated_returns(
+    rewards: np.ndarray, lengths: np.ndarray, gamma: float, horizon: int
+) -> np.ndarray:
     """The first `horizon` terms of `discounted_returns`, those within the episode: float64 (N,)."""
     if horizon < 1:
         raise UserError(f"A return should have at least 1 reward, found a horizon of {horizon}.")
@@ -51,25 +54,38 @@ def steps_left(lengths: np.ndarray) -> np.ndarray:
 
 
 def remaining_mass(lengths: np.ndarray, gamma: float) -> np.ndarray:
-    """Share of the discounted future of each step that lies beyond its episode, gamma^(steps left): float64 (N,)."""
+    """Share of the discounted future of each step that lies beyond its
+    episode, gamma^(steps left): float64 (N,).
+    """
     return np.power(float(gamma), steps_left(lengths))
 
 
 def settled(lengths: np.ndarray, gamma: float, *, tolerance: float = 0.01) -> np.ndarray:
-    """Whether less than `tolerance` of a step's discounted future lies beyond its episode: bool (N,)."""
+    """Whether less than `tolerance` of a step's discounted
+    future lies beyond its episode: bool (N,).
+    """
     return remaining_mass(lengths, gamma) < tolerance
 
 
-def _by_episode(rewards: np.ndarray, lengths: np.ndarray, gamma: float) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards as float64 (E, T), zeros after an episode's end, and where a step lies inside, bool (E, T)."""
+def _by_episode(
+    rewards: np.ndarray, lengths: np.ndarray, gamma: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards as float64 (E, T), zeros after an episode's end, and
+    where a step lies inside, bool (E, T).
+    """
     flat, lengths = np.asarray(rewards, np.float64).reshape(-1), np.asarray(lengths, np.int64)
     if not 0.0 <= gamma < 1.0:
         raise UserError(f"gamma should lie in 0 <= gamma < 1, found {gamma}.")
     if lengths.ndim != 1 or (lengths < 1).any() or lengths.sum() != len(flat):
-        raise UserError(f"The episodes have {int(lengths.sum())} steps, found {len(flat)} rewards; give one per step.")
+        raise UserError(
+            f"The episodes have {int(lengths.sum())} steps, found {len(flat)} "
+            "rewards; give one per step."
+        )
     if not np.isfinite(flat).all():
         row = int(np.argmin(np.isfinite(flat)))
-        raise UserError(f"Rewards should be finite, found {flat[row]} in row {row}; run `foreact data check`.")
+        raise UserError(
+            f"Rewards should be finite, found {flat[row]} in row {row}; run `foreact data check`."
+        )
     inside = np.arange(lengths.max(initial=0)) < lengths[:, None]
     table = np.zeros(inside.shape)
     table[inside] = flat

@@ -27,7 +27,8 @@ def sampled_value(rewards: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
 
 
 def density_value(log_probs: Tensor, rewards: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Value by self-normalised importance weights: sum_j w_j r_j / (1 - gamma) with w = softmax(log_probs).
+    """Value by self-normalised importance weights: sum_j w_j r_j / (1 - gamma) with w =
+    softmax(log_probs).
 
     Right as far as the candidates stand for all states that may follow, each of them once.
 
@@ -37,8 +38,8 @@ def density_value(log_probs: Tensor, rewards: Tensor, gamma: float) -> tuple[Ten
         gamma: discount of the occupancy.
 
     Returns:
-        The value, and the effective sample size 1 / sum_j w_j^2, between 1 and J, which says how many candidates
-        decide it; both float64 (...).
+        The value, and the effective sample size 1 / sum_j w_j^2, between 1 and J, which says how
+        many candidates decide it; both float64 (...).
     """
     weights = log_probs.double().softmax(dim=-1)
     return (weights * rewards).sum(dim=-1) / (1.0 - gamma), 1.0 / weights.square().sum(dim=-1)
@@ -64,7 +65,8 @@ class LegacyDensity:
 def legacy_density(logits: Tensor, tokens: Tensor, rewards: Tensor) -> LegacyDensity:
     """The density estimate of the reference implementation, to compare with it.
 
-    Its weights are no probabilities: they do not sum to 1, a constant added to all logits changes them, and the factor
+    Its weights are no probabilities: they do not sum to 1, a constant added to all logits changes
+        them, and the factor
     1 / (1 - gamma) is missing. `density_value` is the sound form.
 
     Args:

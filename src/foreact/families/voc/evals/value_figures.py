@@ -18,21 +18,37 @@ BARS = 24
 
 
 def values_figure(values: Sequence[Values]) -> FigurePair | None:
-    """Estimated over true values, one panel per gamma, one colour per grade, bars of a standard error."""
+    """Estimated over true values, one panel per gamma, one
+    colour per grade, bars of a standard error.
+    """
     if not values:
         return None
 
     def draw(figure: Any) -> None:
-        for ax, found in zip(figure.subplots(1, len(values), squeeze=False)[0], values, strict=True):
-            names = [""] * len(found.truth) if found.grades is None else [str(g) for g in found.grades]
+        for ax, found in zip(
+            figure.subplots(1, len(values), squeeze=False)[0], values, strict=True
+        ):
+            names = (
+                [""] * len(found.truth) if found.grades is None else [str(g) for g in found.grades]
+            )
             for number, name in enumerate(sorted(set(names))):
                 rows = np.array([n == name for n in names])
                 ax.errorbar(
-                    found.truth[rows], found.sampled[rows], yerr=found.error[rows], fmt="o", ms=3, lw=0.8, alpha=0.6,
-                    color=COLOURS[number % len(COLOURS)], label=name,
-                )  # fmt: skip
+                    found.truth[rows],
+                    found.sampled[rows],
+                    yerr=found.error[rows],
+                    fmt="o",
+                    ms=3,
+                    lw=0.8,
+                    alpha=0.6,
+                    color=COLOURS[number % len(COLOURS)],
+                    label=name,
+                )
             ends = np.array(
-                [np.minimum(found.truth, found.sampled).min(), np.maximum(found.truth, found.sampled).max()]
+                [
+                    np.minimum(found.truth, found.sampled).min(),
+                    np.maximum(found.truth, found.sampled).max(),
+                ]
             )
             ax.plot(ends, ends, "--", lw=1, color=ax.spines["left"].get_edgecolor(), alpha=0.6)
             ax.set_title(f"gamma {found.gamma:g}", fontsize=10)
@@ -45,14 +61,26 @@ def values_figure(values: Sequence[Values]) -> FigurePair | None:
 
 
 def delays_figure(values: Sequence[Values]) -> FigurePair | None:
-    """Shares of samples by the delay of their nearest true state, with the geometric law as a line."""
+    """Shares of samples by the delay of their nearest true
+    state, with the geometric law as a line.
+    """
     if not values:
         return None
 
     def draw(figure: Any) -> None:
-        for ax, found in zip(figure.subplots(1, len(values), squeeze=False)[0], values, strict=True):
+        for ax, found in zip(
+            figure.subplots(1, len(values), squeeze=False)[0], values, strict=True
+        ):
             edges, shares, law = delay_bars(found.delays)
-            ax.bar(edges[:-1], shares, width=np.diff(edges), align="edge", color=COLOURS[0], alpha=0.5, label="samples")
+            ax.bar(
+                edges[:-1],
+                shares,
+                width=np.diff(edges),
+                align="edge",
+                color=COLOURS[0],
+                alpha=0.5,
+                label="samples",
+            )
             ax.stairs(law, edges, color=COLOURS[1], lw=1.6, label="geometric law")
             ax.set_title(f"gamma {found.gamma:g}", fontsize=10)
             ax.set_xlabel("steps to the nearest true state")
@@ -63,19 +91,26 @@ def delays_figure(values: Sequence[Values]) -> FigurePair | None:
 
 
 def delay_bars(delays: Delays) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bars of equal width over about four mean delays: edges (n + 1,), shares of samples and of the law, both (n,).
+    """Bars of equal width over about four mean delays: edges (n + 1,), shares of samples and of the
+    law, both (n,).
 
     A bar holds the delays from its left edge up to, not including, its right one.
     """
     width = max(1, round(4 * delays.mean_law / BARS))
     count = min(BARS, -(-len(delays.shares) // width))
     bar = np.minimum(np.arange(len(delays.shares)) // width, count - 1)
-    shares, law = (np.bincount(bar, weights=w, minlength=count) for w in (delays.shares, delays.law))
+    shares, law = (
+        np.bincount(bar, weights=w, minlength=count) for w in (delays.shares, delays.law)
+    )
     return 1 + width * np.arange(count + 1), shares, law
 
 
 def values_section(values: Sequence[Values]) -> Section:
     """The part of a report that shows measured values of states, one entry per gamma."""
-    template = files("foreact.families.voc.evals").joinpath("values.html.j2").read_text(encoding="utf-8")
+    template = (
+        files("foreact.families.voc.evals").joinpath("values.html.j2").read_text(encoding="utf-8")
+    )
     accuracy, delays = values_figure(values), delays_figure(values)
-    return render_section("Values of states", template, values=values, accuracy=accuracy, delays=delays)
+    return render_section(
+        "Values of states", template, values=values, accuracy=accuracy, delays=delays
+    )

@@ -1,8 +1,9 @@
 """Values of states from an occupancy model, held against what the episodes then earned.
 
-The truth is the discounted return to the episode's end, of whoever acted in it, for states so early that what lies
-beyond the end would not matter. The reference implementation compares with a return that is cut after a few steps; that
-one is measured beside the estimates, as if it were an estimate too.
+The truth is the discounted return to the episode's end, of whoever acted in it, for states so early
+that what lies beyond the end would not matter. The reference implementation compares with a return
+that is cut after a few steps; that one is measured beside the estimates, as if it were an estimate
+too.
 """
 
 from __future__ import annotations
@@ -35,7 +36,9 @@ TAIL = 0.01
 
 
 class OccupancyModel(Protocol):
-    """What is measured: a model of the discounted future, with a head that tells the reward of a state."""
+    """What is measured: a model of the discounted future, with a
+    head that tells the reward of a state.
+    """
 
     def sample(
         self,
@@ -54,13 +57,20 @@ class OccupancyModel(Protocol):
         ...
 
     def future_logits(
-        self, context: Tensor, future: Tensor, *, gamma: float | None = None, actions: Tensor | None = None
+        self,
+        context: Tensor,
+        future: Tensor,
+        *,
+        gamma: float | None = None,
+        actions: Tensor | None = None,
     ) -> Tensor:
-        """int64 (B, T, h, w) twice -> float (B, T h w, V), which predict each token of the future."""
+        """int64 (B, T, h, w) twice -> float (B, T h w, V),
+        which predict each token of the future.
+        """
         ...
 
 
-# --- what is compared ------------------------------------------------------------------------------------------
+# --- what is compared -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,10 +119,12 @@ class Values:
         samples: futures drawn per state.
         states: int64 (N, 2), episode and step.
         truth: discounted return to the episode's end.
-        truncated: discounted return of the next `horizon` steps alone, which the reference takes for the truth.
+        truncated: discounted return of the next `horizon` steps alone, which the reference takes
+            for the truth.
         horizon: of `truncated`, steps.
         sampled, error: mean reward of the sampled futures over 1 - gamma, and its standard error.
-        density, effective: estimate from the densities of true later states, and its effective sample size.
+        density, effective: estimate from the densities of true later states, and its effective
+            sample size.
         legacy: that estimate by the reference's formula.
         nats: cross-entropy of the true discounted future under the model, nats per token.
         train_mean: mean value of the training episodes, an estimate that needs no model.
@@ -146,7 +158,9 @@ class Values:
             "mean of the training data": np.full_like(self.truth, self.train_mean),
             f"true rewards of {self.horizon} steps": self.truncated,
         }
-        return {name: accuracy(values, self.truth, self.states[:, 0]) for name, values in rows.items()}
+        return {
+            name: accuracy(values, self.truth, self.states[:, 0]) for name, values in rows.items()
+        }
 
     @cached_property
     def per_grade(self) -> dict[str, Accuracy]:
@@ -160,8 +174,20 @@ class Values:
         }
 
     def to_json(self) -> dict[str, Any]:
-        columns = ("truth", "truncated", "sampled", "error", "density", "effective", "legacy", "nats")
-        each: dict[str, Any] = {"episode": self.states[:, 0].tolist(), "step": self.states[:, 1].tolist()}
+        columns = (
+            "truth",
+            "truncated",
+            "sampled",
+            "error",
+            "density",
+            "effective",
+            "legacy",
+            "nats",
+        )
+        each: dict[str, Any] = {
+            "episode": self.states[:, 0].tolist(),
+            "step": self.states[:, 1].tolist(),
+        }
         if self.grades is not None:
             each["grade"] = [str(grade) for grade in self.grades]
         each |= {name: getattr(self, name).round(6).tolist() for name in columns}
@@ -178,7 +204,7 @@ class Values:
         }
 
 
-# --- data ------------------------------------------------------------------------------------------------------
+# --- data -----------------------------------------------------------------------------------------
 
 
 def contexts(
@@ -190,18 +216,24 @@ def contexts(
     action_steps: int = 0,
     normalizer: Normalizer | None = None,
 ) -> WindowDataset:
-    """Every stack of `frames` token frames that something follows, with the `action_steps` actions from its end on.
+    """Every stack of `frames` token frames that something follows, with the `action_steps` actions
+    from its end on.
 
-    The first frame of an episode stands in for those before it. The last step of an episode has no action.
+    The first frame of an episode stands in for those before it. The last step of an episode has no
+    action.
     """
     window = Window(
-        tokens={camera: tuple(range(1 - frames, 1))}, actions=tuple(range(action_steps)), span=(0, max(1, action_steps))
+        tokens={camera: tuple(range(1 - frames, 1))},
+        actions=tuple(range(action_steps)),
+        span=(0, max(1, action_steps)),
     )
     return WindowDataset(store, window, episodes, normalizer)
 
 
 def mean_value(store: RowStore, episodes: Sequence[int] | np.ndarray, gamma: float) -> float:
-    """Mean true value of the episodes' states whose truth is known; of all their states where it is known of none."""
+    """Mean true value of the episodes' states whose truth is known; of
+    all their states where it is known of none.
+    """
     truth = discounted_returns(_rewards(store), store.lengths, gamma)
     chosen = np.repeat(np.isin(np.arange(len(store.lengths)), episodes), store.lengths)
     known = chosen & settled(store.lengths, gamma, tolerance=TAIL)
@@ -220,9 +252,10 @@ def known_states(windows: WindowDataset, gamma: float) -> np.ndarray:
     known = settled(store.lengths, gamma, tolerance=TAIL)[store.starts[index[:, 0]] + index[:, 1]]
     if not known.any():
         raise UserError(
-            f"At gamma {gamma} a state's true value is known {reach(gamma)} steps before its episode's end or earlier, "
-            f"and the episodes to measure have {int(store.lengths[index[:, 0]].max())} steps at most; give longer ones "
-            "or a smaller gamma."
+            f"At gamma {gamma} a state's true value is known {reach(gamma)} steps before its "
+            "episode's end or earlier, and the episodes to measure have "
+            f"{int(store.lengths[index[:, 0]].max())} steps at most; give longer ones or a "
+            "smaller gamma."
         )
     return np.flatnonzero(known)
 
@@ -235,7 +268,10 @@ def reach(gamma: float) -> int:
 def _rewards(store: RowStore) -> np.ndarray:
     """Every reward of the store, float32 (N,)."""
     if not store.spec.has_reward:
-        raise UserError(f"The store {store.path} has no rewards, and values are measured by them; use another store.")
+        raise UserError(
+            f"The store {store.path} has no rewards, and values are measured by them; "
+            "use another store."
+        )
     return store.gather("reward", np.arange(int(store.lengths.sum())))[:, 0]
 
 
@@ -248,7 +284,9 @@ class TrueFutures:
         self.episode, self.stacks = -1, torch.empty(0)
 
     def after(self, episode: int, step: int, most: int) -> Tensor:
-        """The stacks 1, 2, ... `most` steps ahead, as far as the episode goes, int64 (J, T, h, w)."""
+        """The stacks 1, 2, ... `most` steps ahead, as far as
+        the episode goes, int64 (J, T, h, w).
+        """
         if episode != self.episode:
             length = int(self.store.lengths[episode])
             steps, _ = place(self.offsets, np.arange(length), length)
@@ -257,7 +295,7 @@ class TrueFutures:
         return self.stacks[step + 1 : step + 1 + most]
 
 
-# --- measuring -------------------------------------------------------------------------------------------------
+# --- measuring ------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -287,7 +325,8 @@ def measure_values(
         train_mean: see `mean_value`.
         states: measure so many, spread evenly over those whose truth is known.
         samples: futures per state.
-        candidates: true later states per state for the density estimates, evenly spread over 99 % of the law.
+        candidates: true later states per state for the density estimates, evenly spread over 99 %
+            of the law.
         batch_size: states per call.
         seed: of the draws.
         grades: of every episode of the store.
@@ -295,12 +334,13 @@ def measure_values(
         device: where the model computes.
 
     Raises:
-        UserError: gamma outside (0, 1), no state with enough steps left, fewer than two samples, no rewards.
+        UserError: gamma outside (0, 1), no state with enough steps left, fewer than two samples, no
+            rewards.
     """
     if samples < 2 or min(states, candidates, batch_size) < 1:
         raise UserError(
-            "Expected 2 samples or more and at least one state, candidate and state per batch, found "
-            f"{samples}, {states}, {candidates} and {batch_size}."
+            "Expected 2 samples or more and at least one state, candidate and state per batch, "
+            f"found {samples}, {states}, {candidates} and {batch_size}."
         )
     store = windows.store
     known = known_states(windows, gamma)
@@ -326,7 +366,13 @@ def measure_values(
             delays.add(context[row], drawn[row], future)
             ahead = torch.from_numpy(spread(len(future), candidates)).to(device)
             found = _by_density(
-                model, context[row], None if actions is None else actions[row], future, ahead, gamma, batch_size
+                model,
+                context[row],
+                None if actions is None else actions[row],
+                future,
+                ahead,
+                gamma,
+                batch_size,
             )
             for name, number in found.items():
                 columns[name].append(number)
@@ -355,7 +401,9 @@ def _by_density(
     gamma: float,
     batch_size: int,
 ) -> dict[str, float]:
-    """Estimates of one state from the densities of its true later states future[ahead], `batch_size` at a time."""
+    """Estimates of one state from the densities of its true later
+    states future[ahead], `batch_size` at a time.
+    """
     parts = []
     for delays in ahead.split(batch_size):
         later = future[delays]

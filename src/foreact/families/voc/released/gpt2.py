@@ -1,4 +1,6 @@
-"""GPT-2 weights under Hugging Face's names, as the published Video Occupancy Models save them, to ours and back."""
+"""GPT-2 weights under Hugging Face's names, as the published Video
+Occupancy Models save them, to ours and back.
+"""
 
 from __future__ import annotations
 
@@ -29,9 +31,13 @@ HEAD = "lm_head.weight"
 _PLAIN = {"wte.weight": "token_embedding.weight", "wpe.weight": "position_embedding.weight"}
 _PLAIN |= {f"ln_f.{kind}": f"norm.{kind}" for kind in ("weight", "bias")}
 _LAYERS = {
-    "ln_1": "norm1", "attn.c_attn": "qkv", "attn.c_proj": "out",
-    "ln_2": "norm2", "mlp.c_fc": "up", "mlp.c_proj": "down",
-}  # fmt: skip
+    "ln_1": "norm1",
+    "attn.c_attn": "qkv",
+    "attn.c_proj": "out",
+    "ln_2": "norm2",
+    "mlp.c_fc": "up",
+    "mlp.c_proj": "down",
+}
 _PLAIN_BACK = {ours: theirs for theirs, ours in _PLAIN.items()}
 _LAYERS_BACK = {ours: theirs for theirs, ours in _LAYERS.items()}
 _THEIRS = re.compile(rf"h\.(\d+)\.({'|'.join(map(re.escape, _LAYERS))})\.(weight|bias)")
@@ -40,9 +46,14 @@ _MASKS = re.compile(r"h\.\d+\.attn\.(bias|masked_bias)")
 
 # What our network does without being told; a file whose config says otherwise holds another one.
 _FIXED = {
-    "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
-    "scale_attn_by_inverse_layer_idx": False, "tie_word_embeddings": True, "add_cross_attention": False,
-}  # fmt: skip
+    "model_type": "gpt2",
+    "activation_function": "gelu_new",
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "tie_word_embeddings": True,
+    "add_cross_attention": False,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +74,9 @@ class GPT2Reference:
 def is_gpt2(payload: Any) -> bool:
     """Whether the content of a file is a bare GPT-2 state dict."""
     name = "h.0.attn.c_attn.weight"
-    if not isinstance(payload, Mapping) or not all(isinstance(value, Tensor) for value in payload.values()):
+    if not isinstance(payload, Mapping) or not all(
+        isinstance(value, Tensor) for value in payload.values()
+    ):
         return False
     return name in payload or PREFIX + name in payload
 
@@ -72,29 +85,44 @@ def read_gpt2(path: Path, payload: Any = None, *, heads: int | None = None) -> G
     """Read a GPT-2.
 
     Args:
-        path: a torch file or safetensors file with a bare state dict, or a folder of `save_pretrained`.
+        path: a torch file or safetensors file with a bare state dict, or a folder of
+            `save_pretrained`.
         payload: the file's content, where it has been read already.
         heads: attention heads, which a bare state dict does not tell.
 
     Raises:
-        UserError: it is missing, damaged, something else, not all of a GPT-2, or `heads` is missing or wrong.
+        UserError: it is missing, damaged, something else, not all of a GPT-2, or `heads` is missing
+            or wrong.
     """
     path = Path(path)
     said: Mapping[str, Any] = {}
     if payload is None and path.is_dir():
         said = read_json(path / "config.json")
         if not isinstance(said, Mapping) or not isinstance(said.get("n_head", 1), int):
-            raise UserError(f"{path / 'config.json'} should describe a GPT-2; restore it from its source.")
+            raise UserError(
+                f"{path / 'config.json'} should describe a GPT-2; restore it from its source."
+            )
         if other := [k for k, v in _FIXED.items() if said.get(k, v) != v]:
-            raise UserError(f"{path} holds no plain GPT-2: its config has {other[0]} = {said[other[0]]!r}.")
+            raise UserError(
+                f"{path} holds no plain GPT-2: its config has {other[0]} = {said[other[0]]!r}."
+            )
         if heads is not None and heads != said.get("n_head", heads):
-            raise UserError(f"{path} has {said['n_head']} attention heads, {heads} were asked for; leave them out.")
+            raise UserError(
+                f"{path} has {said['n_head']} attention heads, {heads} were asked "
+                "for; leave them out."
+            )
         heads = said.get("n_head", heads)
     theirs = _read(path) if payload is None else payload
     if not is_gpt2(theirs):
-        raise UserError(f"{path} should hold the state dict of a GPT-2 (transformer.h.0.attn.c_attn.weight, ...).")
+        raise UserError(
+            f"{path} should hold the state dict of a GPT-2 "
+            "(transformer.h.0.attn.c_attn.weight, ...)."
+        )
     if heads is None:
-        raise UserError(f"{path} does not tell its attention heads; give them (published VOC: 8, with DINO codes 4).")
+        raise UserError(
+            f"{path} does not tell its attention heads; give them (published VOC: 8, "
+            "with DINO codes 4)."
+        )
     try:
         state = to_native(theirs)
         config = config_of(state, heads=heads)
@@ -115,11 +143,17 @@ def config_of(state: Mapping[str, Tensor], *, heads: int) -> GPT2Config:
     """
     for name in ("token_embedding.weight", "position_embedding.weight"):
         if name not in state or state[name].ndim != 2:
-            raise UserError(f"The GPT-2 lacks what we call {name}; restore the file from its source.")
+            raise UserError(
+                f"The GPT-2 lacks what we call {name}; restore the file from its source."
+            )
     vocab, width = state["token_embedding.weight"].shape
     layers = len({m[1] for k in state if (m := _OURS.fullmatch(k))})
     config = GPT2Config(
-        vocab=vocab, positions=state["position_embedding.weight"].shape[0], width=width, heads=heads, layers=layers
+        vocab=vocab,
+        positions=state["position_embedding.weight"].shape[0],
+        width=width,
+        heads=heads,
+        layers=layers,
     )
     with torch.device("meta"):
         expected = {name: tuple(t.shape) for name, t in GPT2(config).state_dict().items()}
@@ -131,8 +165,8 @@ def config_of(state: Mapping[str, Tensor], *, heads: int) -> GPT2Config:
 def to_native(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Hugging Face's tensors, with or without the prefix "transformer.", in our names.
 
-    Their matrices are stored (inputs, outputs), ours (outputs, inputs). The readout is the token embedding under a
-    second name; old files hold attention masks as well, which are left out.
+    Their matrices are stored (inputs, outputs), ours (outputs, inputs). The readout is the token
+    embedding under a second name; old files hold attention masks as well, which are left out.
 
     Raises:
         UserError: a tensor of no known part, or a readout that is not the token embedding.
@@ -149,11 +183,16 @@ def to_native(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         elif name != HEAD and not _MASKS.fullmatch(name):
             unknown.append(str(full))
     if unknown:
-        raise UserError(f"The GPT-2 holds {len(unknown)} tensors of no known part: {', '.join(unknown[:5])}.")
+        raise UserError(
+            f"The GPT-2 holds {len(unknown)} tensors of no known part: {', '.join(unknown[:5])}."
+        )
     if HEAD in theirs:
         embedding = state.setdefault("token_embedding.weight", theirs[HEAD])
         if not torch.equal(embedding, theirs[HEAD]):
-            raise UserError(f"The GPT-2 has a readout ({HEAD}) of its own; only one tied to its embedding can be read.")
+            raise UserError(
+                f"The GPT-2 has a readout ({HEAD}) of its own; only one tied to its "
+                "embedding can be read."
+            )
     return state
 
 
@@ -167,14 +206,18 @@ def reference_key(name: str) -> str:
         return PREFIX + _PLAIN_BACK[name]
     if m := _OURS.fullmatch(name):
         return f"{PREFIX}h.{m[1]}.{_LAYERS_BACK[m[2]]}.{m[3]}"
-    raise UserError(f"A plain GPT-2 has no place for {name}; only models without conditions can be written.")
+    raise UserError(
+        f"A plain GPT-2 has no place for {name}; only models without conditions can be written."
+    )
 
 
 def to_reference(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Inverse of `to_native`, with the prefix and the tied readout, as `GPT2LMHeadModel.state_dict()` has them.
+    """Inverse of `to_native`, with the prefix and the tied readout, as
+    `GPT2LMHeadModel.state_dict()` has them.
 
     Raises:
-        UserError: a tensor that a plain GPT-2 does not have, such as an occupancy model's embedding of actions.
+        UserError: a tensor that a plain GPT-2 does not have, such as an occupancy model's embedding
+            of actions.
     """
     theirs = {
         reference_key(name): t.t().contiguous() if t.ndim == 2 and _OURS.fullmatch(name) else t
@@ -185,23 +228,37 @@ def to_reference(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def write_gpt2(path: Path, config: GPT2Config, state: Mapping[str, Tensor]) -> None:
-    """Write a GPT-2, in our names, as a folder for `GPT2LMHeadModel.from_pretrained`; one at `path` is replaced, and
-    stays whole until the new one is.
+    """Write a GPT-2, in our names, as a folder for `GPT2LMHeadModel.from_pretrained`; one at `path`
+    is replaced, and stays whole until the new one is.
 
     Raises:
-        UserError: the state is not that of a plain GPT-2, `path` holds something else, or the disk refuses. Nothing is
-            left half-written.
+        UserError: the state is not that of a plain GPT-2, `path` holds something else, or the disk
+            refuses. Nothing is left half-written.
     """
     path = Path(path)
     if path.exists() and not _is_replaceable(path):
-        raise UserError(f"{path} exists and is no model folder of a GPT-2; choose another path or remove it.")
-    tensors = {name: t.detach().cpu().contiguous() for name, t in to_reference(state).items() if name != HEAD}
+        raise UserError(
+            f"{path} exists and is no model folder of a GPT-2; choose another path or remove it."
+        )
+    tensors = {
+        name: t.detach().cpu().contiguous()
+        for name, t in to_reference(state).items()
+        if name != HEAD
+    }
     said = {
-        **_FIXED, "architectures": ["GPT2LMHeadModel"], "vocab_size": config.vocab, "n_positions": config.positions,
-        "n_embd": config.width, "n_head": config.heads, "n_layer": config.layers, "resid_pdrop": config.dropout,
-        "embd_pdrop": config.dropout, "attn_pdrop": config.attention_dropout,
-        "bos_token_id": None, "eos_token_id": None,
-    }  # fmt: skip
+        **_FIXED,
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": config.vocab,
+        "n_positions": config.positions,
+        "n_embd": config.width,
+        "n_head": config.heads,
+        "n_layer": config.layers,
+        "resid_pdrop": config.dropout,
+        "embd_pdrop": config.dropout,
+        "attn_pdrop": config.attention_dropout,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
     temporary, retired = path.with_name(f".{path.name}.tmp"), path.with_name(f".{path.name}.old")
     try:
         for leftover in (temporary, retired):
@@ -214,7 +271,9 @@ def write_gpt2(path: Path, config: GPT2Config, state: Mapping[str, Tensor]) -> N
         os.rename(temporary, path)
         shutil.rmtree(retired, ignore_errors=True)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} could not be written ({error}); free some space or check the rights.") from None
+        raise UserError(
+            f"{path} could not be written ({error}); free some space or check the rights."
+        ) from None
     finally:
         if not path.exists() and retired.exists():
             os.rename(retired, path)
@@ -222,7 +281,9 @@ def write_gpt2(path: Path, config: GPT2Config, state: Mapping[str, Tensor]) -> N
 
 
 def _is_replaceable(path: Path) -> bool:
-    """Whether it is an empty folder or one of files alone, with the config of a GPT-2; a run has a config.json too."""
+    """Whether it is an empty folder or one of files alone, with the
+    config of a GPT-2; a run has a config.json too.
+    """
     if not path.is_dir():
         return False
     inside = list(path.iterdir())
@@ -234,11 +295,13 @@ def _is_replaceable(path: Path) -> bool:
     return isinstance(said, Mapping) and said.get("model_type") == "gpt2"
 
 
-def occupancy_state(found: GPT2Reference, config: VOCConfig, *, codebook: Tensor | None = None) -> dict[str, Tensor]:
+def occupancy_state(
+    found: GPT2Reference, config: VOCConfig, *, codebook: Tensor | None = None
+) -> dict[str, Tensor]:
     """State of a `VOC` whose model and target network are both a read GPT-2.
 
-    Published training saves neither the reward head, which is drawn here (always the same) and to be trained, nor the
-    target network, which is one moving average behind the model.
+    Published training saves neither the reward head, which is drawn here (always the same) and to
+    be trained, nor the target network, which is one moving average behind the model.
 
     Args:
         found: the GPT-2.
@@ -252,11 +315,13 @@ def occupancy_state(found: GPT2Reference, config: VOCConfig, *, codebook: Tensor
     for name in ("vocab", "positions", "width", "heads", "layers"):
         if getattr(asked, name) != getattr(found.config, name):
             raise UserError(
-                f"The GPT-2 has {name} {getattr(found.config, name)}, the occupancy model's config says "
-                f"{getattr(asked, name)}; give the sizes of the file."
+                f"The GPT-2 has {name} {getattr(found.config, name)}, the occupancy model's "
+                f"config says {getattr(asked, name)}; give the sizes of the file."
             )
     if config.condition:
-        raise UserError("A plain GPT-2 knows neither actions nor several gammas; give one gamma and no actions.")
+        raise UserError(
+            "A plain GPT-2 knows neither actions nor several gammas; give one gamma and no actions."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         model = VOC(config)

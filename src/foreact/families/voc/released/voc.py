@@ -1,4 +1,6 @@
-"""GPTs of Video Occupancy Models: their authors' files, bare Hugging Face state dicts, as our checkpoints and back."""
+"""GPTs of Video Occupancy Models: their authors' files, bare Hugging
+Face state dicts, as our checkpoints and back.
+"""
 
 from __future__ import annotations
 
@@ -15,21 +17,28 @@ from foreact.released.layouts import Converted, Layout, Request, option, write_c
 from foreact.types import Codes
 
 DINO = "vqkd"
-"""Family whose codes the authors model in stacks of two frames, with four attention heads, tokens first."""
+"""Family whose codes the authors model in stacks of two frames,
+with four attention heads, tokens first.
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class GPTOptions:
-    tokenizer: str | None = option("checkpoint of the tokenizer whose codes it models; it must be named")
+    tokenizer: str | None = option(
+        "checkpoint of the tokenizer whose codes it models; it must be named"
+    )
     gamma: float | None = option("discount it was trained for; default 0.8")
     frames: int | None = option("frames of a stack; default 3, over VQ-KD codes 2, as published")
-    heads: tuple[int, ...] | None = option("attention heads; default 8, over VQ-KD codes 4, as published")
+    heads: tuple[int, ...] | None = option(
+        "attention heads; default 8, over VQ-KD codes 4, as published"
+    )
 
 
 def _convert(request: Request, options: GPTOptions) -> Converted:
     """Write a GPT as a VOC checkpoint, with the tokenizer whose codes it models.
 
-    The file holds the GPT alone: the target network starts as its copy, and the reward head untrained.
+    The file holds the GPT alone: the target network starts as its copy, and the reward head
+        untrained.
     """
     src, heads = request.src, options.heads
     if options.tokenizer is None or (heads is not None and len(heads) != 1):
@@ -41,26 +50,39 @@ def _convert(request: Request, options: GPTOptions) -> Converted:
     codes = load_checkpoint(tokenizer)
     module = build(codes)
     if not isinstance(module, Codes):
-        raise UserError(f"{tokenizer} holds a '{codes.family}', which has no codebook; name a vq, a vqkd or a musik.")
+        raise UserError(
+            f"{tokenizer} holds a '{codes.family}', which has no codebook; name a vq, "
+            "a vqkd or a musik."
+        )
     dino = codes.family == DINO
     found = read_gpt2(src, request.payload, heads=(4 if dino else 8) if heads is None else heads[0])
     gpt = found.config
     if gpt.vocab != module.vocab:
         raise UserError(
-            f"{src} models {gpt.vocab} codes, the tokenizer {tokenizer} makes {module.vocab}; name the one it was "
-            "trained on."
+            f"{src} models {gpt.vocab} codes, the tokenizer {tokenizer} makes {module.vocab}; "
+            "name the one it was trained on."
         )
     config = VOCConfig(
-        width=gpt.width, heads=gpt.heads, layers=gpt.layers, positions=gpt.positions, vocab=gpt.vocab,
-        code_dim=module.codebook.shape[1], grid=module.grid, frames=options.frames or (2 if dino else 3),
+        width=gpt.width,
+        heads=gpt.heads,
+        layers=gpt.layers,
+        positions=gpt.positions,
+        vocab=gpt.vocab,
+        code_dim=module.codebook.shape[1],
+        grid=module.grid,
+        frames=options.frames or (2 if dino else 3),
         gammas=(0.8 if options.gamma is None else options.gamma,),
         feature_order="tokens_first" if dino else "channels_first",
-    )  # fmt: skip
+    )
     return write_converted(
-        request, family="voc", config=config, spec=request.spec, tokenizer=tokenizer,
+        request,
+        family="voc",
+        config=config,
+        spec=request.spec,
+        tokenizer=tokenizer,
         state=occupancy_state(found, config, codebook=module.codebook.detach()),
         report=f"{found.report}\nnot in the file: reward head (untrained), target network (a copy)",
-    )  # fmt: skip
+    )
 
 
 LAYOUTS = (
@@ -78,10 +100,12 @@ LAYOUTS = (
 
 
 def write(path: Path, out: Path) -> str:
-    """Write the GPT of a VOC checkpoint as a folder for Hugging Face's `GPT2LMHeadModel.from_pretrained`.
+    """Write the GPT of a VOC checkpoint as a folder for Hugging Face's
+    `GPT2LMHeadModel.from_pretrained`.
 
     Raises:
-        UserError: it is conditioned on gammas or actions, which a GPT-2 is not, or the disk refuses.
+        UserError: it is conditioned on gammas or actions, which a GPT-2 is not, or the disk
+            refuses.
     """
     checkpoint = load_checkpoint(path)
     config = config_from_json(VOCConfig, checkpoint.config)
