@@ -57,7 +57,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from foreact.families.driving.vavam import SIZES, ExpertConfig, VaVAM, VaVAMConfig
 from foreact.families.driving.vavim import VaViM, VaViMConfig
 from foreact.families.uva.model import UVA, Question, UVAConfig
-from foreact.families.voc.model import VOC, VOCConfig
+from foreact.families.voc.config import VOCConfig
+from foreact.families.voc.model import VOC
 from foreact.nn.gpt import KVCache
 from foreact.nn.mup import HiddenLinear
 from foreact.nn.weight_only import reduce_weights

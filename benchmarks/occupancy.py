@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from foreact.families.voc.model import VOC, VOCConfig
+from foreact.families.voc.config import VOCConfig
+from foreact.families.voc.model import VOC
 from foreact.families.voc.released.gpt2 import to_reference
 from foreact.machine import Precision, autocast, choose_precision
 from foreact.train.optim import build_optimizer

@@ -276,9 +276,6 @@ class LossOut:
     logs: dict[str, Tensor] = field(default_factory=dict)
 
 
-# --- models ---------------------------------------------------------------------------------------
-
-
 @runtime_checkable
 class Encoder(Protocol):
     """Pixels -> codes or latents; it need not know the way back."""
@@ -336,9 +333,6 @@ class Trainable(Protocol):
     def forward(self, batch: Batch, *, rng: torch.Generator) -> LossOut: ...
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]: ...
-
-
-# --- acting ---------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -484,9 +478,6 @@ class Task:
     proprioception: Mapping[str, int] = field(default_factory=dict)
     score_note: str = ""
     score: Literal["max", "sum"] = "max"
-
-
-# --- measuring ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,6 @@
-"""The rules of the house that a machine can check: rooms, imports, file sizes, names that do not belong."""
+"""The rules of the house that a machine can check: rooms,
+imports, file sizes, names that do not belong.
+"""
 
 from __future__ import annotations
 
@@ -44,10 +46,9 @@ def test_models_and_tokenizers_open_nothing_and_print_nothing() -> None:
 
 def test_importing_the_package_loads_no_simulator_and_no_logger() -> None:
     code = (
-        "import sys, foreact.cli; "
-        "heavy = {'gymnasium', 'pymunk', 'pygame', 'dm_control', 'mujoco', 'wandb', 'tensorboard', 'cv2'}; "
-        "heavy &= set(sys.modules); "
-        "assert not heavy, heavy"
+        "import sys, foreact.cli; heavy = {'gymnasium', 'pymunk', 'pygame', 'dm_control', "
+        "'mujoco', 'wandb', 'tensorboard', 'cv2'}; heavy &= set(sys.modules); assert not heavy, "
+        "heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -57,6 +58,8 @@ def test_no_pickle_is_read_outside_the_restricted_reader() -> None:
     for path in SOURCES:
         if path != allowed:
             found = re.findall(
-                r"pickle\.loads?\(|torch\.load\((?!.*weights_only=True)|allow_pickle=True|import dill", path.read_text()
+                r"pickle\.loads?\(|torch\.load\((?!.*weights_only=True)|allow_pickle=True"
+                r"|import dill",
+                path.read_text(),
             )
             assert not found, f"{path}: {found}"

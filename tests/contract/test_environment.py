@@ -1,4 +1,5 @@
-"""The environment is the documented one: the lowest torch, the tested one, and no torchvision that breaks it.
+"""The environment is the documented one: the lowest torch, the tested one, and no torchvision that
+breaks it.
 
 It is also the one whose types are checked.
 """
@@ -24,7 +25,9 @@ LOWEST = Version("2.7")
 
 
 def requirement(name: str) -> Requirement:
-    return next(found for text in PROJECT["dependencies"] if (found := Requirement(text)).name == name)
+    return next(
+        found for text in PROJECT["dependencies"] if (found := Requirement(text)).name == name
+    )
 
 
 def test_the_lowest_torch_is_the_one_that_was_tried() -> None:
@@ -39,7 +42,9 @@ def test_torch_is_one_that_the_package_allows() -> None:
 def test_every_dependency_of_the_core_is_installed_as_required() -> None:
     for text in PROJECT["dependencies"]:
         needed = Requirement(text)
-        assert needed.specifier.contains(importlib.metadata.version(needed.name), prereleases=True), text
+        assert needed.specifier.contains(
+            importlib.metadata.version(needed.name), prereleases=True
+        ), text
 
 
 def test_the_constraints_name_one_torch_and_keep_torchvision_out() -> None:
@@ -52,10 +57,16 @@ def test_the_constraints_name_one_torch_and_keep_torchvision_out() -> None:
 
 
 def test_lint_sees_the_types_of_torch(tmp_path: Path) -> None:
-    """Where pyright does not find torch, all that comes from it has an unknown type, and is never wrong."""
-    (line,) = re.findall(r"^\t\$\(BIN\)/(pyright.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    """Where pyright does not find torch, all that comes from it
+    has an unknown type, and is never wrong.
+    """
+    (line,) = re.findall(
+        r"^\t\$\(BIN\)/(pyright.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE
+    )
     folder = Path(sys.executable).parent
     command = f"{folder}/{line}".replace("$(BIN)", str(folder)).split()
     (tmp_path / "made.py").write_text("import torch\n\nreveal_type(torch.zeros(1))\n")
-    done = subprocess.run([*command, "made.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(
+        [*command, "made.py"], cwd=tmp_path, capture_output=True, text=True, timeout=200
+    )
     assert 'Type of "torch.zeros(1)" is "Tensor"' in done.stdout, done.stdout + done.stderr

@@ -1,4 +1,6 @@
-"""Every plug of ours leads somewhere: each import path of a family, a simulator and a format is loaded."""
+"""Every plug of ours leads somewhere: each import path of a
+family, a simulator and a format is loaded.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,12 @@ def test_every_path_of_a_family_leads_somewhere(name: str) -> None:
             assert callable(family.get(entry)), entry
     if family.policy is not None:
         options = family.get("policy_options")()
-        assert list(inspect.signature(family.get("policy")).parameters) == ["path", "options", "execute", "device"]
+        assert list(inspect.signature(family.get("policy")).parameters) == [
+            "path",
+            "options",
+            "execute",
+            "device",
+        ]
         assert options == type(options)()
     if family.layouts is not None:
         for layout in family.get("layouts"):
@@ -37,7 +44,10 @@ def test_every_path_of_a_family_leads_somewhere(name: str) -> None:
 @pytest.mark.parametrize("name", SIMULATORS.built_in)
 def test_every_path_of_a_simulator_leads_somewhere(name: str) -> None:
     simulator = SIMULATORS.find(name)
-    assert next(iter(inspect.signature(load_object(simulator.collect, "The collection")).parameters)) == "env"
+    assert (
+        next(iter(inspect.signature(load_object(simulator.collect, "The collection")).parameters))
+        == "env"
+    )
     for path in (simulator.make, simulator.expert):
         assert path is None or callable(load_object(path, "It"))
 
@@ -56,7 +66,9 @@ def test_what_a_family_lacks_is_one_sentence() -> None:
 
 def test_a_path_that_leads_nowhere_is_one_sentence() -> None:
     family = Family(name="x", title="x", config="foreact.types:NoSuch", module="no_such_module:M")
-    with pytest.raises(UserError, match=r"config of the family 'x', 'foreact.types:NoSuch' cannot be imported"):
+    with pytest.raises(
+        UserError, match=r"config of the family 'x', 'foreact.types:NoSuch' cannot be imported"
+    ):
         family.get("config")
     with pytest.raises(UserError, match="No module named 'no_such_module'"):
         family.get("module")

@@ -1,4 +1,6 @@
-"""A stranger's package walks the whole road by the command line, and nothing of ours is edited (docs/extend.md)."""
+"""A stranger's package walks the whole road by the command line, and
+nothing of ours is edited (docs/extend.md).
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,13 @@ def foreact(folder: Path, command: str) -> str:
     """Run the command line in an interpreter of its own, as its user does."""
     code = "from foreact.cli import main; main()"
     done = subprocess.run(
-        [sys.executable, "-c", code, *command.split()], cwd=folder, capture_output=True, text=True, timeout=200,
+        [sys.executable, "-c", code, *command.split()],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=200,
         env={**os.environ, "PYTHONPATH": str(OUTSIDE), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     return done.stdout
 
@@ -35,10 +41,15 @@ def test_the_whole_road(tmp_path: Path) -> None:
         printed = foreact(tmp_path, command)
         if command.startswith("weights verify"):
             assert re.search(r"family +reach", printed)
-    steps = {json.loads(line)["step"] for line in (tmp_path / "runs/reach/log.jsonl").read_text().splitlines()}
+    steps = {
+        json.loads(line)["step"]
+        for line in (tmp_path / "runs/reach/log.jsonl").read_text().splitlines()
+    }
     assert max(steps) == 300  # the second training went on with the first
     scores = {
-        name: json.loads((tmp_path / "runs/acting" / name / "closed_loop.json").read_text())["score"]["mean"]
+        name: json.loads((tmp_path / "runs/acting" / name / "closed_loop.json").read_text())[
+            "score"
+        ]["mean"]
         for name in ("weights", "random")
     }
     assert scores["weights"] > scores["random"]
@@ -59,7 +70,9 @@ def commands() -> list[str]:
     return [line.removeprefix("foreact ") for line in lines if line.startswith("foreact ")]
 
 
-def test_a_file_in_the_present_folder_is_a_plug_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_in_the_present_folder_is_a_plug_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path, str(OUTSIDE)])
     for kind in ("task", "world", "model"):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
-from conftest import World
+from support.tiny_world import World
 
 from foreact.checkpoints.format import load_checkpoint
 from foreact.cli import main
@@ -24,39 +24,6 @@ from foreact.runs import training as runs
 from foreact.types import Batch
 
 Capture = pytest.CaptureFixture[str]
-
-
-def listing(folder: Path) -> dict[str, tuple[int, int]]:
-    """Every file of a folder with its size and time of change."""
-    files = (p for p in folder.rglob("*") if p.is_file())
-    return {str(p.relative_to(folder)): (p.stat().st_size, p.stat().st_mtime_ns) for p in files}
-
-
-@pytest.fixture
-def refused(tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Run a command that must fail without a trace on disk; returns its sentence."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*argv: str | Path, may_begin: bool = False) -> str:
-        before = listing(tmp_path)
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as exit_:
-            main([str(word) for word in argv])
-        assert exit_.value.code == 2
-        err = capsys.readouterr().err
-        lines = [line for line in err.splitlines() if "\r" not in line and line.strip()]
-        sentence = lines[-1]
-        assert [line for line in lines if line.startswith("foreact: ")] == [sentence]
-        if not may_begin:  # no bar was shown before
-            assert err == sentence + "\n"
-        assert "Traceback" not in err
-        assert sentence[-1] in ".?"
-        assert len(sentence) < 600
-        if not may_begin:
-            assert listing(tmp_path) == before
-        return sentence.removeprefix("foreact: ")
-
-    return run
 
 
 @pytest.fixture
@@ -74,7 +41,10 @@ def run_dir(world: World, tmp_path: Path) -> Path:
 
 
 def chunk_of(store: Path, stream: str) -> Path:
-    return max((p for p in (store / "data" / stream).iterdir() if not p.name.startswith(".")), key=lambda p: p.name)
+    return max(
+        (p for p in (store / "data" / stream).iterdir() if not p.name.startswith(".")),
+        key=lambda p: p.name,
+    )
 
 
 def opened(store: Path) -> zarr.Group:
@@ -88,22 +58,46 @@ def edited(run_dir: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     return run_dir
 
 
-# --- stores ------------------------------------------------------------------------------------------------------
+# --- stores ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "verb", ["data check --store", "data stats --store", "data show --store", "train uva --data", "train kl-vae --data"]
+    "verb",
+    [
+        "data check --store",
+        "data stats --store",
+        "data show --store",
+        "train uva --data",
+        "train kl-vae --data",
+    ],
 )
 def test_missing_store(verb: str, world: World, refused: Callable[..., str]) -> None:
-    tokenizer = ["--tokenizer", str(world.vae), "--model.latent-channels", "4", "--model.grid", "4", "4",
-                 "--model.patch", "1"] if "uva" in verb else []  # fmt: skip
+    tokenizer = (
+        [
+            "--tokenizer",
+            str(world.vae),
+            "--model.latent-channels",
+            "4",
+            "--model.grid",
+            "4",
+            "4",
+            "--model.patch",
+            "1",
+        ]
+        if "uva" in verb
+        else []
+    )
     sentence = refused(*verb.split(), "nowhere.zarr", *tokenizer)
     assert "nowhere.zarr" in sentence
 
 
 def test_missing_store_of_tokenize_and_import(world: World, refused: Callable[..., str]) -> None:
-    assert "nowhere.zarr" in refused("tokenize", "--store", "nowhere.zarr", "--tokenizer", world.vae)
-    assert "nowhere.zarr" in refused("data", "import", "--src", "nowhere.zarr", "--out", "new.zarr", "--task", "pusht")
+    assert "nowhere.zarr" in refused(
+        "tokenize", "--store", "nowhere.zarr", "--tokenizer", world.vae
+    )
+    assert "nowhere.zarr" in refused(
+        "data", "import", "--src", "nowhere.zarr", "--out", "new.zarr", "--task", "pusht"
+    )
 
 
 def test_a_folder_that_is_no_store(refused: Callable[..., str], tmp_path: Path) -> None:
@@ -114,7 +108,9 @@ def test_a_folder_that_is_no_store(refused: Callable[..., str], tmp_path: Path) 
 
 @pytest.mark.parametrize("stream", ["img", "action"])
 @pytest.mark.parametrize("damage", ["removed", "cut"])
-def test_truncated_store(stream: str, damage: str, store: Path, world: World, refused: Callable[..., str]) -> None:
+def test_truncated_store(
+    stream: str, damage: str, store: Path, world: World, refused: Callable[..., str]
+) -> None:
     chunk = chunk_of(store, stream)
     if damage == "removed":
         chunk.unlink()
@@ -124,7 +120,9 @@ def test_truncated_store(stream: str, damage: str, store: Path, world: World, re
     if stream == "action":
         assert "copy.zarr" in refused("data", "stats", "--store", store)
     shutil.rmtree(store / "data" / "latents_img")
-    sentence = refused("train", "uva", "--from", world.uva.parent, "--data", store, "--out", "new", may_begin=True)
+    sentence = refused(
+        "train", "uva", "--from", world.uva.parent, "--data", store, "--out", "new", may_begin=True
+    )
     assert "copy.zarr" in sentence
     assert "truncated" in sentence or "damaged" in sentence
     assert not Path("new/weights").exists()
@@ -135,7 +133,9 @@ def test_store_with_fewer_steps_than_its_episodes(store: Path, refused: Callable
     steps = group["data/action"].shape[0]
     group["data/action"].resize((steps - 5, 2))
     sentence = refused("data", "check", "--store", store)
-    assert f"'action' of {store} has {steps - 5} steps and meta/episode_ends says {steps}" in sentence
+    assert (
+        f"'action' of {store} has {steps - 5} steps and meta/episode_ends says {steps}" in sentence
+    )
 
 
 @pytest.mark.parametrize("verb", ["check", "stats", "show"])
@@ -185,7 +185,9 @@ def test_nan_actions(store: Path, world: World, refused: Callable[..., str]) -> 
     group["data/action"][5::10, 1] = np.nan
     sentence = refused("train", "uva", "--from", world.uva.parent, "--data", store, "--out", "new")
     assert "'action' need at least 2 rows of finite numbers, found NaN" in sentence
-    assert f"action of {store} hold NaN" in refused("data", "stats", "--store", store, "--against", world.uva)
+    assert f"action of {store} hold NaN" in refused(
+        "data", "stats", "--store", store, "--against", world.uva
+    )
     assert "copy.zarr has errors" in refused("data", "check", "--store", store)
 
 
@@ -194,19 +196,28 @@ def test_data_check_says_where_the_nan_is(store: Path, capsys: Capture) -> None:
     group["data/action"][7, 1] = np.nan
     with pytest.raises(SystemExit):
         main(["data", "check", "--store", str(store)])
-    assert "'action' has 1 NaN or infinite values, the first in episode 0 at step 7, dim 'y'" in capsys.readouterr().out
+    assert (
+        "'action' has 1 NaN or infinite values, the first in episode 0 at step 7, dim 'y'"
+        in capsys.readouterr().out
+    )
 
 
-def test_all_episodes_shorter_than_a_window(world: World, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_all_episodes_shorter_than_a_window(
+    world: World, tmp_path: Path, refused: Callable[..., str]
+) -> None:
     source = open_store(world.store)
     with StoreWriter(tmp_path / "short.zarr", PUSHT_SPEC) as writer:
         for start in (0, 3, 6):
             writer.append(source.read(0, start, start + 3, source.streams))
-    sentence = refused("train", "uva", "--from", world.uva.parent, "--data", "short.zarr", "--out", "new")
+    sentence = refused(
+        "train", "uva", "--from", world.uva.parent, "--data", "short.zarr", "--out", "new"
+    )
     assert "none fits into 2 episodes of 3 to 3 steps" in sentence
 
 
-def test_a_single_episode_cannot_be_split(world: World, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_a_single_episode_cannot_be_split(
+    world: World, tmp_path: Path, refused: Callable[..., str]
+) -> None:
     source = open_store(world.store)
     with StoreWriter(tmp_path / "one.zarr", PUSHT_SPEC) as writer:
         writer.append(source.read(0, 0, 60, source.streams))
@@ -217,7 +228,9 @@ def test_a_single_episode_cannot_be_split(world: World, tmp_path: Path, refused:
         assert "0 to validate" in sentence
 
 
-def test_action_range_that_contradicts_the_checkpoint(store: Path, world: World, refused: Callable[..., str]) -> None:
+def test_action_range_that_contradicts_the_checkpoint(
+    store: Path, world: World, refused: Callable[..., str]
+) -> None:
     group: Any = opened(store)
     group["data/action"][:] = group["data/action"][:] / 512.0
     sentence = refused("data", "stats", "--store", store, "--against", world.uva)
@@ -226,10 +239,12 @@ def test_action_range_that_contradicts_the_checkpoint(store: Path, world: World,
 
 
 def test_stats_against_a_checkpoint_without_any(world: World, refused: Callable[..., str]) -> None:
-    assert "has no statistics" in refused("data", "stats", "--store", world.store, "--against", world.vae)
+    assert "has no statistics" in refused(
+        "data", "stats", "--store", world.store, "--against", world.vae
+    )
 
 
-# --- collecting --------------------------------------------------------------------------------------------------
+# --- collecting -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -246,7 +261,7 @@ def test_impossible_collection(options: list[str], part: str, refused: Callable[
     assert not Path("data").exists()
 
 
-# --- checkpoints -------------------------------------------------------------------------------------------------
+# --- checkpoints ----------------------------------------------------------------------------------
 
 
 def respecified(weights: Path, target: Path, change: Callable[[dict[str, Any]], object]) -> Path:
@@ -258,7 +273,8 @@ def respecified(weights: Path, target: Path, change: Callable[[dict[str, Any]], 
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("fps", 20.0), ("cameras", {"img": [64, 64]}), ("state", {"pose": ["x", "y"]})]
+    ("name", "value"),
+    [("fps", 20.0), ("cameras", {"img": [64, 64]}), ("state", {"pose": ["x", "y"]})],
 )
 def test_checkpoint_of_another_task(
     name: str, value: Any, world: World, tmp_path: Path, refused: Callable[..., str]
@@ -296,9 +312,19 @@ def test_baselines_imagine_nothing(world: World, refused: Callable[..., str]) ->
         (["--temperature", "-1"], "temperature"),
     ],
 )
-def test_impossible_evaluation(options: list[str], part: str, world: World, refused: Callable[..., str]) -> None:
+def test_impossible_evaluation(
+    options: list[str], part: str, world: World, refused: Callable[..., str]
+) -> None:
     assert part in refused(
-        "eval", "closed-loop", "--weights", world.uva, "--out", "results", "--workers", "0", *options
+        "eval",
+        "closed-loop",
+        "--weights",
+        world.uva,
+        "--out",
+        "results",
+        "--workers",
+        "0",
+        *options,
     )
 
 
@@ -310,14 +336,16 @@ def test_damaged_weights(world: World, tmp_path: Path, refused: Callable[..., st
         assert "damaged or cut short" in refused(*argv, "uva")
 
 
-def test_unsafe_or_unknown_file_is_not_converted(tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_unsafe_or_unknown_file_is_not_converted(
+    tmp_path: Path, refused: Callable[..., str]
+) -> None:
     (tmp_path / "evil.ckpt").write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
     refused("weights", "convert", "evil.ckpt", "--out", "ours")
     refused("weights", "convert", "nothing.ckpt", "--out", "ours")
     assert not (tmp_path / "pwned").exists()
 
 
-# --- configurations ----------------------------------------------------------------------------------------------
+# --- configurations -------------------------------------------------------------------------------
 
 
 def test_unknown_entry(run_dir: Path, refused: Callable[..., str]) -> None:
@@ -354,8 +382,19 @@ def test_config_that_is_no_json(run_dir: Path, refused: Callable[..., str]) -> N
         (["--model.grid", "6", "6", "--model.patch", "2"], "--model.grid 4 4"),
     ],
 )
-def test_impossible_value(options: list[str], part: str, world: World, refused: Callable[..., str]) -> None:
-    common = ["--data", world.store, "--tokenizer", world.vae, "--model.latent-channels", "4", "--out", "new"]
+def test_impossible_value(
+    options: list[str], part: str, world: World, refused: Callable[..., str]
+) -> None:
+    common = [
+        "--data",
+        world.store,
+        "--tokenizer",
+        world.vae,
+        "--model.latent-channels",
+        "4",
+        "--out",
+        "new",
+    ]
     if "--model.grid" not in options:
         common += ["--model.grid", "4", "4", "--model.patch", "1"]
     assert part in refused("train", "uva", *common, *options)
@@ -363,10 +402,14 @@ def test_impossible_value(options: list[str], part: str, world: World, refused: 
 
 def test_changed_run_is_not_resumed(run_dir: Path, refused: Callable[..., str]) -> None:
     sentence = refused("train", "uva", "--from", run_dir, "--model.width", "32")
-    assert f"{run_dir} holds a run with model.width = 16, now it is 32; give another --out" in sentence
+    assert (
+        f"{run_dir} holds a run with model.width = 16, now it is 32; give another --out" in sentence
+    )
     sentence = refused("train", "uva", "--from", run_dir, "--train.lr", "0.5", may_begin=True)
     assert "has lr = 0.001, now it is 0.5" in sentence
-    sentence = refused("train", "uva", "--from", run_dir, "--train.best-metric", "judge/score", may_begin=True)
+    sentence = refused(
+        "train", "uva", "--from", run_dir, "--train.best-metric", "judge/score", may_begin=True
+    )
     assert "best_metric 'judge/score' belongs to no evaluator" in sentence
 
 
@@ -374,8 +417,12 @@ def test_missing_tokenizer(world: World, refused: Callable[..., str]) -> None:
     assert "'nowhere' is neither" in refused(
         "train", "uva", "--from", world.uva.parent, "--out", "new", "--tokenizer", "nowhere"
     )
-    assert "'nowhere' is neither" in refused("tokenize", "--store", world.store, "--tokenizer", "nowhere")
-    sentence = refused("train", "uva", "--from", world.uva.parent, "--out", "new", "--tokenizer", world.uva)
+    assert "'nowhere' is neither" in refused(
+        "tokenize", "--store", world.store, "--tokenizer", "nowhere"
+    )
+    sentence = refused(
+        "train", "uva", "--from", world.uva.parent, "--out", "new", "--tokenizer", world.uva
+    )
     assert "--tokenizer takes those of kl_vae" in sentence
 
 
@@ -385,7 +432,7 @@ def test_missing_or_unfit_start(world: World, refused: Callable[..., str]) -> No
     assert "--init takes those of uva" in refused(*common, world.vae)
 
 
-# --- disk and keyboard -------------------------------------------------------------------------------------------
+# --- disk and keyboard ----------------------------------------------------------------------------
 
 
 def full(*args: object, **kwargs: object) -> None:
@@ -401,7 +448,11 @@ def full(*args: object, **kwargs: object) -> None:
     ],
 )
 def test_full_disk(
-    target: str, run_dir: Path, world: World, refused: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+    target: str,
+    run_dir: Path,
+    world: World,
+    refused: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     before = load_checkpoint(run_dir / "weights").hash
     with monkeypatch.context() as patched:
@@ -432,10 +483,14 @@ def test_full_disk_while_converting_and_encoding(
     assert open_store(store).tokenizer_hash("latents_img") == load_checkpoint(world.vae).hash
 
 
-def test_run_folder_that_cannot_be_made(world: World, tmp_path: Path, refused: Callable[..., str]) -> None:
+def test_run_folder_that_cannot_be_made(
+    world: World, tmp_path: Path, refused: Callable[..., str]
+) -> None:
     (tmp_path / "file").write_text("")
     for verb, folder in (("uva", world.uva.parent), ("kl-vae", world.vae.parent)):
-        assert "file/new cannot be written" in refused("train", verb, "--from", folder, "--out", "file/new")
+        assert "file/new cannot be written" in refused(
+            "train", verb, "--from", folder, "--out", "file/new"
+        )
 
 
 def test_ctrl_c_in_training_saves_and_says_how_to_go_on(

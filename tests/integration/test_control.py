@@ -1,4 +1,6 @@
-"""From a store of codes to the control table: behaviour cloning, planning and rollouts in the toy world."""
+"""From a store of codes to the control table: behaviour cloning,
+planning and rollouts in the toy world.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import settings
+from support.tiny_world import settings
 
 from foreact.checkpoints.format import load_checkpoint, save_checkpoint
 from foreact.commands.closed_loop import ClosedLoop
@@ -24,8 +26,9 @@ from foreact.errors import UserError
 from foreact.evals.closed_loop import closed_loop, read_closed_loop
 from foreact.families.voc import control as recipe
 from foreact.families.voc.cloning.train import CloningRun, command, train_bc
+from foreact.families.voc.config import VOCConfig
 from foreact.families.voc.control import control, entrants
-from foreact.families.voc.model import VOC, VOCConfig
+from foreact.families.voc.model import VOC
 from foreact.families.voc.policy import OccupancyOptions, PlanningConfig
 from foreact.policies.baselines import RandomPolicy
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
@@ -36,16 +39,28 @@ CONTROL_SPEC = StreamSpec(
     cameras={"img": (SIZE, SIZE)},
     fps=10.0,
     action=ActionSpec(
-        names=("x",), units=("unitless",), frame="world", mode="delta", rate_hz=10.0, low=(-2.0,), high=(2.0,)
+        names=("x",),
+        units=("unitless",),
+        frame="world",
+        mode="delta",
+        rate_hz=10.0,
+        low=(-2.0,),
+        high=(2.0,),
     ),
     has_reward=True,
 )
 TASK_NAME = "toy_tasks.glow"
 PLANNING = PlanningConfig(candidates=4, samples=1, elites=2, iterations=1, rollout_steps=2)
 CODES = VQConfig(
-    channels=8, multipliers=(1, 1, 1), blocks=1, features=8, codes=16, code_dim=4, norm_groups=4,
+    channels=8,
+    multipliers=(1, 1, 1),
+    blocks=1,
+    features=8,
+    codes=16,
+    code_dim=4,
+    norm_groups=4,
     image_size=(SIZE // 2, SIZE // 2),
-)  # fmt: skip
+)
 
 
 class Glow:
@@ -95,13 +110,30 @@ def occupancy_weights(path: Path, vq: Path, **changes: Any) -> Path:
     """A VOC of random weights that reads the codes of `vq`."""
     tokenizer = load_checkpoint(vq)
     torch.manual_seed(0)
-    config = VOCConfig(**{
-        "width": 16, "heads": 2, "layers": 1, "vocab": CODES.codes, "code_dim": CODES.code_dim, "grid": (2, 2),
-        "frames": 2, "gammas": (0.5, 0.9), "actions": 1, "camera": "img", "reward_hidden": 8, **changes,
-    })  # fmt: skip
+    config = VOCConfig(
+        **{
+            "width": 16,
+            "heads": 2,
+            "layers": 1,
+            "vocab": CODES.codes,
+            "code_dim": CODES.code_dim,
+            "grid": (2, 2),
+            "frames": 2,
+            "gammas": (0.5, 0.9),
+            "actions": 1,
+            "camera": "img",
+            "reward_hidden": 8,
+            **changes,
+        }
+    )
     model = VOC(config)
     save_checkpoint(
-        path, family="voc", config=config, state=model.state_dict(), spec=CONTROL_SPEC, tokenizer=tokenizer.path
+        path,
+        family="voc",
+        config=config,
+        state=model.state_dict(),
+        spec=CONTROL_SPEC,
+        tokenizer=tokenizer.path,
     )
     return path
 
@@ -118,10 +150,13 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
                 out = world.step(actions[-1])
                 frames.append(out.obs["img"])
                 rewards.append(out.reward)
-            writer.append({
-                "img": np.stack(frames), "action": np.array([*actions, [0.0]], np.float32),
-                "reward": np.array(rewards, np.float32)[:, None],
-            })  # fmt: skip
+            writer.append(
+                {
+                    "img": np.stack(frames),
+                    "action": np.array([*actions, [0.0]], np.float32),
+                    "reward": np.array(rewards, np.float32)[:, None],
+                }
+            )
     torch.manual_seed(0)
     tokenizer = VQTokenizer(CODES)
     save_checkpoint(root / "vq", family="vq", config=CODES, state=tokenizer.state_dict())
@@ -129,18 +164,29 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
         provide_task(patch)
         bc = train_bc(cloning_run(root))
     return Made(
-        store=root / "glow.zarr", vq=root / "vq", bc=bc, voc=occupancy_weights(root / "voc", root / "vq"),
+        store=root / "glow.zarr",
+        vq=root / "vq",
+        bc=bc,
+        voc=occupancy_weights(root / "voc", root / "vq"),
         one_step=occupancy_weights(root / "one-step", root / "vq", gammas=(0.0,)),
-    )  # fmt: skip
+    )
 
 
 def cloning_run(root: Path, **changes: Any) -> CloningRun:
     model = dataclasses.replace(CloningRun().model, channels=2, width=8)
-    training = settings(best_k=1, best_metric="val/loss", best_mode="min", eval_every=1, save_every=2)
+    training = settings(
+        best_k=1, best_metric="val/loss", best_mode="min", eval_every=1, save_every=2
+    )
     base = CloningRun(
-        task=TASK_NAME, data=root / "glow.zarr", tokenizer=str(root / "vq"), out=root / "bc", val_ratio=0.3,
-        device="cpu", model=model, train=training,
-    )  # fmt: skip
+        task=TASK_NAME,
+        data=root / "glow.zarr",
+        tokenizer=str(root / "vq"),
+        out=root / "bc",
+        val_ratio=0.3,
+        device="cpu",
+        model=model,
+        train=training,
+    )
     return dataclasses.replace(base, **changes)
 
 
@@ -148,10 +194,17 @@ def provide_task(patch: pytest.MonkeyPatch) -> None:
     """Make the task and its environments importable, as a user's module is."""
     module = ModuleType(TASK_NAME)
     task = Task(
-        name="glow", spec=CONTROL_SPEC, camera="img", env=f"{TASK_NAME}:make_glow", score="sum",
-        variants={"shadows": f"{TASK_NAME}:make_glow", "no-shadows": f"{TASK_NAME}:make_glow_plain"},
+        name="glow",
+        spec=CONTROL_SPEC,
+        camera="img",
+        env=f"{TASK_NAME}:make_glow",
+        score="sum",
+        variants={
+            "shadows": f"{TASK_NAME}:make_glow",
+            "no-shadows": f"{TASK_NAME}:make_glow_plain",
+        },
         score_note="An episode's score is the sum of its rewards.",
-    )  # fmt: skip
+    )
     vars(module).update(TASK=task, make_glow=Glow, make_glow_plain=Pale)
     patch.setitem(sys.modules, "toy_tasks", ModuleType("toy_tasks"))
     patch.setitem(sys.modules, TASK_NAME, module)
@@ -163,21 +216,34 @@ def _task(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def compare(out: Path, *policies: str, **changes: Any) -> dict[str, Any]:
-    options = {"episodes": 2, "planning": PLANNING, "workers": 0, "device": "cpu", "max_steps": 3, **changes}
+    options = {
+        "episodes": 2,
+        "planning": PLANNING,
+        "workers": 0,
+        "device": "cpu",
+        "max_steps": 3,
+        **changes,
+    }
     control(TASK_NAME, policies, out=out, **options)
     return json.loads((out / "control.json").read_text())
 
 
-# --- scores that are sums ------------------------------------------------------------------------------------------
+# --- scores that are sums -------------------------------------------------------------------------
 
 
 def test_a_score_can_be_the_sum_of_the_rewards() -> None:
     def run(score: Any) -> list[float]:
         policy = RandomPolicy(CONTROL_SPEC, execute=2)
         result = closed_loop(
-            f"{TASK_NAME}:make_glow", policy, [1, 2], workers=0, score=score, score_range=None, success_at=None,
+            f"{TASK_NAME}:make_glow",
+            policy,
+            [1, 2],
+            workers=0,
+            score=score,
+            score_range=None,
+            success_at=None,
             progress=False,
-        )  # fmt: skip
+        )
         assert result.success is None
         assert [e.success for e in result.episodes] == [None, None]
         assert result.protocol["score"].startswith({"sum": "sum of", "max": "largest"}[score])
@@ -202,13 +268,20 @@ def test_a_score_can_be_the_sum_of_the_rewards() -> None:
 def test_a_result_without_successes_is_read_back(tmp_path: Path) -> None:
     policy = RandomPolicy(CONTROL_SPEC, execute=2)
     result = closed_loop(
-        f"{TASK_NAME}:make_glow", policy, [1], workers=0, score="sum", score_range=None, success_at=None,
-        out_dir=tmp_path, progress=False,
-    )  # fmt: skip
+        f"{TASK_NAME}:make_glow",
+        policy,
+        [1],
+        workers=0,
+        score="sum",
+        score_range=None,
+        success_at=None,
+        out_dir=tmp_path,
+        progress=False,
+    )
     assert read_closed_loop(tmp_path) == result
 
 
-# --- behaviour cloning ---------------------------------------------------------------------------------------------
+# --- behaviour cloning ----------------------------------------------------------------------------
 
 
 def test_cloning_is_trained_on_stored_codes_and_embeds_its_tokenizer(made: Made) -> None:
@@ -219,7 +292,12 @@ def test_cloning_is_trained_on_stored_codes_and_embeds_its_tokenizer(made: Made)
     assert (checkpoint.config["low"], checkpoint.config["high"]) == ([-2.0], [2.0])
     assert (checkpoint.config["vocab"], checkpoint.config["grid"]) == (16, [2, 2])
     assert torch.equal(checkpoint.state["codebook"], rows_of(made.vq))
-    assert {"data": "glow.zarr", "val_ratio": 0.3, "shadows": True, "steps": 2}.items() <= checkpoint.card.items()
+    assert {
+        "data": "glow.zarr",
+        "val_ratio": 0.3,
+        "shadows": True,
+        "steps": 2,
+    }.items() <= checkpoint.card.items()
 
 
 def rows_of(path: Path) -> torch.Tensor:
@@ -241,26 +319,45 @@ def test_a_resumed_cloning_run_equals_an_undisturbed_one(made: Made, tmp_path: P
     ("args", "words"),
     [
         ([], "name the tokenizer"),
-        (["--tokenizer", "{vq}", "--model.vocab", "99"], r"--model.vocab says 99, tokenizer and data have 16"),
+        (
+            ["--tokenizer", "{vq}", "--model.vocab", "99"],
+            r"--model.vocab says 99, tokenizer and data have 16",
+        ),
         (["--tokenizer", "{bc}"], "no tokenizer"),
     ],
 )
-def test_cloning_that_cannot_be_is_refused(made: Made, tmp_path: Path, args: list[str], words: str) -> None:
+def test_cloning_that_cannot_be_is_refused(
+    made: Made, tmp_path: Path, args: list[str], words: str
+) -> None:
     filled = [a.format(vq=made.vq, bc=made.bc) for a in args]
-    common = ["--task", TASK_NAME, "--data", str(made.store), "--out", str(tmp_path / "bc"), "--device", "cpu"]
+    common = [
+        "--task",
+        TASK_NAME,
+        "--data",
+        str(made.store),
+        "--out",
+        str(tmp_path / "bc"),
+        "--device",
+        "cpu",
+    ]
     with pytest.raises(UserError, match=words):
         command([*common, *filled])
     assert not (tmp_path / "bc").exists()
 
 
-# --- the table -----------------------------------------------------------------------------------------------------
+# --- the table ------------------------------------------------------------------------------------
 
 
 def test_the_table_holds_every_policy_on_the_same_episodes(
     made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table = compare(
-        tmp_path, "random", f"bc:{made.bc}", f"bc-draw:{made.bc}", f"one-step:{made.one_step}", f"voc:{made.voc}"
+        tmp_path,
+        "random",
+        f"bc:{made.bc}",
+        f"bc-draw:{made.bc}",
+        f"one-step:{made.one_step}",
+        f"voc:{made.voc}",
     )
     names = ["random", "bc", "bc-draw", "one-step", "voc-0.5", "voc-0.9"]
     assert [row["policy"] for row in table["rows"]] == names
@@ -274,7 +371,9 @@ def test_the_table_holds_every_policy_on_the_same_episodes(
     told = {row["policy"]: row["protocol"] for row in table["rows"]}
     assert told["voc-0.9"]["gamma"] == 0.9
     assert told["one-step"]["value"] == "rollouts"
-    assert told["voc-0.5"]["prior"] == load_checkpoint(made.bc).hash  # the one among the policies proposes
+    assert (
+        told["voc-0.5"]["prior"] == load_checkpoint(made.bc).hash
+    )  # the one among the policies proposes
     assert told["bc-draw"]["draw"]
     page = (tmp_path / "report.html").read_text()
     assert all(name in page for name in names)
@@ -294,7 +393,9 @@ def test_what_was_measured_by_the_same_protocol_is_read(
 
     monkeypatch.setattr(recipe, "measure", spy)
     first = compare(tmp_path, "random", f"voc:{made.voc}", gammas=(0.5,))
-    again = compare(tmp_path, "random", f"voc:{made.voc}", f"bc:{made.bc}", gammas=(0.5,), prior=str(made.bc))
+    again = compare(
+        tmp_path, "random", f"voc:{made.voc}", f"bc:{made.bc}", gammas=(0.5,), prior=str(made.bc)
+    )
     # With a prior, VOC plans otherwise; the random policy is the same.
     assert measured == ["random", "voc-0.5", "voc-0.5", "bc"]
     assert again["rows"][0] == first["rows"][0]
@@ -305,12 +406,24 @@ def test_what_was_measured_by_the_same_protocol_is_read(
 def test_shadows_are_recorded_and_must_be_those_of_the_data(made: Made, tmp_path: Path) -> None:
     table = compare(tmp_path, "random", variant="no-shadows")
     assert table["rows"][0]["protocol"]["env"] == f"{TASK_NAME}:make_glow_plain"
-    with pytest.raises(UserError, match="learned from pictures of the variant 'shadows'; give --variant shadows"):
+    with pytest.raises(
+        UserError, match="learned from pictures of the variant 'shadows'; give --variant shadows"
+    ):
         compare(tmp_path, f"bc:{made.bc}", variant="no-shadows")
 
 
-def test_closed_loop_scores_a_planner_too(made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    asked = ClosedLoop(weights=str(made.voc), task=TASK_NAME, seeds=2, videos=1, workers=0, out=tmp_path, device="cpu")
+def test_closed_loop_scores_a_planner_too(
+    made: Made, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ClosedLoop(
+        weights=str(made.voc),
+        task=TASK_NAME,
+        seeds=2,
+        videos=1,
+        workers=0,
+        out=tmp_path,
+        device="cpu",
+    )
     planning = dataclasses.replace(PLANNING, gamma=0.9)
     scored(asked, OccupancyOptions(prior=str(made.bc), planning=planning))
     result = read_closed_loop(tmp_path / "voc")
@@ -321,7 +434,9 @@ def test_closed_loop_scores_a_planner_too(made: Made, tmp_path: Path, capsys: py
     assert (tmp_path / "report.html").is_file()
 
 
-def test_closed_loop_refuses_options_of_other_families_and_no_action_at_all(made: Made, tmp_path: Path) -> None:
+def test_closed_loop_refuses_options_of_other_families_and_no_action_at_all(
+    made: Made, tmp_path: Path
+) -> None:
     for weights, options, words in (
         ("random", ["--prior", str(made.bc)], "--prior is for weights of the family voc"),
         (str(made.bc), ["--planning.samples", "2"], "--planning is for"),
@@ -330,7 +445,8 @@ def test_closed_loop_refuses_options_of_other_families_and_no_action_at_all(made
         ("random", ["--execute", "0"], "execute is 0"),
         (str(made.bc), ["--execute", "0"], "execute is 0"),
     ):
-        argv = f"--weights {weights} --task {TASK_NAME} --seeds 1 --out {tmp_path / 'out'} --device cpu".split()
+        out = tmp_path / "out"
+        argv = f"--weights {weights} --task {TASK_NAME} --seeds 1 --out {out} --device cpu".split()
         with pytest.raises(UserError, match=words):
             closed_loop_command([*argv, *options])
         assert not (tmp_path / "out").exists()
@@ -352,7 +468,11 @@ def test_closed_loop_refuses_options_of_other_families_and_no_action_at_all(made
         (("voc:{voc}",), {"prior": "{voc}"}, "takes those of bc"),
         (("voc:{missing}",), {}, "neither a checkpoint folder"),
         (("random",), {"episodes": 0}, "distinct seed"),
-        (("random",), {"planning": dataclasses.replace(PLANNING, rollouts=True)}, "one-step:WEIGHTS"),
+        (
+            ("random",),
+            {"planning": dataclasses.replace(PLANNING, rollouts=True)},
+            "one-step:WEIGHTS",
+        ),
     ],
 )
 def test_a_table_that_cannot_be_is_refused(
@@ -367,7 +487,9 @@ def test_a_table_that_cannot_be_is_refused(
 
 def test_models_of_other_codes_do_not_plan_together(made: Made, tmp_path: Path) -> None:
     torch.manual_seed(1)
-    save_checkpoint(tmp_path / "vq", family="vq", config=CODES, state=VQTokenizer(CODES).state_dict())
+    save_checkpoint(
+        tmp_path / "vq", family="vq", config=CODES, state=VQTokenizer(CODES).state_dict()
+    )
     other = occupancy_weights(tmp_path / "voc", tmp_path / "vq")
     with pytest.raises(UserError, match="train both on the same codes"):
         compare(tmp_path / "out", f"voc:{other}", prior=str(made.bc))
@@ -384,7 +506,16 @@ def test_several_models_of_one_gamma_each_make_a_table(made: Made, tmp_path: Pat
 
 
 def test_the_simulator_takes_part_without_shadows_unless_they_are_asked_for(tmp_path: Path) -> None:
-    control("cheetah-run", ("random",), episodes=1, max_steps=2, videos=0, workers=0, out=tmp_path, device="cpu")
+    control(
+        "cheetah-run",
+        ("random",),
+        episodes=1,
+        max_steps=2,
+        videos=0,
+        workers=0,
+        out=tmp_path,
+        device="cpu",
+    )
     table = json.loads((tmp_path / "control.json").read_text())
     assert table["rows"][0]["protocol"]["env"] == "foreact.envs.dmc:make_cheetah_run_plain"
     assert {"dm-control", "mujoco"} <= set(table["versions"])

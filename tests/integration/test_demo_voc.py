@@ -1,4 +1,6 @@
-"""`foreact demo voc` on a world of its own: the whole road, and what it does when it is walked again."""
+"""`foreact demo voc` on a world of its own: the whole road, and
+what it does when it is walked again.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from markupsafe import Markup
-from unit.square_world import write_squares
+from support.square_world import write_squares
 
 from foreact.commands.demos.voc import TOKENIZER, demo
 from foreact.errors import UserError
@@ -32,9 +34,10 @@ def test_the_demo_ends_in_one_report_and_goes_on_where_it_was(
 ) -> None:
     small = dataclasses.replace(TOKENIZER, channels=8, multipliers=(1, 1, 1), image_size=(12, 12))
     for name, value in {
-        "TOKENIZER": small, "GAMMAS": (0.5, 0.8),
+        "TOKENIZER": small,
+        "GAMMAS": (0.5, 0.8),
         "PLANNING": PlanningConfig(candidates=4, samples=1, iterations=1, elites=2),
-    }.items():  # fmt: skip
+    }.items():
         monkeypatch.setattr(f"foreact.commands.demos.voc.{name}", value)
     pocket = voc.recipe("pocket")
     narrow = dataclasses.replace(pocket.model, width=16, heads=2, layers=1, reward_hidden=8)
@@ -42,7 +45,7 @@ def test_the_demo_ends_in_one_report_and_goes_on_where_it_was(
     store = write_squares(tmp_path / "squares.zarr", episodes=8, steps=30)
 
     def run() -> str:
-        demo(tmp_path / "demo", task="unit.square_world", data=store, effort=0.002, decisions=4)
+        demo(tmp_path / "demo", task="support.square_world", data=store, effort=0.002, decisions=4)
         return (tmp_path / "demo" / "report.html").read_text()
 
     page = run()
@@ -51,11 +54,16 @@ def test_the_demo_ends_in_one_report_and_goes_on_where_it_was(
     assert page.count("<video") == 3
     assert read_closed_loop(tmp_path / "demo" / "acting" / "bc").protocol["max_steps"] == 4
     assert "gamma" in page
-    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "demo").glob("*/weights/model.safetensors")}
+    kept = {
+        p: p.stat().st_mtime_ns for p in (tmp_path / "demo").glob("*/weights/model.safetensors")
+    }
     assert {p.parts[-3] for p in kept} == {"tokenizer", "voc", "cloning"}
     films = {p: p.stat().st_mtime_ns for p in (tmp_path / "demo" / "acting").glob("*/*.mp4")}
     capsys.readouterr()
-    monkeypatch.setattr("foreact.commands.demos.voc.values_section", lambda _: Section("Values of states", Markup("")))
+    monkeypatch.setattr(
+        "foreact.commands.demos.voc.values_section",
+        lambda _: Section("Values of states", Markup("")),
+    )
     for measured_anew in ("values", "generate"):
         monkeypatch.setattr(f"foreact.commands.demos.voc.{measured_anew}", lambda *_, **__: [])
     run()
@@ -71,4 +79,4 @@ def test_bad_input_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="1 decision or more"):
         demo(tmp_path, decisions=0)
     with pytest.raises(UserError, match="name a store with --data"):
-        demo(tmp_path, task="unit.square_world")
+        demo(tmp_path, task="support.square_world")

@@ -1,4 +1,6 @@
-"""`foreact eval open-loop`, `eval video` and `eval probe` on tiny models and miniature data, end to end."""
+"""`foreact eval open-loop`, `eval video` and `eval probe` on tiny
+models and miniature data, end to end.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ from foreact.families.driving.vavim import VaViM, VaViMConfig
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
 
 SIZE, GRID, CODES = (16, 24), (4, 6), 32
-VIDEO = VaViMConfig(width=16, heads=2, layers=2, vocab=CODES + 1, frames=4, grid=GRID, base_width=16)
+VIDEO = VaViMConfig(
+    width=16, heads=2, layers=2, vocab=CODES + 1, frames=4, grid=GRID, base_width=16
+)
 EXPERT = ExpertConfig(width=16, horizon=3, base_width=8, base_attention=16)
 
 
@@ -46,8 +50,15 @@ class Brightness(nn.Module):
 
 def tokenizer(levels: int, size: tuple[int, int]) -> VQTokenizer:
     torch.manual_seed(0)
-    config = VQConfig(channels=8, multipliers=(1,) * levels, blocks=1, features=8, codes=CODES, norm_groups=4,
-                      image_size=size)  # fmt: skip
+    config = VQConfig(
+        channels=8,
+        multipliers=(1,) * levels,
+        blocks=1,
+        features=8,
+        codes=CODES,
+        norm_groups=4,
+        image_size=size,
+    )
     return VQTokenizer(config).eval()
 
 
@@ -58,24 +69,35 @@ def save(path: Path, model: nn.Module, family: str, **beside: Any) -> Path:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store of three drives at 4 Hz with tokens and poses, and checkpoints of all three models."""
+    """A store of three drives at 4 Hz with tokens and poses,
+    and checkpoints of all three models.
+    """
     root = tmp_path_factory.mktemp("world")
     draw = np.random.default_rng(0)
     lengths = [24, 20, 22]
     with StoreWriter(root / "drives.zarr", driving_spec(4.0, SIZE)) as writer:
         for i, n in enumerate(lengths):
-            writer.append({"front": draw.integers(0, 256, (n, *SIZE, 3), dtype=np.uint8)}, name=f"drive-{i}")
+            writer.append(
+                {"front": draw.integers(0, 256, (n, *SIZE, 3), dtype=np.uint8)}, name=f"drive-{i}"
+            )
     poses = np.zeros((sum(lengths), 7))
     poses[:, 3] = 1.0
     poses[:, 0] = np.arange(sum(lengths))  # straight on, 1 m per frame
     group = zarr.open_group(str(root / "drives.zarr"))["data"]
     assert isinstance(group, zarr.Group)
     group.create_array("ego_pose", data=poses)
-    group.create_array("tokens_front", data=draw.integers(0, CODES, (sum(lengths), *GRID)).astype(np.uint16))
+    group.create_array(
+        "tokens_front", data=draw.integers(0, CODES, (sum(lengths), *GRID)).astype(np.uint16)
+    )
     save(root / "vq", tokenizer(3, SIZE), "vq")
     torch.manual_seed(0)
     save(root / "vavim", VaViM(VIDEO), "vavim", tokenizer=root / "vq")
-    save(root / "vavam", VaVAM(VaVAMConfig(vavim=VIDEO, expert=EXPERT)), "vavam", tokenizer=root / "vq")
+    save(
+        root / "vavam",
+        VaVAM(VaVAMConfig(vavim=VIDEO, expert=EXPERT)),
+        "vavam",
+        tokenizer=root / "vq",
+    )
     return root
 
 
@@ -84,34 +106,65 @@ def metrics(out: Path) -> dict:
     return json.loads((out / "metrics.json").read_text())
 
 
-def test_open_loop_measures_tokens_and_plans(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_open_loop_measures_tokens_and_plans(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     calibration = tmp_path / "camera.json"
-    calibration.write_text(json.dumps({
-        "intrinsic": [[20, 0, 12], [0, 20, 8], [0, 0, 1]], "sensor_to_ego_rot": [0.5, -0.5, 0.5, -0.5],
-        "sensor_to_ego_tran": [1, 0, 1.5], "size": SIZE,
-    }))  # fmt: skip
-    open_loop(OpenLoop(weights=str(world / "vavam"), data=str(world / "drives.zarr"), samples=3, steps=2, examples=2,
-                       store_trajectories=True, calibration=calibration, out=tmp_path / "out",
-                       device="cpu"))  # fmt: skip
+    calibration.write_text(
+        json.dumps(
+            {
+                "intrinsic": [[20, 0, 12], [0, 20, 8], [0, 0, 1]],
+                "sensor_to_ego_rot": [0.5, -0.5, 0.5, -0.5],
+                "sensor_to_ego_tran": [1, 0, 1.5],
+                "size": SIZE,
+            }
+        )
+    )
+    open_loop(
+        OpenLoop(
+            weights=str(world / "vavam"),
+            data=str(world / "drives.zarr"),
+            samples=3,
+            steps=2,
+            examples=2,
+            store_trajectories=True,
+            calibration=calibration,
+            out=tmp_path / "out",
+            device="cpu",
+        )
+    )
     found = metrics(tmp_path / "out")
     # 4 frames, 2 apart, span 6 rows: 18 + 14 + 16 windows; plans need 6 rows more.
     assert found["next_token"]["windows"] == 18 + 14 + 16
     assert found["next_token"]["tokens"] == 48 * (4 * 24 - 1)
-    assert found["next_token"]["perplexity"] == pytest.approx(math.exp(found["next_token"]["loss"]["mean"]))
+    assert found["next_token"]["perplexity"] == pytest.approx(
+        math.exp(found["next_token"]["loss"]["mean"])
+    )
     assert found["plans"]["windows"] == {"straight": 12 + 8 + 10}
     assert found["plans"]["min_ade"]["n"] == 3
     plans = json.loads((tmp_path / "out/plans.json").read_text())
     assert np.shape(plans[0]["predicted"]) == (3, 3, 2)
     assert plans[0]["truth"] == [[2.0, 0.0], [4.0, 0.0], [6.0, 0.0]]
-    errors = [np.linalg.norm(np.subtract(p["predicted"], p["truth"]), axis=-1).mean(-1).min() for p in plans]
+    errors = [
+        np.linalg.norm(np.subtract(p["predicted"], p["truth"]), axis=-1).mean(-1).min()
+        for p in plans
+    ]
     assert found["plans"]["min_ade"]["mean"] == pytest.approx(np.mean(errors), abs=1e-3)
     assert len(list((tmp_path / "out").glob("plan-*.png"))) == 2
     assert "minADE_3" in capsys.readouterr().out
 
 
 def test_open_loop_of_a_video_model_has_no_plans(world: Path, tmp_path: Path) -> None:
-    open_loop(OpenLoop(weights=str(world / "vavim"), data=str(world / "drives.zarr"), max_windows=5, precision="bf16",
-                       out=tmp_path / "out", device="cpu"))  # fmt: skip
+    open_loop(
+        OpenLoop(
+            weights=str(world / "vavim"),
+            data=str(world / "drives.zarr"),
+            max_windows=5,
+            precision="bf16",
+            out=tmp_path / "out",
+            device="cpu",
+        )
+    )
     found = metrics(tmp_path / "out")
     assert found["next_token"]["windows"] == 5
     assert "plans" not in found
@@ -120,9 +173,19 @@ def test_open_loop_of_a_video_model_has_no_plans(world: Path, tmp_path: Path) ->
 def test_imagined_drives_with_fid_and_fvd(world: Path, tmp_path: Path) -> None:
     network = tmp_path / "pixels.jit"
     torch.jit.script(PixelFeatures()).save(str(network))
-    model = DrivingVideo(data=world / "drives.zarr", weights=str(world / "vavim"), context=2, future=2,
-                         features=str(network), clip_features=str(network), clip_preprocessing="none", max_windows=6,
-                         examples=1, out=tmp_path / "model", device="cpu")  # fmt: skip
+    model = DrivingVideo(
+        data=world / "drives.zarr",
+        weights=str(world / "vavim"),
+        context=2,
+        future=2,
+        features=str(network),
+        clip_features=str(network),
+        clip_preprocessing="none",
+        max_windows=6,
+        examples=1,
+        out=tmp_path / "model",
+        device="cpu",
+    )
     driving_video(model)
     found = metrics(tmp_path / "model")
     assert found["clips"] == 6
@@ -145,7 +208,9 @@ def test_imagined_drives_with_fid_and_fvd(world: Path, tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two training and two validation pictures in the layout of Cityscapes, bright where there are cars."""
+    """Two training and two validation pictures in the layout of
+    Cityscapes, bright where there are cars.
+    """
     root = tmp_path_factory.mktemp("streets")
     for split in ("train", "val"):
         for i in range(2):
@@ -165,12 +230,25 @@ def streets(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("search", ["exact", "faiss"])
 def test_probe(streets: Path, tmp_path: Path, search) -> None:
-    config = VaViMConfig(width=16, heads=2, layers=1, vocab=CODES, frames=1, grid=(18, 32), base_width=16)
+    config = VaViMConfig(
+        width=16, heads=2, layers=1, vocab=CODES, frames=1, grid=(18, 32), base_width=16
+    )
     torch.manual_seed(0)
     save(tmp_path / "vq", tokenizer(5, (288, 512)), "vq")
     save(tmp_path / "vavim", VaViM(config), "vavim", tokenizer=tmp_path / "vq")
-    probe(Probe(weights=str(tmp_path / "vavim"), data=streets, layer=0, per_image=40, neighbours=5, search=search,
-                examples=1, out=tmp_path / "out", device="cpu"))  # fmt: skip
+    probe(
+        Probe(
+            weights=str(tmp_path / "vavim"),
+            data=streets,
+            layer=0,
+            per_image=40,
+            neighbours=5,
+            search=search,
+            examples=1,
+            out=tmp_path / "out",
+            device="cpu",
+        )
+    )
     found = metrics(tmp_path / "out")
     assert (found["memory"], found["images"]) == (80, 2)
     assert 0.0 <= found["scores"]["mIoU"] <= 1.0
@@ -178,7 +256,9 @@ def test_probe(streets: Path, tmp_path: Path, search) -> None:
     assert (tmp_path / "out/examples.png").is_file()
 
 
-def test_depth_labels_are_made_once_and_probed(streets: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_depth_labels_are_made_once_and_probed(
+    streets: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
     network = tmp_path / "brightness.jit"
     torch.jit.script(Brightness()).save(str(network))
     depth = tmp_path / "depth"
@@ -192,18 +272,38 @@ def test_depth_labels_are_made_once_and_probed(streets: Path, tmp_path: Path, ca
     assert "1 of 2 depth files were made" in capsys.readouterr().out
     assert damaged.read_bytes() == before
 
-    config = VaViMConfig(width=16, heads=2, layers=1, vocab=CODES, frames=1, grid=(18, 32), base_width=16)
+    config = VaViMConfig(
+        width=16, heads=2, layers=1, vocab=CODES, frames=1, grid=(18, 32), base_width=16
+    )
     torch.manual_seed(0)
     save(tmp_path / "vq", tokenizer(5, (288, 512)), "vq")
     save(tmp_path / "vavim", VaViM(config), "vavim", tokenizer=tmp_path / "vq")
-    probe(Probe(weights=str(tmp_path / "vavim"), data=streets, task="depth", depth=depth, layer=0, neighbours=5,
-                per_image=0, out=tmp_path / "out", device="cpu"))  # fmt: skip
+    probe(
+        Probe(
+            weights=str(tmp_path / "vavim"),
+            data=streets,
+            task="depth",
+            depth=depth,
+            layer=0,
+            neighbours=5,
+            per_image=0,
+            out=tmp_path / "out",
+            device="cpu",
+        )
+    )
     found = metrics(tmp_path / "out")
     assert found["memory"] == 2 * 18 * 32
     assert set(found["scores"]) == {"d1", "d2", "d3", "abs_rel", "sq_rel", "rmse"}
     torch.jit.script(PixelFeatures()).save(str(network))
     with pytest.raises(UserError, match="should return"):
-        pseudo_depth(str(network), streets, tmp_path / "other", split="val", preprocessing="none", device="cpu")
+        pseudo_depth(
+            str(network),
+            streets,
+            tmp_path / "other",
+            split="val",
+            preprocessing="none",
+            device="cpu",
+        )
 
 
 def test_what_does_not_fit_is_one_sentence(world: Path, streets: Path, tmp_path: Path) -> None:
@@ -223,7 +323,9 @@ def test_what_does_not_fit_is_one_sentence(world: Path, streets: Path, tmp_path:
     probed = Probe(weights=str(world / "vavim"), data=streets, out=out, device="cpu")
     with pytest.raises(UserError, match="do not fit a model of 4 x 6 tokens"):
         probe(probed)
-    config = VaViMConfig(width=16, heads=2, layers=1, vocab=CODES, frames=1, grid=(18, 32), base_width=16)
+    config = VaViMConfig(
+        width=16, heads=2, layers=1, vocab=CODES, frames=1, grid=(18, 32), base_width=16
+    )
     save(tmp_path / "vavim", VaViM(config), "vavim", tokenizer=world / "vq")
     with pytest.raises(UserError, match="name it with --depth"):
         probe(replace(probed, weights=str(tmp_path / "vavim"), task="depth"))

@@ -1,4 +1,5 @@
-"""Two processes train the driving models as one does at the same global batch, whole (DDP) or in shares (FSDP2).
+"""Two processes train the driving models as one does at the same global batch, whole (DDP) or in
+shares (FSDP2).
 
 `main` is one process of several commands, one after the other.
 """
@@ -6,16 +7,12 @@
 from __future__ import annotations
 
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-from processes import Together
-from test_driving_recipes import tensors_of
-from unit.driving_worlds import drive, write_token_store
+from support.driving_worlds import drive, tensors_of, write_token_store
+from support.processes import Together
 
 from foreact.checkpoints.format import load_checkpoint
 from foreact.cli import run
@@ -23,16 +20,18 @@ from foreact.train.logs import read_log
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),
-    pytest.mark.skipif(torch.__version__ < "2.9", reason="refused there: see test_parallel.py"),  # gloo's mean
+    pytest.mark.skipif(
+        torch.__version__ < "2.9", reason="refused there: see test_parallel.py"
+    ),  # gloo's mean
 ]
 
 SHAPE = (
-    "--model.{0}width 16 --model.{0}heads 2 --model.{0}layers 2 --model.{0}vocab 50 --model.{0}frames 2 "
-    "--model.{0}base-width 8 --model.{0}grid 2 3"
+    "--model.{0}width 16 --model.{0}heads 2 --model.{0}layers 2 --model.{0}vocab 50 "
+    "--model.{0}frames 2 --model.{0}base-width 8 --model.{0}grid 2 3"
 )
 TRAIN = (
-    "--train.batch-size 3 --train.log-every 1 --train.precision fp32 --train.no-tensorboard --train.drop 0 "
-    "--train.warmup 1 --device cpu"
+    "--train.batch-size 3 --train.log-every 1 --train.precision fp32 --train.no-tensorboard "
+    "--train.drop 0 --train.warmup 1 --device cpu"
 )
 
 
@@ -41,7 +40,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs of one process, and the same ones by two processes with half the micro-batches each."""
     torch.set_num_threads(1)
     root = tmp_path_factory.mktemp("runs")
-    write_token_store(root / "drives.zarr", [drive(40, seed=i, turn=0.4 * (i - 1), period=0.1) for i in range(3)])
+    write_token_store(
+        root / "drives.zarr", [drive(40, seed=i, turn=0.4 * (i - 1), period=0.1) for i in range(3)]
+    )
     vavim = f"train vavim {SHAPE.format('')} {TRAIN} --data.sources {root}/drives.zarr"
     vavam = f"train vavam --model.expert.width 8 {TRAIN} --data.sources {root}/drives.zarr"
     frozen = f"{vavam} --video {root}/one/weights"
@@ -69,13 +70,19 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
 @pytest.mark.parametrize("name", ["one", "frozen", "learning"])
-def test_two_processes_do_what_one_does_with_twice_the_micro_batches(name: str, parallel: str, runs: Path) -> None:
+def test_two_processes_do_what_one_does_with_twice_the_micro_batches(
+    name: str, parallel: str, runs: Path
+) -> None:
     alone, both = (read_log(runs / folder / "log.jsonl") for folder in (name, f"{name}-{parallel}"))
     assert [entry["step"] for entry in alone] == [entry["step"] for entry in both]
     for a, b in zip(alone, both, strict=True):
         for key in ("loss", "grad_norm", "lr", "val/loss"):
-            assert b.get(key) == (None if key not in a else pytest.approx(a[key], rel=1e-4, abs=1e-6))
-    one, other = (load_checkpoint(runs / folder / "weights") for folder in (name, f"{name}-{parallel}"))
+            assert b.get(key) == (
+                None if key not in a else pytest.approx(a[key], rel=1e-4, abs=1e-6)
+            )
+    one, other = (
+        load_checkpoint(runs / folder / "weights") for folder in (name, f"{name}-{parallel}")
+    )
     assert set(one.state) == set(other.state)
     for key, tensor in one.state.items():
         torch.testing.assert_close(other.state[key], tensor, rtol=1e-4, atol=1e-5, msg=key)
@@ -94,7 +101,9 @@ def test_one_process_goes_on_with_what_two_have_saved(runs: Path, tmp_path: Path
 
 
 def test_a_frozen_video_model_is_whole_in_the_weights_of_divided_processes(runs: Path) -> None:
-    video, action = (load_checkpoint(runs / name / "weights").state for name in ("one", "frozen-fsdp"))
+    video, action = (
+        load_checkpoint(runs / name / "weights").state for name in ("one", "frozen-fsdp")
+    )
     assert all(torch.equal(action[f"vavim.{name}"], tensor) for name, tensor in video.items())
 
 

@@ -1,4 +1,6 @@
-"""The road of the driving models: drawn frames, tokenizer, tokens, three stages of training, plans, imagined drives."""
+"""The road of the driving models: drawn frames, tokenizer, tokens,
+three stages of training, plans, imagined drives.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +17,8 @@ from typing import Any, cast
 import numpy as np
 import pytest
 import torch
+from support.driving_worlds import START, drive, tensors_of, write_token_store
 from torch import Tensor
-from torch.distributed.checkpoint import state_dict_loader
-from torch.distributed.checkpoint.filesystem import FileSystemReader
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from unit.driving_worlds import START, drive, write_token_store
 
 from foreact.checkpoints.format import load_checkpoint, load_tokenizer
 from foreact.cli import run
@@ -42,16 +41,16 @@ Capture = pytest.CaptureFixture[str]
 
 SIZE, GRID, CODES = (36, 64), (9, 16), 16
 PICTURES = (
-    f"--model.image-size {SIZE[0]} {SIZE[1]} --model.channels 4 --model.multipliers 1 1 1 --model.blocks 1 "
-    f"--model.features 4 --model.norm-groups 2 --model.codes {CODES}"
+    f"--model.image-size {SIZE[0]} {SIZE[1]} --model.channels 4 --model.multipliers 1 1 1 "
+    f"--model.blocks 1 --model.features 4 --model.norm-groups 2 --model.codes {CODES}"
 )
 SHAPE = (
     f"--model.width 16 --model.heads 2 --model.layers 2 --model.vocab {CODES + 1} --model.frames 3 "
     f"--model.grid {GRID[0]} {GRID[1]} --model.base-width 8"
 )
 TRAIN = (
-    "--train.batch-size 32 --train.log-every 1 --train.save-every 100 --train.precision fp32 --train.no-tensorboard "
-    "--device cpu"
+    "--train.batch-size 32 --train.log-every 1 --train.save-every 100 --train.precision fp32 "
+    "--train.no-tensorboard --device cpu"
 )
 PRETRAIN = f"{SHAPE} {TRAIN} --train.steps 4 --train.warmup 1 --train.drop 0"
 EXPERT = "--model.expert.width 8 --model.expert.horizon 3"
@@ -60,18 +59,6 @@ ACTION = f"{EXPERT} {TRAIN} --train.steps 4 --train.warmup 1 --train.drop 1"
 
 def foreact(*words: object) -> object:
     return run(" ".join(map(str, words)).split())
-
-
-def tensors_of(checkpoint: Path) -> dict[str, Tensor]:
-    """Every tensor of a training checkpoint: weights and moments."""
-    known = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-    tensors: dict[str, Any] = {
-        name: torch.empty(entry.size, dtype=entry.properties.dtype)
-        for name, entry in known.items()
-        if isinstance(entry, TensorStorageMetadata)
-    }
-    state_dict_loader.load(tensors, checkpoint_id=checkpoint, no_dist=True)
-    return tensors
 
 
 def assert_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> None:
@@ -109,19 +96,27 @@ def street(tmp_path_factory: pytest.TempPathFactory) -> Street:
     here = Street(tmp_path_factory.mktemp("street"))
     root, store = here.root, here.store
     foreact(f"data toy-street --out {root}/raw --scenes 4")
-    foreact(f"data import-nuscenes --root {root}/raw --out {store} --height {SIZE[0]} --width {SIZE[1]}")
-    foreact(f"train vq --data {store} --out {root}/vq", PICTURES, TRAIN,
-            "--train.steps 2 --train.warmup 1 --train.batch-size 4")  # fmt: skip
+    foreact(
+        f"data import-nuscenes --root {root}/raw --out {store} --height {SIZE[0]} --width {SIZE[1]}"
+    )
+    foreact(
+        f"train vq --data {store} --out {root}/vq",
+        PICTURES,
+        TRAIN,
+        "--train.steps 2 --train.warmup 1 --train.batch-size 4",
+    )
     foreact(f"tokenize --store {store} --tokenizer {here.tokenizer} --device cpu")
     video = f"{PRETRAIN} {here.data} --tokenizer {here.tokenizer}"
     foreact("train vavim", video, f"--out {root}/pretrain")
     falling = f"--train.steps 3 --train.warmup 0 --train.drop 3 --train.start-from {root}/pretrain"
     foreact("train vavim --stage finetune", video, falling, f"--out {root}/finetune")
-    foreact(f"train vavam --video {here.weights('finetune')}", ACTION, here.data, f"--out {root}/action")
+    foreact(
+        f"train vavam --video {here.weights('finetune')}", ACTION, here.data, f"--out {root}/action"
+    )
     return here
 
 
-# --- from raw frames to plans -------------------------------------------------------------------------------------
+# --- from raw frames to plans ---------------------------------------------------------------------
 
 
 def test_frames_become_tokens_with_times_poses_and_the_tokenizers_name(street: Street) -> None:
@@ -135,7 +130,9 @@ def test_frames_become_tokens_with_times_poses_and_the_tokenizers_name(street: S
     assert len(street.store.with_suffix(".trajectories.jsonl").read_text().splitlines()) == 160
 
 
-def test_each_stage_leaves_weights_that_bring_their_tokenizer_and_their_meaning(street: Street) -> None:
+def test_each_stage_leaves_weights_that_bring_their_tokenizer_and_their_meaning(
+    street: Street,
+) -> None:
     tokenizer = load_checkpoint(street.tokenizer)
     for stage, family, action in (
         ("pretrain", "vavim", None),
@@ -163,7 +160,9 @@ def test_fine_tuning_takes_over_weights_and_moments_and_lets_the_rate_fall(stree
     )
     name = "optimizer.state.token_embedding.weight.step"
     assert (before[name], after[name]) == (4, 7)
-    assert str(street.root / "pretrain") in load_checkpoint(street.weights("finetune")).card["start"]
+    assert (
+        str(street.root / "pretrain") in load_checkpoint(street.weights("finetune")).card["start"]
+    )
     rates = [entry["lr"] for entry in read_log(street.root / "finetune/log.jsonl") if "lr" in entry]
     assert rates == pytest.approx([rates[0] * factor for factor in (1.0, 0.7, 0.4)])
 
@@ -177,23 +176,39 @@ def test_the_action_expert_learns_beside_a_video_model_that_stays_as_it_is(stree
     assert str(street.weights("finetune")) in action.card["start"]
 
 
-def test_plans_are_scored_drives_imagined_and_compared(street: Street, tmp_path: Path, capsys: Capture) -> None:
-    plans, imagined, video, bound = (tmp_path / name for name in ("plans", "imagined", "video", "bound"))
-    foreact(f"eval open-loop --weights {street.weights('action')} --data {street.store} --samples 3 --steps 2",
-            f"--max-windows 6 --examples 1 --out {plans} --device cpu")  # fmt: skip
+def test_plans_are_scored_drives_imagined_and_compared(
+    street: Street, tmp_path: Path, capsys: Capture
+) -> None:
+    plans, imagined, video, bound = (
+        tmp_path / name for name in ("plans", "imagined", "video", "bound")
+    )
+    foreact(
+        f"eval open-loop --weights {street.weights('action')} --data {street.store} --samples "
+        "3 --steps 2",
+        f"--max-windows 6 --examples 1 --out {plans} --device cpu",
+    )
     found = json.loads((plans / "metrics.json").read_text())
     assert sum(found["plans"]["windows"].values()) == 6
     assert 0 < found["plans"]["min_ade"]["mean"] < math.inf
     assert "minADE_3" in capsys.readouterr().out
 
     common = f"--data {street.store} --context 2 --device cpu"
-    foreact(f"generate --weights {street.weights('finetune')} {common} --future 2 --windows 1 --precision int8",
-            f"--out {imagined}")  # fmt: skip
+    foreact(
+        f"generate --weights {street.weights('finetune')} {common} --future 2 --windows 1 "
+        "--precision int8",
+        f"--out {imagined}",
+    )
     assert sorted(p.suffix for p in imagined.iterdir()) == [".mp4", ".png"]
-    foreact(f"eval video --weights {street.weights('action')} {common} --future 3 --max-windows 2 --batch-size 1",
-            f"--precision bf16 --out {video}")  # fmt: skip
+    foreact(
+        f"eval video --weights {street.weights('action')} {common} --future 3 --max-windows 2 "
+        "--batch-size 1",
+        f"--precision bf16 --out {video}",
+    )
     assert json.loads((video / "metrics.json").read_text())["quality"]["steps_ahead"] == [1, 2, 3]
-    foreact(f"eval video --tokenizer {street.tokenizer} {common} --future 1 --max-windows 2 --out {bound}")
+    foreact(
+        f"eval video --tokenizer {street.tokenizer} {common} --future 1 --max-windows 2 --out "
+        f"{bound}"
+    )
     assert "tokenizer alone" in json.loads((bound / "metrics.json").read_text())["facts"]["weights"]
 
 
@@ -219,22 +234,31 @@ def test_a_stopped_run_goes_on_bitwise(
             foreact(f"train {family} {words} --out {tmp_path}/run")
     assert stopped.value.code == 130
     assert f"Go on with: foreact train {family} --from {tmp_path}/run" in capsys.readouterr().out
-    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"], "2 of 3.6 steps per epoch"
+    assert [p.name for p in (tmp_path / "run/checkpoints").iterdir()] == ["step-00000002"], (
+        "2 of 3.6 steps per epoch"
+    )
     assert not (tmp_path / "run/weights").exists()
     foreact(f"train {family} --from {tmp_path}/run")
-    assert load_checkpoint(tmp_path / "run/weights").hash == load_checkpoint(street.weights(stage)).hash
+    assert (
+        load_checkpoint(tmp_path / "run/weights").hash
+        == load_checkpoint(street.weights(stage)).hash
+    )
     last = "checkpoints/step-00000004"
     assert_same(tensors_of(tmp_path / "run" / last), tensors_of(street.root / stage / last))
 
 
-def test_the_demo_goes_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_the_demo_goes_the_whole_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
     from foreact.commands.demos import driving as demo
 
     small = dataclasses.replace(demo.VIDEO, width=32, heads=1, layers=1, frames=2)
     monkeypatch.setattr("foreact.families.driving.data.toy_street.FRAMES", 16)
     monkeypatch.setattr(demo, "VIDEO", small)
     monkeypatch.setattr(demo, "ACTION", dataclasses.replace(demo.ACTION, vavim=small))
-    monkeypatch.setattr(demo, "TOKENIZER", dataclasses.replace(demo.TOKENIZER, channels=4, norm_groups=2))
+    monkeypatch.setattr(
+        demo, "TOKENIZER", dataclasses.replace(demo.TOKENIZER, channels=4, norm_groups=2)
+    )
     few = {"OpenLoop": {"max_windows": 8, "examples": 1}, "Imagining": {"future": 2}}
     for name, options in few.items():
         monkeypatch.setattr(demo, name, partial(getattr(demo, name), **options))
@@ -245,10 +269,12 @@ def test_the_demo_goes_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyP
     for measured in ("open_loop", "generate"):
         monkeypatch.setattr(demo, measured, lambda *args, **options: None)
     foreact(f"demo driving --out {tmp_path}/demo --scenes 4 --effort 0.004")
-    assert load_checkpoint(tmp_path / "demo/action/weights").hash == before, "what is finished is not trained again"
+    assert load_checkpoint(tmp_path / "demo/action/weights").hash == before, (
+        "what is finished is not trained again"
+    )
 
 
-# --- the published recipes ---------------------------------------------------------------------------------------
+# --- the published recipes ------------------------------------------------------------------------
 
 PARAMETERS = {
     "S": (182_901_504, 21_346_752),
@@ -281,8 +307,18 @@ def test_published_settings(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     third = vavam.recipe(size=size)
     for run_, lr in ((first, 0.0041), (second, 0.0041), (third, 0.0194)):
         train = run_.train
-        assert (train.lr, train.weight_decay, train.betas, train.clip_grad) == (lr, 1e-7, (0.9, 0.95), 1.0)
-        assert (train.schedule, train.floor, train.precision, train.seed) == ("wsd", 0.1, "auto", 84924)
+        assert (train.lr, train.weight_decay, train.betas, train.clip_grad) == (
+            lr,
+            1e-7,
+            (0.9, 0.95),
+            1.0,
+        )
+        assert (train.schedule, train.floor, train.precision, train.seed) == (
+            "wsd",
+            0.1,
+            "auto",
+            84924,
+        )
         assert train.batch_size * train.accumulate == 384
         assert not train.ema.enabled
         assert run_.data.rate_hz == 2.0
@@ -291,8 +327,11 @@ def test_published_settings(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert first.train.keep_at == (38_823, 77_646, 116_469, 139_763)
     assert (first.model, third.model.expert.init_std) == (second.model, 0.0086)
     assert (first.model.init_std, first.model.frames, first.model.grid, first.model.vocab) == (
-        0.0289, 8, (18, 32), 16385,
-    )  # fmt: skip
+        0.0289,
+        8,
+        (18, 32),
+        16385,
+    )
     assert (third.model.vavim, third.model.train_vavim) == (first.model, False)
 
     monkeypatch.setenv("WORLD_SIZE", {"S": "64", "B": "128", "L": "192"}[size])
@@ -300,11 +339,13 @@ def test_published_settings(size: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", {"S": "24", "B": "24", "L": "48"}[size])
     assert vavam.recipe(size=size).train.accumulate == 1
     monkeypatch.setenv("WORLD_SIZE", "7")
-    with pytest.raises(UserError, match=r"7 processes with .* do not divide the published batch of 384"):
+    with pytest.raises(
+        UserError, match=r"7 processes with .* do not divide the published batch of 384"
+    ):
         vavim.recipe(size=size)
 
 
-# --- sources -----------------------------------------------------------------------------------------------------
+# --- sources --------------------------------------------------------------------------------------
 
 SMALL = VaViMConfig(width=16, heads=2, layers=1, vocab=50, frames=2, grid=(2, 3), base_width=8)
 SHORT = f"{TRAIN} --train.steps 2 --train.warmup 0 --train.drop 0 --train.batch-size 6"
@@ -312,13 +353,21 @@ SHORT = f"{TRAIN} --train.steps 2 --train.warmup 0 --train.drop 0 --train.batch-
 
 def shape(prefix: str = "model") -> str:
     """SMALL on the command line."""
-    words = {k.replace("_", "-"): v for k, v in dataclasses.asdict(SMALL).items() if v != getattr(VaViMConfig(), k)}
-    return " ".join(f"--{prefix}.{k} {' '.join(map(str, v)) if k == 'grid' else v}" for k, v in words.items())
+    words = {
+        k.replace("_", "-"): v
+        for k, v in dataclasses.asdict(SMALL).items()
+        if v != getattr(VaViMConfig(), k)
+    }
+    return " ".join(
+        f"--{prefix}.{k} {' '.join(map(str, v)) if k == 'grid' else v}" for k, v in words.items()
+    )
 
 
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Drives in the three forms: a store at 10 Hz, token folders at 10 Hz, trajectories with tokens at 2 Hz."""
+    """Drives in the three forms: a store at 10 Hz, token folders at
+    10 Hz, trajectories with tokens at 2 Hz.
+    """
     root = tmp_path_factory.mktemp("sources")
     turning = [drive(60, seed=i, turn=0.6 * (i - 1), period=0.1) for i in range(3)]
     tokens = write_token_store(root / "drives.zarr", turning)
@@ -334,28 +383,47 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
             file = f"samples/CAM_FRONT/{scene}-{i}.jpg"
             (root / "tokens" / file).parent.mkdir(parents=True, exist_ok=True)
             np.save((root / "tokens" / file).with_suffix(".npy"), tokens[scene][i])
-            frame = {"file_path": file, "timestamp": START + i * 500_000, "ego_to_world_tran": pose[:3].tolist(),
-                     "ego_to_world_rot": pose[3:].tolist()}  # fmt: skip
+            frame = {
+                "file_path": file,
+                "timestamp": START + i * 500_000,
+                "ego_to_world_tran": pose[:3].tolist(),
+                "ego_to_world_rot": pose[3:].tolist(),
+            }
             records.append({"scene": {"name": f"s{scene}", "description": ""}, "CAM_FRONT": frame})
     write_trajectories(root / "train.jsonl", records)
     return root
 
 
 def three(root: Path) -> list[str]:
-    return [str(root / "drives.zarr"), f"{root / 'folders'}@10", f"{root / 'train.jsonl'}:{root / 'tokens'}@2"]
+    return [
+        str(root / "drives.zarr"),
+        f"{root / 'folders'}@10",
+        f"{root / 'train.jsonl'}:{root / 'tokens'}@2",
+    ]
 
 
-def test_the_three_forms_of_a_source_are_mixed_in_given_shares(sources: Path, tmp_path: Path, capsys: Capture) -> None:
-    foreact(f"train vavim {shape()} {SHORT} --out {tmp_path}/run --data.sources", *three(sources),
-            f"--data.ratios 0.5 0.25 0.25 --data.total 80 --data.val-sources {sources}/drives.zarr")  # fmt: skip
+def test_the_three_forms_of_a_source_are_mixed_in_given_shares(
+    sources: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    foreact(
+        f"train vavim {shape()} {SHORT} --out {tmp_path}/run --data.sources",
+        *three(sources),
+        f"--data.ratios 0.5 0.25 0.25 --data.total 80 --data.val-sources {sources}/drives.zarr",
+    )
     assert "80 to train on, 165 to validate, 2 Hz" in capsys.readouterr().out
     about = load_checkpoint(tmp_path / "run/weights").card["data"]
-    assert [about.count(part) for part in ("(3 drives, 180", "(2 drives, 80", "(2 drives, 24")] == [1, 1, 1]
+    assert [about.count(part) for part in ("(3 drives, 180", "(2 drives, 80", "(2 drives, 24")] == [
+        1,
+        1,
+        1,
+    ]
 
 
 def test_a_source_in_one_form_gives_the_windows_that_it_gives_in_another(sources: Path) -> None:
     store, folders, trajectories = (
-        load_driving(DrivingData(sources=(source,), val_sources=(source,)), SMALL, horizon=None, seed=0).training
+        load_driving(
+            DrivingData(sources=(source,), val_sources=(source,)), SMALL, horizon=None, seed=0
+        ).training
         for source in three(sources)
     )
     first = np.arange(30)
@@ -367,10 +435,15 @@ def test_a_source_in_one_form_gives_the_windows_that_it_gives_in_another(sources
     assert len(trajectories) == 2 * 11
 
 
-def test_only_listed_windows_of_the_first_source_are_learned(sources: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_only_listed_windows_of_the_first_source_are_learned(
+    sources: Path, tmp_path: Path, capsys: Capture
+) -> None:
     (tmp_path / "only.json").write_text("[3, 5, 8, 13]")
-    foreact(f"train vavim {shape()} {SHORT} --out {tmp_path}/run --data.sources", *three(sources)[:2],
-            f"--data.only {tmp_path}/only.json --data.val-ratio 0.4")  # fmt: skip
+    foreact(
+        f"train vavim {shape()} {SHORT} --out {tmp_path}/run --data.sources",
+        *three(sources)[:2],
+        f"--data.only {tmp_path}/only.json --data.val-ratio 0.4",
+    )
     assert f"{4 + 35} to train on" in capsys.readouterr().out
     data = DrivingData(sources=(three(sources)[0],), val_ratio=0.4)
     whole, split = (
@@ -391,7 +464,9 @@ def test_plans_come_from_stores_and_trajectories_with_hard_turns_and_the_release
     data = DrivingData(sources=tuple(chosen), val_sources=(chosen[0],), hard_turns=2)
     split = load_driving(data, SMALL, horizon=3, seed=0)
     drawn = np.arange(0, len(split.training), 7)
-    everything = load_driving(dataclasses.replace(data, hard_turns=0), SMALL, horizon=3, seed=0).training
+    everything = load_driving(
+        dataclasses.replace(data, hard_turns=0), SMALL, horizon=3, seed=0
+    ).training
     rates = cast(TurningWindows, everything).yaw_rates(drawn)
     kept = split.training.batch(drawn)
     assert len(kept) == 2
@@ -399,14 +474,22 @@ def test_plans_come_from_stores_and_trajectories_with_hard_turns_and_the_release
     assert kept.plans is not None
     torch.testing.assert_close(kept.plans, everything.batch(drawn[sharpest]).plans)
 
-    near = load_driving(dataclasses.replace(data, hard_turns=0, command_horizon="reference"), SMALL, horizon=3, seed=0)
+    near = load_driving(
+        dataclasses.replace(data, hard_turns=0, command_horizon="reference"),
+        SMALL,
+        horizon=3,
+        seed=0,
+    )
     commands = [w.batch(np.arange(0, 60)).commands for w in (everything, near.training)]
     assert (commands[0] != commands[1]).any(), "1.5 s ahead some turn that 0.3 s ahead do not"
     assert (commands[1] != 2).sum() < (commands[0] != 2).sum()
 
-    foreact(f"train vavam --model.train-vavim {shape('model.vavim')} {EXPERT} {SHORT} --out {tmp_path}/run",
-            f"--data.sources {' '.join(chosen)} --data.val-sources {chosen[0]} --data.hard-turns 2",
-            "--data.command-horizon reference")  # fmt: skip
+    foreact(
+        f"train vavam --model.train-vavim {shape('model.vavim')} {EXPERT} {SHORT} --out "
+        f"{tmp_path}/run",
+        f"--data.sources {' '.join(chosen)} --data.val-sources {chosen[0]} --data.hard-turns 2",
+        "--data.command-horizon reference",
+    )
     checkpoint = load_checkpoint(tmp_path / "run/weights")
     assert checkpoint.tokenizer is None
     assert checkpoint.config["train_vavim"]

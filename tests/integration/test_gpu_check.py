@@ -1,4 +1,6 @@
-"""`benchmarks/gpu_check.py` on the CPU: it needs hardly anything installed, and tells all it found."""
+"""`benchmarks/gpu_check.py` on the CPU: it needs hardly
+anything installed, and tells all it found.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +16,17 @@ import pytest
 import torch
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu_check.py"
-# Nothing can be imported but what a machine for measurements has. The finder of installed modules is replaced, so that
-# a module is missing to torch too, which asks whether some are there.
+# Nothing can be imported but what a machine for measurements has. The finder of installed modules
+# is replaced, so that a module is missing to torch too, which asks whether some are there.
 BARE = """
 import runpy, sys
 from importlib.machinery import PathFinder
 
 class Bare(PathFinder):
     missing = {
-        "tyro", "zarr", "numcodecs", "av", "PIL", "tqdm", "matplotlib", "jinja2", "h5py", "gymnasium", "cv2", "scipy",
-        "pymunk", "pygame", "dm_control", "mujoco", "submitit", "ray", "tensorboard", "transformers", "starlette",
+        "tyro", "zarr", "numcodecs", "av", "PIL", "tqdm", "matplotlib", "jinja2", "h5py",
+        "gymnasium", "cv2", "scipy", "pymunk", "pygame", "dm_control", "mujoco", "submitit",
+        "ray", "tensorboard", "transformers", "starlette",
     }
 
     @classmethod
@@ -45,7 +48,13 @@ PARTS: dict[str, tuple[set[str], set[str]]] = {  # section -> its parts, the col
     "correctness": ({"vavim", "vavam", "voc", "uva", "kl-vae", "vq"}, DTYPES),
     "latency": (
         {
-            "kl-vae encode", "vq encode", "vavim prefill", "vavim step", "vavam act-1", "vavam act-10", "uva act",
+            "kl-vae encode",
+            "vq encode",
+            "vavim prefill",
+            "vavim step",
+            "vavam act-1",
+            "vavam act-10",
+            "uva act",
             "voc futures",
         },
         DTYPES,
@@ -56,24 +65,32 @@ PARTS: dict[str, tuple[set[str], set[str]]] = {  # section -> its parts, the col
         {"vavim step", "uva denoiser", "vavim training", "voc training"},
         {"eager", "graph", "compile"},
     ),
-}  # fmt: skip
+}
 
 
 def run(*options: str) -> subprocess.CompletedProcess[str]:
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
     env.pop("PYTHONPATH", None)  # the script finds the source tree by itself
     return subprocess.run(
-        [sys.executable, "-c", BARE, str(SCRIPT), *options], env=env, capture_output=True, text=True, timeout=280
+        [sys.executable, "-c", BARE, str(SCRIPT), *options],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=280,
     )
 
 
 @pytest.fixture(scope="module")
-def quick(tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
+def quick(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[subprocess.CompletedProcess[str], Path]:
     out = tmp_path_factory.mktemp("gpu_check") / "new" / "found.json"
     return run("--device", "cpu", "--quick", "--out", str(out)), out
 
 
-def test_every_part_of_every_section_is_there(quick: tuple[subprocess.CompletedProcess[str], Path]) -> None:
+def test_every_part_of_every_section_is_there(
+    quick: tuple[subprocess.CompletedProcess[str], Path],
+) -> None:
     done, out = quick
     assert done.returncode == 0, done.stderr
     assert [path.name for path in out.parent.iterdir()] == [out.name]
@@ -100,11 +117,16 @@ def test_the_cpu_agrees_with_itself_and_bfloat16_was_really_computed(
 ) -> None:
     found = json.loads(quick[1].read_text())["correctness"]
     for part, dtypes in found.items():
-        assert all(check["relative"] == 0.0 for check in dtypes["float32"]["outputs"].values()), part
+        assert all(check["relative"] == 0.0 for check in dtypes["float32"]["outputs"].values()), (
+            part
+        )
         assert dtypes["bfloat16"]["relative"] > 1e-4, part
     assert {name for name in found if "gradients" in found[name]["float32"]["outputs"]} == {
-        "vavim", "vavam", "voc", "uva",
-    }  # fmt: skip
+        "vavim",
+        "vavam",
+        "voc",
+        "uva",
+    }
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
@@ -115,7 +137,9 @@ def test_a_missing_gpu_is_one_sentence(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_fails_is_named_and_the_rest_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_fails_is_named_and_the_rest_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(sys, "path", list(sys.path))
     script = runpy.run_path(str(SCRIPT), run_name="gpu_check")
     report = script["Report"](tmp_path / "found.json", {})
@@ -132,7 +156,10 @@ def test_what_fails_is_named_and_the_rest_goes_on(tmp_path: Path, monkeypatch: p
     assert found["latency"]["some"]["bad"] == {"error": "RuntimeError: no room"}
     assert found["latency"]["some"]["graph"] == {"error": "RuntimeError: no room"}
     assert found["latency"]["some"]["good"] == {"median_ms": 1.0}
-    assert found["failures"] == ["latency, some, bad: RuntimeError: no room", "latency, some, wrong: ok False"]
+    assert found["failures"] == [
+        "latency, some, bad: RuntimeError: no room",
+        "latency, some, wrong: ok False",
+    ]
     assert not found["complete"]
     with pytest.raises(ArithmeticError, match="NaN"):
         script["apart"](torch.tensor([1.0, float("nan")]), torch.ones(2))

@@ -1,4 +1,6 @@
-"""`foreact train musik`: from any store with actions to codes, resumed, and read again as an encoder."""
+"""`foreact train musik`: from any store with actions to codes,
+resumed, and read again as an encoder.
+"""
 
 from __future__ import annotations
 
@@ -23,11 +25,28 @@ from foreact.train.logs import read_log
 from foreact.types import ActionSpec, StreamSpec
 
 MODEL = MusikConfig(
-    actions=1, frames=2, channels=8, multipliers=(1, 2), blocks=1, features=8, codes=16, code_dim=4, summary=8,
-    hidden=16, negatives=15, norm_groups=4, image_size=(8, 12),
-)  # fmt: skip
+    actions=1,
+    frames=2,
+    channels=8,
+    multipliers=(1, 2),
+    blocks=1,
+    features=8,
+    codes=16,
+    code_dim=4,
+    summary=8,
+    hidden=16,
+    negatives=15,
+    norm_groups=4,
+    image_size=(8, 12),
+)
 ACTION = ActionSpec(
-    names=("speed",), units=("unitless",), frame="world", mode="delta", rate_hz=10.0, low=(-1.0,), high=(1.0,)
+    names=("speed",),
+    units=("unitless",),
+    frame="world",
+    mode="delta",
+    rate_hz=10.0,
+    low=(-1.0,),
+    high=(1.0,),
 )
 SPEC = StreamSpec(cameras={"left": (12, 16), "right": (12, 16)}, fps=10.0, action=ACTION)
 
@@ -50,14 +69,36 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(store: Path, out: Path, **changes: Any) -> MusikRun:
-    training = TrainConfig(**{
-        "steps": 4, "batch_size": 6, "lr": 1e-3, "warmup": 1, "workers": 0, "log_every": 1, "save_every": 2,
-        "eval_every": 4, "best_k": 0, "tensorboard": False, "precision": "fp32", **changes.pop("train", {}),
-    })  # fmt: skip
-    return MusikRun(**{
-        "data": store, "camera": "left", "out": out, "model": MODEL, "reach": 4, "shift": 2, "train": training,
-        "val_ratio": 0.3, "device": "cpu", **changes,
-    })  # fmt: skip
+    training = TrainConfig(
+        **{
+            "steps": 4,
+            "batch_size": 6,
+            "lr": 1e-3,
+            "warmup": 1,
+            "workers": 0,
+            "log_every": 1,
+            "save_every": 2,
+            "eval_every": 4,
+            "best_k": 0,
+            "tensorboard": False,
+            "precision": "fp32",
+            **changes.pop("train", {}),
+        }
+    )
+    return MusikRun(
+        **{
+            "data": store,
+            "camera": "left",
+            "out": out,
+            "model": MODEL,
+            "reach": 4,
+            "shift": 2,
+            "train": training,
+            "val_ratio": 0.3,
+            "device": "cpu",
+            **changes,
+        }
+    )
 
 
 def test_a_store_with_actions_gives_codes_that_tokenize_reads(store: Path, tmp_path: Path) -> None:
@@ -92,18 +133,52 @@ def test_a_resumed_run_equals_an_undisturbed_one(store: Path, tmp_path: Path) ->
 
 
 def test_the_inverse_model_learns_what_moves_the_bar(store: Path, tmp_path: Path) -> None:
-    settings = {"steps": 100, "batch_size": 16, "lr": 1e-2, "save_every": 100, "eval_every": 100, "log_every": 40}
+    settings = {
+        "steps": 100,
+        "batch_size": 16,
+        "lr": 1e-2,
+        "save_every": 100,
+        "eval_every": 100,
+        "log_every": 40,
+    }
     weights = train_musik(run(store, tmp_path / "run", reach=1, shift=None, train=settings))
     told = load_checkpoint(weights).card["val/infonce"]
     assert told < math.log(1 + MODEL.negatives) - 0.3  # nats better than a guess
 
 
-def test_the_command_takes_the_number_of_action_dimensions_from_the_store(store: Path, tmp_path: Path) -> None:
-    command([
-        "--data", str(store), "--camera", "right", "--out", str(tmp_path / "run"), "--val-ratio", "0.3", "--device",
-        "cpu", "--model.channels", "4", "--model.codes", "8", "--model.image-size", "16", "16", "--train.steps", "1",
-        "--train.warmup", "0", "--train.batch-size", "4", "--train.precision", "fp32", "--train.no-tensorboard",
-    ])  # fmt: skip
+def test_the_command_takes_the_number_of_action_dimensions_from_the_store(
+    store: Path, tmp_path: Path
+) -> None:
+    command(
+        [
+            "--data",
+            str(store),
+            "--camera",
+            "right",
+            "--out",
+            str(tmp_path / "run"),
+            "--val-ratio",
+            "0.3",
+            "--device",
+            "cpu",
+            "--model.channels",
+            "4",
+            "--model.codes",
+            "8",
+            "--model.image-size",
+            "16",
+            "16",
+            "--train.steps",
+            "1",
+            "--train.warmup",
+            "0",
+            "--train.batch-size",
+            "4",
+            "--train.precision",
+            "fp32",
+            "--train.no-tensorboard",
+        ]
+    )
     trained = load_checkpoint(tmp_path / "run" / "weights")
     assert trained.config["actions"] == 1
     assert trained.stats is not None

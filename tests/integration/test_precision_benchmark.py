@@ -26,8 +26,11 @@ def script(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 def test_the_table_has_a_row_for_every_family_that_was_asked_for() -> None:
     done = subprocess.run(
         [sys.executable, str(SCRIPT), "--quick", "--families", "uva", "bc", "--device", "cpu"],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert f"1 threads; torch {torch.__version__}; commit " in lines[0]

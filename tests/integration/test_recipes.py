@@ -1,4 +1,6 @@
-"""The road that a user walks: collect, autoencoder, latents, two stages, resume, act, imagine, convert."""
+"""The road that a user walks: collect, autoencoder, latents, two
+stages, resume, act, imagine, convert.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
-from conftest import MODEL, World
+from support.tiny_world import MODEL, World
 
 from foreact.checkpoints.format import build, load_checkpoint, load_tokenizer
 from foreact.cli import main
@@ -70,7 +72,7 @@ def read_page(path: Path) -> str:
     return tags.text
 
 
-# --- training ----------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 def test_autoencoder_is_whole_and_its_latents_have_unit_variance(world: World) -> None:
@@ -85,11 +87,15 @@ def test_autoencoder_is_whole_and_its_latents_have_unit_variance(world: World) -
     assert 0.3 < latents.astype(np.float32).std() < 3.0
 
 
-def test_encoding_is_done_once_and_again_for_another_autoencoder(world: World, tmp_path: Path) -> None:
+def test_encoding_is_done_once_and_again_for_another_autoencoder(
+    world: World, tmp_path: Path
+) -> None:
     shutil.copytree(world.store, tmp_path / "store")
     store = open_store(tmp_path / "store")
     vae: Any = build(load_checkpoint(world.vae))
-    chunk = next(p for p in (tmp_path / "store/data/latents_img").iterdir() if not p.name.startswith("."))
+    chunk = next(
+        p for p in (tmp_path / "store/data/latents_img").iterdir() if not p.name.startswith(".")
+    )
     before = chunk.stat().st_mtime_ns
     ensure_latents(store, "img", vae, load_checkpoint(world.vae).hash)
     assert chunk.stat().st_mtime_ns == before
@@ -99,7 +105,9 @@ def test_encoding_is_done_once_and_again_for_another_autoencoder(world: World, t
     old = store.read(0, 0, 5, ["latents_img"])["latents_img"].astype(np.float32)
     ensure_latents(store, "img", vae, "sha256:other")
     assert store.tokenizer_hash("latents_img") == "sha256:other"
-    np.testing.assert_allclose(store.read(0, 0, 5, ["latents_img"])["latents_img"], 2 * old, atol=2e-2)
+    np.testing.assert_allclose(
+        store.read(0, 0, 5, ["latents_img"])["latents_img"], 2 * old, atol=2e-2
+    )
 
 
 def test_two_stages_leave_weights_that_act(world: World) -> None:
@@ -117,7 +125,9 @@ def test_two_stages_leave_weights_that_act(world: World) -> None:
     run = json.loads((world.uva.parent / "config.json").read_text())
     assert run["model"]["width"] == 16
     last = read_log(world.uva.parent / "log.jsonl")[-1]
-    assert {"val/policy_action_loss", "val/joint_video_loss", "val/dynamics_video_loss"} <= set(last)
+    assert {"val/policy_action_loss", "val/joint_video_loss", "val/dynamics_video_loss"} <= set(
+        last
+    )
 
 
 def test_second_stage_starts_from_the_first(world: World, tmp_path: Path) -> None:
@@ -147,11 +157,17 @@ class Interrupted:
 def log_of(run_dir: Path) -> list[dict[str, Any]]:
     """The log without what the clock says."""
     clock = ("seconds", "samples_per_s", "data_wait")
-    return [{k: v for k, v in entry.items() if k not in clock} for entry in read_log(run_dir / "log.jsonl")]
+    return [
+        {k: v for k, v in entry.items() if k not in clock}
+        for entry in read_log(run_dir / "log.jsonl")
+    ]
 
 
 def test_interrupted_and_resumed_run_equals_an_undisturbed_one(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    world: World,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     options = {"steps": 4, "eval_every": 100}
     whole = train_uva(world.run(tmp_path / "whole", train=options))
@@ -161,7 +177,10 @@ def test_interrupted_and_resumed_run_equals_an_undisturbed_one(
             train_uva(world.run(tmp_path / "parts", train=options))
     assert exit_.value.code == 130
     resume = f"foreact train uva --from {tmp_path / 'parts'}"
-    assert f"Stopped after step 2; everything is saved. Go on with: {resume}\n" in capsys.readouterr().out
+    assert (
+        f"Stopped after step 2; everything is saved. Go on with: {resume}\n"
+        in capsys.readouterr().out
+    )
     assert not (tmp_path / "parts" / "weights").exists()
     main(resume.split()[1:])
     a, b = load_checkpoint(whole), load_checkpoint(tmp_path / "parts" / "weights")
@@ -171,12 +190,18 @@ def test_interrupted_and_resumed_run_equals_an_undisturbed_one(
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
 
 
-def test_training_on_augmented_pixels(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_on_augmented_pixels(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     changed = []
     monkeypatch.setattr(
-        recipe_uva.CropAndBlur, "__call__", lambda self, clip, rng: changed.append(clip.shape) or clip.flip(-1)
+        recipe_uva.CropAndBlur,
+        "__call__",
+        lambda self, clip, rng: changed.append(clip.shape) or clip.flip(-1),
     )
-    weights = train_uva(world.run(tmp_path / "pixels", pixels=True, train={"steps": 1, "eval_every": 1}))
+    weights = train_uva(
+        world.run(tmp_path / "pixels", pixels=True, train={"steps": 1, "eval_every": 1})
+    )
     assert changed == [(4, 3, 96, 96)] * 4
     assert load_checkpoint(weights).family == "uva"
 
@@ -189,16 +214,22 @@ def test_closed_loop_checks_during_training_rank_checkpoints(world: World, tmp_p
     assert load_checkpoint(weights).card["closed_loop/score"] == entry["closed_loop/score"]
 
 
-def test_pusht_m_is_collected_and_trained_on(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pusht_m_is_collected_and_trained_on(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
-    main(["data", "collect", "--env", "pusht-m", "--episodes", "2", "--workers", "1", "--noise", "0"])
+    main(
+        ["data", "collect", "--env", "pusht-m", "--episodes", "2", "--workers", "1", "--noise", "0"]
+    )
     main(["data", "check", "--store", "data/pusht-m.zarr"])
-    weights = train_uva(world.run(tmp_path / "m", task="pusht-m", data=None, train={"steps": 1, "eval_every": 1}))
+    weights = train_uva(
+        world.run(tmp_path / "m", task="pusht-m", data=None, train={"steps": 1, "eval_every": 1})
+    )
     assert load_checkpoint(weights).card["recipe"].startswith("foreact train uva --task pusht-m")
     assert open_store("data/pusht-m.zarr").info("goal").shape == (2, 3)
 
 
-# --- acting and imagining ----------------------------------------------------------------------------------------
+# --- acting and imagining -------------------------------------------------------------------------
 
 
 def test_closed_loop_writes_scores_films_and_a_report(
@@ -207,7 +238,13 @@ def test_closed_loop_writes_scores_films_and_a_report(
     out = tmp_path / "eval"
     closed_loop(
         ClosedLoop(
-            weights=str(world.uva), seeds=2, videos=1, workers=0, baselines=("do-nothing",), out=out, device="cpu"
+            weights=str(world.uva),
+            seeds=2,
+            videos=1,
+            workers=0,
+            baselines=("do-nothing",),
+            out=out,
+            device="cpu",
         )
     )
     for name in ("weights", "do-nothing"):
@@ -224,9 +261,13 @@ def test_closed_loop_writes_scores_films_and_a_report(
     assert find_task("pusht").score_note in capsys.readouterr().out
 
 
-def test_video_quality_and_its_report(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_video_quality_and_its_report(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "video"
-    video(str(world.uva), data=world.store, windows_per_episode=1, examples=1, out=out, device="cpu")
+    video(
+        str(world.uva), data=world.store, windows_per_episode=1, examples=1, out=out, device="cpu"
+    )
     for mode in ("video", "dynamics"):
         raw = json.loads((out / f"{mode}.json").read_text())
         assert raw["windows"] == 3
@@ -237,9 +278,19 @@ def test_video_quality_and_its_report(world: World, tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.parametrize("mode", ["video", "dynamics", "inverse"])
-def test_generate(world: World, tmp_path: Path, mode: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_generate(
+    world: World, tmp_path: Path, mode: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     for folder in ("one", "two"):
-        generate(str(world.uva), mode=mode, data=world.store, windows=2, seed=3, out=tmp_path / folder, device="cpu")
+        generate(
+            str(world.uva),
+            mode=mode,
+            data=world.store,
+            windows=2,
+            seed=3,
+            out=tmp_path / folder,
+            device="cpu",
+        )
     names = sorted(p.name for p in (tmp_path / "one").iterdir())
     pictures = [name for name in names if name.endswith(".png")]
     assert len(pictures) == 2
@@ -251,7 +302,7 @@ def test_generate(world: World, tmp_path: Path, mode: Any, capsys: pytest.Captur
     assert ("mean distance" if mode == "inverse" else "psnr") in printed
 
 
-# --- data and weights --------------------------------------------------------------------------------------------
+# --- data and weights -----------------------------------------------------------------------------
 
 
 def test_data_verbs(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -262,7 +313,18 @@ def test_data_verbs(world: World, tmp_path: Path, capsys: pytest.CaptureFixture[
     printed = capsys.readouterr().out
     assert "out of range" in printed
     assert "0.0 %" in printed
-    main(["data", "show", "--store", str(world.store), "--out", str(tmp_path / "show"), "--episodes", "1"])
+    main(
+        [
+            "data",
+            "show",
+            "--store",
+            str(world.store),
+            "--out",
+            str(tmp_path / "show"),
+            "--episodes",
+            "1",
+        ]
+    )
     assert sorted(p.name for p in (tmp_path / "show").iterdir()) == ["img.png", "img_1.mp4"]
 
 
@@ -273,7 +335,18 @@ def test_foreign_store_is_imported_under_a_task(
     shutil.copytree(world.store, foreign)
     group = zarr.open_group(str(foreign), mode="r+", use_consolidated=False)
     del group.attrs["foreact_spec"]
-    main(["data", "import", "--src", str(foreign), "--out", str(tmp_path / "ours.zarr"), "--task", "pusht"])
+    main(
+        [
+            "data",
+            "import",
+            "--src",
+            str(foreign),
+            "--out",
+            str(tmp_path / "ours.zarr"),
+            "--task",
+            "pusht",
+        ]
+    )
     ours, original = open_store(tmp_path / "ours.zarr"), open_store(world.store)
     assert ours.native
     np.testing.assert_array_equal(ours.lengths, original.lengths)
@@ -315,7 +388,7 @@ def test_weights_act_in_another_task_of_the_same_streams(world: World) -> None:
     policy.spec.require_equal(find_task("pusht-m").spec, "the policy", "the task")
 
 
-# --- processes ---------------------------------------------------------------------------------------------------
+# --- processes ------------------------------------------------------------------------------------
 
 
 def test_several_processes_do_not_encode_the_same_store(

@@ -1,4 +1,6 @@
-"""A released training checkpoint goes on in our loop: weights and AdamW's moments arrive where they belong."""
+"""A released training checkpoint goes on in our loop: weights and
+AdamW's moments arrive where they belong.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,10 @@ def test_weights_and_moments_arrive(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 def test_weights_alone_are_no_training_state(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds weights but no state of an optimiser"):
-        convert(Convert(src=GOLDENS / "weights_gpt/model.ckpt", out=tmp_path / "run", to="training"), grid=(3, 4))
+        convert(
+            Convert(src=GOLDENS / "weights_gpt/model.ckpt", out=tmp_path / "run", to="training"),
+            grid=(3, 4),
+        )
     assert not (tmp_path / "run").exists()
 
 
@@ -51,6 +56,11 @@ def test_a_folder_that_holds_something_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(UserError, match="is not empty"):
         convert(
-            Convert(src=GOLDENS / "lightning_training_checkpoint/step5.ckpt", out=tmp_path, to="training"), grid=(2, 3)
+            Convert(
+                src=GOLDENS / "lightning_training_checkpoint/step5.ckpt",
+                out=tmp_path,
+                to="training",
+            ),
+            grid=(2, 3),
         )
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]

@@ -7,13 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import test_bad_input
-from unit.driving_worlds import drive, write_token_store
+from support.driving_worlds import drive, write_token_store
 
 from foreact.cli import run
 from foreact.families.driving.evals.scaling_law import ScalingLaw
 
-refused = test_bad_input.refused
 Capture = pytest.CaptureFixture[str]
 
 SMALL = "--layers 1 --frames 2 --grid 2 3 --vocab 50 --batch-size 4 --device cpu"
@@ -36,9 +34,16 @@ def picture(path: Path) -> bool:
     return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 10_000
 
 
-def test_mup_keeps_the_change_of_the_logits_over_widths(store: Path, tmp_path: Path, capsys: Capture) -> None:
+def test_mup_keeps_the_change_of_the_logits_over_widths(
+    store: Path, tmp_path: Path, capsys: Capture
+) -> None:
     widths = (32, 256)
-    run(f"scaling coord-check --sources {store} --widths 32 256 --steps 4 {SMALL} --out {tmp_path}".split())
+    run(
+        (
+            f"scaling coord-check --sources {store} --widths 32 256 --steps 4 {SMALL} --out "
+            f"{tmp_path}"
+        ).split()
+    )
     found = json.loads((tmp_path / "coord-check.json").read_text())
     assert all(len(rows[str(width)]) == 4 for rows in found.values() for width in widths)
     growth = {
@@ -49,16 +54,24 @@ def test_mup_keeps_the_change_of_the_logits_over_widths(store: Path, tmp_path: P
     assert growth["muP"]["logits"] < 2.0
     assert growth["standard"]["logits"] > 2 * growth["muP"]["logits"]
     assert picture(tmp_path / "coord-check.png")
-    assert f"muP: widest over narrowest after 4 steps: embedding x{growth['muP']['embedding']:.2f}" in (
-        capsys.readouterr().out
+    assert (
+        f"muP: widest over narrowest after 4 steps: embedding x{growth['muP']['embedding']:.2f}"
+        in (capsys.readouterr().out)
     )
 
 
-def test_a_sweep_of_rates_is_written_and_not_trained_twice(store: Path, tmp_path: Path, capsys: Capture) -> None:
-    command = f"scaling lr-sweep --sources {store} --widths 32 64 --steps 3 {SMALL} --out {tmp_path}/sweep"
+def test_a_sweep_of_rates_is_written_and_not_trained_twice(
+    store: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    command = (
+        f"scaling lr-sweep --sources {store} --widths 32 64 --steps 3 {SMALL} --out "
+        f"{tmp_path}/sweep"
+    )
     run(f"{command} --lrs 0.001 0.01".split())
     rows = json.loads((tmp_path / "sweep/lr-sweep.json").read_text())
-    assert [(row["width"], row["lr"]) for row in rows] == [(w, lr) for w in (32, 64) for lr in (0.001, 0.01)]
+    assert [(row["width"], row["lr"]) for row in rows] == [
+        (w, lr) for w in (32, 64) for lr in (0.001, 0.01)
+    ]
     assert all(0 < row["loss"] < 8 for row in rows)
     assert len({row["loss"] for row in rows}) == 4
     best = min(rows[:2], key=lambda row: row["loss"])
@@ -70,11 +83,16 @@ def test_a_sweep_of_rates_is_written_and_not_trained_twice(store: Path, tmp_path
     run(f"{command} --lrs 0.001 0.01 0.1".split())
     again = json.loads((tmp_path / "sweep/lr-sweep.json").read_text())
     assert [row for row in again if row["lr"] < 0.1] == rows
-    assert {file: time for file, time in times(tmp_path / "sweep").items() if file in before} == before
+    assert {
+        file: time for file, time in times(tmp_path / "sweep").items() if file in before
+    } == before
 
 
 def test_a_law_is_fitted_to_a_grid_of_runs(store: Path, tmp_path: Path, capsys: Capture) -> None:
-    command = f"scaling laws --sources {store} --widths 32 64 96 --steps 1 2 4 {SMALL} --out {tmp_path}/laws"
+    command = (
+        f"scaling laws --sources {store} --widths 32 64 96 --steps 1 2 4 {SMALL} --out "
+        f"{tmp_path}/laws"
+    )
     run(command.split())
     found = json.loads((tmp_path / "laws/scaling-laws.json").read_text())
     assert [row["tokens"] for row in found["runs"][:3]] == [n * 4 * 11 for n in (1, 2, 4)]
@@ -92,7 +110,10 @@ def test_a_law_is_fitted_to_a_grid_of_runs(store: Path, tmp_path: Path, capsys: 
 @pytest.mark.parametrize(
     ("command", "part"),
     [
-        ("laws --widths 32 64 --steps 1 2 4", "needs three widths and three numbers of steps at least, found (32, 64)"),
+        (
+            "laws --widths 32 64 --steps 1 2 4",
+            "needs three widths and three numbers of steps at least, found (32, 64)",
+        ),
         ("laws --widths 32 64 96 --steps 1 2", "and (1, 2)"),
         ("laws --widths 32 32 32 --steps 1 2 4", "needs three widths"),
         ("lr-sweep --widths 33", "Widths should be multiples of 32, found 33"),
@@ -115,4 +136,6 @@ def test_runs_of_other_data_or_models_are_not_taken_for_these(
     run(f"{sweep} --sources {store}".split())
     sentence = refused(*f"{sweep} --sources {store} {store}".split())
     assert "width-32-lr-0.01 holds a run with sources = " in sentence
-    assert "holds a run with model.layers = 1, now it is 2" in refused(*f"{sweep} --sources {store} --layers 2".split())
+    assert "holds a run with model.layers = 1, now it is 2" in refused(
+        *f"{sweep} --sources {store} --layers 2".split()
+    )

@@ -6,7 +6,6 @@ import http.client
 import json
 import re
 import signal
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.processes import Forked
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parent))
-from processes import Forked
 
 import foreact
 from foreact.checkpoints.format import TokenizerRef, save_checkpoint
@@ -34,10 +31,20 @@ from foreact.types import Observation, StepOut, Task
 
 SIZE = (32, 48)
 CONFIG = VaVAMConfig(
-    vavim=VaViMConfig(width=16, heads=2, layers=2, vocab=16385, frames=3, grid=(2, 3), base_width=16),
+    vavim=VaViMConfig(
+        width=16, heads=2, layers=2, vocab=16385, frames=3, grid=(2, 3), base_width=16
+    ),
     expert=ExpertConfig(width=8, horizon=4, base_width=8, base_attention=16),
 )
-VQ = VQConfig(channels=8, multipliers=(1, 1, 1, 1, 1), blocks=1, features=8, codes=32, norm_groups=4, image_size=SIZE)
+VQ = VQConfig(
+    channels=8,
+    multipliers=(1, 1, 1, 1, 1),
+    blocks=1,
+    features=8,
+    codes=32,
+    norm_groups=4,
+    image_size=SIZE,
+)
 
 
 class Encoder(nn.Module):
@@ -49,7 +56,9 @@ class Encoder(nn.Module):
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """checkpoints `car` (with its tokenizer), `bare` (names none), `scripted` (names encoder.jit) and `vq`."""
+    """checkpoints `car` (with its tokenizer), `bare` (names none),
+    `scripted` (names encoder.jit) and `vq`.
+    """
     root = tmp_path_factory.mktemp("serving")
     torch.manual_seed(0)
     model, vq = VaVAM(CONFIG), VQTokenizer(VQ)
@@ -57,12 +66,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     traced: Any = torch.jit.trace(Encoder(), torch.zeros(1, 3, *SIZE))
     traced.save(str(root / "encoder.jit"))
     save_checkpoint(root / "vq", family="vq", config=VQ, state=vq.state_dict())
-    script = TokenizerRef(family="torchscript", hash=TorchScriptTokenizer(root / "encoder.jit").hash)
+    script = TokenizerRef(
+        family="torchscript", hash=TorchScriptTokenizer(root / "encoder.jit").hash
+    )
     for name, tokenizer in (("car", root / "vq"), ("bare", None), ("scripted", script)):
         save_checkpoint(
-            root / name, family="vavam", config=CONFIG, state=model.state_dict(), spec=acting_spec(SIZE),
+            root / name,
+            family="vavam",
+            config=CONFIG,
+            state=model.state_dict(),
+            spec=acting_spec(SIZE),
             tokenizer=tokenizer,
-        )  # fmt: skip
+        )
     return root
 
 
@@ -71,7 +86,9 @@ def named(path: Path | str | None) -> str | None:
 
 
 def plan(path: Path, tokenizer: Path | None = None) -> np.ndarray:
-    policy = open_policy(path, DrivingOptions(tokenizer=named(tokenizer), samples=3, choose="medoid"))
+    policy = open_policy(
+        path, DrivingOptions(tokenizer=named(tokenizer), samples=3, choose="medoid")
+    )
     policy.reset([0])
     frame = np.random.default_rng(0).integers(0, 256, (1, 90, 160, 3), np.uint8)
     policy.observe(Observation({"front": frame}, {"command": np.ones((1, 1), np.float32)}))
@@ -91,8 +108,19 @@ def test_the_tokenizer_is_embedded_or_given(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "tokenizer", "sentence"),
     [
-        ("bare", None, r"bare names no tokenizer; give one with --tokenizer: a checkpoint folder or a TorchScript"),
-        ("car", "encoder.jit", r"car was trained on the vq tokenizer sha256:\w+, .*encoder\.jit has the hash"),
+        (
+            "bare",
+            None,
+            (
+                r"bare names no tokenizer; give one with --tokenizer: a checkpoint folder "
+                r"or a TorchScript"
+            ),
+        ),
+        (
+            "car",
+            "encoder.jit",
+            r"car was trained on the vq tokenizer sha256:\w+, .*encoder\.jit has the hash",
+        ),
         ("scripted", None, r"needs the torchscript tokenizer sha256:\w+ and does not embed it"),
         ("bare", "car", r"car, a 'vavam', is no tokenizer; give a kl_vae, a vq, a vqkd or a musik"),
         ("bare", "absent", r"absent' is neither a checkpoint folder nor"),
@@ -100,13 +128,19 @@ def test_the_tokenizer_is_embedded_or_given(folder: Path) -> None:
         ("vq", None, r"vq holds weights of the family 'vq'; this takes those of vavam"),
     ],
 )
-def test_tokenizers_and_weights_that_do_not_fit(folder: Path, path: str, tokenizer: str | None, sentence: str) -> None:
+def test_tokenizers_and_weights_that_do_not_fit(
+    folder: Path, path: str, tokenizer: str | None, sentence: str
+) -> None:
     with pytest.raises(UserError, match=sentence):
-        open_policy(folder / path, DrivingOptions(tokenizer=named(tokenizer and folder / tokenizer)))
+        open_policy(
+            folder / path, DrivingOptions(tokenizer=named(tokenizer and folder / tokenizer))
+        )
 
 
 class Street:
-    """A straight street that gets brighter the further the car is; the reward is how far it went."""
+    """A straight street that gets brighter the further the car
+    is; the reward is how far it went.
+    """
 
     spec = acting_spec(SIZE)
     max_steps = 3
@@ -132,19 +166,28 @@ class Street:
 TASK = Task(name="street", spec=Street.spec, camera="front", env=f"{__name__}:Street", score="sum")
 
 
-def test_a_driving_model_acts_in_closed_loop_by_the_calls_of_every_family(folder: Path, tmp_path: Path) -> None:
+def test_a_driving_model_acts_in_closed_loop_by_the_calls_of_every_family(
+    folder: Path, tmp_path: Path
+) -> None:
     policy = foreact.load_policy(folder / "car", device="cpu", samples=2, choose="medoid")
     assert isinstance(policy, DrivingPolicy)
     policy.reset([0])
-    policy.observe(Observation({"front": Street().reset(0)["front"][None]}, {"command": np.full((1, 1), 2.0)}))
+    policy.observe(
+        Observation({"front": Street().reset(0)["front"][None]}, {"command": np.full((1, 1), 2.0)})
+    )
     assert policy.act().actions.shape == (1, 4, 2)
     run(
-        f"eval closed-loop --weights {folder / 'car'} --task {__name__} --seeds 2 --videos 0 --workers 1 --samples 2 "
+        f"eval closed-loop --weights {folder / 'car'} --task {__name__} --seeds 2 --videos 0 "
+        "--workers 1 --samples 2 "
         f"--choose medoid --execute 2 --out {tmp_path} --device cpu".split()
     )
     result = read_closed_loop(tmp_path / "car")
     assert result.score.n == 2
-    assert (result.protocol["policy"], result.protocol["samples"], result.protocol["execute"]) == ("vavam", 2, 2)
+    assert (result.protocol["policy"], result.protocol["samples"], result.protocol["execute"]) == (
+        "vavam",
+        2,
+        2,
+    )
 
 
 def serve(weights: str) -> None:

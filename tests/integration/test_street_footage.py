@@ -48,23 +48,41 @@ def film(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_a_film_becomes_shots_tokens_a_model_and_a_comparison(example: ModuleType, film: Path, tmp_path: Path) -> None:
+def test_a_film_becomes_shots_tokens_a_model_and_a_comparison(
+    example: ModuleType, film: Path, tmp_path: Path
+) -> None:
     out = tmp_path / "run"
     short = {"workers": 0, "tensorboard": False, "warmup": 1, "log_every": 2, "precision": "fp32"}
     street = example.Street(
         out=out,
         views=3,
         tokenizer=VQConfig(
-            channels=8, multipliers=(1, 2, 2), blocks=1, features=8, codes=16, code_dim=4, norm_groups=4,
-            image_size=(16, 32), entropy_weight=0.01,
+            channels=8,
+            multipliers=(1, 2, 2),
+            blocks=1,
+            features=8,
+            codes=16,
+            code_dim=4,
+            norm_groups=4,
+            image_size=(16, 32),
+            entropy_weight=0.01,
         ),
-        tokenizer_train=TrainConfig(steps=6, batch_size=8, lr=3e-3, eval_every=6, save_every=6, best_k=0, **short),
+        tokenizer_train=TrainConfig(
+            steps=6, batch_size=8, lr=3e-3, eval_every=6, save_every=6, best_k=0, **short
+        ),
         model=VaViMConfig(width=32, heads=2, layers=1, vocab=16, frames=2, grid=(4, 8)),
         train=TrainConfig(
-            steps=6, batch_size=4, lr=4e-3, eval_every=2, save_every=2, best_metric="validation/loss",
-            best_mode="min", ema=EMAConfig(enabled=False), **short,
+            steps=6,
+            batch_size=4,
+            lr=4e-3,
+            eval_every=2,
+            save_every=2,
+            best_metric="validation/loss",
+            best_mode="min",
+            ema=EMAConfig(enabled=False),
+            **short,
         ),
-    )  # fmt: skip
+    )
     result = json.loads(example.main(street, [film]).read_text())
 
     assert result["shots"] == {"film 0..23": 24, "film 24..53": 30}, "the third one is too short"
@@ -73,26 +91,36 @@ def test_a_film_becomes_shots_tokens_a_model_and_a_comparison(example: ModuleTyp
         lengths = [int(store.lengths[episode]) for store in parts.values()]
         assert sum(lengths) == length, "every frame is in one part and only one"
         assert lengths[-1] == pytest.approx(0.2 * length, abs=1)
-    frames = np.concatenate([store.read(0, 0, int(store.lengths[0]), ["front"])["front"] for store in parts.values()])
+    frames = np.concatenate(
+        [store.read(0, 0, int(store.lengths[0]), ["front"])["front"] for store in parts.values()]
+    )
     square = (frames[:, 7].max(axis=-1) > 190).argmax(axis=1)
     assert (np.diff(square) >= 0).all(), "the parts follow each other in time"
     assert square[-1] > square[0]
 
-    assert [len(store) for store in parts.values()] == [2 * 3, 2, 2], "only training has further views"
+    assert [len(store) for store in parts.values()] == [2 * 3, 2, 2], (
+        "only training has further views"
+    )
     assert parts["train"].lengths.tolist() == parts["train"].lengths.tolist()[:2] * 3
 
     held_out = result["held-out"]
     windows = sum(int(n) - street.stride for n in parts["held-out"].lengths)
     assert (held_out["windows"], held_out["tokens"]) == (windows, windows * 32)
-    assert held_out["gain"]["mean"] == pytest.approx(held_out["copy"]["mean"] - held_out["model"]["mean"])
+    assert held_out["gain"]["mean"] == pytest.approx(
+        held_out["copy"]["mean"] - held_out["model"]["mean"]
+    )
     assert held_out["gain"]["n"] == 2, "the interval is over shots"
     assert 0 <= result["copy_kept_with"] < 1
     assert [entry["step"] for entry in result["curve"]] == [2, 4, 6]
     best = min(entry["validation/loss"] for entry in result["curve"])
-    assert result["validation"]["model"]["mean"] == pytest.approx(best, abs=1e-4), "validation chose the step"
+    assert result["validation"]["model"]["mean"] == pytest.approx(best, abs=1e-4), (
+        "validation chose the step"
+    )
 
     assert load_checkpoint(out / "vq" / "weights").family == "vq"
-    assert read_video(out / "imagined.mp4")[0].shape[0] == sum(-(-int(n) // 2) for n in parts["held-out"].lengths)
+    assert read_video(out / "imagined.mp4")[0].shape[0] == sum(
+        -(-int(n) // 2) for n in parts["held-out"].lengths
+    )
     assert (out / "result.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -104,8 +132,12 @@ def test_a_wide_and_a_tall_picture_keep_their_middle(example: ModuleType) -> Non
 
 
 def test_another_view_is_a_part_of_every_frame_in_one_order(example: ModuleType) -> None:
-    """Brightness grows along time and is even in space, so a view has one level per frame, rising or falling."""
-    shot = np.broadcast_to(np.arange(10, 110, 10, dtype=np.uint8)[:, None, None, None], (10, 40, 64, 3))
+    """Brightness grows along time and is even in space, so a view
+    has one level per frame, rising or falling.
+    """
+    shot = np.broadcast_to(
+        np.arange(10, 110, 10, dtype=np.uint8)[:, None, None, None], (10, 40, 64, 3)
+    )
     directions = set()
     for seed in range(8):
         view = example.another_view(shot, (16, 32), np.random.default_rng(seed))

@@ -1,4 +1,6 @@
-"""Jobs for SLURM: the sbatch file, and a job that is warned, stops at a step, returns to the queue and finishes."""
+"""Jobs for SLURM: the sbatch file, and a job that is warned, stops at
+a step, returns to the queue and finishes.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +14,9 @@ from pathlib import Path
 
 import pytest
 import submitit
-
-sys.path.insert(0, str(Path(__file__).parent))
-import training_toy as toy
-from processes import Door
-from test_training_processes import assert_close
-from test_training_resume import log_of
+from support import training_toy as toy
+from support.processes import Door
+from support.training_toy import assert_close, log_of
 
 from foreact.commands.submit import Job, Launch, command, submit
 from foreact.errors import UserError
@@ -25,14 +24,27 @@ from foreact.errors import UserError
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
 
-def test_dry_run_prints_one_task_per_gpu_and_the_warning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = "--nodes 8 --gpus-per-node 4 --hours 20 --partition big --requeue --dry-run --sbatch constraint h100"
+def test_dry_run_prints_one_task_per_gpu_and_the_warning(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = (
+        "--nodes 8 --gpus-per-node 4 --hours 20 --partition big --requeue --dry-run "
+        "--sbatch constraint h100"
+    )
     command([*options.split(), "--logs", str(tmp_path), "--", "train", "uva", "--task", "pusht"])
     lines = capsys.readouterr().out.splitlines()
     for line in (
-        "nodes=8", "ntasks-per-node=4", "gpus-per-node=4", "time=1200", "partition=big", "requeue", "constraint=h100",
-        "signal=USR2@300", "open-mode=append", "cpus-per-task=8",
-    ):  # fmt: skip
+        "nodes=8",
+        "ntasks-per-node=4",
+        "gpus-per-node=4",
+        "time=1200",
+        "partition=big",
+        "requeue",
+        "constraint=h100",
+        "signal=USR2@300",
+        "open-mode=append",
+        "cpus-per-task=8",
+    ):
         assert f"#SBATCH --{line}" in lines
     (run,) = (line for line in lines if line.startswith("srun"))
     assert "--kill-on-bad-exit=1" in run
@@ -49,7 +61,9 @@ def test_on_the_cpu_and_without_requeue_nothing_is_asked_for(tmp_path: Path) -> 
 def test_mistakes_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"needs a command after --"):
         submit(Job(hours=1, logs=tmp_path), [])
-    with pytest.raises(UserError, match=r"save_minutes should be positive and less than the job's time"):
+    with pytest.raises(
+        UserError, match=r"save_minutes should be positive and less than the job's time"
+    ):
         Job(hours=0.05, save_minutes=5)
     with pytest.raises(UserError, match=r"nodes should be at least 1, found 0"):
         Job(hours=1, nodes=0)
@@ -86,7 +100,9 @@ def finish(job: submitit.Job[None]) -> None:
         time.sleep(0.05)
 
 
-def test_warned_job_returns_to_the_queue_and_finishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warned_job_returns_to_the_queue_and_finishes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TOY_SLEEP", "0.05")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     job = start(tmp_path, 40, Door(toy.main))
@@ -94,7 +110,9 @@ def test_warned_job_returns_to_the_queue_and_finishes(tmp_path: Path, monkeypatc
     finish(job)
     steps = [entry["step"] for entry in log_of(tmp_path / "run")]
     assert steps == list(range(1, 41))
-    (results,) = {line for line in (job.stdout() or "").splitlines() if '"interrupted": true' in line}
+    (results,) = {
+        line for line in (job.stdout() or "").splitlines() if '"interrupted": true' in line
+    }
     stopped = json.loads(results)["step"]
     assert 1 <= stopped < 40
     assert '"step": 40, "interrupted": false, "finished": true' in (job.stdout() or "")
@@ -131,10 +149,18 @@ def test_warning_waits_until_the_run_is_saved(tmp_path: Path, requeue: bool) -> 
 
 
 def test_training_that_fails_fails_the_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"JOB_ID": "1", "NTASKS": "1", "JOB_NUM_NODES": "1", "NODEID": "0", "GLOBALID": "0"}.items():
+    for name, value in {
+        "JOB_ID": "1",
+        "NTASKS": "1",
+        "JOB_NUM_NODES": "1",
+        "NODEID": "0",
+        "GLOBALID": "0",
+    }.items():
         monkeypatch.setenv(f"SUBMITIT_LOCAL_{name}", value)
     monkeypatch.setenv("SUBMITIT_LOCAL_LOCALID", "0")
     monkeypatch.setenv("SUBMITIT_EXECUTOR", "local")
-    Launch([sys.executable, "-c", "import os; assert os.environ['WORLD_SIZE'] == '1'"], requeue=True)()
+    Launch(
+        [sys.executable, "-c", "import os; assert os.environ['WORLD_SIZE'] == '1'"], requeue=True
+    )()
     with pytest.raises(RuntimeError, match=r"process 0 ended with status 3"):
         Launch([sys.executable, "-c", "raise SystemExit(3)"], requeue=True)()

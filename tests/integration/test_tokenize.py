@@ -1,4 +1,6 @@
-"""`foreact tokenize` on one process, many, and Ray: the same stream, checked, resumed by shard, loud when it fails."""
+"""`foreact tokenize` on one process, many, and Ray: the same stream,
+checked, resumed by shard, loud when it fails.
+"""
 
 from __future__ import annotations
 
@@ -13,10 +15,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from support.processes import Forked
 from torch import Tensor, nn
-
-sys.path.insert(0, str(Path(__file__).parent))
-from processes import Forked
 
 from foreact.checkpoints.format import load_checkpoint, save_checkpoint
 from foreact.checkpoints.tokenizers import LoadedTokenizer, open_tokenizer
@@ -36,10 +36,23 @@ SPEC = StreamSpec(cameras={"img": (16, 24)}, fps=10.0)
 LENGTHS = (30, 50, 23)
 TOTAL = sum(LENGTHS)
 KL = KLVAEConfig(
-    channels=4, multipliers=(1, 1, 1), blocks=1, latent_channels=4, norm_groups=4, image_size=(8, 8), scale=0.5
+    channels=4,
+    multipliers=(1, 1, 1),
+    blocks=1,
+    latent_channels=4,
+    norm_groups=4,
+    image_size=(8, 8),
+    scale=0.5,
 )
 VQ = VQConfig(
-    channels=4, multipliers=(1, 1, 1), blocks=1, features=4, codes=300, code_dim=4, norm_groups=4, image_size=(8, 12)
+    channels=4,
+    multipliers=(1, 1, 1),
+    blocks=1,
+    features=4,
+    codes=300,
+    code_dim=4,
+    norm_groups=4,
+    image_size=(8, 12),
 )
 
 
@@ -48,7 +61,9 @@ class Toy(nn.Module):
 
     vocab: int | None
 
-    def __init__(self, vocab: int | None = 4096, *, fail_after: int | None = None, pause: float = 0.0) -> None:
+    def __init__(
+        self, vocab: int | None = 4096, *, fail_after: int | None = None, pause: float = 0.0
+    ) -> None:
         super().__init__()
         self.vocab, self.fail_after, self.pause, self.calls = vocab, fail_after, pause, 0
 
@@ -70,7 +85,9 @@ def toy_codes(frames: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("foreact.data.stores.layout.CHUNK_BYTES", 8 * 2 * 24)  # 8 rows of 4 x 6 tokens
+    monkeypatch.setattr(
+        "foreact.data.stores.layout.CHUNK_BYTES", 8 * 2 * 24
+    )  # 8 rows of 4 x 6 tokens
 
 
 @pytest.fixture(scope="module")
@@ -116,13 +133,23 @@ def toy_encoder(path: Path, toy: Toy, **options: object) -> StreamEncoder:
     return StreamEncoder(open_store(path), "img", LoadedTokenizer(toy, "sha256:toy", None), **given)
 
 
-# --- one process -------------------------------------------------------------------------------------------------
+# --- one process ----------------------------------------------------------------------------------
 
 
 def test_latents_of_an_autoencoder(
     store: Path, weights: dict[str, Path], capsys: pytest.CaptureFixture[str], frames: np.ndarray
 ) -> None:
-    main(["tokenize", "--store", str(store), "--tokenizer", str(weights["kl_vae"]), "--batch-size", "7"])
+    main(
+        [
+            "tokenize",
+            "--store",
+            str(store),
+            "--tokenizer",
+            str(weights["kl_vae"]),
+            "--batch-size",
+            "7",
+        ]
+    )
     latents = read(store, "latents_img")
     assert latents.dtype == np.float16
     assert latents.shape == (TOTAL, 4, 2, 2)
@@ -132,7 +159,9 @@ def test_latents_of_an_autoencoder(
     loaded = open_tokenizer(weights["kl_vae"])
     assert loaded.image_size == (8, 8)
     small = torch.nn.functional.interpolate(
-        torch.from_numpy(frames[40:43]).permute(0, 3, 1, 2).float() / 127.5 - 1, (8, 8), mode="bilinear"
+        torch.from_numpy(frames[40:43]).permute(0, 3, 1, 2).float() / 127.5 - 1,
+        (8, 8),
+        mode="bilinear",
     )
     with torch.no_grad():
         expected = loaded.tokenizer.encode(small[None])[0].numpy()
@@ -161,16 +190,22 @@ def test_tokens_of_a_torchscript_encoder(store: Path, tmp_path: Path) -> None:
 
     file = tmp_path / "encoder.jit"
     torch.jit.script(Encoder()).save(str(file))
-    with pytest.raises(UserError, match="should return integers"):  # 24 pixels are no multiple of the stride 16
+    with pytest.raises(
+        UserError, match="should return integers"
+    ):  # 24 pixels are no multiple of the stride 16
         StreamEncoder(open_store(store), "img", open_tokenizer(file))
-    with StoreWriter(tmp_path / "wide.zarr", StreamSpec(cameras={"img": (16, 32)}, fps=10.0)) as writer:
+    with StoreWriter(
+        tmp_path / "wide.zarr", StreamSpec(cameras={"img": (16, 32)}, fps=10.0)
+    ) as writer:
         writer.append({"img": np.full((5, 16, 32, 3), 9, np.uint8)})
     main(["tokenize", "--store", str(tmp_path / "wide.zarr"), "--tokenizer", str(file)])
     tokens = open_store(tmp_path / "wide.zarr").gather("tokens_img", np.arange(5))
     np.testing.assert_array_equal(tokens, np.full((5, 1, 2), 9, np.uint16))
 
 
-def test_precision_is_recorded_and_another_one_encodes_anew(store: Path, weights: dict[str, Path]) -> None:
+def test_precision_is_recorded_and_another_one_encodes_anew(
+    store: Path, weights: dict[str, Path]
+) -> None:
     words = ["tokenize", "--store", str(store), "--tokenizer", str(weights["kl_vae"])]
     main(words)
     full = read(store, "latents_img")
@@ -200,7 +235,8 @@ def test_a_cut_run_goes_on_with_the_missing_shards(store: Path, frames: np.ndarr
 
 
 @pytest.mark.parametrize(
-    ("vocab", "sentence"), [(2**16 + 1, "65537 does not fit"), (4000, r"in 0\.\.3999, found 40\d\d at step")]
+    ("vocab", "sentence"),
+    [(2**16 + 1, "65537 does not fit"), (4000, r"in 0\.\.3999, found 40\d\d at step")],
 )
 def test_tokens_that_do_not_fit_are_refused(store: Path, vocab: int, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
@@ -209,8 +245,12 @@ def test_tokens_that_do_not_fit_are_refused(store: Path, vocab: int, sentence: s
 
 
 @pytest.mark.parametrize("value", [float("nan"), 1e5])
-def test_latents_that_are_no_numbers_are_refused(store: Path, value: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Toy, "encode", lambda self, video, rng=None: torch.full((1, video.shape[1], 2, 2, 2), value))
+def test_latents_that_are_no_numbers_are_refused(
+    store: Path, value: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        Toy, "encode", lambda self, video, rng=None: torch.full((1, video.shape[1], 2, 2, 2), value)
+    )
     with pytest.raises(UserError, match=r"numbers within the range of float16, found .* at step 0"):
         toy_encoder(store, Toy(None))
 
@@ -234,11 +274,16 @@ def test_what_the_disk_lost_is_found_before_readers_see_it(store: Path, frames: 
         (["--camera", "rear"], "has cameras ['img'], not 'rear'"),
         (["--shard-steps", "0"], "Expected shard_steps >= 1, found 0"),
         (["--batch-size", "0"], "Expected batch_size >= 1, found 0"),
-        (["--tokenizer", "uva-pusht"], "a 'uva', is no tokenizer; give a kl_vae, a vq, a vqkd or a musik"),
+        (
+            ["--tokenizer", "uva-pusht"],
+            "a 'uva', is no tokenizer; give a kl_vae, a vq, a vqkd or a musik",
+        ),
         (["--tokenizer", "there-is-none.jit"], "There is no file there-is-none.jit"),
     ],
 )
-def test_bad_options(store: Path, words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bad_options(
+    store: Path, words: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["tokenize", "--store", str(store), *words])
     assert stopped.value.code == 2
@@ -248,7 +293,7 @@ def test_bad_options(store: Path, words: list[str], sentence: str, capsys: pytes
     assert sorted(p for p in os.listdir(store / "data") if not p.startswith(".")) == ["img"]
 
 
-# --- many processes ----------------------------------------------------------------------------------------------
+# --- many processes -------------------------------------------------------------------------------
 
 
 def in_threads(path: Path, toys: list[Toy], *, patience: float = 60.0) -> list[BaseException | int]:
@@ -258,7 +303,9 @@ def in_threads(path: Path, toys: list[Toy], *, patience: float = 60.0) -> list[B
     def work(rank: int) -> None:
         ranks = Ranks(rank, len(toys), patience=patience)
         try:
-            ends[rank] = encode_stream(toy_encoder(path, toys[rank]), shard_steps=8, ranks=ranks).frames
+            ends[rank] = encode_stream(
+                toy_encoder(path, toys[rank]), shard_steps=8, ranks=ranks
+            ).frames
         except BaseException as error:
             ends[rank] = error
 
@@ -274,9 +321,18 @@ def test_ranks_share_the_shards(store: Path, frames: np.ndarray) -> None:
     toys = [Toy(), Toy(pause=0.02), Toy()]
     ends = in_threads(store, toys)
     assert all(isinstance(end, int) for end in ends)
-    assert sum(toy.calls for toy in toys) == 3 + sum(-(-n // 5) for n in [8] * 12 + [7])  # no frame twice
+    assert sum(toy.calls for toy in toys) == 3 + sum(
+        -(-n // 5) for n in [8] * 12 + [7]
+    )  # no frame twice
     np.testing.assert_array_equal(read(store, "tokens_img"), toy_codes(frames))
-    assert sorted(p for p in os.listdir(store / "data" / "tokens_img") if not p[0].isdigit() and p[0] != ".") == []
+    assert (
+        sorted(
+            p
+            for p in os.listdir(store / "data" / "tokens_img")
+            if not p[0].isdigit() and p[0] != "."
+        )
+        == []
+    )
 
 
 def test_one_rank_that_fails_makes_all_fail(store: Path, frames: np.ndarray) -> None:
@@ -289,7 +345,10 @@ def test_one_rank_that_fails_makes_all_fail(store: Path, frames: np.ndarray) -> 
 
 
 def test_a_lost_rank_is_given_up(store: Path) -> None:
-    with pytest.raises(UserError, match=r"48 frames of the other 1 processes are not done, .* for 0.5 s; start again"):
+    with pytest.raises(
+        UserError,
+        match=r"48 frames of the other 1 processes are not done, .* for 0.5 s; start again",
+    ):
         encode_stream(toy_encoder(store, Toy()), shard_steps=16, ranks=Ranks(0, 2, patience=0.5))
     # Whoever comes next, in whatever number, does the rest.
     assert encode_stream(toy_encoder(store, Toy()), shard_steps=16).frames == 48
@@ -325,11 +384,24 @@ def launch(pause: float, *words: object, rank: int = 0, world: int = 1) -> Forke
 def test_kill_9_of_one_of_two_processes_then_one_alone(
     store: Path, weights: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ["--store", store, "--tokenizer", weights["vq"], "--device", "cpu", "--shard-steps", 8, "--patience", 1]
+    words = [
+        "--store",
+        store,
+        "--tokenizer",
+        weights["vq"],
+        "--device",
+        "cpu",
+        "--shard-steps",
+        8,
+        "--patience",
+        1,
+    ]
     first, second = launch(0.0, *words, world=2), launch(0.2, *words, rank=1, world=2)
     second_mark = "8-16"  # shard 1 belongs to the second process
     deadline = time.monotonic() + 60
-    while not any((p / "done" / second_mark).exists() for p in (store / "data").glob("tokens_img.partial-*")):
+    while not any(
+        (p / "done" / second_mark).exists() for p in (store / "data").glob("tokens_img.partial-*")
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     second.kill()
@@ -345,7 +417,7 @@ def test_kill_9_of_one_of_two_processes_then_one_alone(
     np.testing.assert_array_equal(read(store, "tokens_img"), read(whole, "tokens_img"))
 
 
-# --- Ray ---------------------------------------------------------------------------------------------------------
+# --- Ray ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -369,7 +441,10 @@ def test_ray_goes_on_where_another_engine_stopped(
     begun.fill(begun.stream.shards(16)[1], lambda n: None)
     capsys.readouterr()
     main(["tokenize", "--store", str(store), *words, "--engine", "ray"])
-    assert f"{TOTAL} rows, checked; {TOTAL - len(begun.stream.shards(16)[1])} frames in" in capsys.readouterr().out
+    assert (
+        f"{TOTAL} rows, checked; {TOTAL - len(begun.stream.shards(16)[1])} frames in"
+        in capsys.readouterr().out
+    )
     np.testing.assert_array_equal(read(store, "tokens_img"), read(alone, "tokens_img"))
     main(["tokenize", "--store", str(store), *words, "--engine", "ray"])
     assert "nothing was left to encode" in capsys.readouterr().out
@@ -392,7 +467,11 @@ def test_a_cluster_without_the_device_is_refused(store: Path, weights: dict[str,
         encode_with_ray(encoder, str(weights["vq"]), device="cuda")
 
 
-def test_without_ray_one_sentence(store: Path, weights: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_ray_one_sentence(
+    store: Path, weights: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(UserError, match=r"`--engine ray` needs Ray Data; run `pip install \"foreact\[ray\]\"`"):
+    with pytest.raises(
+        UserError, match=r"`--engine ray` needs Ray Data; run `pip install \"foreact\[ray\]\"`"
+    ):
         tokenize(store, str(weights["vq"]), engine="ray")

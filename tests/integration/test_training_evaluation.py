@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from support import training_toy as toy
 from torch import nn
-
-sys.path.insert(0, str(Path(__file__).parent))
-import training_toy as toy
 
 from foreact.errors import UserError
 from foreact.train import TrainResult, train
@@ -33,9 +30,19 @@ class Score:
 
 
 def run(run_dir: Path, score: Score, model: nn.Module | None = None, **changes: Any) -> TrainResult:
-    settings = toy.config(**{"best_metric": "score/mean", "eval_every": 1, "save_every": 100, "keep": 1, **changes})
+    settings = toy.config(
+        **{"best_metric": "score/mean", "eval_every": 1, "save_every": 100, "keep": 1, **changes}
+    )
     model = toy.toy_model() if model is None else model
-    return train(model, toy.toy_batches, settings, run_dir, evaluators=[score], export=toy.toy_export, device="cpu")
+    return train(
+        model,
+        toy.toy_batches,
+        settings,
+        run_dir,
+        evaluators=[score],
+        export=toy.toy_export,
+        device="cpu",
+    )
 
 
 def kept(run_dir: Path) -> list[int]:
@@ -46,7 +53,10 @@ def test_best_and_newest_are_kept_also_across_a_resume(tmp_path: Path) -> None:
     values = {1: 0.5, 2: 0.9, 3: 0.9, 4: 0.2, 5: 0.8, 6: 0.9}
     first = run(tmp_path, Score(values), steps=4, best_k=1)
     assert kept(tmp_path) == [2, 4]
-    assert (first.best, first.best_value) == (tmp_path / "checkpoints" / "step-00000002" / "weights", 0.9)
+    assert (first.best, first.best_value) == (
+        tmp_path / "checkpoints" / "step-00000002" / "weights",
+        0.9,
+    )
     second = run(tmp_path, Score(values), steps=6, best_k=1)
     assert kept(tmp_path) == [2, 6]
     assert (second.best_value, second.metrics) == (0.9, {"score/mean": 0.9})
@@ -58,7 +68,9 @@ def test_least_is_best_in_min_mode(tmp_path: Path) -> None:
     assert kept(tmp_path) == [2, 3, 4]
 
 
-def test_evaluator_sees_the_average_and_training_goes_on_from_its_own_weights(tmp_path: Path) -> None:
+def test_evaluator_sees_the_average_and_training_goes_on_from_its_own_weights(
+    tmp_path: Path,
+) -> None:
     model = toy.toy_model()
     score = Score(dict.fromkeys(range(9), 0.0), every=4)
     result = run(tmp_path / "a", score, model, steps=8, best_metric=None)
@@ -69,7 +81,9 @@ def test_evaluator_sees_the_average_and_training_goes_on_from_its_own_weights(tm
     assert model.training
     alone = toy.toy_model()
     toy.run(tmp_path / "b", model=alone, steps=8)
-    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), alone.parameters(), strict=True))
+    assert all(
+        torch.equal(p, q) for p, q in zip(model.parameters(), alone.parameters(), strict=True)
+    )
 
 
 def test_without_averaging_the_weights_themselves_are_shown_and_exported(tmp_path: Path) -> None:
@@ -87,11 +101,13 @@ def test_without_averaging_the_weights_themselves_are_shown_and_exported(tmp_pat
 
 
 def test_evaluation_left_out_by_an_interruption_is_made_up_for_once(tmp_path: Path) -> None:
-    from test_training_resume import Interrupting
+    from support.training_toy import Interrupting
 
     score = Score({2: 0.5, 4: 0.1})
     settings = toy.config(eval_every=2, best_metric="score/mean")
-    stopped = train(toy.toy_model(), Interrupting(1), settings, tmp_path, evaluators=[score], device="cpu")
+    stopped = train(
+        toy.toy_model(), Interrupting(1), settings, tmp_path, evaluators=[score], device="cpu"
+    )
     assert (stopped.step, stopped.interrupted, score.shown) == (2, True, {})
     result = run(tmp_path, score, eval_every=2)
     assert sorted(score.shown) == [2, 4]

@@ -1,25 +1,23 @@
-"""Weights divided among processes (FSDP2) train as whole ones do, and checkpoints move between all of these.
+"""Weights divided among processes (FSDP2) train as whole ones do, and checkpoints move between all
+of these.
 
 `main` is one process of several runs, one after the other.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
+from support import training_toy as toy
+from support.processes import Together
+from support.training_toy import log_of
 from torch import Tensor, nn
 from torch.distributed.checkpoint import state_dict_loader
 from torch.nn import functional
-
-sys.path.insert(0, str(Path(__file__).parent))
-import training_toy as toy
-from processes import Together
-from test_training_resume import log_of
 
 from foreact.errors import UserError
 from foreact.families.driving.vavam import ExpertConfig, VaVAM, VaVAMConfig
@@ -32,7 +30,9 @@ from foreact.types import Batch, LossOut
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:torch.distributed is disabled"),
-    pytest.mark.skipif(torch.__version__ < "2.9", reason="refused there: see test_parallel.py"),  # gloo's mean
+    pytest.mark.skipif(
+        torch.__version__ < "2.9", reason="refused there: see test_parallel.py"
+    ),  # gloo's mean
 ]
 VOCAB, WIDTH, LENGTH = 11, 8, 5
 
@@ -61,8 +61,9 @@ class Block(nn.Module):
 class TiedLM(nn.Module):
     """A token model with every trait that dividing might break.
 
-    The embedding is the readout too, one block is frozen, groups have rates of their own, a buffer is no state, and of
-    the last block only a side result is used, so that some of its parameters never have a gradient.
+    The embedding is the readout too, one block is frozen, groups have rates of their own, a buffer
+    is no state, and of the last block only a side result is used, so that some of its parameters
+    never have a gradient.
     """
 
     used_parameters: ClassVar[str] = "same"
@@ -82,7 +83,9 @@ class TiedLM(nn.Module):
         sides = Sides()
         for block in self.blocks:
             x = block(x, sides)
-        logits = functional.linear(torch.stack(sides.tensors).sum(0) * self.scale, self.embedding.weight)
+        logits = functional.linear(
+            torch.stack(sides.tensors).sum(0) * self.scale, self.embedding.weight
+        )
         loss = functional.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
         return LossOut(loss, {"nats": loss.detach()})
 
@@ -102,10 +105,16 @@ def tied_lm() -> TiedLM:
 
 
 def driver(*, train_vavim: bool = True) -> VaVAM:
-    video = VaViMConfig(width=16, heads=2, layers=2, vocab=VOCAB, frames=2, grid=(1, 3), base_width=8)
+    video = VaViMConfig(
+        width=16, heads=2, layers=2, vocab=VOCAB, frames=2, grid=(1, 3), base_width=8
+    )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(4)
-        model = VaVAM(VaVAMConfig(vavim=video, expert=ExpertConfig(width=8, horizon=2), train_vavim=train_vavim))
+        model = VaVAM(
+            VaVAMConfig(
+                vavim=video, expert=ExpertConfig(width=8, horizon=2), train_vavim=train_vavim
+            )
+        )
         for p in model.parameters():
             nn.init.normal_(p, std=0.3)  # muP starts queries and readout at zero
     return model
@@ -129,7 +138,9 @@ def token_batches(start: int, rank: int, world: int) -> Iterator[Batch]:
 
 
 class Norms:
-    """Runs the model on a batch of its own, reaching into it as generation does, and measures the averaged weights."""
+    """Runs the model on a batch of its own, reaching into it as
+    generation does, and measures the averaged weights.
+    """
 
     name = "norms"
     every: int | None = 2
@@ -151,20 +162,30 @@ def run(run_dir: Path, model: str = "tied", **changes: Any) -> TrainResult:
         changes["start_from"] = Path(changes["start_from"])
     settings = toy.config(**{"clip_grad": 0.05, "save_every": 100, "keep_at": (2,), **changes})
     return train(
-        MODELS[model](), token_batches, settings, run_dir, evaluators=[Norms()], export=toy.toy_export, device="cpu"
+        MODELS[model](),
+        token_batches,
+        settings,
+        run_dir,
+        evaluators=[Norms()],
+        export=toy.toy_export,
+        device="cpu",
     )
 
 
 def state_of(checkpoint: Path, model: str = "tied") -> dict[str, Tensor]:
     """Every tensor of a checkpoint: model, optimiser, average, exported weights."""
     module, settings = MODELS[model](), toy.config()
-    optimizer = build_optimizer(module, lr=settings.lr, weight_decay=settings.weight_decay, betas=settings.betas)
+    optimizer = build_optimizer(
+        module, lr=settings.lr, weight_decay=settings.weight_decay, betas=settings.betas
+    )
     base = [group["base_lr"] for group in optimizer.param_groups]
     state = capture(module, optimizer, EMA(module, settings.ema))
     state_dict_loader.load(state, checkpoint_id=checkpoint, no_dist=True)
     assert [group["base_lr"] for group in state["optimizer"]["param_groups"]] == base
     exported = torch.load(checkpoint / "weights" / "weights.pt")
-    flat = {f"model.{k}": v for k, v in state["model"].items()} | {f"ema.{k}": v for k, v in state["ema"].items()}
+    flat = {f"model.{k}": v for k, v in state["model"].items()} | {
+        f"ema.{k}": v for k, v in state["ema"].items()
+    }
     flat |= {f"exported.{k}": v for k, v in exported.items()}
     for name, moments in state["optimizer"]["state"].items():
         flat |= {f"optimizer.{name}.{k}": v for k, v in moments.items()}
@@ -200,8 +221,16 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("driver", "driver", {"steps": 3, "parallel": "fsdp"}),
         ("expert-fsdp", "expert", {"steps": 3, "parallel": "fsdp"}),
         ("expert-ddp", "expert", {"steps": 3, "parallel": "ddp"}),
-        ("bf16-fsdp", "driver", {"steps": 4, "accumulate": 2, "parallel": "fsdp", "precision": "bf16"}),
-        ("bf16-ddp", "driver", {"steps": 4, "accumulate": 2, "parallel": "ddp", "precision": "bf16"}),
+        (
+            "bf16-fsdp",
+            "driver",
+            {"steps": 4, "accumulate": 2, "parallel": "fsdp", "precision": "bf16"},
+        ),
+        (
+            "bf16-ddp",
+            "driver",
+            {"steps": 4, "accumulate": 2, "parallel": "ddp", "precision": "bf16"},
+        ),
         ("refused", "toy", {"steps": 1, "parallel": "fsdp"}),
     ]
     both = Together(main, folder, together)
@@ -224,7 +253,9 @@ def test_divided_equals_whole_equals_one_process(runs: Path) -> None:
         assert (runs / how / step(2)).is_dir()
 
 
-def test_checkpoints_move_between_divided_and_whole_and_other_numbers_of_processes(runs: Path) -> None:
+def test_checkpoints_move_between_divided_and_whole_and_other_numbers_of_processes(
+    runs: Path,
+) -> None:
     for name in ("fsdp", "one"):
         run(runs / name, steps=8, accumulate=4)
     expected = state_of(runs / "one" / step(8))
@@ -246,21 +277,31 @@ def test_divided_run_starts_from_a_whole_one(runs: Path, tmp_path: Path) -> None
 
 def test_video_action_model_of_which_both_halves_learn(runs: Path, tmp_path: Path) -> None:
     run(tmp_path, "driver", steps=3, accumulate=2)
-    assert_close(state_of(runs / "driver" / step(3), "driver"), state_of(tmp_path / step(3), "driver"))
+    assert_close(
+        state_of(runs / "driver" / step(3), "driver"), state_of(tmp_path / step(3), "driver")
+    )
 
 
-def test_frozen_half_stays_and_is_kept_out_of_optimiser_and_average(runs: Path, tmp_path: Path) -> None:
+def test_frozen_half_stays_and_is_kept_out_of_optimiser_and_average(
+    runs: Path, tmp_path: Path
+) -> None:
     run(tmp_path, "expert", steps=3, accumulate=2)
     expected, before = state_of(tmp_path / step(3), "expert"), expert().state_dict()
-    assert not any("vavim" in name for name in expected if not name.startswith(("model.", "exported.")))
+    assert not any(
+        "vavim" in name for name in expected if not name.startswith(("model.", "exported."))
+    )
     for how in ("fsdp", "ddp"):
         state = state_of(runs / f"expert-{how}" / step(3), "expert")
         assert_close(state, expected)
-        assert all(torch.equal(state[f"model.{k}"], v) for k, v in before.items() if k.startswith("vavim."))
+        assert all(
+            torch.equal(state[f"model.{k}"], v) for k, v in before.items() if k.startswith("vavim.")
+        )
 
 
 def test_divided_run_in_bfloat16_follows_the_whole_one(runs: Path) -> None:
-    fsdp, ddp = ([e["flow"] for e in log_of(runs / f"bf16-{how}") if "flow" in e] for how in ("fsdp", "ddp"))
+    fsdp, ddp = (
+        [e["flow"] for e in log_of(runs / f"bf16-{how}") if "flow" in e] for how in ("fsdp", "ddp")
+    )
     assert len(ddp) == 4
     assert fsdp == pytest.approx(ddp, rel=1e-3)
     state = state_of(runs / "bf16-fsdp" / step(4), "driver")
@@ -278,7 +319,10 @@ def test_whole_state_is_in_memory_of_its_own() -> None:
 
 def test_model_with_parts_that_vary_is_refused_when_divided(runs: Path) -> None:
     output = (runs / "output.txt").read_text()
-    assert "refused: parallel fsdp needs a model that uses the same parameters in every forward, and Toy" in output
+    assert (
+        "refused: parallel fsdp needs a model that uses the same parameters in every "
+        "forward, and Toy"
+    ) in output
 
 
 def main(folder: Path, runs: list[tuple[str, str, dict[str, Any]]]) -> None:

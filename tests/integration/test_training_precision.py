@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from training_toy import config, run
+from support.training_toy import config, run
 
 from foreact import machine
 from foreact.machine import BFloat16
@@ -34,7 +34,9 @@ def recorded(folder: Path, step: int) -> str:
     return record["config"]["precision"]
 
 
-def test_the_loop_chooses_records_and_keeps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_loop_chooses_records_and_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prefer("bf16", monkeypatch)
     run(tmp_path, steps=2, precision="auto")
     assert recorded(tmp_path, 2) == "bf16"
@@ -45,18 +47,24 @@ def test_the_loop_chooses_records_and_keeps(tmp_path: Path, monkeypatch: pytest.
     assert recorded(tmp_path, 6) == "fp32"
 
 
-def test_auto_on_a_fast_machine_is_bf16_bitwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_on_a_fast_machine_is_bf16_bitwise(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     prefer("bf16", monkeypatch)
     weights = {}
     for precision in ("auto", "bf16", "fp32"):
         result = run(tmp_path / precision, steps=2, precision=precision)
         assert result.weights is not None
-        weights[precision] = torch.load(result.weights / "weights.pt", weights_only=True)["body.weight"]
+        weights[precision] = torch.load(result.weights / "weights.pt", weights_only=True)[
+            "body.weight"
+        ]
     assert torch.equal(weights["auto"], weights["bf16"])
     assert not torch.equal(weights["auto"], weights["fp32"])
 
 
-def test_a_runs_config_says_the_precision_that_it_trains_in(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runs_config_says_the_precision_that_it_trains_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked = ToyRun(out=tmp_path / "run", train=config(precision="auto"))
     prefer("bf16", monkeypatch)
     written = open_run(asked, CPU, free=("train",))
@@ -65,4 +73,7 @@ def test_a_runs_config_says_the_precision_that_it_trains_in(tmp_path: Path, monk
     assert resources(written.train, CPU)["precision"] == "bf16 (bf16 is fast here)"
     prefer("fp32", monkeypatch)
     assert open_run(asked, CPU, free=("train",)).train.precision == "bf16"
-    assert open_run(ToyRun(asked.out, config(precision="fp32")), CPU, free=("train",)).train.precision == "fp32"
+    assert (
+        open_run(ToyRun(asked.out, config(precision="fp32")), CPU, free=("train",)).train.precision
+        == "fp32"
+    )

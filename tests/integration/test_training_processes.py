@@ -13,11 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-
-sys.path.insert(0, str(Path(__file__).parent))
-import training_toy as toy
-from processes import Together
-from test_training_resume import Interrupting, log_of, state_of
+from support import training_toy as toy
+from support.processes import Together
+from support.training_toy import Interrupting, assert_close, log_of, state_of
 
 from foreact.errors import UserError
 from foreact.train import train
@@ -34,14 +32,9 @@ def two_processes(run_dir: Path, **changes: Any) -> None:
     start(run_dir, **changes).finish()
 
 
-def assert_close(one: Path, other: Path) -> None:
-    a, b = state_of(one), state_of(other)
-    assert set(a) == set(b)
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], rtol=1e-4, atol=1e-6, msg=name)
-
-
-def test_two_processes_equal_one_with_twice_the_micro_batches_also_when_resumed_with_fewer(tmp_path: Path) -> None:
+def test_two_processes_equal_one_with_twice_the_micro_batches_also_when_resumed_with_fewer(
+    tmp_path: Path,
+) -> None:
     one = toy.run(tmp_path / "one", steps=6, accumulate=4)
     two_processes(tmp_path / "two", steps=6, accumulate=2)
     assert_close(one.checkpoint, tmp_path / "two" / "checkpoints" / "step-00000006")
@@ -62,17 +55,31 @@ def test_a_mode_that_no_process_drew_leaves_its_head_untouched(tmp_path: Path) -
     assert sorted(used) in ([0, 0, 1], [0, 1, 1])
     before = toy.toy_model().state_dict()
     for i in range(3):
-        assert torch.equal(state[f"model.heads.{i}.weight"], before[f"heads.{i}.weight"]) == (not used[i])
+        assert torch.equal(state[f"model.heads.{i}.weight"], before[f"heads.{i}.weight"]) == (
+            not used[i]
+        )
         assert bool(state[f"optimizer.heads.{i}.weight.exp_avg"].any()) == bool(used[i])
 
 
 def test_ctrl_c_stops_all_processes_at_one_step_and_the_run_resumes(tmp_path: Path) -> None:
-    # The one start of processes by torchrun itself; to the others it makes no difference who starts them.
+    # The one start of processes by torchrun itself; to the others it makes no difference who starts
+    # them.
     process = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", toy.__file__,
-         str(tmp_path), json.dumps({"steps": 10_000})],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TOY_SLEEP": "0.02"}, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc-per-node",
+            "2",
+            toy.__file__,
+            str(tmp_path),
+            json.dumps({"steps": 10_000}),
+        ],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TOY_SLEEP": "0.02"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     while not (tmp_path / "log.jsonl").exists() or not (tmp_path / "log.jsonl").stat().st_size:
         assert process.poll() is None
         time.sleep(0.02)
@@ -98,10 +105,14 @@ def test_a_process_that_hangs_is_named(tmp_path: Path) -> None:
     assert "error: Training stopped because process 1 did not answer" in both.errors
 
 
-def test_a_run_that_starts_from_another_takes_weights_and_moments_and_nothing_else(tmp_path: Path) -> None:
+def test_a_run_that_starts_from_another_takes_weights_and_moments_and_nothing_else(
+    tmp_path: Path,
+) -> None:
     rate = {"schedule": "wsd", "warmup": 0}
     first = toy.run(tmp_path / "first", steps=6, **rate)
-    second = toy.run(tmp_path / "second", steps=3, drop=3, lr=5e-3, start_from=tmp_path / "first", **rate)
+    second = toy.run(
+        tmp_path / "second", steps=3, drop=3, lr=5e-3, start_from=tmp_path / "first", **rate
+    )
     (log, *_) = log_of(tmp_path / "second")
     assert (log["step"], log["lr"], second.step) == (1, 5e-3, 3)
     state, before = (state_of(r.checkpoint) for r in (second, first))
@@ -116,11 +127,16 @@ def test_a_run_that_starts_from_another_takes_weights_and_moments_and_nothing_el
 
 def test_a_start_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     first = toy.run(tmp_path / "first", steps=1)
-    with pytest.raises(UserError, match=r"start_from should be a run folder or one of its checkpoints; .*empty holds"):
+    with pytest.raises(
+        UserError,
+        match=r"start_from should be a run folder or one of its checkpoints; .*empty holds",
+    ):
         toy.run(tmp_path / "second", start_from=tmp_path / "empty")
     frozen = toy.toy_model()
     frozen.body.requires_grad_(False)
-    with pytest.raises(UserError, match=r"'body\.bias' is trained there and frozen here .*step-00000001 is there"):
+    with pytest.raises(
+        UserError, match=r"'body\.bias' is trained there and frozen here .*step-00000001 is there"
+    ):
         toy.run(tmp_path / "second", model=frozen, start_from=first.checkpoint)
     toy.run(tmp_path / "second", steps=1)
     with pytest.raises(UserError, match=r"has start_from = None, now it is"):
@@ -129,10 +145,14 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path: Path) -> None:
 
 def test_chosen_steps_and_the_last_one_before_the_drop_are_kept(tmp_path: Path) -> None:
     toy.run(tmp_path, steps=9, schedule="wsd", drop=4, keep_at=(2,), keep=1, save_every=3)
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [f"step-0000000{n}" for n in (2, 5, 9)]
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [
+        f"step-0000000{n}" for n in (2, 5, 9)
+    ]
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2])
 def test_a_schedulers_warning_stops_the_run_after_a_step(tmp_path: Path, number: int) -> None:
-    stopped = train(toy.toy_model(), Interrupting(1, number), toy.config(steps=6), tmp_path, device="cpu")
+    stopped = train(
+        toy.toy_model(), Interrupting(1, number), toy.config(steps=6), tmp_path, device="cpu"
+    )
     assert (stopped.step, stopped.interrupted) == (2, True)

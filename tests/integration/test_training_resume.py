@@ -1,4 +1,6 @@
-"""A resumed, interrupted or killed run equals an undisturbed one; refusals leave everything as it was."""
+"""A resumed, interrupted or killed run equals an undisturbed
+one; refusals leave everything as it was.
+"""
 
 from __future__ import annotations
 
@@ -17,35 +19,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
-from torch.distributed.checkpoint import state_dict_loader
-
-sys.path.insert(0, str(Path(__file__).parent))
-import training_toy as toy
-from processes import Forked
+from support import training_toy as toy
+from support.processes import Forked
+from support.training_toy import Interrupting, log_of, state_of
+from torch import nn
 
 from foreact.errors import UserError
 from foreact.train import TrainConfig, train
-from foreact.train.checkpoint import capture
-from foreact.train.ema import EMA
 from foreact.train.logs import read_log
-from foreact.train.optim import build_optimizer
 from foreact.types import Batch, LossOut
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
-
-
-def state_of(checkpoint: Path) -> dict[str, Tensor]:
-    """Every tensor of a checkpoint: model, optimiser, average."""
-    model = toy.toy_model()
-    settings = toy.config()
-    optimizer = build_optimizer(model, lr=settings.lr, weight_decay=settings.weight_decay, betas=settings.betas)
-    state = capture(model, optimizer, EMA(model, settings.ema))
-    state_dict_loader.load(state, checkpoint_id=checkpoint, no_dist=True)
-    flat = {f"model.{k}": v for k, v in state["model"].items()} | {f"ema.{k}": v for k, v in state["ema"].items()}
-    for name, moments in state["optimizer"]["state"].items():
-        flat |= {f"optimizer.{name}.{k}": v for k, v in moments.items()}
-    return flat | {"ema_step": state["ema_step"]}
 
 
 def assert_bitwise(one: Path, other: Path) -> None:
@@ -54,12 +38,6 @@ def assert_bitwise(one: Path, other: Path) -> None:
     assert len(a) > 30
     for name in a:
         assert torch.equal(a[name], b[name]), name
-
-
-def log_of(run_dir: Path) -> list[dict[str, Any]]:
-    """The log without what the clock says."""
-    clock = ("seconds", "samples_per_s", "data_wait")
-    return [{k: v for k, v in entry.items() if k not in clock} for entry in read_log(run_dir / "log.jsonl")]
 
 
 @pytest.fixture(autouse=True)
@@ -72,7 +50,9 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_two_steps_and_resume_equal_four_steps_bitwise(tmp_path: Path, precision: str, accumulate: int) -> None:
+def test_two_steps_and_resume_equal_four_steps_bitwise(
+    tmp_path: Path, precision: str, accumulate: int
+) -> None:
     options: dict[str, Any] = {"precision": precision, "accumulate": accumulate}
     whole = toy.run(tmp_path / "whole", steps=4, **options)
     first = toy.run(tmp_path / "parts", steps=2, **options)
@@ -84,22 +64,13 @@ def test_two_steps_and_resume_equal_four_steps_bitwise(tmp_path: Path, precision
     assert second.weights is not None
     assert whole.weights is not None
     exported = torch.load(second.weights / "weights.pt")
-    assert all(torch.equal(v, exported[k]) for k, v in torch.load(whole.weights / "weights.pt").items())
+    assert all(
+        torch.equal(v, exported[k]) for k, v in torch.load(whole.weights / "weights.pt").items()
+    )
     assert torch.equal(exported["body.weight"], state_of(second.checkpoint)["ema.body.weight"])
-    assert not torch.equal(exported["body.weight"], state_of(second.checkpoint)["model.body.weight"])
-
-
-class Interrupting:
-    """Presses Ctrl-C while the given micro-batch is fetched."""
-
-    def __init__(self, at: int, number: int = signal.SIGINT) -> None:
-        self.at, self.number = at, number
-
-    def __call__(self, start: int, rank: int, world: int) -> Iterator[Batch]:
-        for micro, batch in enumerate(toy.toy_batches(start, rank, world), start=start):
-            if micro == self.at:
-                os.kill(os.getpid(), self.number)
-            yield batch
+    assert not torch.equal(
+        exported["body.weight"], state_of(second.checkpoint)["model.body.weight"]
+    )
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -109,9 +80,13 @@ def test_interrupted_run_saves_the_step_and_goes_on_bitwise(tmp_path: Path, numb
     whole = toy.run(tmp_path / "whole", **options)
     handler = signal.getsignal(number)
     stopped = train(
-        toy.toy_model(), Interrupting(3, number), toy.config(**options), tmp_path / "parts",
-        export=toy.toy_export, device="cpu",
-    )  # fmt: skip
+        toy.toy_model(),
+        Interrupting(3, number),
+        toy.config(**options),
+        tmp_path / "parts",
+        export=toy.toy_export,
+        device="cpu",
+    )
     assert signal.getsignal(number) is handler
     assert (stopped.step, stopped.interrupted, stopped.finished) == (4, True, False)
     assert stopped.checkpoint.name == "step-00000004"
@@ -121,13 +96,19 @@ def test_interrupted_run_saves_the_step_and_goes_on_bitwise(tmp_path: Path, numb
     assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
 
 
-def test_ctrl_c_of_a_terminal_reaches_loader_processes_too_and_breaks_nothing(tmp_path: Path) -> None:
-    # An interpreter of its own, not a fork: the interrupt has to find loader processes as a terminal's does.
+def test_ctrl_c_of_a_terminal_reaches_loader_processes_too_and_breaks_nothing(
+    tmp_path: Path,
+) -> None:
+    # An interpreter of its own, not a fork: the interrupt has to find loader processes as a
+    #     terminal's does.
     child = subprocess.Popen(
         [sys.executable, toy.__file__, str(tmp_path), json.dumps({"steps": 10_000})],
         env={**os.environ, "TOY_SLEEP": "0.01", "TOY_LOADER": "1"},
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     while child.poll() is None and not log_of(tmp_path):
         time.sleep(0.02)
     os.killpg(child.pid, signal.SIGINT)
@@ -138,7 +119,8 @@ def test_ctrl_c_of_a_terminal_reaches_loader_processes_too_and_breaks_nothing(tm
     assert result["interrupted"]
     step = result["step"] + 2
     assert_bitwise(
-        toy.run(tmp_path, steps=step).checkpoint, toy.run(tmp_path.with_name("whole"), steps=step).checkpoint
+        toy.run(tmp_path, steps=step).checkpoint,
+        toy.run(tmp_path.with_name("whole"), steps=step).checkpoint,
     )
 
 
@@ -192,9 +174,11 @@ def files_below(folder: Path) -> list[tuple[str, int]]:
 
 
 def train_until_killed(run_dir: Path, operation: int) -> bool:
-    """In a child process do one more step and save it, but die at the given file operation; whether it died.
+    """In a child process do one more step and save it, but die at the given file operation; whether
+    it died.
 
-    Operations are counted that find other files than the one before: a kill at others leaves the same folder.
+    Operations are counted that find other files than the one before: a kill at others leaves the
+    same folder.
     """
     pid = os.fork()
     if pid == 0:
@@ -203,7 +187,14 @@ def train_until_killed(run_dir: Path, operation: int) -> bool:
 
         def die_at_operation(event: str, args: tuple[Any, ...]) -> None:
             nonlocal seen, found
-            if event in ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree") and any(
+            if event in (
+                "open",
+                "os.rename",
+                "os.mkdir",
+                "os.remove",
+                "os.rmdir",
+                "shutil.rmtree",
+            ) and any(
                 isinstance(a, str | os.PathLike) and "checkpoints" in os.fspath(a) for a in args
             ):
                 before, found = found, files_below(run_dir / "checkpoints")
@@ -224,7 +215,9 @@ def train_until_killed(run_dir: Path, operation: int) -> bool:
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-def test_killed_at_every_file_operation_of_a_save_a_whole_checkpoint_remains(tmp_path: Path) -> None:
+def test_killed_at_every_file_operation_of_a_save_a_whole_checkpoint_remains(
+    tmp_path: Path,
+) -> None:
     whole = toy.run(tmp_path / "whole", steps=3, save_every=1, keep=1)
     toy.run(tmp_path / "start", steps=2, save_every=1, keep=1)
     operation = 0
@@ -262,7 +255,9 @@ def test_full_disk_leaves_the_earlier_checkpoint_whole(
             patched.setattr(toy, "toy_export", full)
         else:
             patched.setattr(target, full)
-        with pytest.raises(UserError, match=r"No space left on device.*earlier checkpoints are whole"):
+        with pytest.raises(
+            UserError, match=r"No space left on device.*earlier checkpoints are whole"
+        ):
             toy.run(tmp_path, steps=4)
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
     after = state_of(tmp_path / "checkpoints" / "step-00000002")
@@ -291,7 +286,9 @@ def test_resume_refuses_changed_mathematics_and_allows_the_rest(tmp_path: Path) 
         toy.run(tmp_path, steps=4, accumulate=2)
     with pytest.raises(UserError, match=r"has done 2 steps, but steps is 1"):
         toy.run(tmp_path, steps=1)
-    with pytest.raises(UserError, match=r"is of another model: 'body\.bias' has shape \(8,\) there and \(5,\) here"):
+    with pytest.raises(
+        UserError, match=r"is of another model: 'body\.bias' has shape \(8,\) there and \(5,\) here"
+    ):
         toy.run(tmp_path, steps=4, model=toy.Toy(width=5))
     with pytest.raises(UserError, match=r"already holds a run at step 2"):
         toy.run(tmp_path, steps=4, resume="never")
@@ -326,7 +323,9 @@ def test_one_run_per_folder(tmp_path: Path) -> None:
 
 def test_data_that_end_are_reported(tmp_path: Path) -> None:
     def short(start: int, rank: int, world: int) -> Iterator[Batch]:
-        yield from [batch for batch, _ in zip(toy.toy_batches(start, rank, world), range(3), strict=False)]
+        yield from [
+            batch for batch, _ in zip(toy.toy_batches(start, rank, world), range(3), strict=False)
+        ]
 
     with pytest.raises(UserError, match=r"data ended at micro-batch 3"):
         train(toy.toy_model(), short, toy.config(steps=6), tmp_path, device="cpu")
@@ -350,7 +349,9 @@ class Spiked(nn.Module):
 
 def test_non_finite_steps_are_left_out_and_counted(tmp_path: Path) -> None:
     model = Spiked({1, 2, 4})
-    result = train(model, toy.toy_batches, toy.config(steps=6, max_skipped=3), tmp_path, device="cpu")
+    result = train(
+        model, toy.toy_batches, toy.config(steps=6, max_skipped=3), tmp_path, device="cpu"
+    )
     assert result.skipped == 3
     assert all(torch.isfinite(p).all() for p in model.parameters())
     log = read_log(tmp_path / "log.jsonl")
@@ -368,7 +369,10 @@ def test_clipping_bounds_the_first_update(tmp_path: Path) -> None:
     one = toy.run(tmp_path / "off", steps=1, clip_grad=None, warmup=0)
     two = toy.run(tmp_path / "on", steps=1, clip_grad=1e-3, warmup=0)
     norms = [
-        torch.cat([v.flatten() for k, v in state_of(r.checkpoint).items() if k.endswith("exp_avg")]).norm().item() / 0.1
+        torch.cat([v.flatten() for k, v in state_of(r.checkpoint).items() if k.endswith("exp_avg")])
+        .norm()
+        .item()
+        / 0.1
         for r in (one, two)
     ]
     (entry,) = read_log(tmp_path / "off" / "log.jsonl")
@@ -376,7 +380,9 @@ def test_clipping_bounds_the_first_update(tmp_path: Path) -> None:
     assert norms[1] == pytest.approx(1e-3, rel=1e-3)
 
 
-def test_prepare_runs_on_the_device_without_gradients_with_the_micro_batch_generator(tmp_path: Path) -> None:
+def test_prepare_runs_on_the_device_without_gradients_with_the_micro_batch_generator(
+    tmp_path: Path,
+) -> None:
     seen = []
 
     def prepare(batch: Batch, rng: torch.Generator) -> Batch:

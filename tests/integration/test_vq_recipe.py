@@ -1,4 +1,6 @@
-"""`foreact train vq`: pictures of any store to tokens; the adversarial stage, resuming, given weights."""
+"""`foreact train vq`: pictures of any store to tokens; the
+adversarial stage, resuming, given weights.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support.taming_files import network, released
 from torch import Tensor
-from unit.taming_files import network, released
 
 from foreact.checkpoints.format import build, load_checkpoint, save_checkpoint
 from foreact.data.stores.store import StoreWriter
@@ -24,19 +26,30 @@ from foreact.train.logs import read_log
 from foreact.types import StreamSpec
 
 MODEL = VQConfig(
-    channels=8, multipliers=(1, 2), blocks=1, features=8, codes=16, code_dim=4, norm_groups=4, image_size=(12, 12),
+    channels=8,
+    multipliers=(1, 2),
+    blocks=1,
+    features=8,
+    codes=16,
+    code_dim=4,
+    norm_groups=4,
+    image_size=(12, 12),
     entropy_weight=0.01,
-)  # fmt: skip
+)
 SPEC = StreamSpec(cameras={"left": (12, 16), "right": (16, 16)}, fps=10.0, state={"x": ("x",)})
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four episodes of a square that moves over a dark floor, without actions and without a task."""
+    """Four episodes of a square that moves over a dark floor,
+    without actions and without a task.
+    """
     path = tmp_path_factory.mktemp("data") / "squares.zarr"
     with StoreWriter(path, SPEC) as writer:
         for episode in range(4):
-            frames = {name: np.full((8, *size, 3), 40, np.uint8) for name, size in SPEC.cameras.items()}
+            frames = {
+                name: np.full((8, *size, 3), 40, np.uint8) for name, size in SPEC.cameras.items()
+            }
             for t in range(8):
                 for video in frames.values():
                     video[t, episode : episode + 6, t : t + 6] = (250, 60 * episode, 30)
@@ -45,13 +58,33 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(store: Path, out: Path, **changes: Any) -> VQRun:
-    training = TrainConfig(**{
-        "steps": 4, "batch_size": 6, "lr": 1e-3, "warmup": 1, "workers": 0, "log_every": 1, "save_every": 2,
-        "eval_every": 4, "best_k": 0, "tensorboard": False, "precision": "fp32", **changes.pop("train", {}),
-    })  # fmt: skip
-    return VQRun(**{
-        "data": store, "out": out, "model": MODEL, "train": training, "val_ratio": 0.3, "device": "cpu", **changes,
-    })  # fmt: skip
+    training = TrainConfig(
+        **{
+            "steps": 4,
+            "batch_size": 6,
+            "lr": 1e-3,
+            "warmup": 1,
+            "workers": 0,
+            "log_every": 1,
+            "save_every": 2,
+            "eval_every": 4,
+            "best_k": 0,
+            "tensorboard": False,
+            "precision": "fp32",
+            **changes.pop("train", {}),
+        }
+    )
+    return VQRun(
+        **{
+            "data": store,
+            "out": out,
+            "model": MODEL,
+            "train": training,
+            "val_ratio": 0.3,
+            "device": "cpu",
+            **changes,
+        }
+    )
 
 
 def stage(**changes: Any) -> AdversarialConfig:
@@ -67,7 +100,9 @@ def squared_error() -> Any:
     return distance
 
 
-def test_any_store_gives_a_tokenizer_and_a_report_of_its_codebook(store: Path, tmp_path: Path) -> None:
+def test_any_store_gives_a_tokenizer_and_a_report_of_its_codebook(
+    store: Path, tmp_path: Path
+) -> None:
     weights = train_vq(run(store, tmp_path / "run"))
     checkpoint = load_checkpoint(weights)
     assert (checkpoint.family, checkpoint.card["steps"]) == ("vq", 4)
@@ -82,12 +117,18 @@ def test_any_store_gives_a_tokenizer_and_a_report_of_its_codebook(store: Path, t
     assert checkpoint.card["val/codebook_usage"] == log[-1]["val/codebook_usage"]
 
 
-def test_the_finished_weights_know_nothing_of_the_adversarial_stage(store: Path, tmp_path: Path) -> None:
-    weights = train_vq(run(store, tmp_path / "run", camera="left", adversarial=stage(start=2, adaptive=True)))
+def test_the_finished_weights_know_nothing_of_the_adversarial_stage(
+    store: Path, tmp_path: Path
+) -> None:
+    weights = train_vq(
+        run(store, tmp_path / "run", camera="left", adversarial=stage(start=2, adaptive=True))
+    )
     checkpoint = load_checkpoint(weights)
     assert set(checkpoint.state) == set(VQTokenizer(MODEL).state_dict())
     build(checkpoint)
-    played = ["judge" in entry for entry in read_log(tmp_path / "run" / "log.jsonl") if "loss" in entry]
+    played = [
+        "judge" in entry for entry in read_log(tmp_path / "run" / "log.jsonl") if "loss" in entry
+    ]
     assert played == [False, False, True, True]
 
 
@@ -96,7 +137,9 @@ def test_a_resumed_run_equals_an_undisturbed_one(store: Path, tmp_path: Path) ->
 
     def trained(folder: str, steps: int) -> str:
         settings = {"schedule": "constant_with_warmup", "steps": steps}
-        return load_checkpoint(train_vq(run(store, tmp_path / folder, adversarial=stage(start=3), train=settings))).hash
+        return load_checkpoint(
+            train_vq(run(store, tmp_path / folder, adversarial=stage(start=3), train=settings))
+        ).hash
 
     whole = trained("whole", 6)
     assert trained("halves", 2) != whole
@@ -107,11 +150,33 @@ def test_given_weights_bring_their_sizes_along(store: Path, tmp_path: Path) -> N
     config = dataclasses.replace(MODEL, codes=24)
     start = VQTokenizer(config)
     save_checkpoint(tmp_path / "start", family="vq", config=config, state=start.state_dict())
-    command([
-        "--init", str(tmp_path / "start"), "--data", str(store), "--camera", "right", "--out", str(tmp_path / "run"),
-        "--val-ratio", "0.3", "--device", "cpu", "--train.steps", "1", "--train.warmup", "0", "--train.lr", "1e-12",
-        "--train.batch-size", "4", "--train.precision", "fp32", "--train.no-tensorboard",
-    ])  # fmt: skip
+    command(
+        [
+            "--init",
+            str(tmp_path / "start"),
+            "--data",
+            str(store),
+            "--camera",
+            "right",
+            "--out",
+            str(tmp_path / "run"),
+            "--val-ratio",
+            "0.3",
+            "--device",
+            "cpu",
+            "--train.steps",
+            "1",
+            "--train.warmup",
+            "0",
+            "--train.lr",
+            "1e-12",
+            "--train.batch-size",
+            "4",
+            "--train.precision",
+            "fp32",
+            "--train.no-tensorboard",
+        ]
+    )
     trained = load_checkpoint(tmp_path / "run" / "weights")
     assert trained.config["codes"] == 24
     for name, tensor in start.state_dict().items():
@@ -120,24 +185,41 @@ def test_given_weights_bring_their_sizes_along(store: Path, tmp_path: Path) -> N
 
 def test_a_perceptual_distance_comes_by_import_path(store: Path, tmp_path: Path) -> None:
     model = dataclasses.replace(MODEL, perceptual_weight=0.5)
-    train_vq(run(store, tmp_path / "run", model=model, perceptual=f"{__name__}:squared_error", train={"steps": 1}))
+    train_vq(
+        run(
+            store,
+            tmp_path / "run",
+            model=model,
+            perceptual=f"{__name__}:squared_error",
+            train={"steps": 1},
+        )
+    )
     assert read_log(tmp_path / "run" / "log.jsonl")[0]["perceptual"] > 0
 
 
 def test_lpips_comes_out_of_a_released_file(store: Path, tmp_path: Path) -> None:
     torch.save(released(network()), tmp_path / "cheetah.pth")
     model = dataclasses.replace(MODEL, perceptual_weight=0.5, image_size=(16, 16))
-    train_vq(run(store, tmp_path / "run", model=model, lpips=tmp_path / "cheetah.pth", train={"steps": 1}))
+    train_vq(
+        run(
+            store, tmp_path / "run", model=model, lpips=tmp_path / "cheetah.pth", train={"steps": 1}
+        )
+    )
     assert read_log(tmp_path / "run" / "log.jsonl")[0]["perceptual"] > 0
 
 
 def test_training_pictures_may_be_shifted_and_validation_stays(store: Path, tmp_path: Path) -> None:
     settings = {"steps": 1, "lr": 1e-12, "eval_every": 1}
     logs = [
-        read_log(train_vq(run(store, tmp_path / f"{shift}", shift=shift, train=settings)).parent / "log.jsonl")
+        read_log(
+            train_vq(run(store, tmp_path / f"{shift}", shift=shift, train=settings)).parent
+            / "log.jsonl"
+        )
         for shift in (None, 3)
     ]
-    trained, measured = ([{**log[0], **log[-1]}[name] for log in logs] for name in ("l1", "val/grey_levels"))
+    trained, measured = (
+        [{**log[0], **log[-1]}[name] for log in logs] for name in ("l1", "val/grey_levels")
+    )
     assert trained[0] != trained[1]
     assert measured[0] == pytest.approx(measured[1])
 
@@ -150,15 +232,25 @@ def test_training_pictures_may_be_shifted_and_validation_stays(store: Path, tmp_
         ({"perceptual": "no_such_module:f"}, "belong together"),
         ({"model": dataclasses.replace(MODEL, perceptual_weight=1.0)}, "belong together"),
         (
-            {"model": dataclasses.replace(MODEL, perceptual_weight=1.0), "perceptual": "no_such_module:f"},
+            {
+                "model": dataclasses.replace(MODEL, perceptual_weight=1.0),
+                "perceptual": "no_such_module:f",
+            },
             "cannot be imported",
         ),
         ({"lpips": Path("file.pth")}, "belong together"),
         (
-            {"model": dataclasses.replace(MODEL, perceptual_weight=1.0), "lpips": Path("f.pth"), "perceptual": "m:f"},
+            {
+                "model": dataclasses.replace(MODEL, perceptual_weight=1.0),
+                "lpips": Path("f.pth"),
+                "perceptual": "m:f",
+            },
             "two distances",
         ),
-        ({"model": dataclasses.replace(MODEL, perceptual_weight=1.0), "lpips": Path("f.pth")}, "at least 16 pixels"),
+        (
+            {"model": dataclasses.replace(MODEL, perceptual_weight=1.0), "lpips": Path("f.pth")},
+            "at least 16 pixels",
+        ),
         ({"shift": 0}, "at least 1 pixel"),
         ({"adversarial": stage(layers=3)}, "at least 24 pixels"),
         ({"init": "nowhere"}, "neither a checkpoint folder"),
@@ -173,7 +265,9 @@ def test_mistakes_are_told_before_anything_is_written(
 
 
 def test_weights_that_do_not_fit_are_told(store: Path, tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "vq", family="vq", config=MODEL, state=VQTokenizer(MODEL).state_dict())
+    save_checkpoint(
+        tmp_path / "vq", family="vq", config=MODEL, state=VQTokenizer(MODEL).state_dict()
+    )
     kl = KLVAEConfig(channels=8, multipliers=(1, 2), blocks=1, norm_groups=4, image_size=(12, 12))
     save_checkpoint(tmp_path / "kl", family="kl_vae", config=kl, state=KLVAE(kl).state_dict())
     wider = dataclasses.replace(MODEL, codes=17)

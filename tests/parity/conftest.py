@@ -15,7 +15,9 @@ from parity.registry import Case  # noqa: E402
 
 
 def cases(root: Path) -> list[Case]:
-    found = {p.parent for p in root.glob("*/*/case.json")} | {p.parent for p in root.glob("*/golden/*/case.json")}
+    found = {p.parent for p in root.glob("*/*/case.json")} | {
+        p.parent for p in root.glob("*/golden/*/case.json")
+    }
     return [Case(system=p.relative_to(root).parts[0], folder=p) for p in sorted(found)]
 
 

@@ -53,26 +53,40 @@ class Case:
         return load_file(self.folder / "weights.safetensors")
 
     def check(self, name: str, got: Tensor | np.ndarray | float | None) -> None:
-        """Compare with the expected tensor `name` under the tolerance of case.json; None is never equal to it."""
+        """Compare with the expected tensor `name` under the
+        tolerance of case.json; None is never equal to it.
+        """
         assert got is not None, f"{name}: there is none"
         self.check_value(got, self.io[name], name)
 
     def check_value(self, got: Any, expected: Any, label: str) -> None:
-        got, expected = (torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x) for x in (got, expected))
-        assert got.shape == expected.shape, f"{label}: shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
+        got, expected = (
+            torch.as_tensor(np.asarray(x) if not isinstance(x, Tensor) else x)
+            for x in (got, expected)
+        )
+        assert got.shape == expected.shape, (
+            f"{label}: shape {tuple(got.shape)}, expected {tuple(expected.shape)}"
+        )
         if not (expected.is_floating_point() or got.is_floating_point()):
             assert torch.equal(got, expected.to(got.dtype)), f"{label}: integers differ"
             return
         got, expected = got.detach().double(), expected.double()
-        assert torch.isfinite(got).all() or torch.equal(torch.isfinite(got), torch.isfinite(expected)), label
+        assert torch.isfinite(got).all() or torch.equal(
+            torch.isfinite(got), torch.isfinite(expected)
+        ), label
         error = (got - expected).abs().max().item() if got.numel() else 0.0
         tolerance = self.meta["tolerance"]
-        tolerance = tolerance.get("float", tolerance)  # some systems state one for each kind of number
+        tolerance = tolerance.get(
+            "float", tolerance
+        )  # some systems state one for each kind of number
         if "max_over_std" in tolerance:
             if expected.numel() == 1:
                 allowed = tolerance["scalar_rtol"] * expected.abs().item()
             else:
-                allowed = tolerance["max_over_std"] * expected.std(correction=0).item() + tolerance["atol"]
+                allowed = (
+                    tolerance["max_over_std"] * expected.std(correction=0).item()
+                    + tolerance["atol"]
+                )
             assert error <= allowed, f"{label}: error {error:.3g}, allowed {allowed:.3g}"
         else:
             excess = (

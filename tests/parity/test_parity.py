@@ -1,4 +1,6 @@
-"""Equality with numbers that the reference systems produced; see `registry.py` for how a case is run."""
+"""Equality with numbers that the reference systems produced; see
+`registry.py` for how a case is run.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What the machine decides: each answer is given by hand here, since a test may run on any processor."""
+"""What the machine decides: each answer is given by hand here,
+since a test may run on any processor.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,17 @@ def answer(monkeypatch: pytest.MonkeyPatch, *, fast: bool, possible: bool = True
     monkeypatch.setattr(machine, "bfloat16", lambda device, work="batches": found)
 
 
-# --- precision ---------------------------------------------------------------------------------------------------
+# --- precision ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("asked", "fast", "chosen"),
-    [("auto", True, "bf16"), ("auto", False, "fp32"), ("bf16", False, "bf16"), ("fp32", True, "fp32")],
+    [
+        ("auto", True, "bf16"),
+        ("auto", False, "fp32"),
+        ("bf16", False, "bf16"),
+        ("fp32", True, "fp32"),
+    ],
 )
 def test_auto_is_what_is_fast_and_what_is_asked_for_stands(
     asked: AnyPrecision, fast: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
@@ -39,7 +46,10 @@ def test_auto_is_what_is_fast_and_what_is_asked_for_stands(
 def test_what_the_device_cannot_do_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     answer(monkeypatch, fast=False, possible=False)
     assert choose_precision("auto", CPU) == "fp32"
-    with pytest.raises(UserError, match=r"^bf16 was asked for, but the card computes no bf16; give precision fp32 or"):
+    with pytest.raises(
+        UserError,
+        match=r"^bf16 was asked for, but the card computes no bf16; give precision fp32 or",
+    ):
         TrainConfig(precision="bf16").with_precision(CPU)
 
 
@@ -51,16 +61,22 @@ def test_a_resumed_run_keeps_its_precision_unless_told(monkeypatch: pytest.Monke
     assert TrainConfig(precision="bf16").with_precision(CPU, saved).precision == "bf16"
 
 
-def test_a_run_that_began_in_what_this_machine_cannot_do_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_began_in_what_this_machine_cannot_do_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     answer(monkeypatch, fast=False, possible=False)
     saved = TrainConfig(precision="bf16").to_json()
-    with pytest.raises(UserError, match=r"^The run began in bf16, but .+; go on with --train.precision fp32\.$"):
+    with pytest.raises(
+        UserError, match=r"^The run began in bf16, but .+; go on with --train.precision fp32\.$"
+    ):
         TrainConfig().with_precision(CPU, saved)
     assert TrainConfig(precision="fp32").with_precision(CPU, saved).precision == "fp32"
 
 
 @pytest.mark.parametrize(("capability", "native"), [((9, 0), True), ((7, 5), False)])
-def test_a_gpu_is_asked(capability: tuple[int, int], native: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_asked(
+    capability: tuple[int, int], native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     machine._of_gpu.cache_clear()
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Card")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: capability)
@@ -97,10 +113,12 @@ def test_autocast_computes_in_the_precision(precision: machine.Precision) -> Non
     assert found.dtype == {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
 
 
-# --- timing ------------------------------------------------------------------------------------------------------
+# --- timing ---------------------------------------------------------------------------------------
 
 
-def test_the_least_time_of_each_counts_and_a_slow_call_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_least_time_of_each_counts_and_a_slow_call_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     now, calls = 0.0, {"fast": 0, "slow": 0, "disturbed": 0}
     takes = {
         "fast": [9.0, 1.0, 2.0, 1.5, 1.5, 3.0],
@@ -115,11 +133,15 @@ def test_the_least_time_of_each_counts_and_a_slow_call_is_not_repeated(monkeypat
 
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     found = least_seconds({name: lambda name=name: call(name) for name in takes})
-    assert found == pytest.approx({"fast": 1.0, "slow": 7.0, "disturbed": 0.5})  # the first turn warms up
+    assert found == pytest.approx(
+        {"fast": 1.0, "slow": 7.0, "disturbed": 0.5}
+    )  # the first turn warms up
     assert calls == {"fast": 6, "slow": 4, "disturbed": 6}
 
 
-def test_a_call_takes_the_place_of_another_only_if_it_wins_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_takes_the_place_of_another_only_if_it_wins_twice(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     answers = [{"plain": 2.0, "other": 1.0}, {"plain": 1.2, "other": 1.0}]
     monkeypatch.setattr(machine, "least_seconds", lambda candidates, rounds: answers[0])
     assert machine.clearly_faster(print, print)
@@ -127,7 +149,7 @@ def test_a_call_takes_the_place_of_another_only_if_it_wins_twice(monkeypatch: py
     assert not machine.clearly_faster(print, print)
 
 
-# --- cores -------------------------------------------------------------------------------------------------------
+# --- cores ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -148,7 +170,9 @@ def test_a_containers_quota_is_read(files: dict[str, str], quota: float, tmp_pat
     assert machine._quota(tmp_path) == quota
 
 
-@pytest.mark.parametrize(("bound", "quota", "count"), [(8, math.inf, 8), (8, 1.5, 2), (2, 16.0, 2), (4, 0.2, 1)])
+@pytest.mark.parametrize(
+    ("bound", "quota", "count"), [(8, math.inf, 8), (8, 1.5, 2), (2, 16.0, 2), (4, 0.2, 1)]
+)
 def test_cores_are_those_bound_to_and_no_more_than_the_quota(
     bound: int, quota: float, count: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +182,8 @@ def test_cores_are_those_bound_to_and_no_more_than_the_quota(
 
 
 @pytest.mark.parametrize(
-    ("device", "beside", "processes"), [("cpu", "1", 0), ("cuda", "1", 8), ("cuda", "4", 3), ("cuda", "16", 0)]
+    ("device", "beside", "processes"),
+    [("cpu", "1", 0), ("cuda", "1", 8), ("cuda", "4", 3), ("cuda", "16", 0)],
 )
 def test_loader_processes_leave_the_cpu_to_who_computes_there(
     device: str, beside: str, processes: int, monkeypatch: pytest.MonkeyPatch

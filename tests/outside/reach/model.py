@@ -34,9 +34,13 @@ class Reach(nn.Module):
         self.plan = nn.Linear(config.width, config.horizon * config.actions)
         self.imagine = nn.Linear(config.width, pixels)
 
-    def answer(self, frames):  # uint8 (B, 3, H, W) -> actions (B, K, A), next frame (B, 3, H, W) in [-1, 1]
+    def answer(
+        self, frames
+    ):  # uint8 (B, 3, H, W) -> actions (B, K, A), next frame (B, 3, H, W) in [-1, 1]
         h = self.trunk(to_model_range(frames))
-        return self.plan(h).unflatten(1, (self.config.horizon, -1)), self.imagine(h).view(frames.shape)
+        return self.plan(h).unflatten(1, (self.config.horizon, -1)), self.imagine(h).view(
+            frames.shape
+        )
 
     def forward(self, batch, *, rng):
         now, ahead = batch.video[self.config.camera].unbind(1)
@@ -75,7 +79,9 @@ def generate(weights: str, data: Path, out: Path = Path("runs/imagined")):
     with torch.inference_mode():
         imagined = to_uint8(model.answer(seen[:1])[1])
     out.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(torch.cat([*seen, *imagined], dim=2).permute(1, 2, 0).numpy()).save(out / "next.png")
+    Image.fromarray(torch.cat([*seen, *imagined], dim=2).permute(1, 2, 0).numpy()).save(
+        out / "next.png"
+    )
     print(out / "next.png")
 
 

@@ -14,7 +14,12 @@ from torch import Tensor
 from foreact.families.uva.model import UVA, Question, Sampling
 from foreact.families.uva.released.names import reference_names
 from foreact.families.uva.released.read import UVAReference, read_uva_checkpoint
-from foreact.families.uva.timing import action_offsets, context_offsets, frame_stride, future_offsets
+from foreact.families.uva.timing import (
+    action_offsets,
+    context_offsets,
+    frame_stride,
+    future_offsets,
+)
 from foreact.released.pickles import read_torch_file
 from foreact.tokenizers.images import resize_video
 from foreact.tokenizers.kl_vae import KLVAE, Posterior
@@ -31,7 +36,9 @@ def checkpoint_pusht(case: Case) -> None:
     assert payload["cfg"] == case.meta["cfg_resolved"]
 
     def read(ema: bool) -> UVAReference:
-        return read_uva_checkpoint(file, ema=ema, heads=(size["encoder"][heads], size["decoder"][heads]))
+        return read_uva_checkpoint(
+            file, ema=ema, heads=(size["encoder"][heads], size["decoder"][heads])
+        )
 
     account(case, read(ema=True), file)
     if "model" in case.meta["state_dict_names"]:
@@ -72,12 +79,18 @@ def training_step(case: Case, reference: UVAReference, states: dict[str, Any]) -
     stride, now = frame_stride(config.horizon, config.frames), config.horizon - 1
     past = torch.tensor(context_offsets(config.frames, stride)) + now
     future = torch.tensor(future_offsets(config.frames, stride)) + now
-    actions = torch.tensor(action_offsets(config.horizon, first_now=reference.facts.first_action_now)) + now
+    actions = (
+        torch.tensor(action_offsets(config.horizon, first_now=reference.facts.first_action_now))
+        + now
+    )
 
     images = io["in/train/obs/image"]
     draws = recorded_tensors(case, "train")
     (_, future_noise), (_, past_noise), *rest = draws
-    latents = [encode(vae, images[:, past], past_noise), encode(vae, images[:, future], future_noise)]
+    latents = [
+        encode(vae, images[:, past], past_noise),
+        encode(vae, images[:, future], future_noise),
+    ]
     batch = Batch(
         latents={config.camera: torch.cat(latents, dim=1)},
         actions=normalizer.encode(io["in/train/action"], "action")[:, actions],
@@ -96,9 +109,13 @@ def training_step(case: Case, reference: UVAReference, states: dict[str, Any]) -
     saved, schedule = states["optimizer"], states.get("lr_scheduler")
     settings = saved["param_groups"][0]
     lr = settings["lr"]
-    if schedule and schedule["last_epoch"]:  # it has moved on since: the step was taken one warmup step earlier
+    if (
+        schedule and schedule["last_epoch"]
+    ):  # it has moved on since: the step was taken one warmup step earlier
         lr *= (schedule["last_epoch"] - 1) / schedule["last_epoch"]
-    groups = model.param_groups(lr, case.meta["cfg_resolved"]["model"]["policy"]["optimizer"]["weight_decay"])
+    groups = model.param_groups(
+        lr, case.meta["cfg_resolved"]["model"]["policy"]["optimizer"]["weight_decay"]
+    )
     assert sorted((g["weight_decay"], len(g["params"])) for g in groups) == sorted(
         (g["weight_decay"], g["n_tensors"]) for g in case.meta["optimizer_groups"]
     )
@@ -119,7 +136,8 @@ def training_step(case: Case, reference: UVAReference, states: dict[str, Any]) -
         parameter = parameters[ours[name]]
         assert decays[id(parameter)] == (name in decayed), name
         for moment in ("exp_avg", "exp_avg_sq"):
-            # The reference hands zero gradients to parameters that the mode leaves out (D15), we hand none.
+            # The reference hands zero gradients to parameters that the mode leaves out (D15), we
+            # hand none.
             got = optimizer.state[parameter].get(moment, torch.zeros_like(parameter))
             case.check_value(got, saved["state"][i][moment], f"{name}: {moment}")
 
@@ -134,7 +152,10 @@ def prediction(case: Case, reference: UVAReference) -> None:
     (_, noise), *rest = recorded_tensors(case, "predict")
     context = encode(vae, images[:, past], noise)
     source = Recorded(rest, len(images))
-    question, sampling = Question(mode="policy", context=context), Sampling(temperature=facts.temperature)
+    question, sampling = (
+        Question(mode="policy", context=context),
+        Sampling(temperature=facts.temperature),
+    )
     got = model.eval().sample(question, sampling, rng=source)
     source.require_spent()
     assert got.actions is not None

@@ -19,14 +19,28 @@ from foreact.data.windows.split import downsample_episodes, split_episodes
 from foreact.data.windows.window import Window, place
 from foreact.types import ActionSpec, StreamSpec
 
-MODES: dict[str, Mode] = {"limits": "limits", "gaussian": "gaussian", "limits_nooffset": "symmetric"}
-POSE_MODES: dict[str, Mode] = {"abs_action": "positions", "abs_action_dual": "positions", "range": "range"}
+MODES: dict[str, Mode] = {
+    "limits": "limits",
+    "gaussian": "gaussian",
+    "limits_nooffset": "symmetric",
+}
+POSE_MODES: dict[str, Mode] = {
+    "abs_action": "positions",
+    "abs_action_dual": "positions",
+    "range": "range",
+}
 
 
 @adapter("uva", "normalizer")
 def normalizer(case: Case) -> None:
-    inputs = {k.removeprefix("in/"): v for k, v in case.io.items() if k.startswith("in/") and k.count("/") == 1}
-    queries = {k.removeprefix("in/query/"): v for k, v in case.io.items() if k.startswith("in/query/")}
+    inputs = {
+        k.removeprefix("in/"): v
+        for k, v in case.io.items()
+        if k.startswith("in/") and k.count("/") == 1
+    }
+    queries = {
+        k.removeprefix("in/query/"): v for k, v in case.io.items() if k.startswith("in/query/")
+    }
     for label, mode in MODES.items():
         fitted = Normalizer.fit({name: inputs[name].numpy() for name in queries}, mode)
         prefix = f"{label}/state_dict/"
@@ -40,8 +54,12 @@ def normalizer(case: Case) -> None:
             for one in (fitted, loaded):
                 case.check(f"{label}/normalized/{name}", one.encode(query, name))
                 case.check(f"{label}/normalized/{name}", one.encode(query.numpy(), name))
-                case.check(f"{label}/unnormalized/{name}", one.decode(one.encode(query, name), name))
-    by_width = {v.shape[1]: v.numpy() for k, v in inputs.items() if k.startswith("action") and k != "action"}
+                case.check(
+                    f"{label}/unnormalized/{name}", one.decode(one.encode(query, name), name)
+                )
+    by_width = {
+        v.shape[1]: v.numpy() for k, v in inputs.items() if k.startswith("action") and k != "action"
+    }
     for label, mode in POSE_MODES.items():
         prefix = f"{label}/state_dict/params_dict."
         if f"{prefix}scale" in case.io:
@@ -69,7 +87,9 @@ def sequence_sampler(case: Case) -> None:
     lengths = np.diff(ends, prepend=0)
     starts = ends - lengths
     for label, sizes in case.config.items():
-        window = window_of(sizes["sequence_length"], sizes["pad_before"], sizes["pad_after"], actions=None)
+        window = window_of(
+            sizes["sequence_length"], sizes["pad_before"], sizes["pad_after"], actions=None
+        )
         for which, episodes in (
             ("all", np.arange(len(ends))),
             ("masked", np.flatnonzero(case.io["in/episode_mask"].numpy())),
@@ -84,12 +104,21 @@ def sequence_sampler(case: Case) -> None:
     for key in case.io:
         if match := re.fullmatch(r"val_mask/n(\d+)_r([\d.]+)_s(\d+)", key):
             n = int(match[1])
-            case.check(key, np.isin(np.arange(n), split_episodes(n, float(match[2]), int(match[3]))[1]))
+            case.check(
+                key, np.isin(np.arange(n), split_episodes(n, float(match[2]), int(match[3]))[1])
+            )
         if match := re.fullmatch(r"downsample_mask/n(\d+)_max(\d+)_s(\d+)", key):
             n = int(match[1])
-            case.check(key, np.isin(np.arange(n), downsample_episodes(np.arange(n), int(match[2]), int(match[3]))))
+            case.check(
+                key,
+                np.isin(
+                    np.arange(n), downsample_episodes(np.arange(n), int(match[2]), int(match[3]))
+                ),
+            )
     sizes = next(iter(case.config.values()))
-    window = window_of(sizes["sequence_length"], sizes["pad_before"], sizes["pad_after"], actions=None)
+    window = window_of(
+        sizes["sequence_length"], sizes["pad_before"], sizes["pad_after"], actions=None
+    )
     anchors = window.all_anchors(lengths, np.flatnonzero(case.io["in/episode_mask"].numpy()))
     for i in case.io["sample/picked"].tolist():
         episode, anchor = anchors[i]
@@ -101,27 +130,37 @@ def sequence_sampler(case: Case) -> None:
 @adapter("uva", "pusht_dataset")
 def pusht_dataset(case: Case) -> None:
     config = case.config
-    stored = {k.removeprefix("zarr/"): v.numpy() for k, v in case.io.items() if k.startswith("zarr/")}
+    stored = {
+        k.removeprefix("zarr/"): v.numpy() for k, v in case.io.items() if k.startswith("zarr/")
+    }
     state_dim, action_dim = stored["data/state"].shape[1], stored["data/action"].shape[1]
     names = tuple(f"a{i}" for i in range(action_dim))
     spec = StreamSpec(
         cameras={"img": stored["data/img"].shape[1:3]},
         fps=10.0,
-        action=ActionSpec(names=names, units=("px",) * action_dim, frame="world", mode="absolute", rate_hz=10.0),
+        action=ActionSpec(
+            names=names, units=("px",) * action_dim, frame="world", mode="absolute", rate_hz=10.0
+        ),
         state={"state": tuple(f"s{i}" for i in range(state_dim))},
     )
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "pusht.zarr"
         group = zarr.open_group(str(path), mode="w", zarr_format=2)
         for name, values in stored.items():
-            group.create_array(name, data=values.astype(np.float32) if name == "data/img" else values)
+            group.create_array(
+                name, data=values.astype(np.float32) if name == "data/img" else values
+            )
         store = open_store(path, spec)
         train, val = split_episodes(len(store), config["val_ratio"], config["seed"])
         case.check("out/train_mask", np.isin(np.arange(len(store)), train))
 
-        # The reference fits on every episode, those for validation included, and on the agent's part of the state.
+        # The reference fits on every episode, those for validation included, and on the agent's
+        # part of the state.
         rows = np.arange(int(store.lengths.sum()))
-        data = {"action": store.gather("action", rows), "agent_pos": store.gather("state", rows)[:, :2]}
+        data = {
+            "action": store.gather("action", rows),
+            "agent_pos": store.gather("state", rows)[:, :2],
+        }
         fitted = Normalizer.fit(data, "limits")
         prefix = "out/normalizer/"
         expected = {k.removeprefix(prefix): v for k, v in case.io.items() if k.startswith(prefix)}
@@ -141,7 +180,9 @@ def pusht_dataset(case: Case) -> None:
         for side, episodes in (("train", train), ("val", val)):
             dataset = WindowDataset(store, window, episodes, raw)
             case.check(f"out/len_{side}", torch.tensor(len(dataset)))
-            for i in sorted({int(k.split("/")[2]) for k in case.io if k.startswith(f"out/{side}/")}):
+            for i in sorted(
+                {int(k.split("/")[2]) for k in case.io if k.startswith(f"out/{side}/")}
+            ):
                 batch = dataset.batch(np.array([i]))
                 assert batch.actions is not None
                 case.check(f"out/{side}/{i}/obs/image", batch.video["img"][0])

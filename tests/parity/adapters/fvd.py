@@ -23,4 +23,9 @@ def fvd_math(case: Case) -> None:
     clips = to_model_range(case.io["in/video"].movedim(-1, -3))
     for name in (key for key in case.io if key.startswith("out/preprocess")):
         size = int(name.removeprefix("out/preprocess"))
-        case.check(name, dataclasses.replace(PREPROCESSING["i3d"], size=(size, size), clip_frames=None).clip(clips))
+        case.check(
+            name,
+            dataclasses.replace(PREPROCESSING["i3d"], size=(size, size), clip_frames=None).clip(
+                clips
+            ),
+        )

@@ -37,8 +37,11 @@ def vae_encode_decode(case: Case) -> None:
         case.check("out/std", posterior.std)
         case.check("out/kl", posterior.kl())
         case.check("out/latent_scaled", latents)
-        case.check_value(vae.encode(images[:, None])[:, 0], case.io["out/mean"] * config.scale, "encode")
-        # Decoded from the recorded latents: the decoder multiplies the rounding of either encoder. The recording is
+        case.check_value(
+            vae.encode(images[:, None])[:, 0], case.io["out/mean"] * config.scale, "encode"
+        )
+        # Decoded from the recorded latents: the decoder multiplies the rounding of either encoder.
+        #     The recording is
         # the decoder's own output; `decode` clamps it.
         case.check("out/decoded", vae.reconstruct(case.io["out/latent_scaled"] / config.scale))
         clamped = vae.decode(case.io["out/latent_scaled"][:, None])[:, 0]
@@ -49,7 +52,8 @@ def vae_encode_decode(case: Case) -> None:
 def image_preprocess(case: Case) -> None:
     video, expected = case.io["in/image_uint8"], case.io["out/processed_bcthw_crop"]
     b, channels, frames, *size = case.io["out/processed_shape"].tolist()
-    # The recording keeps a window of the pictures whose corner its description names: [100:124, 60:92].
+    # The recording keeps a window of the pictures whose corner its description names: [100:124,
+    # 60:92].
     crop = (..., slice(100, 100 + expected.shape[3]), slice(60, 60 + expected.shape[4]))
     height, width = size
 

@@ -22,7 +22,9 @@ def ema_decay(case: Case) -> None:
         min=raw["min_value"],
         max=raw["max_value"],
     )
-    case.check("decay", torch.tensor([config.decay(int(s)) for s in case.io["steps"]], dtype=torch.float64))
+    case.check(
+        "decay", torch.tensor([config.decay(int(s)) for s in case.io["steps"]], dtype=torch.float64)
+    )
 
     def snapshot(step: int, of: str) -> dict[str, Tensor]:
         prefix = f"step{step}/{of}/"
@@ -41,8 +43,8 @@ def ema_decay(case: Case) -> None:
     averaged = set(averaged_parameters(model))
     assert averaged == {"0.weight"}
     first, last = snapshot(0, "model"), snapshot(steps - 1, "model")
-    # Where a recording holds the final tensors at every step, the averaged weights of the steps before are unknown;
-    # what is copied and what is left alone can still be compared.
+    # Where a recording holds the final tensors at every step, the averaged weights of the steps
+    # before are unknown; what is copied and what is left alone can still be compared.
     aliased = steps > 1 and all(torch.equal(first[k], last[k]) for k in first)
     for step in range(steps):
         model.load_state_dict(snapshot(step, "model"))
@@ -59,7 +61,10 @@ def lr_schedule(case: Case) -> None:
         if label == "columns":
             continue
         name, lr, warmup, steps, last = row
-        rates = [lr * lr_factor(name, last + 1 + i, warmup=warmup, steps=steps) for i in range(len(case.io[label]))]
+        rates = [
+            lr * lr_factor(name, last + 1 + i, warmup=warmup, steps=steps)
+            for i in range(len(case.io[label]))
+        ]
         case.check(label, np.array(rates))
 
 

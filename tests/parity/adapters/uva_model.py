@@ -1,4 +1,6 @@
-"""UVA's transformer, heads, losses and sampler against the reference's recorded numbers and draws."""
+"""UVA's transformer, heads, losses and sampler against the
+reference's recorded numbers and draws.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,7 @@ STATES = {
 PREDICTED = {"umi": ("robot0_eef_rot_axis_angle_wrt_start",), "toolhang": STATES["toolhang"]}
 
 
-# --- diffusion and heads ---------------------------------------------------------------------------------------
+# --- diffusion and heads --------------------------------------------------------------------------
 
 
 @adapter("uva", "diffusion_schedule")
@@ -63,10 +65,15 @@ def diffusion_schedule(case: Case) -> None:
 
 
 def denoiser_of(weights: dict[str, Tensor]) -> Denoiser:
-    """The denoiser whose reference weights, without a prefix, are given; through the one table of names."""
+    """The denoiser whose reference weights, without a prefix, are
+    given; through the one table of names.
+    """
     width, channels = weights["input_proj.weight"].shape
     depth = len({k.split(".")[1] for k in weights if k.startswith("res_blocks.")})
-    outputs, condition = weights["final_layer.linear.weight"].shape[0], weights["cond_embed.weight"].shape[1]
+    outputs, condition = (
+        weights["final_layer.linear.weight"].shape[0],
+        weights["cond_embed.weight"].shape[1],
+    )
     net = Denoiser(channels, outputs, condition, width=width, depth=depth)
     rules = [
         (r"^res_blocks\.(\d+)\.in_ln", r"blocks.\1.norm"),
@@ -98,7 +105,8 @@ def without(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 class Recorded:
     """Recorded draws as the source of a sample's noise.
 
-    The reference also draws noise at the last step of a chain and never uses it; those are left out.
+    The reference also draws noise at the last step of a chain and never uses it; those are left
+    out.
 
     Args:
         draws: (key, tensor) in the order drawn.
@@ -106,7 +114,9 @@ class Recorded:
         keep: which chains to replay, given (number among its kind, kind's number of chains, kind).
     """
 
-    def __init__(self, draws: list[tuple[str, Tensor]], rows: int, keep: Any = lambda *_: True) -> None:
+    def __init__(
+        self, draws: list[tuple[str, Tensor]], rows: int, keep: Any = lambda *_: True
+    ) -> None:
         self.rows = rows
         self.orders = [d for k, d in draws if "/np_shuffle/" in k]
         chains: list[tuple[str, list[Tensor]]] = []
@@ -148,9 +158,17 @@ def video_diffusion_loss(case: Case) -> None:
     mse, vb = diffusion.terms(out, x, x_t, io["in/t"], io["in/noise"])
     loss = head.loss(z, x, io["in/t"], io["in/noise"])
     mask = io["in/mask"].flatten()
-    case.check("out/timestep_frequencies", sinusoid(io["in/t"], io["out/timestep_frequencies"].shape[-1]))
+    case.check(
+        "out/timestep_frequencies", sinusoid(io["in/t"], io["out/timestep_frequencies"].shape[-1])
+    )
     case.check("out/time_embed", head.denoiser.embed_time(io["in/t"]))
-    for name, got in (("x_t", x_t), ("net", out), ("mse", mse), ("vb", vb), ("loss_per_token", loss)):
+    for name, got in (
+        ("x_t", x_t),
+        ("net", out),
+        ("mse", mse),
+        ("vb", vb),
+        ("loss_per_token", loss),
+    ):
         case.check(f"out/{name}", got)
     case.check("out/loss_masked", (loss * mask).sum() / mask.sum())
 
@@ -158,7 +176,10 @@ def video_diffusion_loss(case: Case) -> None:
     rows = io["sample/out"].shape[0]
     noise = Recorded(recorded(case, "sample"), 1)
     options = {"temperature": c["temperature"], "steps": c["num_sampling_steps"]}
-    case.check("sample/out", head.sample(z[:rows], lambda: noise.normal(*io["sample/out"].shape)[0], **options))
+    case.check(
+        "sample/out",
+        head.sample(z[:rows], lambda: noise.normal(*io["sample/out"].shape)[0], **options),
+    )
     noise.require_spent()
 
     # The reference samples a second, unconditional half beside the guided one and throws it away.
@@ -178,9 +199,14 @@ def video_diffusion_loss(case: Case) -> None:
 
 
 READOUT_RULES = [
-    (r"^conv\.0", "conv"), (r"^fc\.0", "fc1"), (r"^fc\.2", "fc2"), (r"^interpolate", "mix"),
-    (r"^refine\.0", "refine1"), (r"^refine\.2", "refine2"), (r"^conv_transpose3d", "expand"),
-]  # fmt: skip
+    (r"^conv\.0", "conv"),
+    (r"^fc\.0", "fc1"),
+    (r"^fc\.2", "fc2"),
+    (r"^interpolate", "mix"),
+    (r"^refine\.0", "refine1"),
+    (r"^refine\.2", "refine2"),
+    (r"^conv_transpose3d", "expand"),
+]
 
 
 @adapter("uva", "action_diffusion_loss", "action_head_conv_ori")
@@ -214,7 +240,7 @@ def action_diffusion_loss(case: Case) -> None:
     case.check("sample/out", got)
 
 
-# --- the whole model -------------------------------------------------------------------------------------------
+# --- the whole model ------------------------------------------------------------------------------
 
 
 def config_of(case: Case, sampling: bool) -> UVAConfig:
@@ -276,7 +302,11 @@ def model_of(case: Case, *, sampling: bool = False) -> UVA:
     back = to_reference(native, config)
     assert back.keys() == case.weights.keys()
     zeroed = "proprioception_image_proj_cond"
-    assert all(torch.equal(back[k], v) for k, v in case.weights.items() if zeroed not in k or config.shows_wrist)
+    assert all(
+        torch.equal(back[k], v)
+        for k, v in case.weights.items()
+        if zeroed not in k or config.shows_wrist
+    )
     return model.eval()
 
 
@@ -293,7 +323,10 @@ def batch_of(case: Case) -> Batch:
         past_actions=io.get("in/history_nactions"),
         text=io.get("in/text_latents"),
         state={
-            s: torch.cat([state[s], state[f"{s}_pred"]], dim=1) if f"{s}_pred" in state else state[s] for s in streams
+            s: torch.cat([state[s], state[f"{s}_pred"]], dim=1)
+            if f"{s}_pred" in state
+            else state[s]
+            for s in streams
         },
     )
 
@@ -306,27 +339,44 @@ def mar_modes(case: Case) -> None:
     tokens = first_places(order, 0, masked, model.config.frames, model.config.frame_tokens)
     hidden = token_mask(tokens, model.config.tokens)
     assert torch.equal(hidden, io["in/mask"].flatten(1).bool())
-    case.check("out/patchify_imgs", patchify(io["in/imgs"], model.config).unflatten(1, (model.config.frames, -1)))
+    case.check(
+        "out/patchify_imgs",
+        patchify(io["in/imgs"], model.config).unflatten(1, (model.config.frames, -1)),
+    )
     views = {k: v.split(model.config.frames, dim=1) for k, v in batch.latents.items()}
     wrist = views.get("wrist", [None, None])
     for theirs, ours in MODES.items():
         question = Question(
-            mode=ours, context=views["img"][0], future=views["img"][1], wrist_context=wrist[0], wrist_future=wrist[1],
-            actions=batch.actions, past_actions=batch.past_actions, proprioception=batch.state, text=batch.text,
-        )  # fmt: skip
+            mode=ours,
+            context=views["img"][0],
+            future=views["img"][1],
+            wrist_context=wrist[0],
+            wrist_future=wrist[1],
+            actions=batch.actions,
+            past_actions=batch.past_actions,
+            proprioception=batch.state,
+            text=batch.text,
+        )
         encoded = model.transformer.encode(question.shown(model.config, hidden=hidden))
         case.check(f"{theirs}/encoder_out_every8", encoded[:, ::8])
         case.check(f"{theirs}/decoder_out_every8", model.transformer.decode(encoded)[:, ::8])
 
 
 @adapter(
-    "uva", "train_loss_pusht", "train_loss_libero", "train_loss_umi", "train_loss_toolhang", "train_loss_history_action"
+    "uva",
+    "train_loss_pusht",
+    "train_loss_libero",
+    "train_loss_umi",
+    "train_loss_toolhang",
+    "train_loss_history_action",
 )
 def train_loss(case: Case) -> None:
     model, batch, c = model_of(case).train(), batch_of(case), case.config
     for theirs in case.meta["draws"]:
         model.zero_grad()
-        loss = model.loss(batch, draws_of(model, MODES[theirs], recorded(case, theirs), len(batch), c))
+        loss = model.loss(
+            batch, draws_of(model, MODES[theirs], recorded(case, theirs), len(batch), c)
+        )
         loss.loss.backward()
         case.check(f"{theirs}/out/loss", loss.loss)
         video = sum(v for k, v in loss.logs.items() if k in ("video_loss", "wrist_loss"))
@@ -337,7 +387,9 @@ def train_loss(case: Case) -> None:
         case.check(f"{theirs}/out/grad/proj_cond_x_layer.weight", gradient)
 
 
-def draws_of(model: UVA, mode: str, draws: list[tuple[str, Tensor]], rows: int, c: dict[str, Any]) -> Draws:
+def draws_of(
+    model: UVA, mode: str, draws: list[tuple[str, Tensor]], rows: int, c: dict[str, Any]
+) -> Draws:
     queue = [d for _, d in draws]
     order = torch.stack([queue.pop(0) for _ in range(rows)]).long()
     masked = masked_places(float(queue.pop(0)), model.config.frame_tokens)
@@ -361,10 +413,15 @@ def sample(case: Case) -> None:
     config = model.config
     assert meta["cfg"] == 1.0, "the reference fails with guidance"
     for theirs in meta["draws"]:
-        mode, iterations = MODES[theirs], meta["num_iter"] if theirs not in ("policy_model", "inverse_model") else 1
+        mode, iterations = (
+            MODES[theirs],
+            meta["num_iter"] if theirs not in ("policy_model", "inverse_model") else 1,
+        )
         views = {k: list(v.split(config.frames, dim=1)) for k, v in batch.latents.items()}
         known: dict[str, Any] = {"text": batch.text, "past_actions": batch.past_actions}
-        known["proprioception"] = {s: batch.state[s][:, : config.proprioception_steps] for s in config.proprioception}
+        known["proprioception"] = {
+            s: batch.state[s][:, : config.proprioception_steps] for s in config.proprioception
+        }
         known["wrist_context"] = views["wrist"][0] if config.shows_wrist else None
         if mode == "dynamics":
             known["actions"] = batch.actions
@@ -388,7 +445,9 @@ def sample(case: Case) -> None:
             got = model.sample(question, sampling, rng=source)
             source.require_spent()
             latents = got.latents
-            actions = actions_too(model, question, sampling, Recorded(draws, len(batch), last_actions))
+            actions = actions_too(
+                model, question, sampling, Recorded(draws, len(batch), last_actions)
+            )
         if f"{theirs}/out/action" in case.io:
             case.check(f"{theirs}/out/action", actions)
         if latents is not None:
@@ -408,7 +467,7 @@ def actions_too(model: UVA, question: Question, sampling: Sampling, source: Reco
     return got.actions
 
 
-# --- masks and windows -----------------------------------------------------------------------------------------
+# --- masks and windows ----------------------------------------------------------------------------
 
 
 @adapter("uva", "mask_ratio")
@@ -419,7 +478,8 @@ def mask_ratio_law(case: Case) -> None:
         case.check(f"min{minimum}/quantiles", np.array([mask_ratio(float(u), low) for u in levels]))
         for key in (k for k in case.io if k.startswith(f"min{minimum}/masked_tokens_of_")):
             places = int(key.split("_of_")[1].split("_")[0])
-            # P(count <= k) is the level at which the count steps from k to k + 1: found by bisection.
+            # P(count <= k) is the level at which the count steps from k to k + 1: found by
+            # bisection.
             cumulated = [0.0]
             for k in range(places + 1):
                 left, right = 0.0, 1.0
@@ -445,13 +505,22 @@ def frame_and_action_windows(case: Case) -> None:
     case.check("select_frames/train32", np.array(offsets) + now)
     case.check("select_frames/eval16", np.array(context_offsets(frames, stride)) + now)
     for label, shift, anchor in (
-        ("shift32", True, now), ("noshift32", False, now), ("umi_T8_noshift", False, now),
-        ("hist33_shift", True, now + 1), ("hist33_noshift", False, now + 1),
-    ):  # fmt: skip
-        case.check(f"trajectory/{label}", np.array(action_offsets(horizon, first_now=shift), dtype=np.float32) + anchor)
+        ("shift32", True, now),
+        ("noshift32", False, now),
+        ("umi_T8_noshift", False, now),
+        ("hist33_shift", True, now + 1),
+        ("hist33_noshift", False, now + 1),
+    ):
+        case.check(
+            f"trajectory/{label}",
+            np.array(action_offsets(horizon, first_now=shift), dtype=np.float32) + anchor,
+        )
         if f"history/{label}" in io:
             past = np.array(past_action_offsets(horizon, first_now=shift), dtype=np.float32)
             case.check(f"history/{label}", past + anchor)
-    # D33: the reference's window of 28 actions cannot be expressed here; every window has `horizon` actions.
-    assert io["trajectory/umi_T8_shift_DEFECT"].shape[0] != len(action_offsets(horizon, first_now=True))
+    # D33: the reference's window of 28 actions cannot be expressed here; every window has `horizon`
+    #     actions.
+    assert io["trajectory/umi_T8_shift_DEFECT"].shape[0] != len(
+        action_offsets(horizon, first_now=True)
+    )
     case.check("history_freq_table", context_steps(io["history_freq_table"].shape[1], horizon))

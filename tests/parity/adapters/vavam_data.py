@@ -1,4 +1,6 @@
-"""Cases about driving data: ego-trajectory windows, OpenDV windows, mixing, what a run has not seen."""
+"""Cases about driving data: ego-trajectory windows, OpenDV
+windows, mixing, what a run has not seen.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,15 @@ def ego_trajectories(case: Case) -> None:
     assert records == before
     opened = open_trajectories(case.folder / "data.pkl", camera)
     assert opened.files == trajectories.files
-    drives = TrajectoryTokens(trajectories, case.folder / config["tokens_rootdir"], rate_hz=RAW_RATE_HZ)
+    drives = TrajectoryTokens(
+        trajectories, case.folder / config["tokens_rootdir"], rate_hz=RAW_RATE_HZ
+    )
 
-    options = {"frames": config["sequence_length"], "stride": config["subsampling_factor"], "gaps": "keep"}
+    options = {
+        "frames": config["sequence_length"],
+        "stride": config["subsampling_factor"],
+        "gaps": "keep",
+    }
     horizon = config["action_length"]
     reference = DrivingWindows(drives, horizon=horizon, command_horizon="reference", **options)
     plan = DrivingWindows(drives, horizon=horizon, **options)
@@ -82,7 +90,10 @@ def opendv(case: Case) -> None:
     assert len(windows) == case.meta["len"]
     assert int(drives.lengths.sum()) == case.meta["total_nb_frames"]
     index, rows = windows.index(np.arange(len(windows))), windows.rows(np.arange(len(windows)))
-    found = [[drives.names[e], int(row - drives.starts[e])] for (e, _), row in zip(index, rows[:, 0], strict=True)]
+    found = [
+        [drives.names[e], int(row - drives.starts[e])]
+        for (e, _), row in zip(index, rows[:, 0], strict=True)
+    ]
     assert found == case.meta["windows"]
     for number, item in case.meta["items"].items():
         chosen = np.array([item["window_idx"]])
@@ -127,11 +138,17 @@ def data_mixing(case: Case) -> None:
 @adapter("vavam", "remaining_indices")
 def remaining_indices(case: Case) -> None:
     config = case.config
-    options = {"world": config["world_size"], "batch_size": config["batch_size"], "seed": config["seed"]}
+    options = {
+        "world": config["world_size"],
+        "batch_size": config["batch_size"],
+        "seed": config["seed"],
+    }
     options["drop_last"] = config["drop_last"]
     every = remaining(config["dataset_len"], steps=0, **options)
     left = remaining(config["dataset_len"], steps=config["steps"], **options)
-    seen = [whole[: len(whole) - len(rest)].tolist() for whole, rest in zip(every, left, strict=True)]
+    seen = [
+        whole[: len(whole) - len(rest)].tolist() for whole, rest in zip(every, left, strict=True)
+    ]
     assert seen == case.meta["seen_per_rank"]
     assert [rest.tolist() for rest in left] == case.meta["remaining_per_rank"]
     assert np.concatenate(left).tolist() == case.meta["remaining"]

@@ -1,4 +1,6 @@
-"""Cases about measuring: Frechet distance, dense probing and its metrics, distance of planned paths."""
+"""Cases about measuring: Frechet distance, dense probing and
+its metrics, distance of planned paths.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def frechet(case: Case) -> None:
     for accumulation in ("reference", "exact"):
         real, fake = moments("real", accumulation), moments("fake", accumulation)
         expected = case.meta["fid"]
-        assert abs(frechet_distance(real, fake) - expected) <= tolerance * abs(expected), accumulation
+        assert abs(frechet_distance(real, fake) - expected) <= tolerance * abs(expected), (
+            accumulation
+        )
         # What is left of equal sets is rounding, in proportion to what cancels.
         scale = 2 * np.trace(real.covariance)
         same = frechet_distance(real, moments("real", accumulation))
@@ -94,7 +98,9 @@ def hummingbird(case: Case) -> None:
             images, target = case.io[f"{split}_images"], case.io[f"{split}_{stream}"]
             return zip(images.split(size), target.split(size), strict=True)
 
-        memory = build_memory(batches("train", train_batch), features, config, draws=recorded(case, label))
+        memory = build_memory(
+            batches("train", train_batch), features, config, draws=recorded(case, label)
+        )
         case.check(f"{label}.feature_memory", memory.features)
         if f"{label}.label_memory" in case.io:
             labels = case.io[f"{label}.label_memory"]

@@ -13,7 +13,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from foreact.families.driving.released.names import expert_names, vavim_names
-from foreact.families.driving.vavam import SIZES, ExpertConfig, VaVAM, VaVAMConfig, frame_mask, sample_mask
+from foreact.families.driving.vavam import (
+    SIZES,
+    ExpertConfig,
+    VaVAM,
+    VaVAMConfig,
+    frame_mask,
+    sample_mask,
+)
 from foreact.families.driving.vavim import VaViM, VaViMConfig
 from foreact.nn.flow import FlowMatching, stratified
 from foreact.nn.gpt import CausalBlock
@@ -48,25 +55,35 @@ def grid_of(case: Case) -> Any:
 
 
 def load(module: nn.Module, names: dict[str, str], state: dict[str, Tensor], prefix: str) -> None:
-    module.load_state_dict({ours: state[prefix + theirs] for ours, theirs in names.items()}, strict=True)
+    module.load_state_dict(
+        {ours: state[prefix + theirs] for ours, theirs in names.items()}, strict=True
+    )
 
 
 def weights(case: Case, default: str) -> dict[str, Tensor]:
     named = re.search(r"(\.\./\S+\.safetensors)", str(case.config.get("weights", "")))
-    return load_file(case.folder / (named.group(1) if named else f"../{default}/weights.safetensors"))
+    return load_file(
+        case.folder / (named.group(1) if named else f"../{default}/weights.safetensors")
+    )
 
 
 def vavim(case: Case) -> VaViM:
     raw = case.config
     model = VaViM(video_config(raw["network"], raw["mup_base_width"], grid_of(case)))
-    load(model, vavim_names(model.config.layers, tied=model.config.tied), weights(case, "weights_gpt"), "network.")
+    load(
+        model,
+        vavim_names(model.config.layers, tied=model.config.tied),
+        weights(case, "weights_gpt"),
+        "network.",
+    )
     return model.eval()
 
 
 def vavam_config(raw: dict[str, Any], grid: Any = None) -> VaVAMConfig:
     conf, base = raw["vam_conf"], raw["mup_base_widths"]
     action = conf["action_config"]
-    # The reference applies the expert's factor on the scores to the video too, inside the joint model.
+    # The reference applies the expert's factor on the scores to the video too, inside the joint
+    # model.
     gpt = {**conf["gpt_config"], "attn_scale": action.get("attn_scale", 1.0)}
     return VaVAMConfig(
         vavim=video_config(gpt, base["gpt"], grid),
@@ -85,7 +102,9 @@ def vavam_config(raw: dict[str, Any], grid: Any = None) -> VaVAMConfig:
         ),
         action_scale=conf["action_scaling"],
         sigma=conf["flow_sig_min"],
-        context=None if conf["finetuning_timesteps"] == gpt["nb_timesteps"] else conf["finetuning_timesteps"],
+        context=None
+        if conf["finetuning_timesteps"] == gpt["nb_timesteps"]
+        else conf["finetuning_timesteps"],
         steps=conf["num_inference_steps"],
     )
 
@@ -98,7 +117,7 @@ def vavam(case: Case, raw: dict[str, Any] | None = None) -> VaVAM:
     return model.eval()
 
 
-# --- VaViM -------------------------------------------------------------------------------------------------------
+# --- VaViM ----------------------------------------------------------------------------------------
 
 
 @adapter("vavam", "gpt_forward")
@@ -142,11 +161,15 @@ def gpt_generate(case: Case) -> None:
     torch.testing.assert_close(
         step_logits, io["step_logits"], atol=case.meta["tolerance"]["step_logits"]["atol"], rtol=0
     )
-    sampled = re.search(r"manual_seed\((\d+)\), temperature ([\d.]+), topk (\d+)", case.meta["shows"])
+    sampled = re.search(
+        r"manual_seed\((\d+)\), temperature ([\d.]+), topk (\d+)", case.meta["shows"]
+    )
     if sampled and "sampled_frame" in io:
         seed, temperature, top_k = int(sampled[1]), float(sampled[2]), int(sampled[3])
         rng = torch.Generator().manual_seed(seed)
-        frame = model.generate(io["burnin"], frames=1, temperature=temperature, top_k=top_k, rng=rng)
+        frame = model.generate(
+            io["burnin"], frames=1, temperature=temperature, top_k=top_k, rng=rng
+        )
         case.check("sampled_frame", frame)
 
 
@@ -156,10 +179,12 @@ def gpt_sliding(case: Case) -> None:
     model, io = vavim(case), case.io
     for prefix in ("", "long_"):
         expected = io[f"{prefix}expected"]
-        case.check(f"{prefix}expected", model.generate(io[f"{prefix}burnin"], frames=expected.shape[1]))
+        case.check(
+            f"{prefix}expected", model.generate(io[f"{prefix}burnin"], frames=expected.shape[1])
+        )
 
 
-# --- VaVAM -------------------------------------------------------------------------------------------------------
+# --- VaVAM ----------------------------------------------------------------------------------------
 
 
 def full_mask(actions: Tensor, seen: int) -> Tensor:
@@ -177,10 +202,15 @@ def vam_velocity(case: Case) -> None:
     model, io = vavam(case), case.io
     config, per_frame = model.config, model.config.vavim.tokens_per_frame
     tokens, horizon = io["visual_tokens"], config.expert.horizon
-    case.check("attn_mask", full_mask(frame_mask(tokens.shape[1], per_frame, horizon), tokens.shape[1] * per_frame))
+    case.check(
+        "attn_mask",
+        full_mask(frame_mask(tokens.shape[1], per_frame, horizon), tokens.shape[1] * per_frame),
+    )
     encoded = model.expert.encoder(io["noisy_actions"], io["high_level_command"], io["t"])
     case.check("action_encoder_out", encoded)
-    case.check("velocity", model.velocity(tokens, io["high_level_command"], io["noisy_actions"], io["t"]))
+    case.check(
+        "velocity", model.velocity(tokens, io["high_level_command"], io["noisy_actions"], io["t"])
+    )
     case.check("visual_logits", model.vavim.logits(tokens))
 
     seen = io["inf_visual_tokens"].shape[1] * per_frame
@@ -196,10 +226,15 @@ def vam_velocity(case: Case) -> None:
 @torch.no_grad()
 def vam_loss(case: Case) -> None:
     model, io = vavam(case), case.io
-    x1, t = io["actions"] / model.config.action_scale, io["t"][..., None].expand(io["actions"].shape[:-1])
+    x1, t = (
+        io["actions"] / model.config.action_scale,
+        io["t"][..., None].expand(io["actions"].shape[:-1]),
+    )
     case.check("psi_t", model.flow.interpolate(x1, t, io["x0"]))
     case.check("target_velocity", model.flow.velocity(x1, io["x0"]))
-    loss = model.loss(io["visual_tokens"], io["high_level_command"], io["actions"], io["t"], io["x0"])
+    loss = model.loss(
+        io["visual_tokens"], io["high_level_command"], io["actions"], io["t"], io["x0"]
+    )
     case.check("loss", loss)
 
 
@@ -213,7 +248,9 @@ def vam_euler(case: Case) -> None:
             io[f"{run}.visual_tokens"],
             io[f"{run}.high_level_command"][:, 0],
             steps=options["num_inference_steps"],
-            clip=math.inf if clip is None else clip * model.config.action_scale,  # ours is in metres
+            clip=math.inf
+            if clip is None
+            else clip * model.config.action_scale,  # ours is in metres
             noise=io[f"{run}.noise"],
             path=path,
         )
@@ -229,18 +266,24 @@ def vam_timesteps(case: Case) -> None:
     case.check("t_uniform", stratified(io["u"][0], tuple(io["t_uniform"].shape)))
 
 
-# --- training ----------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 def train_steps(case: Case, model: nn.Module, losses: Any) -> torch.optim.Optimizer:
     """The reference's optimiser steps: clipped at norm 1, the schedule's first rate is zero."""
     raw, schedule = case.config["optimizer_conf"], case.config["scheduler"]
-    optimizer = build_optimizer(model, lr=raw["lr"], weight_decay=raw["weight_decay"], betas=tuple(raw["betas"]))
+    optimizer = build_optimizer(
+        model, lr=raw["lr"], weight_decay=raw["weight_decay"], betas=tuple(raw["betas"])
+    )
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     seen_losses, norms, rates = [], [], []
     for step in range(len(case.io["loss_per_step"])):
         factor = lr_factor(
-            "wsd", step, warmup=schedule["warmup_iter"], steps=schedule["end_iter"], drop=schedule["drop_iter"]
+            "wsd",
+            step,
+            warmup=schedule["warmup_iter"],
+            steps=schedule["end_iter"],
+            drop=schedule["drop_iter"],
         )
         set_lr(optimizer, factor)
         rates.append([group["lr"] for group in optimizer.param_groups])
@@ -265,7 +308,11 @@ def mup_train(case: Case) -> None:
     if start:
         load(model, names, start, "network.")
     tokens = case.io["visual_tokens"]
-    train_steps(case, model, lambda step: model(Batch(tokens={"front": tokens[step]}), rng=torch.Generator()).loss)
+    train_steps(
+        case,
+        model,
+        lambda step: model(Batch(tokens={"front": tokens[step]}), rng=torch.Generator()).loss,
+    )
     state = model.state_dict()
     for ours, theirs in names.items():
         case.check(f"final.network.{theirs}", state[ours])
@@ -298,8 +345,12 @@ def mup_real_sizes(case: Case) -> None:
         for part, (module, names) in parts.items():
             wanted = expected[part]
             assert sum(p.numel() for p in module.parameters()) == wanted["n_parameters"]
-            assert len(module.state_dict()) + (part == "gpt") == wanted["state_dict_keys"]  # theirs names the head too
-            check_multipliers(module, names, wanted["parameters_first_layer_only_other_layers_identical"])
+            assert (
+                len(module.state_dict()) + (part == "gpt") == wanted["state_dict_keys"]
+            )  # theirs names the head too
+            check_multipliers(
+                module, names, wanted["parameters_first_layer_only_other_layers_identical"]
+            )
         groups = model.requires_grad_(True).param_groups(1.0, 1e-7)
         assert len(groups) == expected["gpt"]["n_groups"] == expected["action_expert"]["n_groups"]
         block = model.vavim.blocks[0]
@@ -310,7 +361,11 @@ def mup_real_sizes(case: Case) -> None:
 
 def check_multipliers(module: nn.Module, names: dict[str, str], wanted: dict[str, Any]) -> None:
     parameters, modules = dict(module.named_parameters()), dict(module.named_modules())
-    rate = {id(p): (g["lr"], g["weight_decay"]) for g in param_groups(module, 1.0, 1e-7) for p in g["params"]}
+    rate = {
+        id(p): (g["lr"], g["weight_decay"])
+        for g in param_groups(module, 1.0, 1e-7)
+        for p in g["params"]
+    }
     ours = {theirs: name for name, theirs in names.items()}
     for theirs, facts in wanted.items():
         parameter = parameters[ours[theirs]]
@@ -325,7 +380,9 @@ def check_multipliers(module: nn.Module, names: dict[str, str], wanted: dict[str
 
 
 def check_init(case: Case) -> None:
-    """Deviations of freshly made weights of width multiplier 4 equal the measured ones, up to sampling error."""
+    """Deviations of freshly made weights of width multiplier 4 equal
+    the measured ones, up to sampling error.
+    """
     made, tolerance = case.meta["init_std_config"], case.meta["tolerance"]["init_std_rtol"]
     torch.manual_seed(0)
     layers, std = made["nb_layers"], made["init_std"]

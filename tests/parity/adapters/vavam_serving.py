@@ -71,18 +71,24 @@ def neuroncap_server(case: Case) -> None:
             assert reply["aux_outputs"] == expected["aux_outputs"]
             trajectory = torch.tensor(reply["trajectory"])
             case.check(f"step{i}.trajectory", trajectory)
-            case.check_value(trajectory, torch.tensor(expected["trajectory"]), f"response of step {i}")
+            case.check_value(
+                trajectory, torch.tensor(expected["trajectory"]), f"response of step {i}"
+            )
             context = torch.stack(tokenizer.encoded[seen:][-policy.context :])
             case.check(f"step{i}.visual_tokens", context)
     requests = sum(f"step{i}.noise" in case.io for i in range(len(transcript)))
-    assert len(tokenizer.encoded) == requests  # each frame once, where the reference encodes its whole buffer each time
+    assert (
+        len(tokenizer.encoded) == requests
+    )  # each frame once, where the reference encodes its whole buffer each time
 
 
 @adapter("vavam", "ncap")
 def ncap(case: Case) -> None:
     atol = case.meta["tolerance"]["atol"]
     for run in case.meta["scores"]:
-        assert abs(ncap_score(run["impact_speed"], run["reference_speed"]) - run["score"]) <= atol, run
+        assert (
+            abs(ncap_score(run["impact_speed"], run["reference_speed"]) - run["score"]) <= atol
+        ), run
     with tempfile.TemporaryDirectory() as folder:
         for run, metrics in case.meta["metrics_json_by_run"].items():
             file = Path(folder) / run / "metrics.json"

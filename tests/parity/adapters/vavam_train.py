@@ -16,13 +16,22 @@ def wsd_schedule(case: Case) -> None:
 
         def rates(base: list[float], step: int, raw: dict[str, int] = raw) -> list[float]:
             factor = lr_factor(
-                "wsd", step, warmup=raw["warmup_iter"], steps=raw["end_iter"], drop=raw["drop_iter"], floor=0.1
+                "wsd",
+                step,
+                warmup=raw["warmup_iter"],
+                steps=raw["end_iter"],
+                drop=raw["drop_iter"],
+                floor=0.1,
             )
             return [lr * factor for lr in base]
 
         def check(got: list[float], expected: list[float], label: str, name: str = name) -> None:
             np.testing.assert_allclose(
-                got, expected, rtol=case.meta["tolerance"]["rtol"], atol=0, err_msg=f"{name}: {label}"
+                got,
+                expected,
+                rtol=case.meta["tolerance"]["rtol"],
+                atol=0,
+                err_msg=f"{name}: {label}",
             )
 
         base = schedule["base_lrs"]
@@ -31,10 +40,16 @@ def wsd_schedule(case: Case) -> None:
             check(rates(base, step), expected, f"step {step}")
         resume = schedule["resume"]
         if raw.get("is_finetuning", False):
-            # A run of its own that starts from a checkpoint at step `first`: its steps, hence its schedule, begin at 0.
+            # A run of its own that starts from a checkpoint at step `first`: its steps, hence its
+            # schedule, begin at 0.
             base = resume["new_base_lrs"]
             factor = lr_factor(
-                "wsd", 1, warmup=raw["warmup_iter"], steps=raw["end_iter"] - first, drop=raw["drop_iter"], floor=0.1
+                "wsd",
+                1,
+                warmup=raw["warmup_iter"],
+                steps=raw["end_iter"] - first,
+                drop=raw["drop_iter"],
+                floor=0.1,
             )
             after = [lr * factor for lr in base]
         else:

@@ -1,4 +1,6 @@
-"""Cases about VOC's offline data: shards read by us, laid out and sampled as its ring buffer does."""
+"""Cases about VOC's offline data: shards read by us, laid out
+and sampled as its ring buffer does.
+"""
 
 from __future__ import annotations
 
@@ -22,15 +24,21 @@ def replay_buffer(case: Case) -> None:
         store = open_d4rl(case.folder / name, fps=1.0, grid=grid)
         with h5py.File(case.folder / name) as file:
             discount: Any = file["discount"]
-            ring.add(store, np.asarray(discount[:]), config["nstep"], config["future_sampling_steps"])
+            ring.add(
+                store, np.asarray(discount[:]), config["nstep"], config["future_sampling_steps"]
+            )
     for name in ("valid", "k_step", "rew", "act", "dis", "codes"):
         case.check(f"out.{name}", ring.slots[name])
     case.check("out.index_after_load", np.array([ring.at]))
 
     index, spr_index = case.io["in.indices"].numpy(), case.io["in.spr_indices"].numpy()
     for flavour, frames, draws in (("lat", "codes", "draw.k"), ("pix", "pixels", "draw.k_pix")):
-        found = ring.batch(frames, index, case.io[draws].numpy(), config["nstep"], config["discount"])
-        found |= ring.multi_step_batch(frames, spr_index, config["jumps"], config["nstep"], config["discount"])
+        found = ring.batch(
+            frames, index, case.io[draws].numpy(), config["nstep"], config["discount"]
+        )
+        found |= ring.multi_step_batch(
+            frames, spr_index, config["jumps"], config["nstep"], config["discount"]
+        )
         expected = [name for name in case.io if name.startswith(f"out.{flavour}.")]
         assert expected
         for name in expected:
@@ -40,8 +48,8 @@ def replay_buffer(case: Case) -> None:
 class Ring:
     """The reference's ring buffer, quirks included: what it yields, not how it computes it.
 
-    Slot i holds the frame of a row and the action and reward that led to it. An episode's first frame takes
-    `frame_stack` slots without either.
+    Slot i holds the frame of a row and the action and reward that led to it. An episode's first
+    frame takes `frame_stack` slots without either.
     """
 
     def __init__(self, size: int, stack: int) -> None:
@@ -80,7 +88,9 @@ class Ring:
                     self.slots["valid"][(slot - nstep + 1) % self.size] = True
             self.rows += len(codes)
 
-    def batch(self, frames: str, index: np.ndarray, k: np.ndarray, nstep: int, gamma: float) -> dict[str, np.ndarray]:
+    def batch(
+        self, frames: str, index: np.ndarray, k: np.ndarray, nstep: int, gamma: float
+    ) -> dict[str, np.ndarray]:
         rewards, discount = self._n_step(index, nstep, gamma)
         return {
             "obs": self._stack(frames, index),
@@ -99,8 +109,12 @@ class Ring:
         """`values` leaves out all rewards after the first `jumps`."""
         one = self.batch(frames, index, np.ones_like(index), nstep, gamma)
         ahead = [index + j for j in range(jumps + 1)]
-        values = sum(gamma**j * self._take("rew", ahead[j]).astype(np.float64) for j in range(jumps))
-        found = {f"spr.{name}": one[name] for name in ("obs", "action", "reward", "discount", "obs_k")}
+        values = sum(
+            gamma**j * self._take("rew", ahead[j]).astype(np.float64) for j in range(jumps)
+        )
+        found = {
+            f"spr.{name}": one[name] for name in ("obs", "action", "reward", "discount", "obs_k")
+        }
         return {
             **found,
             "spr.all_codes": np.stack([self._stack("codes", i) for i in ahead]),
@@ -110,14 +124,18 @@ class Ring:
         }
 
     def _n_step(self, index: np.ndarray, nstep: int, gamma: float) -> tuple[np.ndarray, np.ndarray]:
-        """The sum of n discounted rewards, divided by n; and the discount that bootstrapping needs."""
+        """The sum of n discounted rewards, divided by n; and
+        the discount that bootstrapping needs.
+        """
         steps = [index + j for j in range(nstep)]
         total = sum(gamma**j * self._take("rew", i).astype(np.float64) for j, i in enumerate(steps))
         return np.asarray(total) / nstep, gamma**nstep * self._take("dis", steps[-1])
 
     def _stack(self, frames: str, index: np.ndarray) -> np.ndarray:
         """The frames of the slots before `index`, oldest first, joined along codes or channels."""
-        return np.concatenate([self._take(frames, index - j) for j in range(self.stack, 0, -1)], axis=1)
+        return np.concatenate(
+            [self._take(frames, index - j) for j in range(self.stack, 0, -1)], axis=1
+        )
 
     def _take(self, name: str, index: np.ndarray) -> np.ndarray:
         return self.slots[name][index % self.size]

@@ -1,4 +1,6 @@
-"""The GPT-2 of Video Occupancy Models: loss, gradients, decay groups, greedy and top-k generation."""
+"""The GPT-2 of Video Occupancy Models: loss, gradients, decay
+groups, greedy and top-k generation.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +22,14 @@ def gpt2(case: Case) -> GPT2:
     raw: dict[str, Any] = case.config["gpt2"]
     state = to_native(case.weights)
     config = GPT2Config(
-        vocab=raw["vocab_size"], positions=raw["n_positions"], width=raw["n_embd"], heads=raw["n_head"],
-        layers=raw["n_layer"], dropout=raw["resid_pdrop"], attention_dropout=raw["attn_pdrop"],
-    )  # fmt: skip
+        vocab=raw["vocab_size"],
+        positions=raw["n_positions"],
+        width=raw["n_embd"],
+        heads=raw["n_head"],
+        layers=raw["n_layer"],
+        dropout=raw["resid_pdrop"],
+        attention_dropout=raw["attn_pdrop"],
+    )
     assert config_of(state, heads=config.heads) == config, "sizes from shapes"
     model = GPT2(config)
     model.load_state_dict(state, strict=True)
@@ -34,7 +41,9 @@ def gpt2(case: Case) -> GPT2:
 
 @torch.no_grad()
 def decode(model: GPT2, context: Tensor, length: int, choose: Any) -> tuple[Tensor, Tensor]:
-    """`choose(logits (B, V), i)` picks code i from the cache's logits: codes (B, length), logits (B, length, V)."""
+    """`choose(logits (B, V), i)` picks code i from the cache's
+    logits: codes (B, length), logits (B, length, V).
+    """
     caches = [KVCache(context.shape[1] + length) for _ in model.blocks]
     codes, seen = [], []
     tokens = context
@@ -53,7 +62,9 @@ def gpt2_lm(case: Case) -> None:
     tokens = torch.cat([context, target], dim=1)
     logits = model.logits(tokens)
     case.check("out.logits", logits)
-    losses = functional.cross_entropy(logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+    losses = functional.cross_entropy(
+        logits[:, :-1].flatten(0, 1), tokens[:, 1:].flatten(), reduction="none"
+    )
     losses = losses.view(len(tokens), -1)
     case.check("out.per_position_loss", losses)
     case.check("out.loss", losses.mean())
@@ -61,14 +72,18 @@ def gpt2_lm(case: Case) -> None:
     case.check("out.greedy", decode(model, context, length, lambda logits, _: logits.argmax(-1))[0])
 
     losses.mean().backward()
-    gradients = to_reference({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
+    gradients = to_reference(
+        {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    )
     expected = [name for name in case.io if name.startswith("out.grad.")]
     assert expected
     for name in expected:
         case.check(name, gradients[gradient_key(name.removeprefix("out.grad."), gradients)])
 
     names = {id(p): reference_key(name) for name, p in model.named_parameters()}
-    decaying, others = ([names[id(p)] for p in group["params"]] for group in model.param_groups(1e-3, 0.1))
+    decaying, others = (
+        [names[id(p)] for p in group["params"]] for group in model.param_groups(1e-3, 0.1)
+    )
     assert sorted(decaying) == sorted(case.config["decay_params"])
     assert sorted(others) == sorted(case.config["no_decay_params"])
 
@@ -76,7 +91,11 @@ def gpt2_lm(case: Case) -> None:
 def gradient_key(short: str, keys: Iterable[str]) -> str:
     """The parameter that "wte", "wpe" or "h0_c_attn" stands for."""
     layer, _, leaf = short.partition("_")
-    start, end = (f"transformer.h.{layer[1:]}.", f"{leaf}.weight") if leaf else (f"transformer.{layer}.", "weight")
+    start, end = (
+        (f"transformer.h.{layer[1:]}.", f"{leaf}.weight")
+        if leaf
+        else (f"transformer.{layer}.", "weight")
+    )
     (key,) = [k for k in keys if k.startswith(start) and k.endswith(end)]
     return key
 
@@ -87,7 +106,10 @@ def generate_topk(case: Case) -> None:
     context, top_k = case.io["in.context"], case.config["effective_top_k"]
     uniform = case.io["draw.uniform"]
     samples, logits = decode(
-        model, context, case.config["L"], lambda logits, i: draw_codes(logits, uniform[:, i], top_k=top_k)
+        model,
+        context,
+        case.config["L"],
+        lambda logits, i: draw_codes(logits, uniform[:, i], top_k=top_k),
     )
     case.check("out.samples", samples)
     case.check("out.untruncated_logits", logits)

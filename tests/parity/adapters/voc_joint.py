@@ -1,4 +1,6 @@
-"""Video Occupancy Models from pixels: one update of everything at once, with a VQ-VAE and with MUSIK."""
+"""Video Occupancy Models from pixels: one update of everything
+at once, with a VQ-VAE and with MUSIK.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def encoder_sizes(raw: dict[str, Any]) -> dict[str, Any]:
     assert network["dropout"] == 0.0
     assert network["in_channels"] == network["out_ch"] == 3
     levels = len(network["ch_mult"])
-    attended = {i for i in range(levels) if network["resolution"] // 2**i in network["attn_resolutions"]}
+    attended = {
+        i for i in range(levels) if network["resolution"] // 2**i in network["attn_resolutions"]
+    }
     return {
         "channels": network["ch"],
         "multipliers": tuple(network["ch_mult"]),
@@ -54,7 +58,9 @@ def encoder_sizes(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def part(case: Case, prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in case.weights.items() if name.startswith(prefix)}
+    return {
+        name.removeprefix(prefix): t for name, t in case.weights.items() if name.startswith(prefix)
+    }
 
 
 class StandIn(nn.Linear):
@@ -104,15 +110,28 @@ def musik_update(case: Case) -> None:
     raw = case.config
     projector = part(case, "musik_predictor.projector.")
     config = MusikConfig(
-        **encoder_sizes(raw), actions=raw["action_dim"], frames=raw["frames"], negatives=raw["negatives"],
-        summary=len(case.weights["model.quant_linear.1.bias"]), hidden=len(projector["layer1.1.bias"]),
-    )  # fmt: skip
+        **encoder_sizes(raw),
+        actions=raw["action_dim"],
+        frames=raw["frames"],
+        negatives=raw["negatives"],
+        summary=len(case.weights["model.quant_linear.1.bias"]),
+        hidden=len(projector["layer1.1.bias"]),
+    )
     musik = Musik(config)
     layers = {"layer1.0": "energy.first", "layer1.1": "energy.norm", "layer2": "energy.second"}
     theirs = part(case, "model.")
-    state = to_native({name: t for name, t in theirs.items() if not name.startswith(("quant_linear.", "decoder."))})
+    state = to_native(
+        {
+            name: t
+            for name, t in theirs.items()
+            if not name.startswith(("quant_linear.", "decoder."))
+        }
+    )
     state |= {f"summary.{kind}": theirs[f"quant_linear.1.{kind}"] for kind in ("weight", "bias")}
-    state |= {f"{layers[name.rsplit('.', 1)[0]]}.{name.rsplit('.', 1)[1]}": t for name, t in projector.items()}
+    state |= {
+        f"{layers[name.rsplit('.', 1)[0]]}.{name.rsplit('.', 1)[1]}": t
+        for name, t in projector.items()
+    }
     musik.load_state_dict(state)
     musik.train()
 
@@ -171,7 +190,8 @@ def voc_pixel_update(case: Case) -> None:
     discriminator.train()
 
     now, following = (
-        frames(case, f"in.{name}", f"draw.shift_{draw}") for name, draw in (("obs", "obs"), ("next_obs", "next"))
+        frames(case, f"in.{name}", f"draw.shift_{draw}")
+        for name, draw in (("obs", "obs"), ("next_obs", "next"))
     )
     images = now.flatten(0, 1)
     found = tokenizer.quantizer(tokenizer.latents(images))
@@ -181,15 +201,21 @@ def voc_pixel_update(case: Case) -> None:
     nll = (images - decoded).abs().mean() + options.get("perceptual_weight", 1.0) * perceptual
     deceive = deceive_loss(discriminator(decoded))
     own, adversarial = (
-        torch.autograd.grad(term, tokenizer.last_layer, retain_graph=True)[0].norm() for term in (nll, deceive)
+        torch.autograd.grad(term, tokenizer.last_layer, retain_graph=True)[0].norm()
+        for term in (nll, deceive)
     )
     adaptive = (own / (adversarial + 1e-4)).clamp(max=1e4).detach() * options["disc_weight"]
     begun = options.get("disc_factor", 1.0) if options["disc_start"] <= STEP else 0.0
     loss = nll + adaptive * begun * deceive + options["codebook_weight"] * codebook
     for name, value in (
-        ("recon", decoded), ("quant_loss", codebook), ("nll_loss", nll), ("p_loss", perceptual),
-        ("d_weight", adaptive), ("g_loss", deceive), ("vae_loss", loss),
-    ):  # fmt: skip
+        ("recon", decoded),
+        ("quant_loss", codebook),
+        ("nll_loss", nll),
+        ("p_loss", perceptual),
+        ("d_weight", adaptive),
+        ("g_loss", deceive),
+        ("vae_loss", loss),
+    ):
         case.check(f"out.{name}", value)
 
     voc = occupancy_model(case, tokenizer.codebook)
@@ -211,7 +237,11 @@ def voc_pixel_update(case: Case) -> None:
 
 def distance(state: dict[str, Tensor]) -> Any:
     """LPIPS of the case's tensors."""
-    network = {".".join(name.split(".")[2:]): t for name, t in state.items() if name.startswith("net.slice")}
+    network = {
+        ".".join(name.split(".")[2:]): t
+        for name, t in state.items()
+        if name.startswith("net.slice")
+    }
     return lpips(
         network,
         [state[f"lin{k}.model.1.weight"].flatten() for k in range(5)],

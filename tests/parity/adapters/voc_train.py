@@ -8,7 +8,8 @@ import torch
 from parity.registry import Case, adapter
 from torch import Tensor, nn
 
-from foreact.families.voc.model import VOC, RewardHead, VOCConfig
+from foreact.families.voc.config import VOCConfig
+from foreact.families.voc.model import VOC, RewardHead
 from foreact.families.voc.released.gpt2 import to_native, to_reference
 from foreact.nn.gpt2 import GPT2
 from foreact.train.config import TrainConfig
@@ -46,7 +47,9 @@ def load_gpt(module: GPT2, state: dict[str, Tensor], prefix: str) -> None:
 
 
 def load_reward(head: nn.Module, state: dict[str, Tensor], prefix: str) -> None:
-    """The three layers of the reference, or the stand-in of one, which then takes the head's place."""
+    """The three layers of the reference, or the stand-in of
+    one, which then takes the head's place.
+    """
     ours = {v: k for k, v in REWARD_NAMES.items()}
     theirs = {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)}
     renamed = {".".join([ours[k.split(".")[0]], k.split(".")[1]]): t for k, t in theirs.items()}
@@ -66,14 +69,23 @@ def gamma_target(case: Case) -> None:
     vocab = int(max(following.max(), samples.max())) + 1
     model = VOC(
         VOCConfig(
-            width=4, heads=1, layers=1, vocab=vocab, code_dim=1, grid=(1, following.shape[1]), frames=1,
+            width=4,
+            heads=1,
+            layers=1,
+            vocab=vocab,
+            code_dim=1,
+            grid=(1, following.shape[1]),
+            frames=1,
             gammas=(case.config["discount"],),
         )
-    )  # fmt: skip
+    )
     draws_instead(model, samples, bootstrapped)
     stacks = torch.stack([torch.zeros_like(following), following], dim=1)
     gammas = torch.zeros(len(following), dtype=torch.int64)
-    case.check("out.target", model.targets(stacks, bootstrapped.long(), gammas, None, rng=torch.Generator()))
+    case.check(
+        "out.target",
+        model.targets(stacks, bootstrapped.long(), gammas, None, rng=torch.Generator()),
+    )
 
 
 @adapter("voc", "ema_update")
@@ -86,7 +98,9 @@ def ema_update(case: Case) -> None:
             for name, tensor in case.io.items():
                 if name.startswith(f"in.{side}."):
                     key = name.removeprefix(f"in.{side}.").replace(".", "_")
-                    if tensor.is_floating_point() and not key.endswith(("running_mean", "running_var")):
+                    if tensor.is_floating_point() and not key.endswith(
+                        ("running_mean", "running_var")
+                    ):
                         self.register_parameter(key, nn.Parameter(tensor.clone()))
                     else:
                         self.register_buffer(key, tensor.clone())
@@ -123,10 +137,15 @@ def voc_latent_update(case: Case) -> None:
     model.train()
     decay, schedule = raw["weight_decay"], raw["schedule"]
     assert decay["gpt_no_decay"] == 0.0
-    optimizer = build_optimizer(model, lr=raw["lr"], weight_decay=decay["gpt_decay"], betas=tuple(raw["betas"]))
+    optimizer = build_optimizer(
+        model, lr=raw["lr"], weight_decay=decay["gpt_decay"], betas=tuple(raw["betas"])
+    )
     calls = sum(name.startswith("in.context") for name in case.io)
     config = TrainConfig(
-        accumulate=2, accumulation="sum_first_alone", steps=schedule["num_training_steps"], warmup=schedule["warmup"]
+        accumulate=2,
+        accumulation="sum_first_alone",
+        steps=schedule["num_training_steps"],
+        warmup=schedule["warmup"],
     )
     rates, done = [], 0
     for step in range((calls + 1) // 2):

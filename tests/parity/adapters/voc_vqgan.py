@@ -1,4 +1,6 @@
-"""taming's VQGAN as Video Occupancy Models use it: network, quantiser, losses, released file, frames."""
+"""taming's VQGAN as Video Occupancy Models use it: network,
+quantiser, losses, released file, frames.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,18 @@ from foreact.tokenizers.vq import TAMING, VQConfig, VQTokenizer
 
 
 def config_of(case: Case) -> VQConfig:
-    """The network of a case. It is fed with the values it sees itself, so that nothing is to be converted."""
+    """The network of a case. It is fed with the values it sees
+    itself, so that nothing is to be converted.
+    """
     raw = case.config["ddconfig"]
     lowest = raw["resolution"] // 2 ** (len(raw["ch_mult"]) - 1)
     levels = {lowest * 2**i: i for i in range(len(raw["ch_mult"]))}
-    assert (raw["in_channels"], raw["out_ch"], raw["double_z"], raw["dropout"]) == (3, 3, False, 0.0)
+    assert (raw["in_channels"], raw["out_ch"], raw["double_z"], raw["dropout"]) == (
+        3,
+        3,
+        False,
+        0.0,
+    )
     return dataclasses.replace(
         TAMING,
         channels=raw["ch"],
@@ -61,7 +70,9 @@ def vqgan_encode_decode(case: Case) -> None:
         rows = tokenizer.codebook[found.codes].permute(0, 3, 1, 2)
         case.check("out.codebook_entry", rows)
         case.check("out.recon_from_codes", tokenizer.draw(rows))
-    ramp = torch.linspace(-1, 1, z.numel()).view(z.shape)  # shows that the gradient passes straight through
+    ramp = torch.linspace(-1, 1, z.numel()).view(
+        z.shape
+    )  # shows that the gradient passes straight through
     (legacy + (found.values * ramp).sum()).backward()
     case.check("out.grad_prequant", z.grad)
     case.check("out.grad_codebook", tokenizer.quantizer.weight.grad)
@@ -84,20 +95,28 @@ def vqgan_losses_checkpoint(case: Case) -> None:
     judge_state = {k.removeprefix(prefix): v for k, v in everything.items() if k.startswith(prefix)}
 
     def start() -> tuple[VQTokenizer, PatchGAN]:
-        tokenizer, discriminator = VQTokenizer(config), PatchGAN(raw["disc_ndf"], raw["disc_num_layers"])
+        tokenizer, discriminator = (
+            VQTokenizer(config),
+            PatchGAN(raw["disc_ndf"], raw["disc_num_layers"]),
+        )
         tokenizer.load_state_dict({k: v.clone() for k, v in found.state.items()})
         discriminator.load_state_dict({k: v.clone() for k, v in judge_state.items()})
         return tokenizer.train(), discriminator.train()
 
     def running_mean(discriminator: PatchGAN) -> Tensor:
         """Of the first normalisation."""
-        return next(m for m in discriminator.main if isinstance(m, torch.nn.BatchNorm2d)).get_buffer("running_mean")
+        return next(
+            m for m in discriminator.main if isinstance(m, torch.nn.BatchNorm2d)
+        ).get_buffer("running_mean")
 
     tokenizer, _ = start()
     with torch.no_grad():
         quantized = tokenizer.quantizer(tokenizer.latents(images))
         case.check("out.recon", tokenizer.draw(quantized.values))
-        quant_loss = config.codebook_weight * quantized.codebook + config.commitment_weight * quantized.commitment
+        quant_loss = (
+            config.codebook_weight * quantized.codebook
+            + config.commitment_weight * quantized.commitment
+        )
         case.check("out.codebook_loss", quant_loss)
         distance = perceptual(images, tokenizer.draw(quantized.values))
         case.check("out.lpips", distance.view(-1, 1, 1, 1))
@@ -111,17 +130,27 @@ def vqgan_losses_checkpoint(case: Case) -> None:
         nll = (decoded - images).abs().mean() + raw["perceptual_weight"] * p_loss
         g_loss = deceive_loss(discriminator(decoded))
         d_weight = raw["disc_weight"] * adaptive_factor(nll, g_loss, tokenizer.last_layer)
-        quant_loss = config.codebook_weight * quantized.codebook + config.commitment_weight * quantized.commitment
+        quant_loss = (
+            config.codebook_weight * quantized.codebook
+            + config.commitment_weight * quantized.commitment
+        )
         loss = nll + d_weight * factor * g_loss + raw["codebook_weight"] * quant_loss
         loss.backward()
         got = {
-            "loss": loss, "total_loss": loss, "quant_loss": quant_loss, "nll_loss": nll, "rec_loss": nll,
-            "p_loss": p_loss, "d_weight": d_weight, "disc_factor": factor, "g_loss": g_loss,
+            "loss": loss,
+            "total_loss": loss,
+            "quant_loss": quant_loss,
+            "nll_loss": nll,
+            "rec_loss": nll,
+            "p_loss": p_loss,
+            "d_weight": d_weight,
+            "disc_factor": factor,
+            "g_loss": g_loss,
             "grad_conv_out": tokenizer.last_layer.grad,
             "grad_encoder_conv_in": tokenizer.encoder.conv_in.weight.grad,
             "grad_codebook": tokenizer.quantizer.weight.grad,
             "disc_running_mean": running_mean(discriminator),
-        }  # fmt: skip
+        }
         for name, value in got.items():
             case.check(f"out.gen_{label}.{name}", value)
 
@@ -136,9 +165,12 @@ def vqgan_losses_checkpoint(case: Case) -> None:
         else:
             judged = 0.5 * (softplus(-real).mean() + softplus(fake).mean())
         got = {
-            "loss": factor * judged, "disc_loss": factor * judged, "logits_real": real.mean(),
-            "logits_fake": fake.mean(), "disc_running_mean": running_mean(discriminator),
-        }  # fmt: skip
+            "loss": factor * judged,
+            "disc_loss": factor * judged,
+            "logits_real": real.mean(),
+            "logits_fake": fake.mean(),
+            "disc_running_mean": running_mean(discriminator),
+        }
         for name, value in got.items():
             case.check(f"out.disc_{label}.{name}", value)
 

@@ -71,8 +71,15 @@ def vqkd_encode(case: Case) -> None:
     encoder, decoder = raw["encoder"], raw["decoder"]
     for vit in (encoder, decoder):
         assert all(vit[name] for name in ("qkv_bias", "use_abs_pos_emb", "use_mean_pooling"))
-        without = ("init_values", "use_rel_pos_bias", "use_shared_rel_pos_bias", "qk_scale", "drop_rate",
-                   "attn_drop_rate", "drop_path_rate")  # fmt: skip
+        without = (
+            "init_values",
+            "use_rel_pos_bias",
+            "use_shared_rel_pos_bias",
+            "qk_scale",
+            "drop_rate",
+            "attn_drop_rate",
+            "drop_path_rate",
+        )
         assert not any(vit[name] for name in without)
         assert all(vit[name] == encoder[name] for name in ("embed_dim", "num_heads", "mlp_ratio"))
     grid = raw["img"] // raw["p"]
@@ -102,9 +109,14 @@ def vqkd_encode(case: Case) -> None:
         case.check("out.loss", found.commitment)
         predicted = model.predict(found.values)
         case.check("out.decoder_out", predicted)
-        case.check("out.cosine_rec_loss", 1 - cosine_similarity(case.io["in.rec_target"], predicted, dim=-1).mean())
+        case.check(
+            "out.cosine_rec_loss",
+            1 - cosine_similarity(case.io["in.rec_target"], predicted, dim=-1).mean(),
+        )
         case.check("out.codebook_entry", model.codebook[found.codes].flatten(1))
         model.quantizer.count(hits_of(found.codes, model.quantizer))
         case.check("out.cluster_size_after", model.quantizer.cluster_size)
         case.check("out.alt_encoder_patch_tokens", model.encoder(alt))
-        case.check_value(model.encode(alt[None]).flatten(), case.io["out.alt_indices"], "encode, other size")
+        case.check_value(
+            model.encode(alt[None]).flatten(), case.io["out.alt_indices"], "encode, other size"
+        )

@@ -18,7 +18,8 @@ from foreact.envs.collect import demonstrations_to_store
 from foreact.evals.report import Media, write_report
 from foreact.evals.video import save_examples, video_quality
 from foreact.families.uva.model import UVA
-from foreact.families.uva.policy import UVAPolicy, open_imagining
+from foreact.families.uva.opening import open_imagining
+from foreact.families.uva.policy import UVAPolicy
 from foreact.families.uva.train import recipe, train_uva
 from foreact.runs.acting import TEST_SEED, open_policy, run_closed_loop
 from foreact.runs.stores import open_held_out_store, open_task_store

@@ -14,7 +14,8 @@ from foreact.errors import UserError
 from foreact.evals.figures import actions_figure
 from foreact.evals.report import Media, write_report
 from foreact.evals.video import VideoQuality, read_states, save_examples, video_quality
-from foreact.families.uva.policy import UVAPolicy, open_imagining
+from foreact.families.uva.opening import open_imagining
+from foreact.families.uva.policy import UVAPolicy
 from foreact.runs.run import pick_device, say, write_json
 from foreact.runs.stores import open_held_out_store
 from foreact.tasks import find_task

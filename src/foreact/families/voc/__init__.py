@@ -7,7 +7,7 @@ from foreact.plugs import Family
 FAMILY = Family(
     name="voc",
     title="a Video Occupancy Model: the discounted future",
-    config="foreact.families.voc.model:VOCConfig",
+    config="foreact.families.voc.config:VOCConfig",
     module="foreact.families.voc.model:VOC",
     train="foreact.families.voc.train:command",
     policy="foreact.families.voc.policy:open_policy",

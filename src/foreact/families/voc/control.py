@@ -19,7 +19,7 @@ from foreact.errors import UserError
 from foreact.evals.closed_loop import ClosedLoopResult, read_closed_loop, versions
 from foreact.families.voc.action_values import ONE_STEP
 from foreact.families.voc.cloning.policy import CloningOptions
-from foreact.families.voc.model import VOCConfig
+from foreact.families.voc.config import VOCConfig
 from foreact.families.voc.policy import OccupancyOptions, PlanningConfig
 from foreact.runs.acting import (
     BASELINES,

@@ -28,8 +28,9 @@ from foreact.data.windows.window import Window
 from foreact.errors import UserError
 from foreact.families.codes import train_musik as musik
 from foreact.families.codes import train_vq as vq
+from foreact.families.voc.config import VOCConfig
 from foreact.families.voc.from_pixels import JointVOC
-from foreact.families.voc.model import VOC, VOCConfig
+from foreact.families.voc.model import VOC
 from foreact.runs.options import Episodes, TrainingRun
 from foreact.runs.parse import checked, parse_run
 from foreact.runs.run import pick_device

@@ -21,7 +21,8 @@ from torch import Tensor
 from foreact.checkpoints.configs import read_json
 from foreact.checkpoints.format import difference
 from foreact.errors import UserError
-from foreact.families.voc.model import VOC, VOCConfig
+from foreact.families.voc.config import VOCConfig
+from foreact.families.voc.model import VOC
 from foreact.nn.gpt2 import GPT2, GPT2Config
 from foreact.released.pickles import read_torch_file
 

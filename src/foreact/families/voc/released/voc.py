@@ -11,7 +11,8 @@ from foreact.checkpoints.configs import config_from_json
 from foreact.checkpoints.format import build, load_checkpoint
 from foreact.checkpoints.shipped import resolve
 from foreact.errors import UserError
-from foreact.families.voc.model import VOC, VOCConfig
+from foreact.families.voc.config import VOCConfig
+from foreact.families.voc.model import VOC
 from foreact.families.voc.released.gpt2 import is_gpt2, occupancy_state, read_gpt2, write_gpt2
 from foreact.released.layouts import Converted, Layout, Request, option, write_converted
 from foreact.types import Codes

@@ -1,0 +1,1 @@
+"""What tests share: small worlds, tiny models, processes. Imported as `support`."""
