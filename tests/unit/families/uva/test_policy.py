@@ -477,7 +477,7 @@ def test_scores_of_the_real_model_do_not_depend_on_company(posterior: Any) -> No
 
     def scores(seeds: list[int]) -> dict[int, tuple[float, int]]:
         found = closed_loop(
-            "toy_world:make_toy", real_policy(vae=vae), seeds, workers=0, progress=False
+            "support.toy_world:make_toy", real_policy(vae=vae), seeds, workers=0, progress=False
         )
         return {e.seed: (e.score, e.steps) for e in found.episodes}
 
