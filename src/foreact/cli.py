@@ -1,6 +1,4 @@
-"""Command line: verb -> function, nothing else. It imports nothing
-heavy, so that `--help` is there at once.
-"""
+"""The command line: maps verbs to functions, and imports nothing heavy so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -11,7 +9,7 @@ import warnings
 from typing import Any
 
 from foreact.errors import UserError
-from foreact.plugs import FAMILIES, add_family, families_with
+from foreact.plugs import FAMILIES, add_family
 
 # Import paths below `foreact`. A function named `command` parses for itself: what --size, --task or
 # --weights say decides the other options.
@@ -158,21 +156,26 @@ VERBS = {
 
 
 def verbs() -> dict[str, tuple[str, str]]:
-    """Every verb -> the import path of its function and what it does, in the order of the road."""
+    """Every verb -> the import path of its function and what it does, in the order of the usage.
+
+    Families of installed packages are trained too, but their modules are imported only when named.
+    """
     training = {}
-    for name in families_with("train"):
+    for name in [*FAMILIES.built_in, *FAMILIES.added]:
         family = FAMILIES.find(name)
-        training[f"train {family.verb}"] = (str(family.train), f"Train {family.title}.")
-    found: dict[str, tuple[str, str]] = {}
+        if family.train is not None:
+            training[f"train {family.verb}"] = (family.train, f"Train {family.title}.")
+    all_verbs: dict[str, tuple[str, str]] = {}
     for verb, (path, text) in VERBS.items():
         if verb == "submit":
-            found |= training
-        found[verb] = (f"foreact.{path}", text)
-    return found
+            all_verbs |= training
+        all_verbs[verb] = (f"foreact.{path}", text)
+    return all_verbs
 
 
 def usage() -> str:
     lines = [f"  {verb:<22}{text}" for verb, (_, text) in verbs().items()]
+    lines += [f"  train {name:<16}From an installed package." for name in FAMILIES.installed()]
     return (
         "usage: foreact VERB [options]      (foreact VERB --help explains a verb)\n\n"
         + "\n".join(lines)
@@ -182,26 +185,26 @@ def usage() -> str:
 def run(argv: list[str]) -> object:
     """Find the verb at the head of `argv` and call its function with the options that follow.
 
-    `--family my_package.my_model`, anywhere, makes a family known that is not installed; `foreact
-    train` trains it.
+    `--family my_package.my_model`, anywhere, adds a family that is not installed; `foreact train`
+    trains it.
     """
-    argv, named = _take_families(argv)
-    if argv[:1] == ["train"] and named and (len(argv) == 1 or argv[1].startswith("-")):
-        argv = ["train", named[-1], *argv[1:]]
+    argv, added_verbs = _take_families(argv)
+    if argv[:1] == ["train"] and added_verbs and (len(argv) == 1 or argv[1].startswith("-")):
+        argv = ["train", added_verbs[-1], *argv[1:]]
     if not argv or argv[0] in {"-h", "--help", "help"}:
         print(usage())
         return None
-    known = verbs()
+    known_verbs = verbs()
     for words in (2, 1):
         verb, rest = " ".join(argv[:words]), argv[words:]
-        if verb in known:
-            module, _, function = known[verb][0].partition(":")
+        if verb in known_verbs:
+            module, _, function = known_verbs[verb][0].partition(":")
             return _call(getattr(importlib.import_module(module), function), verb, rest)
     if argv[0] == "train" and len(argv) > 1 and not argv[1].startswith("-"):
         return _call(add_family(argv[1]).get("train"), "train", argv[2:])
-    heads = sorted({verb.split()[0] for verb in known})
+    heads = sorted({verb.split()[0] for verb in known_verbs})
     if argv[0] in heads:
-        below = [verb for verb in known if verb.startswith(argv[0] + " ")]
+        below = [verb for verb in known_verbs if verb.startswith(argv[0] + " ")]
         raise UserError(f"`foreact {argv[0]}` needs one of: {', '.join(below)}.")
     raise UserError(f"There is no verb '{argv[0]}'; known ones are {', '.join(heads)}.")
 
@@ -215,10 +218,8 @@ def _call(entry: Any, verb: str, args: list[str]) -> object:
 
 
 def _take_families(argv: list[str]) -> tuple[list[str], list[str]]:
-    """The command line without `--family PATH`, and the names
-    of the families that it made known.
-    """
-    rest, named = [], []
+    """Split off `--family PATH`; returns the other words and the verbs of the families added."""
+    rest, added_verbs = [], []
     words = iter(argv)
     for word in words:
         option, equals, value = word.partition("=")
@@ -228,8 +229,8 @@ def _take_families(argv: list[str]) -> tuple[list[str], list[str]]:
         value = value if equals else next(words, "")
         if not value:
             raise UserError("--family needs the import path of a module that exports FAMILY.")
-        named.append(add_family(value).verb)
-    return rest, named
+        added_verbs.append(add_family(value).verb)
+    return rest, added_verbs
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:
@@ -237,9 +238,7 @@ def _show_warning(message: Warning | str, *_: object) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Entry point of `foreact`. Exit status: 0 done, 2 a
-    mistake the user can mend, 130 interrupted.
-    """
+    """Entry point of `foreact`; exit status 0 done, 2 user error, 130 interrupted."""
     try:
         with warnings.catch_warnings():
             warnings.showwarning = _show_warning

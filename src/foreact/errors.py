@@ -7,17 +7,14 @@ from collections.abc import Iterable
 
 
 class UserError(Exception):
-    """A mistake that the user can mend: one sentence with what was expected, what was found and
-    what to do.
+    """A mistake that the user can fix: what was expected, what was found and what to do.
 
     The command line prints it without a traceback and exits with status 2.
     """
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the known name
-    that is nearest to it, or all of them.
-    """
+    """End of a sentence about an unknown name: the nearest known name, or all of them."""
     known = list(known)
     close = difflib.get_close_matches(name, known, n=1)
     return (

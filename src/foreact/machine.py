@@ -1,5 +1,4 @@
-"""What this machine computes fast: bfloat16 or float32, and which of several kernels. Asked or
-timed, never guessed.
+"""What this machine computes fast: bfloat16 or float32, and which kernel; measured, not guessed.
 
 A processor's name says little: one with bfloat16 instructions multiplies them several times as fast
 as float32, one without emulates them twenty times as slowly, and both are sold under one name. So a
@@ -29,9 +28,7 @@ from foreact.errors import UserError
 Precision = Literal["bf16", "fp32"]
 AnyPrecision = Literal["auto", "bf16", "fp32"]
 Work = Literal["batches", "rows"]
-"""Products of many rows, as in training and in reading a context; or of
-single rows, as in decoding token by token.
-"""
+"""Products of many rows (training, reading a context) or single rows (decoding by token)."""
 
 CLEARLY = 1.25
 """How many times as fast as the plain way another one must be to take its place. A closer call
@@ -43,8 +40,7 @@ compute as it does today.
 def least_seconds(
     candidates: Mapping[str, Callable[[], object]], rounds: int = 5
 ) -> dict[str, float]:
-    """Time calls in turns, and keep the least time of each: what disturbs a call only ever makes it
-    longer.
+    """Least time of each call, timed in turns, since disturbances only ever add time.
 
     Args:
         candidates: calls by name.
@@ -64,9 +60,7 @@ def least_seconds(
 
 
 def gflops(device: torch.device, precision: Precision) -> float:
-    """Billions of operations per second of a product of two matrices
-    of 1,024 (on a GPU 8,192) rows and columns.
-    """
+    """GFLOP/s of a matrix product of size 1,024 (8,192 on a GPU)."""
     side = 1024 if device.type == "cpu" else 8192
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     x = torch.ones(side, side, dtype=dtype, device=device)
@@ -140,8 +134,7 @@ def bfloat16(device: torch.device, work: Work = "batches") -> BFloat16:
 def choose_precision(
     asked: AnyPrecision, device: torch.device, work: Work = "batches"
 ) -> Precision:
-    """The precision to compute in: as asked, or for "auto" bf16 only where the device is faster in
-    it.
+    """The precision asked for; for "auto", bf16 only where the device is faster in it.
 
     Raises:
         UserError: bf16 was asked for and the device cannot compute it.
@@ -167,9 +160,7 @@ def autocast(device: torch.device, precision: Precision) -> torch.autocast:
 
 
 def cores() -> int:
-    """Processor cores that this process may use: those it is bound
-    to, and no more than its container's quota.
-    """
+    """Processor cores this process may use: its affinity, capped by the container's quota."""
     bound = (
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     )
@@ -177,9 +168,7 @@ def cores() -> int:
 
 
 def _quota(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """Cores' worth of time that the control group grants (cgroup
-    v2, then v1), infinite without a limit.
-    """
+    """CPU quota of the control group (cgroup v2, then v1) in cores; infinite if unlimited."""
     with suppress(OSError, ValueError, ZeroDivisionError):
         limit, period = (root / "cpu.max").read_text().split()
         return math.inf if limit == "max" else int(limit) / int(period)
@@ -192,9 +181,7 @@ def _quota(root: Path = Path("/sys/fs/cgroup")) -> float:
 
 
 def loader_processes(device: torch.device) -> int:
-    """Processes that prepare batches for this one, among those
-    that torchrun started on this machine.
-    """
+    """Data-loading processes for each of torchrun's processes on this machine."""
     if device.type == "cpu":
         return 0
     beside = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
@@ -220,9 +207,7 @@ def _of_gpu(index: int) -> BFloat16:
 
 @cache
 def _of_cpu(work: Work) -> BFloat16:
-    """Time a small product first, so that a processor which
-    emulates bfloat16 is found out in milliseconds.
-    """
+    """Time a small product first, which finds out emulated bfloat16 in milliseconds."""
     with torch.inference_mode(False), one_thread():
         ratio = (
             _ratio(_product(1, 2048, 2048)) if work == "rows" else _ratio(_product(64, 256, 512))
@@ -251,9 +236,7 @@ def _product(rows: int, inputs: int, outputs: int) -> Callable[[torch.dtype], Ca
 
 
 def _training_step(dtype: torch.dtype) -> Callable[[], object]:
-    """Forward and backward of a small MLP under autocast: small
-    networks spend much of a step between the products.
-    """
+    """Forward and backward of a small MLP under autocast, which also times small operations."""
     x = torch.ones(512, 256, device="cpu")
     up = torch.full((1024, 256), 1e-2, requires_grad=True, device="cpu")
     down = torch.full((256, 1024), 1e-2, requires_grad=True, device="cpu")

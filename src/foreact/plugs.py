@@ -1,9 +1,9 @@
-"""Plugs: how a system, a task or a simulator comes into the house without an edit of ours.
+"""Plugs: how a model family, task, simulator or format is added without editing this package.
 
-A plug is one value that a module exports. It is found by its name among ours, by its name among the
-entry points of the installed packages, or by the import path of its module, `my_package.my_module`
-or a file `my_module.py` in the present folder. What a plug needs of heavy modules it names by
-import paths "module:attribute", so that finding one is fast.
+A plug is one value that a module exports. It is found by its name among the built-in ones, by its
+name among the entry points of the installed packages, or by the import path of its module,
+`my_package.my_module` or a file `my_module.py` in the present folder. A plug refers to heavy
+modules by import paths "module:attribute", so that finding one is fast.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import importlib
 import importlib.util
 import os
 import sys
+import warnings
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
@@ -22,7 +23,7 @@ T = TypeVar("T")
 
 
 def load_object(path: str, what: str) -> Any:
-    """What lies at the import path "module:attribute".
+    """The object at the import path "module:attribute".
 
     Args:
         path: where.
@@ -43,13 +44,9 @@ def load_object(path: str, what: str) -> Any:
 
 
 def import_module(name: str) -> Any:
-    """Import a module, such as one in the present folder, which an
-    installed command does not look into by itself.
-    """
+    """Import a module, which may lie in the present folder, even from an installed command."""
     if os.getcwd() not in sys.path and "" not in sys.path:
-        sys.path.append(
-            os.getcwd()
-        )  # at the end: nothing that is installed is hidden by a file here
+        sys.path.append(os.getcwd())  # at the end, so that no local file shadows an installed one
     return importlib.import_module(name)
 
 
@@ -74,14 +71,9 @@ class Plugs(Generic[T]):
     added: dict[str, T] = field(default_factory=dict)
 
     def names(self) -> list[str]:
-        """Ours, those that installed packages add, and those
-        that were added; no module is imported.
-        """
-        return list(
-            dict.fromkeys(
-                [*self.built_in, *(e.name for e in entry_points(group=self.group)), *self.added]
-            )
-        )
+        """Names of built-in, installed and added plugs; no module is imported."""
+        installed = [entry.name for entry in entry_points(group=self.group)]
+        return list(dict.fromkeys([*self.built_in, *installed, *self.added]))
 
     def find(self, name: str) -> T:
         """The plug of that name or import path.
@@ -95,27 +87,32 @@ class Plugs(Generic[T]):
             return load_object(self.built_in[name], f"The {self.kind}")
         for entry in entry_points(group=self.group):
             if entry.name == name:
-                return self._checked(
-                    load_object(entry.value, f"The {self.kind} '{name}',"), entry.value
-                )
+                value = load_object(entry.value, f"The {self.kind} '{name}',")
+                return self._checked(value, entry.value)
         module, _, attribute = name.partition(":")
         if "." not in module and not _is_module(module):
             raise UserError(
                 f"There is no {self.kind} called '{name}'{did_you_mean(name, self.names())}"
             )
         try:
-            value = getattr(import_module(module), attribute or self.attribute)
-        except ImportError as error:
+            imported = import_module(module)
+        except (ImportError, TypeError, ValueError) as error:  # the last two: no name of a module
             raise UserError(
                 f"{self.kind.capitalize()} '{name}' cannot be imported ({error}); check the "
                 "spelling and PYTHONPATH."
             ) from None
-        except AttributeError:
+        attribute = attribute or self.attribute
+        if not hasattr(imported, attribute):
             raise UserError(
-                f"Module '{module}' exports no {attribute or self.attribute}; "
+                f"Module '{module}' exports no {attribute}; "
                 f"define `{self.attribute} = {self.cls.__name__}(...)` in it."
-            ) from None
-        return self._checked(value, name)
+            )
+        return self._checked(getattr(imported, attribute), name)
+
+    def installed(self) -> list[str]:
+        """Names that installed packages add to ours."""
+        names = {entry.name for entry in entry_points(group=self.group)}
+        return sorted(names - set(self.built_in))
 
     def _checked(self, value: Any, where: str) -> T:
         if not isinstance(value, self.cls):
@@ -128,8 +125,10 @@ class Plugs(Generic[T]):
 
 def _is_module(name: str) -> bool:
     try:
-        here = os.path.isfile(os.path.join(os.getcwd(), f"{name}.py"))
-        return here or (name.isidentifier() and importlib.util.find_spec(name) is not None)
+        in_present_folder = os.path.isfile(os.path.join(os.getcwd(), f"{name}.py"))
+        return in_present_folder or (
+            name.isidentifier() and importlib.util.find_spec(name) is not None
+        )
     except (ImportError, ValueError):
         return False
 
@@ -141,12 +140,12 @@ CAPABILITIES = {
     "video": "be measured as a video model",
     "write": "be written in another layout",
 }
-"""What a family may lack -> how that is said."""
+"""Entry that a family may lack -> what its weights then cannot do, for the error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
-    """A system, as the shared rooms know it.
+    """A model family, as the shared packages know it.
 
     Attributes:
         name: in checkpoints, and on the command line, where "_" is written "-".
@@ -217,7 +216,7 @@ FAMILIES = Plugs(
 
 
 def add_family(path: str) -> Family:
-    """Find a family by import path and know it by its name from now on, as checkpoints call it.
+    """Find a family by import path and register it under the name that checkpoints use.
 
     Raises:
         UserError: there is none, or another family has its name.
@@ -251,13 +250,22 @@ def known_family(name: Any, who: str) -> Family:
 
 
 def families_with(entry: str) -> list[str]:
-    """Names of the families that have such a thing."""
-    return [name for name in FAMILIES.names() if getattr(FAMILIES.find(name), entry) is not None]
+    """Names of the families that have such a thing; an installed one that is broken is left out."""
+    names = []
+    for name in FAMILIES.names():
+        try:
+            family = FAMILIES.find(name)
+        except UserError as error:
+            warnings.warn(str(error), stacklevel=2)
+            continue
+        if getattr(family, entry) is not None:
+            names.append(name)
+    return names
 
 
 @dataclass(frozen=True, kw_only=True)
 class Simulator:
-    """A simulated world, as the shared rooms know it.
+    """A simulator, as the shared packages know it.
 
     Attributes:
         name: on the command line; "NAME/..." is handed to the simulator of that name.
@@ -289,7 +297,7 @@ SIMULATORS = Plugs(
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A way in which episodes lie on disk and are opened as they are.
+    """A file format of episodes that is opened in place.
 
     Attributes:
         name: short.

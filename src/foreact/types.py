@@ -1,8 +1,7 @@
 """The nouns of Foreact: read this page first.
 
-Axis letters, used everywhere: B batch, T frames, C H W pixels, h w token grid, V vocabulary, K
-    action horizon,
-A action dim, S state dim, L text length.
+Axis letters, used everywhere: B batch, T frames, C H W pixels, h w token grid, V vocabulary,
+K action horizon, A action dim, S state dim, L text length.
 
 Three words for time, used everywhere::
 
@@ -36,9 +35,7 @@ def to_model_range(images: Tensor) -> Tensor:
 
 
 def to_uint8(images: Tensor) -> Tensor:
-    """Float images, nominally in [-1, 1], any shape -> uint8 in
-    0..255, clamped and rounded to nearest.
-    """
+    """Float images, nominally [-1, 1], any shape -> uint8 in 0..255, clamped and rounded."""
     return ((images.float().clamp(-1.0, 1.0) + 1.0) * 127.5).round().to(torch.uint8)
 
 
@@ -105,15 +102,16 @@ class StreamSpec:
 
     @staticmethod
     def from_json(raw: Mapping[str, Any]) -> StreamSpec:
-        known = {f.name for f in dataclasses.fields(StreamSpec)}
-        if unknown := sorted(set(raw) - known):
+        field_names = {f.name for f in dataclasses.fields(StreamSpec)}
+        if unknown := sorted(set(raw) - field_names):
             raise UserError(
-                f"The spec has unknown entries {unknown}; known ones are {sorted(known)}."
+                f"The spec has unknown entries {unknown}; known ones are {sorted(field_names)}."
             )
         action = raw.get("action")
         if action is not None:
+            # JSON has lists where the dataclass has tuples.
             fields: dict[str, Any] = {
-                k: tuple(v) if isinstance(v, list) else v for k, v in action.items()
+                name: tuple(v) if isinstance(v, list) else v for name, v in action.items()
             }
             action = ActionSpec(**fields)
         return StreamSpec(
@@ -125,16 +123,17 @@ class StreamSpec:
             has_reward=bool(raw.get("has_reward", False)),
         )
 
-    def require_equal(self, other: StreamSpec, mine: str, theirs: str) -> None:
+    def require_equal(self, other: StreamSpec, label: str, other_label: str) -> None:
         """Raise a `UserError` that names the first differing entry and both sides."""
         for name in (f.name for f in dataclasses.fields(self)):
             a, b = getattr(self, name), getattr(other, name)
-            if (dict(a) if isinstance(a, Mapping) else a) != (
-                dict(b) if isinstance(b, Mapping) else b
-            ):
+            # Mappings of different types are equal by content.
+            plain_a = dict(a) if isinstance(a, Mapping) else a
+            plain_b = dict(b) if isinstance(b, Mapping) else b
+            if plain_a != plain_b:
                 raise UserError(
-                    f"{mine} and {theirs} disagree on '{name}': {mine} has {a}, {theirs} has {b}; "
-                    "use data and weights of the same task."
+                    f"{label} and {other_label} disagree on '{name}': {label} has {a}, "
+                    f"{other_label} has {b}; use data and weights of the same task."
                 )
 
 
@@ -217,9 +216,7 @@ class Batch:
         return 0
 
     def check(self, spec: StreamSpec) -> Batch:
-        """Validate shapes, dtypes and finiteness against
-        `spec`; run once, in the collate function.
-        """
+        """Validate shapes, dtypes and finiteness against `spec`; run once, in the collate."""
         for name, video in self.video.items():
             if name not in spec.cameras:
                 raise UserError(
@@ -244,20 +241,17 @@ class Batch:
                     f"{tuple(actions.shape)}."
                 )
             if not torch.isfinite(actions).all():
-                at = (
-                    ""
-                    if self.index is None
-                    else f" (episode, step: {self.index[0].tolist()} and on)"
-                )
+                first = None if self.index is None else self.index[0].tolist()
+                where = "" if first is None else f" (episode, step: {first} and on)"
                 raise UserError(
-                    f"The {label} hold NaN or infinite values{at}; run `foreact data "
+                    f"The {label} hold NaN or infinite values{where}; run `foreact data "
                     "check` to find them."
                 )
         if self.rewards is not None and not torch.isfinite(self.rewards).all():
             bad = int((~torch.isfinite(self.rewards)).any(dim=1).nonzero()[0])
-            at = "" if self.index is None else f" (episode, step: {self.index[bad].tolist()})"
+            where = "" if self.index is None else f" (episode, step: {self.index[bad].tolist()})"
             raise UserError(
-                f"The rewards hold NaN or infinite values{at}; run `foreact data "
+                f"The rewards hold NaN or infinite values{where}; run `foreact data "
                 "check` to find them."
             )
         return self
@@ -366,8 +360,7 @@ class ActionChunk:
 
 
 class Policy(Protocol):
-    """Model + tokenizer + normaliser + history. History is the policy's business, not the
-    environment's.
+    """Model, tokenizer, normaliser and history; the environment keeps no history for it.
 
     Episodes carry the numbers 0, 1, ... in the order of the seeds given to `reset`. `ids` picks
     those that still run; left out, it means all of them.
@@ -376,27 +369,19 @@ class Policy(Protocol):
     spec: StreamSpec
 
     def reset(self, seeds: Sequence[int]) -> None:
-        """Start one episode per seed; every later draw for
-        episode i depends on `seeds[i]` alone.
-        """
+        """Start one episode per seed; draws for episode i depend on `seeds[i]` alone."""
         ...
 
     def observe(self, obs: Observation, ids: Sequence[int] | None = None) -> None:
-        """Take in one step of the episodes `ids`; called once per
-        environment step, before `act` where due.
-        """
+        """Take in one step of episodes `ids`, once per environment step, before any `act`."""
         ...
 
     def act(self, ids: Sequence[int] | None = None) -> ActionChunk:
-        """Plan for the episodes `ids`, which are all at the same
-        step, from the observations taken in so far.
-        """
+        """Plan for episodes `ids`, all at the same step, from observations so far."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """JSON-able facts that belong beside a score: weights,
-        context, horizon, execute and the like.
-        """
+        """JSON-able facts to keep with a score: weights, context, horizon, execute, ..."""
         ...
 
 
@@ -407,9 +392,7 @@ class Env(Protocol):
     max_steps: int
 
     def reset(self, seed: int) -> dict[str, np.ndarray]:
-        """Start the episode of `seed`; returns {stream: array},
-        cameras uint8 (H, W, 3), state float32 (S,).
-        """
+        """Start episode `seed`; {stream: uint8 (H, W, 3) or state float32 (S,)}."""
         ...
 
     def step(self, action: np.ndarray) -> StepOut: ...
@@ -422,9 +405,7 @@ class Env(Protocol):
 
 
 class Expert(Protocol):
-    """Who knows how it is done in an environment, one episode at
-    a time; may look at the world itself.
-    """
+    """Acts expertly, one episode at a time; may look at the simulator's state."""
 
     def reset(self, seed: int) -> None: ...
 
@@ -445,8 +426,7 @@ class StepOut:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One problem for a policy, as data: what the numbers mean, where examples come from, where it
-    is acted out.
+    """One problem for a policy, as data: meaning of the numbers, demonstrations, simulator.
 
     A module that exports `TASK` is all it takes to add one: `--task my_package.my_task`.
 

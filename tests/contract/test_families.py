@@ -12,8 +12,17 @@ from torch import nn
 
 import foreact
 from foreact.checkpoints.shipped import names
+from foreact.cli import main
 from foreact.errors import UserError
-from foreact.plugs import FAMILIES, FORMATS, SIMULATORS, Family, load_object
+from foreact.plugs import (
+    FAMILIES,
+    FORMATS,
+    SIMULATORS,
+    Family,
+    add_family,
+    families_with,
+    load_object,
+)
 from foreact.released.layouts import Layout
 
 
@@ -85,3 +94,31 @@ def test_shipped_weights_open_by_the_two_calls(name: str) -> None:
     else:
         with pytest.raises(UserError, match="cannot act"):
             foreact.load_policy(name)
+
+
+@dataclasses.dataclass
+class Entry:
+    """An entry point of an installed package."""
+
+    name: str
+    value: str
+
+
+def test_a_broken_package_takes_nothing_else_down(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = [Entry("broken", "no_such_package.model:FAMILY")]
+    monkeypatch.setattr("foreact.plugs.entry_points", lambda group: broken)
+    main(["--help"])
+    assert "train broken" in capsys.readouterr().out
+    with pytest.warns(UserWarning, match="'broken', 'no_such_package.model:FAMILY' cannot be im"):
+        assert "uva" in families_with("policy")
+    with pytest.raises(SystemExit):
+        main(["train", "broken"])
+    assert "No module named 'no_such_package'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("path", ["..x", "a/b.py", ".", "foreact."])
+def test_what_names_no_module_is_one_sentence(path: str) -> None:
+    with pytest.raises(UserError, match=r"cannot be imported|There is no family called"):
+        add_family(path)

@@ -27,7 +27,7 @@ from foreact.evals.closed_loop import closed_loop, read_closed_loop
 from foreact.families.voc import control as recipe
 from foreact.families.voc.cloning.train import CloningRun, command, train_bc
 from foreact.families.voc.config import VOCConfig
-from foreact.families.voc.control import control, entrants
+from foreact.families.voc.control import control, table_rows
 from foreact.families.voc.model import VOC
 from foreact.families.voc.policy import OccupancyOptions, PlanningConfig
 from foreact.policies.baselines import RandomPolicy
@@ -500,9 +500,9 @@ def test_models_of_other_codes_do_not_plan_together(made: Made, tmp_path: Path) 
 
 def test_several_models_of_one_gamma_each_make_a_table(made: Made, tmp_path: Path) -> None:
     low, high = (occupancy_weights(tmp_path / f"{g}", made.vq, gammas=(g,)) for g in (0.5, 0.8))
-    rows = entrants((f"voc:{low}", f"voc:{high}"), (0.5, 0.8))
+    rows = table_rows((f"voc:{low}", f"voc:{high}"), (0.5, 0.8))
     assert [(row.name, row.gamma) for row in rows] == [("voc-0.5", 0.5), ("voc-0.8", 0.8)]
-    assert [row.name for row in entrants((f"voc:{low}", f"voc:{high}"), (0.8,))] == ["voc-0.8"]
+    assert [row.name for row in table_rows((f"voc:{low}", f"voc:{high}"), (0.8,))] == ["voc-0.8"]
 
 
 def test_the_simulator_takes_part_without_shadows_unless_they_are_asked_for(tmp_path: Path) -> None:

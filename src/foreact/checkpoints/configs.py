@@ -1,6 +1,4 @@
-"""Frozen dataclasses <-> JSON, strictly: every unknown, missing or
-ill-typed entry is an error of one sentence.
-"""
+"""Frozen dataclasses <-> JSON: every unknown, missing or ill-typed entry is an error."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Our checkpoint: a folder of safetensors and JSON, written
-atomically, read strictly; no pickle, no class name.
-"""
+"""Checkpoint folders of safetensors and JSON, written atomically, read strictly, without pickle."""
 
 from __future__ import annotations
 
@@ -248,8 +246,7 @@ def load_checkpoint(
 def build(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> nn.Module:
     """The module of a checkpoint, in evaluation mode, float32.
 
-    It takes over the tensors of `checkpoint.state`: where those are float32 and `device` is theirs,
-        both are the same
+    Where the tensors of `checkpoint.state` are float32 and on `device`, the module shares their
     memory, so that loading costs the weights once.
 
     Raises:
@@ -269,8 +266,7 @@ def build(checkpoint: Checkpoint, device: torch.device | str = "cpu") -> nn.Modu
 
 
 def assemble(family: str, config: Any, state: Mapping[str, Tensor]) -> nn.Module:
-    """A module made of given tensors: nothing is initialised, drawn or copied but what is stored in
-    another type.
+    """Build a module from given tensors, copying only those that are stored in another dtype.
 
     Args:
         family: name of a `foreact.plugs.Family`.
@@ -312,25 +308,25 @@ def load_tokenizer(
     Raises:
         UserError: none is at hand, or its content hash differs from the one the model names.
     """
-    wanted = checkpoint.tokenizer
-    if wanted is None:
+    required = checkpoint.tokenizer
+    if required is None:
         raise UserError(
             f"The checkpoint {checkpoint.path} names no tokenizer; it cannot read or draw pictures."
         )
-    source = override or checkpoint.tokenizer_path or _shipped_with(wanted.hash)
+    source = override or checkpoint.tokenizer_path or _shipped_with(required.hash)
     if source is None:
         raise UserError(
-            f"The checkpoint {checkpoint.path} needs the {wanted.family} tokenizer {wanted.hash} "
-            "and does not embed it; give the tokenizer's checkpoint."
+            f"The checkpoint {checkpoint.path} needs the {required.family} tokenizer "
+            f"{required.hash} and does not embed it; give the tokenizer's checkpoint."
         )
-    found = load_checkpoint(source)
-    if found.hash != wanted.hash:
+    loaded = load_checkpoint(source)
+    if loaded.hash != required.hash:
         raise UserError(
-            f"The checkpoint {checkpoint.path} was trained on the {wanted.family} tokenizer "
-            f"{wanted.hash}, {source} holds the {found.family} tokenizer {found.hash}; give the "
-            "one it was trained on."
+            f"The checkpoint {checkpoint.path} was trained on the {required.family} tokenizer "
+            f"{required.hash}, {source} holds the {loaded.family} tokenizer {loaded.hash}; give "
+            "the one it was trained on."
         )
-    return build(found, device)
+    return build(loaded, device)
 
 
 def _shipped_with(digest: str) -> Path | None:
@@ -340,8 +336,9 @@ def _shipped_with(digest: str) -> Path | None:
 
 
 def content_hash(path: Path) -> str:
-    """Hash of a checkpoint's family, config and tensors (names, dtypes, shapes, bytes), as
-    "sha256:...".
+    """Hash of a checkpoint's family, config and tensors, as "sha256:...".
+
+    Of each tensor, its name, dtype, shape and bytes count.
 
     It depends neither on the order in the file nor on spec, statistics or card.
     """
@@ -372,8 +369,9 @@ def difference(expected: Mapping[str, Any], found: Mapping[str, Any], *, show: i
 
 
 def _is_replaceable(path: Path) -> bool:
-    """Whether it is an empty folder or one with a checkpoint's
-    config; that of a run has the same name.
+    """Whether a folder may be replaced: it is empty or has a checkpoint's config.
+
+    The config of a run has the same file name, but other entries.
     """
     file = path / "config.json"
     if not file.is_file():
@@ -422,12 +420,11 @@ def _read_state(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise UserError(f"The file {file} is missing; copy the whole checkpoint folder.")
     try:
-        with safe_open(
-            file, framework="pt", device="cpu"
-        ) as checked:  # the header, against the file's length too
+        # Opening checks the header, also against the file's length.
+        with safe_open(file, framework="pt", device="cpu") as checked:
             names = list(checked.keys())
         # Read, not mapped: replacing the file later cannot change or fault tensors in use, and no
-        #     page counts twice.
+        # page counts twice.
         with open(file, "rb") as opened:
             (length,) = struct.unpack("<Q", opened.read(8))
             header = json.loads(opened.read(length))

@@ -1,6 +1,4 @@
-"""What is known of released files: bytes, SHA-256 and origin,
-kept in a small JSON file beside them.
-"""
+"""A small JSON file beside released files that records their bytes, SHA-256 and origin."""
 
 from __future__ import annotations
 
@@ -103,15 +101,15 @@ def parse_checksums(text: str, where: str) -> dict[str, FileFacts]:
         UserError: it is neither.
     """
     try:
-        found = _from_json(text) if text.lstrip().startswith("{") else _from_lines(text)
+        entries = _from_json(text) if text.lstrip().startswith("{") else _from_lines(text)
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        found = {}
-    if not found:
+        entries = {}
+    if not entries:
         raise UserError(
             f"{where} is neither a {MANIFEST} nor a list of lines 'SHA256  NAME'; "
             "restore it or remove it."
         )
-    return found
+    return entries
 
 
 def _from_json(text: str) -> dict[str, FileFacts]:

@@ -1,6 +1,4 @@
-"""Checkpoints that come inside the package, and the way from
-what a user types to a checkpoint folder.
-"""
+"""Checkpoints inside the package, and how a name or path given by the user is resolved."""
 
 from __future__ import annotations
 

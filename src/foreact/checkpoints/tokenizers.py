@@ -1,6 +1,4 @@
-"""Tokenizers by reference: a checkpoint folder, a shipped name, or
-the TorchScript file of a released encoder.
-"""
+"""Tokenizers by reference: a checkpoint folder, a shipped name, or a TorchScript file."""
 
 from __future__ import annotations
 
@@ -35,8 +33,9 @@ class LoadedTokenizer(NamedTuple):
     preprocessing: Preprocessing = "symmetric"
 
     def prepare(self, frames: Tensor) -> Tensor:
-        """uint8 (..., 3, H, W) -> float32 in [-1, 1] of the
-        tokenizer's size; see `tokenizers.images.prepare`.
+        """Resize uint8 (..., 3, H, W) to the tokenizer's size -> float32 in [-1, 1].
+
+        See `tokenizers.images.prepare`.
         """
         return prepare(frames, self.image_size, self.preprocessing)
 
@@ -87,25 +86,25 @@ def tokenizer_of(
     Raises:
         UserError: none is at hand, or it is not the one that the checkpoint names.
     """
-    wanted = checkpoint.tokenizer
+    required = checkpoint.tokenizer
     if ref is None:
-        if wanted is None:
+        if required is None:
             raise UserError(
                 f"The checkpoint {checkpoint.path} names no tokenizer; give one with --tokenizer: "
                 "a checkpoint folder or a TorchScript encoder."
             )
         return _loaded(
             load_tokenizer(checkpoint, None, device),
-            wanted.hash,
+            required.hash,
             f"The tokenizer of {checkpoint.path}",
         )
-    found = open_tokenizer(ref, device, decoder=decoder)
-    if wanted is not None and wanted.hash != found.hash:
+    opened = open_tokenizer(ref, device, decoder=decoder)
+    if required is not None and required.hash != opened.hash:
         raise UserError(
-            f"The checkpoint {checkpoint.path} was trained on the {wanted.family} tokenizer "
-            f"{wanted.hash}, {ref} has the hash {found.hash}; give the one it was trained on."
+            f"The checkpoint {checkpoint.path} was trained on the {required.family} tokenizer "
+            f"{required.hash}, {ref} has the hash {opened.hash}; give the one it was trained on."
         )
-    return found
+    return opened
 
 
 def _loaded(module: nn.Module, digest: str, label: str) -> LoadedTokenizer:

@@ -1,5 +1,4 @@
-"""The tokenizer that VaViM was released with: LlamaGen's encoder and decoder as two TorchScript
-files, run as they are.
+"""The tokenizer VaViM was released with: LlamaGen's encoder and decoder as TorchScript files.
 
     VQ_ds16_16384_llamagen_encoder.jit   float (N, 3, H, W) in [-1, 1]  -> integer (N, H/16, W/16)
     VQ_ds16_16384_llamagen_decoder.jit   integer (N, H/16, W/16)   -> float (N, 3, H, W)
@@ -121,31 +120,31 @@ class TorchScriptTokenizer(nn.Module):
         self._require("decoder", images, "floats", (b * t, 3, h * self.stride, w * self.stride))
         return images.float().clamp(-1.0, 1.0).unflatten(0, (b, t))
 
-    def _run(self, part: str, module: nn.Module, given: Tensor) -> Tensor:
+    def _run(self, part: str, module: nn.Module, inputs: Tensor) -> Tensor:
         try:
-            found = module(given)
+            output = module(inputs)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, TypeError) as error:
             reason = str(error).strip().splitlines()[-1]
             raise UserError(
-                f"The {part} {self.files[part]} fails on {given.dtype} {tuple(given.shape)} "
+                f"The {part} {self.files[part]} fails on {inputs.dtype} {tuple(inputs.shape)} "
                 f"({reason}); check that encoder and decoder are not swapped, and the size it was "
                 "made for."
             ) from None
-        if not isinstance(found, Tensor):
+        if not isinstance(output, Tensor):
             raise UserError(
                 f"The {part} {self.files[part]} should return one tensor, found "
-                f"{type(found).__name__}."
+                f"{type(output).__name__}."
             )
-        return found
+        return output
 
-    def _require(self, part: str, found: Tensor, kind: str, shape: tuple[int, ...]) -> None:
-        dtype_fits = found.is_floating_point() if kind == "floats" else _is_integer(found)
-        if not dtype_fits or tuple(found.shape) != shape:
+    def _require(self, part: str, output: Tensor, kind: str, shape: tuple[int, ...]) -> None:
+        dtype_fits = output.is_floating_point() if kind == "floats" else _is_integer(output)
+        if not dtype_fits or tuple(output.shape) != shape:
             raise UserError(
-                f"The {part} {self.files[part]} should return {kind} {shape}, found {found.dtype} "
-                f"{tuple(found.shape)}; give the tokenizer's own {part}, of stride {self.stride}."
+                f"The {part} {self.files[part]} should return {kind} {shape}, found {output.dtype} "
+                f"{tuple(output.shape)}; give the tokenizer's own {part}, of stride {self.stride}."
             )
 
 

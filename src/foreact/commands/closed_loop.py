@@ -28,8 +28,7 @@ from foreact.tasks import find_task
 
 @dataclass(frozen=True, kw_only=True)
 class ClosedLoop:
-    """Let a policy act in the simulator, one episode per seed, and write scores, films and a
-    report.
+    """Let a policy act in the simulator, one episode per seed; write scores, films and a report.
 
     The last options are those of the policy, and depend on the --weights.
     """
@@ -68,19 +67,17 @@ def command(args: Sequence[str]) -> None:
         if family.policy_options is not None:
             parts.append(family.get("policy_options")())
     _require_known(args, parts, weights)
-    asked, *options = parse_parts(parts, args, prog="foreact eval closed-loop")
-    closed_loop(asked, *options)
+    run, *options = parse_parts(parts, args, prog="foreact eval closed-loop")
+    closed_loop(run, *options)
 
 
 def _require_known(args: Sequence[str], parts: Sequence[Any], weights: str) -> None:
-    """Refuse the options of another family's policies by name;
-    what nobody knows is left to the parser.
-    """
-    known = {f.name for part in parts for f in dataclasses.fields(part)}
-    given = [
+    """Refuse, by name, options of another family's policies; leave unknown ones to the parser."""
+    known_options = {f.name for part in parts for f in dataclasses.fields(part)}
+    given_options = [
         re.split(r"[.=]", word[2:])[0].replace("-", "_") for word in args if word.startswith("--")
     ]
-    for name in (name for name in given if name not in known):
+    for name in (name for name in given_options if name not in known_options):
         options = {
             other: FAMILIES.find(other).get("policy_options")
             for other in families_with("policy_options")

@@ -1,6 +1,4 @@
-"""`foreact data collect`: each simulator brings the function, and
-with it the options, of its own collection.
-"""
+"""`foreact data collect`: each simulator brings its own collection function and its options."""
 
 from __future__ import annotations
 

@@ -22,8 +22,7 @@ from foreact.tasks import find_task
 
 @dataclass(frozen=True, kw_only=True)
 class Convert:
-    """Turn a released checkpoint into our folder, or a folder of ours back into its authors'
-    layout.
+    """Turn a released checkpoint into our folder, or our folder back into its authors' layout.
 
     Files are read by a restricted unpickler that refuses every global outside an allow-list; every
     tensor is used or named.
@@ -49,11 +48,11 @@ def command(args: Sequence[str]) -> None:
     cls = _with_options()
     kinds = "".join(f"\n- {layout.title} ({layout.files})" for layout in converting.layouts())
     about = f"{inspect.getdoc(Convert)}\n\nRead are:{kinds}"
-    asked = tyro.cli(cls, prog="foreact weights convert", args=args, description=about)
+    run = tyro.cli(cls, prog="foreact weights convert", args=args, description=about)
     names = {f.name for f in dataclasses.fields(cls)} - {
         f.name for f in dataclasses.fields(Convert)
     }
-    convert(asked, **{name: getattr(asked, name) for name in sorted(names)})
+    convert(run, **{name: getattr(run, name) for name in sorted(names)})
 
 
 def convert(asked: Convert, **options: Any) -> None:
@@ -94,9 +93,7 @@ def _unsaid(kind: Any) -> Any:
 
 
 def _with_options() -> type[Convert]:
-    """`Convert` with the options of every layout; one that several
-    layouts have says what it means for each.
-    """
+    """`Convert` with the options of every layout; shared options list each layout's meaning."""
     helps: dict[str, list[str]] = {}
     types: dict[str, Any] = {}
     for layout in converting.layouts():

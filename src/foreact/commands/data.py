@@ -37,8 +37,7 @@ def import_d4rl(
     grid: tuple[int, int] | None = None,
     vocab: int | None = None,
 ) -> None:
-    """Copy recordings of V-D4RL, or shards with codes of Video Occupancy Models, into a store of
-    ours.
+    """Copy V-D4RL recordings, or shards with Video Occupancy Models' codes, into our store.
 
     A copy that was stopped goes on after its last whole episode.
 
@@ -60,8 +59,7 @@ def import_d4rl(
 
 
 def check(store: Path, task: str | None = None, windows: int = 100) -> None:
-    """Read windows and report spec, lengths, NaN, constant dimensions, missing chunks and windows
-    per second.
+    """Read windows; report spec, lengths, NaN, constant dims, missing chunks and windows per s.
 
     Args:
         store: the store.

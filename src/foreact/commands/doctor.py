@@ -1,6 +1,4 @@
-"""`foreact doctor`: what this environment is, how fast it computes,
-what each extra unlocks, and what would break.
-"""
+"""`foreact doctor`: versions, measured speed, what each extra unlocks, and what would break."""
 
 from __future__ import annotations
 
@@ -47,8 +45,8 @@ def doctor() -> None:
         print(f"{package:<12}{importlib.metadata.version(package)}")
     print()
     for extra, (module, unlocks) in EXTRAS.items():
-        there = importlib.util.find_spec(module) is not None
-        status = "installed" if there else f'missing: pip install "foreact[{extra}]"'
+        installed = importlib.util.find_spec(module) is not None
+        status = "installed" if installed else f'missing: pip install "foreact[{extra}]"'
         print(f"{extra:<12}{status:<44}{unlocks}")
     if importlib.util.find_spec("dm_control") is not None:
         print(f"\nMuJoCo      {_drawing()}")
@@ -70,7 +68,7 @@ def speeds(device: torch.device) -> dict[str, str]:
     chosen = machine.choose_precision("auto", device)
     # Emulated bfloat16 would take seconds to say what is known already.
     rates = {p: machine.gflops(device, p) for p in ("fp32", "bf16") if p in {"fp32", chosen}}
-    found = {
+    measured = {
         "precision": machine.explain_precision(chosen, device),
         "speed": ", ".join(f"{rate:,.0f} GFLOP/s in {p}" for p, rate in rates.items())
         + f"; {machine.gigabytes_per_second(device):,.0f} GB/s from memory",
@@ -82,14 +80,12 @@ def speeds(device: torch.device) -> dict[str, str]:
             "oneDNN's for many": products.onednn_is_faster(),
         }
         chosen_kernels = [name for name, yes in faster.items() if yes]
-        found["products"] = (
-            ", ".join([*chosen_kernels, "torch's own otherwise"])
-            if chosen_kernels
-            else "torch's own"
-        )
+        measured["products"] = "torch's own"
+        if chosen_kernels:
+            measured["products"] = ", ".join([*chosen_kernels, "torch's own otherwise"])
     windows = pace.windows_per_second(device, chosen)
-    found["training"] = f"{windows:,.0f} windows/s of the demo's model"
-    return found | pace.expected_minutes(device, windows)
+    measured["training"] = f"{windows:,.0f} windows/s of the demo's model"
+    return measured | pace.expected_minutes(device, windows)
 
 
 def _drawing() -> str:

@@ -1,6 +1,4 @@
-"""`foreact generate` and `foreact eval video`: which function
-answers depends on the family of the weights.
-"""
+"""`foreact generate` and `foreact eval video`: dispatch on the family of the weights."""
 
 from __future__ import annotations
 

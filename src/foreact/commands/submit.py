@@ -1,5 +1,4 @@
-"""Training on a SLURM cluster: one task per GPU, sent back to the queue when its time is up or its
-place is taken.
+"""Training on a SLURM cluster: one task per GPU, requeued on a time limit or preemption.
 
 SLURM starts every process of the run and ends them all when one fails; each finds the others by the
 variables that torchrun would set. Before the end of its time, or when it is pre-empted, a job is
@@ -28,9 +27,7 @@ STOPPED = (0, 130, -signal.SIGTERM, -signal.SIGUSR2)
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """Submit a foreact command to SLURM: foreact submit [options]
-    -- train vavim --size B --out runs/b ...
-    """
+    """Submit a command to SLURM: foreact submit [options] -- train vavim --size B ..."""
 
     hours: float
     """Wall time to ask for."""
@@ -91,8 +88,7 @@ class Job:
 
 
 class Launch:
-    """What each task of the job does: run `command` as one process of the training. submitit
-    pickles it.
+    """A task of the job: run `command` as one process of the training; pickled by submitit.
 
     Args:
         command: program and arguments; it saves itself and exits when it gets SIGTERM, and resumes
@@ -119,16 +115,14 @@ class Launch:
         }
         process = subprocess.Popen(self.command, env={**os.environ, **variables})
         self.pid = process.pid
-        while (
-            process.poll() is None
-        ):  # not wait(): its lock would be held when `checkpoint` interrupts
+        # Not wait(): its lock would be held when `checkpoint` interrupts.
+        while process.poll() is None:
             time.sleep(0.2)
         if process.returncode not in STOPPED:
             raise RuntimeError(f"process {place.rank} ended with status {process.returncode}")
 
     def checkpoint(self) -> Any:
-        """submitit calls this on rank 0 at the warning: stop the run (all processes stop at one
-        step), then requeue.
+        """Called by submitit on rank 0 at the warning: stop all processes, then requeue.
 
         Returns:
             The submission to make, None to make none.

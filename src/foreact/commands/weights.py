@@ -20,9 +20,7 @@ from foreact.released.transfer import Client
 
 
 def list_() -> None:
-    """List the weights that come with this installation, and below
-    them the released ones that `get` downloads.
-    """
+    """List the installed weights, and below them the released ones that `get` downloads."""
     for name in names():
         checkpoint = load_checkpoint(shipped(name))
         size = sum(p.stat().st_size for p in shipped(name).rglob("*") if p.is_file()) / 1e6
@@ -82,8 +80,7 @@ def get(
     files: tuple[str, ...] = (),
     timeout: float = 30.0,
 ) -> list[Path]:
-    """Download a released model: resumed where it broke off, checked, and recorded in a manifest
-    beside it.
+    """Download a released model, resuming and checking it, and record it in a manifest.
 
     Args:
         id: what to get; `foreact weights list` shows all.
@@ -144,8 +141,7 @@ def pack(
     max_size: str = "1900MB",
     extension: str | None = None,
 ) -> list[Path]:
-    """Write files as a release archive: OUT.tar.gz, or OUT_chunked.tar.gz.part_aa, ... where that
-    is too large.
+    """Write a release archive: OUT.tar.gz, or OUT_chunked.tar.gz.part_aa, ... if too large.
 
     Args:
         files: files and folders to pack.
@@ -161,8 +157,7 @@ def pack(
 
 
 def verify(weights: Positional[str]) -> None:
-    """Read a checkpoint, or released files with their manifest, whole; print counts, sizes and
-    hashes.
+    """Read a whole checkpoint, or files with a manifest; print counts, sizes and hashes.
 
     Args:
         weights: a checkpoint folder, a shipped name, or a folder of released files as `get` and

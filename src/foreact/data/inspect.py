@@ -1,6 +1,4 @@
-"""What `foreact data check | stats | show` say about a store;
-copying foreign stores is in `importing`.
-"""
+"""What `foreact data check | stats | show` report about a store."""
 
 from __future__ import annotations
 
@@ -119,16 +117,14 @@ def store_stats(
             something else (unit, frame or mode).
     """
     store = open_episodes(path, spec)
-    found = {}
+    stats = {}
     for name in _number_streams(store):
         values = _all_rows(store, name)
-        outside = (
-            against.out_of_range(values, name)
-            if against is not None and name in against.streams
-            else None
-        )
+        outside = None
+        if against is not None and name in against.streams:
+            outside = against.out_of_range(values, name)
         wide = values.astype(np.float64)
-        found[name] = StreamStats(
+        stats[name] = StreamStats(
             names=_dimension_names(store, name),
             min=wide.min(0),
             max=wide.max(0),
@@ -136,7 +132,7 @@ def store_stats(
             std=wide.std(0),
             out_of_range=outside,
         )
-    return found
+    return stats
 
 
 def format_stats(stats: dict[str, StreamStats]) -> str:
@@ -161,8 +157,7 @@ def show_store(
     episodes: Sequence[int] = (0, 1, 2, 3),
     frames: int = 8,
 ) -> list[Path]:
-    """Write pictures of some episodes: one contact sheet per camera, one mp4 per episode and
-    camera.
+    """Write pictures of some episodes: a contact sheet per camera, an mp4 per episode and camera.
 
     Args:
         path: the store.

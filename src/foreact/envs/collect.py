@@ -1,6 +1,4 @@
-"""Demonstrations: experts run in parallel into small state-action
-traces; traces rendered into episode stores.
-"""
+"""Demonstrations: experts run in parallel into state-action traces, later rendered into stores."""
 
 from __future__ import annotations
 
@@ -64,8 +62,7 @@ def collect(
     workers: int | None = None,
     progress: bool = True,
 ) -> Traces:
-    """Run the expert of `env` on the seeds first_seed, first_seed + 1, ... and keep its traces at
-    `path` (.npz).
+    """Run the expert of `env` on seeds first_seed, first_seed + 1, ...; write traces to `path`.
 
     The file is replaced every few episodes. A run that was stopped goes on after the episodes that
     are in the file, and the result is the same whatever the number of workers.
@@ -166,8 +163,8 @@ def disturbances(seed: int, sigma: float) -> Iterator[np.ndarray]:
     """
     draw = np.random.default_rng([seed, NOISE_STREAM])
     while True:
-        held = draw.normal(0.0, sigma, 2) * (draw.random() < 0.5)
-        yield from itertools.repeat(held, NOISE_HOLD)
+        noise = draw.normal(0.0, sigma, 2) * (draw.random() < 0.5)
+        yield from itertools.repeat(noise, NOISE_HOLD)
 
 
 def _begun(path: Path, env: str, seeds: np.ndarray, noises: np.ndarray) -> list[TracedEpisode]:
@@ -199,8 +196,7 @@ def render_traces(
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Draw every step of a trace file and write an episode store, with `seed`, `goal`, `noise` and
-    `score` per episode.
+    """Render a trace file into a store, with `seed`, `goal`, `noise` and `score` per episode.
 
     A rendering that was stopped goes on after its last whole episode; a grown trace file extends
     its store.
@@ -253,8 +249,7 @@ def render_traces(
 
 
 def demonstrations_to_store(path: Path, episodes: int | None = None) -> None:
-    """Render the PushT demonstrations that ship with the package, or the first ones of them, into
-    the store `path`.
+    """Render the shipped PushT demonstrations, or the first of them, into the store `path`.
 
     The store has its name only when it is whole; a rendering that was stopped goes on.
     """

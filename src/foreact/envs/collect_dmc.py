@@ -1,6 +1,4 @@
-"""Episodes of DeepMind Control by policies of three grades, drawn as
-they are played and kept in episode stores.
-"""
+"""DeepMind Control episodes by policies of three grades, rendered as played, into stores."""
 
 from __future__ import annotations
 
@@ -67,9 +65,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Played:
-    """One episode of T steps: pixels uint8 (T, H, W, 3), action
-    float32 (T, A), reward float32 (T, 1).
-    """
+    """One episode: pixels uint8 (T, H, W, 3), action float32 (T, A), reward float32 (T, 1)."""
 
     pixels: np.ndarray
     action: np.ndarray
@@ -77,9 +73,7 @@ class Played:
 
 
 def grades(policy: PolicyName, episodes: int) -> list[Grade]:
-    """Who plays each episode; in a mixed set they take turns,
-    so that any part of it is mixed too.
-    """
+    """Policy grade of each episode; a mixed set alternates, so that any part of it is mixed."""
     each = get_args(Grade) if policy == "mixed" else (policy,)
     return [each[i % len(each)] for i in range(episodes)]
 
@@ -95,8 +89,7 @@ def collect_store(
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Play the seeds first_seed, first_seed + 1, ... and keep pixels, actions and rewards in the
-    store `path`.
+    """Play seeds first_seed, first_seed + 1, ...; store pixels, actions and rewards at `path`.
 
     Each episode has its `seed`, `grade`, `noise` and `score`, the sum of its rewards. The last
     action is zeros and the first reward 0. A run that was stopped goes on after its last whole
@@ -217,9 +210,7 @@ def _env(name: str, shadows: bool) -> DMCEnv:
 
 
 def _whole(env: str, path: Path, episodes: int, first_seed: int = 0) -> None:
-    """A mixed set without shadows. The store has its name only when
-    it is whole; one that was stopped goes on.
-    """
+    """A mixed set without shadows, renamed into place when whole; an interrupted one resumes."""
     partial = path.with_name(f"{path.name}.partial")
     collect_store(env, "mixed", episodes, partial, first_seed=first_seed, shadows=False)
     os.replace(partial, path)

@@ -36,8 +36,7 @@ def demonstrate(
     workers: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Let the expert play the seeds first_seed, first_seed + 1, ..., and keep what it saw and did
-    in the store `path`.
+    """Let the expert play seeds first_seed, first_seed + 1, ...; store its episodes at `path`.
 
     Each episode has its `seed` and its `score`, the sum of its rewards. A run that was stopped goes
     on after its last whole episode, a grown number of episodes extends the store, and the result is
@@ -96,9 +95,7 @@ def demonstrate(
 
 
 def play(job: Job) -> dict[str, np.ndarray]:
-    """One episode, a function of the job: what was seen before each
-    action, the actions, and what each was worth.
-    """
+    """Play one job's episode: observations before each action, actions and rewards."""
     env, expert = _players(job.make, job.expert)
     seen, rewards = env.reset(job.seed), []
     expert.reset(job.seed)

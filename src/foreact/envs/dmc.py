@@ -1,6 +1,4 @@
-"""DeepMind Control from pixels: any task of dm_control's suite as an
-environment. See also `mppi`, `collect_dmc`.
-"""
+"""DeepMind Control from pixels: any dm_control suite task; see also `mppi`, `collect_dmc`."""
 
 from __future__ import annotations
 
@@ -29,8 +27,7 @@ def dmc_spec(
     low: tuple[float, ...] | None = None,
     high: tuple[float, ...] | None = None,
 ) -> StreamSpec:
-    """Streams of a task: one camera, the reward, and one action per actuator, in -1..1 unless told
-    otherwise.
+    """Spec of a task: one camera, the reward, one action per actuator (by default in -1..1).
 
     Args:
         actuators: names of the model's actuators, (A,).
@@ -205,18 +202,18 @@ def split_name(name: str) -> tuple[str, str]:
         UserError: no such task, or no simulator.
     """
     suite = load_suite()
-    wanted = name.removeprefix("dmc/")
-    if wanted.startswith("cup_"):
-        wanted = f"ball_in_{wanted}"
+    task_name = name.removeprefix("dmc/")
+    if task_name.startswith("cup_"):
+        task_name = f"ball_in_{task_name}"
     for domain, task in suite.ALL_TASKS:
-        if wanted == f"{domain}_{task}":
+        if task_name == f"{domain}_{task}":
             return domain, task
-    raise UserError(_unknown(wanted, suite))
+    raise UserError(_unknown(task_name, suite))
 
 
 def _unknown(name: str, suite: Any) -> str:
-    known = sorted(f"{domain}_{task}" for domain, task in suite.ALL_TASKS)
-    close = difflib.get_close_matches(name, known, n=3) or ["cheetah_run", "walker_walk"]
+    task_names = sorted(f"{domain}_{task}" for domain, task in suite.ALL_TASKS)
+    close = difflib.get_close_matches(name, task_names, n=3) or ["cheetah_run", "walker_walk"]
     return f"dm_control's suite has no task '{name}'; try {' or '.join(close)}."
 
 

@@ -40,9 +40,7 @@ class MPPIConfig:
 
 
 def _ramp(x: np.ndarray, goal: float, margin: float, value_at_margin: float) -> np.ndarray:
-    """1 from `goal` on, falling linearly to `value_at_margin`
-    at a distance of `margin` and on to 0.
-    """
+    """1 from `goal` on; below it linear, through `value_at_margin` at distance `margin`, to 0."""
     return np.clip(1.0 - (goal - x) / margin * (1.0 - value_at_margin), 0.0, 1.0)
 
 
@@ -134,15 +132,12 @@ class MPPI:
         return action
 
     def returns(self, actions: np.ndarray) -> np.ndarray:
-        """Sums of rewards (S,) that the action sequences (S, H, A)
-        would earn from the environment's state.
-        """
+        """Summed rewards (S,) of action sequences (S, H, A) from the environment's state."""
         mujoco, env, data = self._mujoco, self._env, self._env.physics.data.ptr
         state = np.empty(mujoco.mj_stateSize(self._model, mujoco.mjtState.mjSTATE_FULLPHYSICS))
         mujoco.mj_getState(self._model, data, state, mujoco.mjtState.mjSTATE_FULLPHYSICS)
         controls = np.repeat(actions, env.action_repeat * env.substeps, axis=1)
-        # Sensors are those of the state before a physics step, so one step more shows the last
-        # state's.
+        # Sensors lag one physics step behind the state, so one more step reads the last state.
         controls = np.concatenate([controls, controls[:, -1:]], axis=1)
         rolled = self._pool.rollout(
             self._model,

@@ -1,5 +1,6 @@
-"""PushT: push a T-shaped block onto its goal, a fixed one or one per
-episode (PushT-M). See also `pusht_expert`.
+"""PushT: push a T-shaped block onto its goal, fixed or per episode (PushT-M).
+
+See also `pusht_expert`.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def place(simulator: Any, state: np.ndarray) -> None:
     agent.position = (float(state[0]), float(state[1]))
     agent.velocity = (0.0, 0.0)
     # The angle goes first: turning a body rotates it about its centre of mass, which moves its
-    #     origin.
+    # origin.
     block.angle = float(state[4])
     block.position = (float(state[2]), float(state[3]))
     block.velocity, block.angular_velocity = (0.0, 0.0), 0.0
@@ -90,9 +91,7 @@ def read_state(simulator: Any) -> np.ndarray:
 
 
 def initial_state(seed: int) -> np.ndarray:
-    """(5,) start of the episode `seed`, drawn as UVA's evaluation
-    draws it, so that a seed means the same start.
-    """
+    """Initial state (5,) of episode `seed`, drawn as in UVA's evaluation."""
     draw = np.random.RandomState(seed)
     agent = [draw.randint(50, 450), draw.randint(50, 450)]
     block = [draw.randint(100, 400), draw.randint(100, 400)]
@@ -100,8 +99,7 @@ def initial_state(seed: int) -> np.ndarray:
 
 
 def random_goal(seed: int) -> np.ndarray:
-    """(3,) goal of the PushT-M episode `seed`: x, y uniform in 256 +- 100 px, angle uniform in 0..2
-    pi.
+    """Goal (3,) of PushT-M episode `seed`: x, y uniform in 256 +- 100 px, angle in 0..2 pi.
 
     The reference draws it from numpy's global state, so that its goals depend on how many processes
     run; here the seed alone decides.

@@ -1,5 +1,4 @@
-"""The PushT expert: tries every push of a fixed set in a copy of the simulator, walks to the best
-one and makes it.
+"""The PushT expert: simulates a fixed set of pushes, walks to the best one and makes it.
 
 A plan is a function of the block's pose, the goal and the agent's position alone. There is no
 chance in it and hardly any memory, since a policy that sees a second and a half of video must be
@@ -44,8 +43,7 @@ FACES = (
     ((-60, 30), (-60, 0), (-1, 0), 6, 24),
 )
 # Few contact points and no slanted pushes: three times as many points and three angles end 12 %
-#     sooner, but leave an
-# imitator with choices between look-alikes.
+# sooner, but make demonstrations ambiguous for an imitator.
 SPACING = 18.0  # px between contact points, about
 PARKED = np.array([50.0, 50.0, 256.0, 256.0, 0.0])
 
@@ -55,9 +53,7 @@ STOP_COST = 0.03  # px of keypoint error that a px of push must bring at least
 
 
 def candidate_pushes() -> tuple[np.ndarray, np.ndarray]:
-    """Start points (P, 2) of the agent's centre and unit
-    directions (P, 2), both in the block's frame.
-    """
+    """Start points (P, 2) of the agent and unit directions (P, 2), in the block's frame."""
     starts, directions = [], []
     for begin, end, normal, first, last in FACES:
         begin, normal = np.array(begin, float), np.array(normal, float)
@@ -71,9 +67,7 @@ def candidate_pushes() -> tuple[np.ndarray, np.ndarray]:
 
 @dataclass
 class Push:
-    """A chosen push: number in the fixed set, the block pose it was
-    chosen for, direction (2,) in the world.
-    """
+    """A chosen push: its number, the block pose it was chosen for, world direction (2,)."""
 
     number: int
     pose: np.ndarray
@@ -86,9 +80,8 @@ class PushTExpert:
     """Plans in its own copy of the simulator; one instance per episode stream."""
 
     def __init__(self) -> None:
-        self._world = (
-            build_simulator()
-        )  # first, since it says what to install where the simulator is missing
+        # First, since it says what to install where the simulator is missing.
+        self._world = build_simulator()
         self.starts, self.directions = candidate_pushes()
         self.walks = Walks(self.starts)
         self._push: Push | None = None
@@ -120,9 +113,7 @@ class PushTExpert:
         return np.clip(point_ahead(route, LEAD), 0.0, WORLD_SIZE).astype(np.float32)
 
     def _route(self, agent: np.ndarray, pose: np.ndarray, goal: np.ndarray) -> np.ndarray | None:
-        """Points (n, 2) from the agent to the end of the push under
-        way; None if it is over or has come to nothing.
-        """
+        """Points (n, 2) from the agent to the end of the push; None if it is over or failed."""
         push = self._push
         if push is None:
             return None
@@ -152,9 +143,7 @@ class PushTExpert:
         )
 
     def _choose(self, agent: np.ndarray, pose: np.ndarray, goal: np.ndarray) -> Push | None:
-        """The push that shrinks the keypoint error most per step
-        spent on it, the walk to it included.
-        """
+        """The push that shrinks the keypoint error most per step, including the walk to it."""
         walk = self.walks.plan(to_block(agent, pose), pose)[0]
         starts, directions = to_world(self.starts, pose), turn(self.directions, pose[2])
         usable = within(starts, ARENA_MARGIN) & np.isfinite(walk)

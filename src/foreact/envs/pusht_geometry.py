@@ -1,6 +1,4 @@
-"""Geometry of PushT for the expert: the block's outline, its
-frame, and ways around it. No physics here.
-"""
+"""PushT geometry for the expert: the block's outline, its frame and paths around it."""
 
 from __future__ import annotations
 
@@ -22,9 +20,7 @@ OUTLINE = np.array(
 
 
 def keypoint_error(poses: np.ndarray, goal: np.ndarray) -> np.ndarray:
-    """Root mean square distance of the outline's corners to their
-    goals: poses (..., 3), goal (3,) -> (...), px.
-    """
+    """RMS distance in px of outline corners to their goals: (..., 3), (3,) -> (...)."""
     return np.sqrt(((_corners(poses) - _corners(goal)) ** 2).sum(-1).mean(-1))
 
 
@@ -64,9 +60,7 @@ def within(points: np.ndarray, margin: float) -> np.ndarray:
 
 
 class Walks:
-    """Shortest ways for the agent around the block, in the block's
-    frame; a way never comes closer than CLEARANCE.
-    """
+    """Shortest paths around the block, in its frame, never closer than CLEARANCE."""
 
     def __init__(self, ends: np.ndarray) -> None:
         import shapely  # comes with the simulator
@@ -83,9 +77,7 @@ class Walks:
         self.node_end = self._lengths(self.nodes[:, None], ends[None])
 
     def _lengths(self, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """Lengths of the straight ways a -> b (broadcast),
-        infinite where the block is in the way.
-        """
+        """Lengths of the straight paths a -> b (broadcast), infinite where the block blocks."""
         a, b = np.broadcast_arrays(a, b)
         lines = self._shapely.linestrings(np.stack([a, b], axis=-2))
         return np.where(
@@ -103,9 +95,8 @@ class Walks:
             which the ways leave the block.
         """
         where = agent
-        if self._shapely.intersects_xy(
-            self.obstacle, agent[0], agent[1]
-        ):  # touching or nearly so: first step back
+        # Touching or nearly so: first step back.
+        if self._shapely.intersects_xy(self.obstacle, agent[0], agent[1]):
             nearest = self.ring.interpolate(self.ring.project(self._shapely.Point(agent)))
             where = np.array([nearest.x, nearest.y])
         back = float(np.linalg.norm(where - agent))
@@ -127,9 +118,7 @@ class Walks:
         return np.where(self.reachable, lengths + back, np.inf), last, previous, where
 
     def way(self, agent: np.ndarray, end: int, pose: np.ndarray) -> np.ndarray | None:
-        """Corner points (n, 2) of the way from `agent` to end number
-        `end`, both included; None if there is none.
-        """
+        """Corners (n, 2) of the path from `agent` to endpoint `end`, inclusive; None if none."""
         lengths, last, previous, where = self.plan(agent, pose)
         if not np.isfinite(lengths[end]):
             return None

@@ -1,6 +1,4 @@
-"""Headless drawing with MuJoCo: which OpenGL to use, whether it
-works, and one sentence where it does not.
-"""
+"""Headless drawing with MuJoCo: which OpenGL library works, or one sentence why none does."""
 
 from __future__ import annotations
 
@@ -56,22 +54,22 @@ def choose_library() -> str:
     Raises:
         UserError: no picture can be drawn.
     """
-    given = os.environ.get("MUJOCO_GL", "")
-    if given and os.environ.get(CHECKED) == given:
-        return given
-    chosen = bool(given) or "dm_control._render" in sys.modules
+    setting = os.environ.get("MUJOCO_GL", "")
+    if setting and os.environ.get(CHECKED) == setting:
+        return setting
+    chosen = bool(setting) or "dm_control._render" in sys.modules
     failures = {}
-    for name in (given,) if chosen else HEADLESS if _headless() else ("", *HEADLESS):
+    for name in (setting,) if chosen else HEADLESS if _headless() else ("", *HEADLESS):
         if (failure := _try(name)) is None:
             if name:
                 os.environ["MUJOCO_GL"] = os.environ[CHECKED] = name
             return name
         failures[name] = failure
     reasons = "; ".join(
-        why if name == given else f"{name}: {why}" for name, why in failures.items()
+        why if name == setting else f"{name}: {why}" for name, why in failures.items()
     )
     raise UserError(
-        f"MuJoCo cannot draw with MUJOCO_GL {f'set to {given}' if given else 'unset'} "
+        f"MuJoCo cannot draw with MUJOCO_GL {f'set to {setting}' if setting else 'unset'} "
         f"({reasons}); install an OpenGL library, `apt-get install libegl1 libegl-mesa0 "
         "libgl1-mesa-dri` for egl or `apt-get install libosmesa6` for osmesa, and set MUJOCO_GL "
         "to egl or osmesa accordingly before dm_control is imported."
@@ -85,9 +83,7 @@ def _headless() -> bool:
 
 
 def _try(name: str) -> str | None:
-    """Draw in a child process, since a failure may crash it and would
-    spoil further tries; why it failed, or None.
-    """
+    """Draw in a child process, as a failure may crash it; returns why it failed, or None."""
     environment = {**os.environ, **({"MUJOCO_GL": name} if name else {})}
     try:
         child = subprocess.run(
@@ -102,9 +98,9 @@ def _try(name: str) -> str | None:
         return f"no picture within {PROBE_SECONDS} s"
     if child.returncode == 0:
         return None
-    said = " ".join(child.stdout.split())
+    output = " ".join(child.stdout.split())
     return (
-        said[:119] + "…"
-        if len(said) > 120
-        else said or f"a trial ended with exit code {child.returncode}"
+        output[:119] + "…"
+        if len(output) > 120
+        else output or f"a trial ended with exit code {child.returncode}"
     )

@@ -1,6 +1,4 @@
-"""State-action traces: the small files that demonstrations are kept
-in. Making and rendering them is in `collect`.
-"""
+"""State-action traces: the small files of demonstrations; made and rendered in `collect`."""
 
 from __future__ import annotations
 
@@ -84,11 +82,11 @@ def demonstrations(env: str) -> Path:
     folder = importlib.resources.files("foreact.envs") / "demonstrations"
     path = Path(str(folder / f"{env}.npz"))
     if not path.is_file():
-        known = sorted(
+        shipped = sorted(
             p.name.removesuffix(".npz") for p in folder.iterdir() if p.name.endswith(".npz")
         )
         raise UserError(
-            f"No demonstrations ship for '{env}', only for {known}; make some with "
+            f"No demonstrations ship for '{env}', only for {shipped}; make some with "
             "`foreact data collect`."
         )
     return path

@@ -12,8 +12,7 @@ from foreact.machine import cores
 
 
 def process_count(workers: int | None, jobs: int) -> int:
-    """How many processes do `jobs` things: `workers`, or one per core for None, and never more than
-    there are jobs.
+    """Number of processes for `jobs`: `workers`, or one per core for None; at most one per job.
 
     Raises:
         UserError: fewer than one worker.
@@ -27,9 +26,7 @@ def process_count(workers: int | None, jobs: int) -> int:
 def ordered_map(
     workers: int | None, jobs: int
 ) -> Iterator[Callable[[Callable[[Any], Any], Sequence[Any]], Iterable[Any]]]:
-    """An ordered, lazy parallel map over `jobs` items, by
-    `process_count` processes; in this one where that is 1.
-    """
+    """Ordered, lazy parallel map by `process_count` processes; in this process if that is 1."""
     count = process_count(workers, jobs)
     if count == 1:
         yield map

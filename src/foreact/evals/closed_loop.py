@@ -1,5 +1,4 @@
-"""Closed loop: a policy acts in simulated episodes; the score is the largest reward of each (UVA),
-or their sum.
+"""Closed loop: a policy acts in simulated episodes, scored by largest (UVA) or summed reward.
 
 Episodes are independent of one another and of how many run together: an episode's world, and every
 draw of the policy for it, depend on its own seed alone.
@@ -39,8 +38,10 @@ SCORES: dict[Score, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Episode:
-    """Outcome of one episode: `score` is the largest reward of its `steps`, or their sum; `success`
-    is None where no score counts as solved; `video` lies beside the result file.
+    """Outcome of one episode.
+
+    `score` is the largest reward of its `steps`, or their sum; `success` is None where no score
+    counts as solved; `video` is relative to the result file.
     """
 
     seed: int
@@ -161,12 +162,13 @@ def closed_loop(
         )
         for i, seed in enumerate(seeds)
     )
+    success = None
+    if success_at is not None:
+        success = share(int((scores >= success_at).sum()), len(episodes))
     result = ClosedLoopResult(
         name=name,
         score=estimate(scores, valid_range=score_range),
-        success=None
-        if success_at is None
-        else share(int((scores >= success_at).sum()), len(episodes)),
+        success=success,
         episodes=episodes,
         protocol={
             "env": make_env,
@@ -219,16 +221,16 @@ def read_closed_loop(folder: Path) -> ClosedLoopResult:
 
 def versions() -> dict[str, str]:
     """Versions that a number may depend on."""
-    found = {
+    installed = {
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
     for package in ("foreact", "torch", "numpy", "gym-pusht", "pymunk", "dm-control", "mujoco"):
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def _wave(
@@ -238,8 +240,9 @@ def _wave(
     calls: list[tuple[float, int]],
     score: Score,
 ) -> Any:
-    """Run some episodes in step; yields (number, score, steps) as
-    each ends. The policy counts them from 0.
+    """Run episodes in lockstep; yield (number, score, steps) as each ends.
+
+    The policy numbers them from 0.
     """
     rows = {i: row for row, i in enumerate(starts)}
     policy.reset([begin.seed for begin in starts.values()])
@@ -287,9 +290,11 @@ def _latency(calls: Sequence[tuple[float, int]]) -> dict[str, float]:
 def _checked(seeds: Sequence[int], at_once: int, workers: int | None, videos: int) -> list[int]:
     numbers = [int(seed) for seed in seeds]
     if not numbers or len(set(numbers)) != len(numbers):
-        found = "none" if not numbers else f"{len(numbers) - len(set(numbers))} that repeat another"
+        problem = (
+            "none" if not numbers else f"{len(numbers) - len(set(numbers))} that repeat another"
+        )
         raise UserError(
-            f"A closed loop needs one distinct seed per episode, found {found}; a repeat is no "
+            f"A closed loop needs one distinct seed per episode, found {problem}; a repeat is no "
             "new episode."
         )
     if at_once < 1 or videos < 0 or (workers is not None and workers < 0):

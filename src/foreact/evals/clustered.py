@@ -1,6 +1,4 @@
-"""Means over windows of drives, with intervals that know that
-windows of one drive resemble each other.
-"""
+"""Means over windows, with intervals that allow for correlation within a drive."""
 
 from __future__ import annotations
 

@@ -33,9 +33,7 @@ class CopyBaseline:
     unigram: Tensor
 
     def token_losses(self, tokens: Tensor) -> Tensor:
-        """Cross-entropy of the tokens of all frames but the first:
-        int64 (B, T, h, w) -> float64 (B, T-1, h, w).
-        """
+        """Per-token cross-entropy after the first frame: (B, T, h, w) -> float64 (B, T-1, h, w)."""
         following = tokens[:, 1:]
         drawn = (1.0 - self.keep) * self.unigram.to(tokens.device)[following]
         return -(drawn + self.keep * (following == tokens[:, :-1]).double()).log()
@@ -78,8 +76,9 @@ def fit_copy(batches: Iterable[Batch], camera: str, vocab: int) -> CopyBaseline:
 
 
 def _likeliest_keep(copied: Tensor, changed: int) -> float:
-    """The p that maximises sum_i log(p + (1 - p) u_i) + changed log(1 - p), with u_i the unigram of
-    each kept token.
+    """The p that maximises sum_i log(p + (1 - p) u_i) + changed log(1 - p).
+
+    u_i is the unigram probability of each kept token.
 
     The sum is concave in p, so bisection finds where its derivative is zero.
     """
@@ -123,8 +122,7 @@ def against_copy(
     *,
     device: torch.device | str,
 ) -> AgainstCopy:
-    """Score a model and the baseline on the same tokens: those of every frame but the first of each
-    window.
+    """Score a model and the baseline on the same tokens: all but each window's first frame.
 
     Args:
         token_losses: int64 (B, T, h, w) -> float (B, T h w - 1), nats: the loss of each token but

@@ -1,6 +1,4 @@
-"""Correlations of what was estimated with what came true, with
-intervals over independent episodes.
-"""
+"""Correlation of estimates with outcomes, with intervals over independent episodes."""
 
 from __future__ import annotations
 
@@ -12,9 +10,7 @@ from foreact.errors import UserError
 from foreact.types import Estimate
 
 DRAWS = 1000
-"""Of the bootstrap; the interval's ends move by a few hundredths
-of its width from one seed to the next.
-"""
+"""Bootstrap draws; over seeds, the interval's ends vary by a few hundredths of its width."""
 
 
 def correlation_estimate(
@@ -25,8 +21,7 @@ def correlation_estimate(
     ranks: bool = False,
     seed: int = 0,
 ) -> Estimate:
-    """Pearson's correlation, or Spearman's rank correlation, with a 95 % percentile bootstrap over
-    groups.
+    """Pearson's or Spearman's correlation with a 95 % percentile bootstrap over groups.
 
     Whole groups are drawn with replacement, since states of one episode resemble each other. With
     fewer than about ten groups the interval is too narrow, as every percentile bootstrap's is.
@@ -87,9 +82,7 @@ def mean_ranks(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
 
 
 def _correlation(x: np.ndarray, y: np.ndarray, weights: np.ndarray, ranks: bool) -> np.ndarray:
-    """Correlation of pairs (N,) of which each occurs `weights` (..., N)
-    times: (...); NaN where a side is constant.
-    """
+    """Weighted correlation of pairs (N,), weights (..., N) -> (...); NaN if a side is constant."""
     if ranks:
         x, y = mean_ranks(x, weights), mean_ranks(y, weights)
     total = weights.sum(axis=-1, keepdims=True)

@@ -1,6 +1,4 @@
-"""Many environments in worker processes. Plays what it is told;
-scores and plans lie in closed_loop.
-"""
+"""Many environments in worker processes, which play given actions; `closed_loop` scores."""
 
 from __future__ import annotations
 
@@ -32,9 +30,7 @@ class Start:
 
 @dataclass(frozen=True)
 class Played:
-    """What some steps of one episode brought: an observation and a
-    reward per step; `done` ends the episode.
-    """
+    """Result of some steps of an episode: observation and reward per step; `done` ends it."""
 
     observations: list[dict[str, np.ndarray]]
     rewards: list[float]
@@ -67,9 +63,7 @@ def make_env(path: str) -> Env:
 
 
 class Stage:
-    """Environments in one process: episode number -> a running
-    world. Worlds are reused for later episodes.
-    """
+    """Environments in one process, by episode number; worlds are reused for later episodes."""
 
     def __init__(self, path: str, max_steps: int | None) -> None:
         self._path = path
@@ -91,9 +85,7 @@ class Stage:
         return observations
 
     def play(self, actions: Mapping[int, np.ndarray]) -> dict[int, Played]:
-        """Play (e, A) actions in every episode named, stopping
-        where it ends or its steps are used up.
-        """
+        """Play actions (e, A) in each named episode, up to its end or step limit."""
         return {i: self._play(i, chunk) for i, chunk in actions.items()}
 
     def _play(self, i: int, actions: np.ndarray) -> Played:
@@ -124,8 +116,7 @@ class Stage:
 
 
 class EnvPool:
-    """Stages in `workers` spawned processes, or in this one for 0 workers. Episode i lives on stage
-    i modulo workers.
+    """Stages in `workers` spawned processes, or here for 0; episode i is on stage i % workers.
 
     Args:
         path: import path "module:function" of an environment factory without arguments.
@@ -147,16 +138,16 @@ class EnvPool:
         context = multiprocessing.get_context("spawn")
         try:
             for number in range(workers):
-                ours, theirs = context.Pipe()
+                parent_end, worker_end = context.Pipe()
                 process = context.Process(
                     target=_serve,
-                    args=(theirs, path, max_steps),
+                    args=(worker_end, path, max_steps),
                     daemon=True,
                     name=f"environments-{number}",
                 )
                 process.start()
-                theirs.close()
-                self._workers.append((process, ours))
+                worker_end.close()
+                self._workers.append((process, parent_end))
             answers = [self._receive(number) for number in range(workers)]
             self.facts: EnvFacts = answers[0]
         except BaseException:
@@ -223,9 +214,8 @@ class EnvPool:
 
 def _serve(connection: Connection, path: str, max_steps: int | None) -> None:
     """Life of a worker: answer until the parent hangs up."""
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C is the parent's to handle; it hangs up on us
+    # Ctrl-C is the parent's to handle; it hangs up on us.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     torch.set_num_threads(1)
     stage: Stage | None = None
     try:

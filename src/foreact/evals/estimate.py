@@ -33,22 +33,17 @@ def estimate(
     """
     x = np.asarray(values, dtype=np.float64).reshape(-1)
     if not len(x) or not np.isfinite(x).all():
-        found = (
-            "none"
-            if not len(x)
-            else f"{int((~np.isfinite(x)).sum())} of {len(x)} that are NaN or infinite"
-        )
+        non_finite = int((~np.isfinite(x)).sum())
+        problem = f"{non_finite} of {len(x)} that are NaN or infinite" if len(x) else "none"
         raise UserError(
-            f"An estimate needs at least one finite value, found {found}; look at "
+            f"An estimate needs at least one finite value, found {problem}; look at "
             "what was measured."
         )
     mean = float(x.mean())
-    reach = (
-        student_quantile(len(x) - 1) * float(x.std(ddof=1)) / math.sqrt(len(x))
-        if len(x) > 1
-        else 0.0
-    )
-    low, high = mean - reach, mean + reach
+    half_width = 0.0
+    if len(x) > 1:
+        half_width = student_quantile(len(x) - 1) * float(x.std(ddof=1)) / math.sqrt(len(x))
+    low, high = mean - half_width, mean + half_width
     if valid_range is not None:
         low, high = max(low, valid_range[0]), min(high, valid_range[1])
     # A mean at the edge of its range may lie outside of the cut interval by a rounding error.
@@ -70,8 +65,8 @@ def share(successes: int, n: int, *, higher_is_better: bool = True) -> Estimate:
         )
     p, z2 = successes / n, NORMAL_QUANTILE**2
     centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    reach = NORMAL_QUANTILE / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    low, high = max(0.0, min(centre - reach, p)), min(1.0, max(centre + reach, p))
+    half_width = NORMAL_QUANTILE / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
+    low, high = max(0.0, min(centre - half_width, p)), min(1.0, max(centre + half_width, p))
     return Estimate(mean=p, n=n, low=low, high=high, unit="", higher_is_better=higher_is_better)
 
 
@@ -96,9 +91,7 @@ def student_quantile(df: int) -> float:
 
 
 def _central_mass(t: float, df: int) -> float:
-    """P(|T| < t): for whole degrees of freedom a finite sum
-    (Abramowitz and Stegun 26.7.3 and 26.7.4).
-    """
+    """P(|T| < t) for integer degrees of freedom (Abramowitz and Stegun 26.7.3 and 26.7.4)."""
     theta = math.atan(t / math.sqrt(df))
     cosine, sine = math.cos(theta), math.sin(theta)
     odd = df % 2 == 1

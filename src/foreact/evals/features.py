@@ -1,5 +1,4 @@
-"""Feature networks for FID and FVD: any TorchScript file or module, its preprocessing as data, its
-weights as a hash.
+"""Feature networks for FID and FVD: a TorchScript file or module, preprocessing, weight hash.
 
 A Frechet distance is a property of the network and of the preprocessing as much as of the pictures,
 so every score is reported with `FeatureNetwork.describe()`.
@@ -79,9 +78,7 @@ class Preprocessing:
         return (images - mean) / std
 
     def clip(self, clips: Tensor) -> Tensor:
-        """float32 (N, T, 3, H, W) in [-1, 1] -> float32 (N, 3, T',
-        H', W'), the layout of video networks.
-        """
+        """float32 (N, T, 3, H, W) in [-1, 1] -> (N, 3, T', H', W'), as video networks expect."""
         n, frames = clips.shape[:2]
         if self.clip_frames is not None:
             if self.clip_frames % frames:
@@ -137,9 +134,7 @@ PREPROCESSING = {
     ),
     "i3d": Preprocessing(size=(224, 224), crop=True, antialias=False, clip_frames=16),
 }
-"""Named settings; "-reference" marks the ones that repeat a mistake
-so that published numbers can be compared.
-"""
+"""Named settings; "-reference" repeats a published mistake, to compare with published numbers."""
 
 
 @dataclass(frozen=True)
@@ -257,12 +252,12 @@ def _import_module(source: str) -> nn.Module:
             "Python path."
         ) from error
     try:
-        found = factory()
+        network = factory()
     except TypeError as error:
         raise UserError(f"'{source}' should be a function without arguments ({error}).") from None
-    if not isinstance(found, nn.Module):
-        raise UserError(f"'{source}' should return an nn.Module, found {type(found).__name__}.")
-    return found
+    if not isinstance(network, nn.Module):
+        raise UserError(f"'{source}' should return an nn.Module, found {type(network).__name__}.")
+    return network
 
 
 def _weights_hash(module: nn.Module) -> str:

@@ -1,6 +1,4 @@
-"""Figures as PNG bytes; those of the report once for light and
-once for dark pages. Knows no HTML.
-"""
+"""Figures as PNG bytes; the report's for light and dark pages. Knows no HTML."""
 
 from __future__ import annotations
 
@@ -31,9 +29,7 @@ class FigurePair:
 
 
 def curves_figure(log: Sequence[Mapping[str, Any]]) -> FigurePair | None:
-    """Training curves: loss terms together, then one panel for every
-    other logged number; None without entries.
-    """
+    """Training curves: loss terms in one panel, other numbers in one each; None if no entries."""
     names = sorted(
         {k for entry in log for k, v in entry.items() if k not in NOT_CURVES and _is_number(v)}
     )
@@ -72,9 +68,7 @@ def curves_figure(log: Sequence[Mapping[str, Any]]) -> FigurePair | None:
 
 
 def scores_figure(results: Sequence[ClosedLoopResult]) -> FigurePair | None:
-    """Every episode's score as a dot, one row per policy, with
-    mean and interval; None without results.
-    """
+    """Each episode's score as a dot, a row per policy, mean and interval; None if no results."""
     if not results:
         return None
 
@@ -145,9 +139,7 @@ def quality_figure(quality: VideoQuality) -> FigurePair:
 
 
 def actions_figure(spec: ActionSpec, actions: Mapping[str, np.ndarray]) -> bytes:
-    """Actions over time, PNG, one panel per dimension; label
-    -> float (K, A) in the spec's units.
-    """
+    """PNG of actions over time, a panel per dimension; label -> float (K, A), spec units."""
 
     def draw(figure: Any) -> None:
         axes = figure.subplots(1, spec.dim, squeeze=False)[0]
@@ -169,9 +161,7 @@ def actions_figure(spec: ActionSpec, actions: Mapping[str, np.ndarray]) -> bytes
 
 
 def figure_pair(draw: Callable[[Any], None], inches: tuple[float, float]) -> FigurePair:
-    """What `draw` puts on a matplotlib figure of this size
-    (width, height), for either colour scheme.
-    """
+    """Render `draw` on a matplotlib figure of (width, height) in light and dark colours."""
     return FigurePair(_render(draw, inches, "#1f2328"), _render(draw, inches, "#d6dae0"))
 
 

@@ -12,8 +12,7 @@ Accumulation = Literal["exact", "reference"]
 
 
 class Moments:
-    """Mean and unbiased covariance of feature rows that arrive in batches; memory is one D x D
-    matrix.
+    """Streaming mean and unbiased covariance of feature rows; memory is one D x D matrix.
 
     Args:
         accumulation: "exact" keeps centred moments in float64 and merges batches by Chan's formula.

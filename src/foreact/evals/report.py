@@ -1,6 +1,4 @@
-"""One page for people, `report.html`: curves, scores, films,
-imagined futures. Needs nothing beside itself.
-"""
+"""The self-contained page `report.html`: curves, scores, films and imagined futures."""
 
 from __future__ import annotations
 
@@ -47,13 +45,11 @@ def render_section(title: str, template: str, **values: Any) -> Section:
     """A section from a Jinja template, in which `figure(pair, alt)` shows a `FigurePair`."""
 
     def figure(pair: FigurePair | None, alt: str) -> Markup:
-        return (
-            Markup("") if pair is None else Markup(_FIGURE).format(**(_figure(pair) or {}), alt=alt)
-        )
+        uris = _figure(pair)
+        return Markup("") if uris is None else Markup(_FIGURE).format(**uris, alt=alt)
 
-    return Section(
-        title, Markup(_environment().from_string(template).render(figure=figure, **values))
-    )
+    html = _environment().from_string(template).render(figure=figure, **values)
+    return Section(title, Markup(html))
 
 
 _FIGURE = """<picture>
@@ -191,10 +187,8 @@ def _figure(pair: FigurePair | None) -> dict[str, str] | None:
 
 
 def _embedded(media: Sequence[Media], budget: int) -> tuple[list[dict[str, str]], list[str], int]:
-    """Files as data URIs while they fit into `budget` bytes;
-    (shown, captions left out, budget left).
-    """
-    shown, left = [], []
+    """Embed files as data URIs within `budget` bytes; (shown, omitted captions, budget left)."""
+    embedded, omitted = [], []
     for item in media:
         kind = MEDIA.get(item.path.suffix)
         if kind is None:
@@ -210,11 +204,11 @@ def _embedded(media: Sequence[Media], budget: int) -> tuple[list[dict[str, str]]
             ) from error
         uri = _data_uri(data, kind)
         if len(uri) > budget:
-            left.append(f"{item.caption} ({item.path.name})")
+            omitted.append(f"{item.caption} ({item.path.name})")
             continue
         budget -= len(uri)
-        shown.append({"uri": uri, "caption": item.caption, "kind": kind})
-    return shown, left, budget
+        embedded.append({"uri": uri, "caption": item.caption, "kind": kind})
+    return embedded, omitted, budget
 
 
 def _data_uri(data: bytes, kind: str) -> str:

@@ -1,6 +1,4 @@
-"""How near imagined frames come to the true ones: PSNR and SSIM,
-against repeating the last frame seen.
-"""
+"""PSNR and SSIM of imagined against true frames, beside repeating the last frame seen."""
 
 from __future__ import annotations
 
@@ -21,18 +19,14 @@ from foreact.evals.estimate import estimate
 from foreact.types import EpisodeStore, Estimate
 
 ROUNDING_PSNR = 10.0 * float(np.log10(255.0**2 * 12.0))
-"""58.9 dB: the error of rounding to uint8 (variance 1/12). Means count
-nothing above, or equal frames would decide.
-"""
+"""58.9 dB, of rounding to uint8 (variance 1/12): a cap, as equal frames have an infinite PSNR."""
 
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03
 """Settings of SSIM in its paper (Wang et al. 2004)."""
 
 
 class FramePredictor(Protocol):
-    """What is measured: a model that imagines F frames from F
-    frames, `context_stride` steps apart.
-    """
+    """A model that imagines F frames from F frames, `context_stride` steps apart."""
 
     camera: str
     frames: int
@@ -56,8 +50,7 @@ class FramePredictor(Protocol):
 
 @dataclass(frozen=True)
 class Example:
-    """One window: uint8 (F, H, W, 3) each, and where it lies in the store; `anchor` is the step of
-    "now".
+    """One window: frames, uint8 (F, H, W, 3) each, its episode and its anchor step ("now").
 
     `predicted` and `reconstructed`, which is the true future through the tokenizer alone, are None
     where that was not measured.
@@ -72,8 +65,12 @@ class Example:
 
     def futures(self) -> dict[str, np.ndarray]:
         """What to show one below the other, by name."""
-        found = {"true": self.truth, "tokenizer": self.reconstructed, "imagined": self.predicted}
-        return {name: frames for name, frames in found.items() if frames is not None}
+        named_frames = {
+            "true": self.truth,
+            "tokenizer": self.reconstructed,
+            "imagined": self.predicted,
+        }
+        return {name: frames for name, frames in named_frames.items() if frames is not None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +133,7 @@ def video_quality(
     anchors = _anchors(model, store, episodes, windows_per_episode, seed)
     rng = torch.Generator().manual_seed(seed)
     values: dict[str, list[np.ndarray]] = {"psnr": [], "ssim": [], "psnr_copy": [], "ssim_copy": []}
-    kept: list[Example] = []
+    kept_examples: list[Example] = []
     for start in range(0, len(anchors), batch):
         part = anchors[start : start + batch]
         context, truth, actions = _read(model, store, part, mode)
@@ -152,12 +149,17 @@ def video_quality(
             values[f"psnr{suffix}"].append(psnr(*flat).clip(max=ROUNDING_PSNR).reshape(shape))
             values[f"ssim{suffix}"].append(ssim(*flat).reshape(shape))
         for row, (episode, anchor) in enumerate(part):
-            if len(kept) < examples and episode not in [e.episode for e in kept]:
-                kept.append(Example(context[row], truth[row], predicted[row], episode, anchor))
-    owners = np.array([episode for episode, _ in anchors])
+            if len(kept_examples) < examples and episode not in [e.episode for e in kept_examples]:
+                kept_examples.append(
+                    Example(context[row], truth[row], predicted[row], episode, anchor)
+                )
+    window_episodes = np.array([episode for episode, _ in anchors])
     per_episode = {
         name: np.stack(
-            [np.concatenate(parts)[owners == e].mean(0) for e in sorted(set(owners.tolist()))]
+            [
+                np.concatenate(parts)[window_episodes == e].mean(0)
+                for e in sorted(set(window_episodes.tolist()))
+            ]
         )
         for name, parts in values.items()
     }
@@ -170,7 +172,7 @@ def video_quality(
         steps_ahead=[(i + 1) * model.context_stride for i in range(model.frames)],
         windows=len(anchors),
         seed=seed,
-        examples=kept,
+        examples=kept_examples,
     )
 
 
@@ -181,9 +183,7 @@ def _estimate(name: str, values: np.ndarray) -> Estimate:
 
 
 def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio in dB of uint8 images (N, H, W, 3),
-    per image, (N,) float64; equal ones give inf.
-    """
+    """PSNR in dB of uint8 images (N, H, W, 3): float64 (N,); inf where they are equal."""
     _check_pair(a, b)
     error = ((a.astype(np.float64) - b.astype(np.float64)) ** 2).mean(axis=(1, 2, 3))
     with np.errstate(divide="ignore"):
@@ -255,9 +255,7 @@ def save_examples(quality: VideoQuality, folder: Path, fps: float) -> list[Path]
 
 
 def strip(example: Example, steps_ahead: Sequence[int]) -> Any:
-    """A PIL picture: the context and the true future above, the
-    context and the imagined future below.
-    """
+    """PIL picture: context and true future above, context and imagined future below."""
     rows = _labelled_rows(example, steps_ahead)
     tiles = [tile for row in rows for tile in row]
     return contact_sheet(
@@ -266,9 +264,7 @@ def strip(example: Example, steps_ahead: Sequence[int]) -> Any:
 
 
 def film(example: Example, steps_ahead: Sequence[int]) -> np.ndarray:
-    """The rows of `strip` played next to each other, uint8 (T, H', W',
-    3); every frame says if it was seen or not.
-    """
+    """The rows of `strip` side by side in time, uint8 (T, H', W', 3), labelled seen or not."""
     moments = zip(*_labelled_rows(example, steps_ahead), strict=True)
     return np.stack([np.asarray(contact_sheet(*zip(*tiles, strict=True))) for tiles in moments])
 
@@ -297,27 +293,25 @@ def _anchors(
     """(episode, anchor) of windows with all their frames, and actions, inside the episode."""
     before = (model.frames - 1) * model.context_stride
     after = max(model.frames * model.context_stride, model.horizon - 1)
-    found: list[tuple[int, int]] = []
+    anchors: list[tuple[int, int]] = []
     for episode in episodes:
         count = int(store.lengths[episode]) - before - after
         if count > 0:
             draw = np.random.default_rng([seed, int(episode)])
             chosen = draw.choice(count, size=min(per_episode, count), replace=False)
-            found += [(int(episode), before + int(c)) for c in np.sort(chosen)]
-    if not found:
+            anchors += [(int(episode), before + int(c)) for c in np.sort(chosen)]
+    if not anchors:
         raise UserError(
             f"None of the {len(episodes)} episodes has the {before + after + 1} steps that a "
             "window takes; give longer episodes."
         )
-    return found
+    return anchors
 
 
 def _read(
     model: FramePredictor, store: EpisodeStore, anchors: Sequence[tuple[int, int]], mode: str
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Context and truth, uint8 (B, F, H, W, 3), and actions
-    (B, K, A), empty where not asked for.
-    """
+    """Context and truth, uint8 (B, F, H, W, 3), and actions (B, K, A), empty unless needed."""
     stride, frames = model.context_stride, model.frames
     context, truth, actions = [], [], []
     for episode, anchor in anchors:
@@ -339,29 +333,23 @@ def _read(
 def read_states(
     store: EpisodeStore, anchors: Sequence[tuple[int, int]], offsets: Sequence[int]
 ) -> dict[str, np.ndarray]:
-    """stream -> (B, P, S) at `offsets` from each (episode, anchor);
-    before an episode its first step stands in.
-    """
+    """stream -> (B, P, S) at `offsets` from each anchor, clamped to the episode's first step."""
     if not offsets:
         return {}
-    found: dict[str, list[np.ndarray]] = {name: [] for name in store.spec.state}
+    states: dict[str, list[np.ndarray]] = {name: [] for name in store.spec.state}
     for episode, anchor in anchors:
         steps = np.maximum(anchor + np.array(offsets), 0)
         first = int(steps.min())
-        values = store.read(episode, first, anchor + 1, list(found))
-        for name in found:
-            found[name].append(values[name][steps - first])
-    return {name: np.stack(rows) for name, rows in found.items()}
+        values = store.read(episode, first, anchor + 1, list(states))
+        for name in states:
+            states[name].append(values[name][steps - first])
+    return {name: np.stack(rows) for name, rows in states.items()}
 
 
 def _check_pair(a: np.ndarray, b: np.ndarray) -> None:
-    if (
-        a.dtype != np.uint8
-        or b.dtype != np.uint8
-        or a.shape != b.shape
-        or a.ndim != 4
-        or a.shape[3] != 3
-    ):
+    dtypes_fit = a.dtype == np.uint8 and b.dtype == np.uint8
+    shapes_fit = a.shape == b.shape and a.ndim == 4 and a.shape[3] == 3
+    if not (dtypes_fit and shapes_fit):
         raise UserError(
             f"Two stacks of uint8 images (N, H, W, 3) of one shape are compared, found {a.dtype} "
             f"{a.shape} and {b.dtype} {b.shape}."

@@ -1,5 +1,4 @@
-"""Gaussian diffusion with a learned variance (arXiv 2102.09672), as UVA's heads use it: tables,
-loss, sampler.
+"""Gaussian diffusion with learned variance (arXiv 2102.09672) for UVA: tables, loss, sampler.
 
 The network is a function `predict(x_t, t)`; this file knows neither its architecture nor what the
 rows mean.
@@ -65,9 +64,8 @@ def spaced_steps(steps: int, spacing: str) -> np.ndarray:
         return np.zeros(1, dtype=np.int64)
     stride = (steps - 1) / (count - 1)
     kept, position = [], 0.0
-    for _ in range(
-        count
-    ):  # a running sum and Python's round-half-even, as in the reference, decide the ties
+    # A running sum and Python's round-half-even, as in the reference, decide the ties.
+    for _ in range(count):
         kept.append(round(position))
         position += stride
     return np.array(kept)
@@ -143,15 +141,15 @@ class GaussianDiffusion:
     def terms(
         self, output: Tensor, x: Tensor, x_t: Tensor, t: Tensor, noise: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """(mse, vb), each float32 (...), vb in bits per channel and
-        without gradient to the predicted noise.
-        """
+        """(mse, vb), float32 (...); vb in bits per channel, no gradient to the noise."""
         eps, v = output.chunk(2, dim=-1)
         mse = (eps - noise).square().mean(-1)
         at = self._at(t, t.device)
+        # The bound trains the variance alone; the noise is trained by the squared error.
         mean, log_variance = self._reverse(eps.detach(), v, x_t, at, clip=False)
         true_mean = at.posterior_mean_coef1 * x + at.posterior_mean_coef2 * x_t
         true_log_variance = at.posterior_log_variance_clipped
+        # KL(q(x_{t-1} | x_t, x_0) || p(x_{t-1} | x_t)) of two normal distributions.
         kl = 0.5 * (
             log_variance
             - true_log_variance
@@ -160,6 +158,7 @@ class GaussianDiffusion:
             + (true_mean - mean).square() * torch.exp(-log_variance)
         )
         nll = -_log_discretized_normal(x, mean, 0.5 * log_variance)
+        # The last reverse step has no posterior: it pays for x_0 itself, discretised to 8 bits.
         vb = torch.where(t == 0, nll.mean(-1), kl.mean(-1)) / math.log(2.0)
         return mse, vb
 
@@ -195,11 +194,9 @@ class GaussianDiffusion:
             t = torch.tensor(int(self.timestep_map[i]), device=x.device)
             eps, v = predict(x, t).float().chunk(2, dim=-1)
             mean, log_variance = self._reverse(eps, v, x, at, clip=clip)
-            x = (
-                mean
-                if i == 0
-                else mean + torch.exp(0.5 * log_variance) * normal().float() * temperature
-            )
+            x = mean
+            if i > 0:  # no noise after the last step
+                x = mean + torch.exp(0.5 * log_variance) * normal().float() * temperature
         return x
 
     def spaced(self, spacing: str) -> GaussianDiffusion:
@@ -222,7 +219,7 @@ class GaussianDiffusion:
             x = x.clamp(-1.0, 1.0)
         mean = at.posterior_mean_coef1 * x + at.posterior_mean_coef2 * x_t
         most, least = at.log_betas, at.posterior_log_variance_clipped
-        share = (v + 1.0) / 2.0
+        share = (v + 1.0) / 2.0  # v in [-1, 1] interpolates the log variances
         return mean, share * most + (1.0 - share) * least
 
     def _at(self, t: Tensor | int, device: torch.device) -> _Coefficients:
@@ -265,9 +262,7 @@ class _Coefficients:
 
 
 def _log_discretized_normal(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """Log probability of the bin of width 2/255 around x in [-1,
-    1]; the outermost bins reach to infinity.
-    """
+    """Log probability of the bin of width 2/255 at x in [-1, 1]; outer bins are unbounded."""
     centred, inverse = x - mean, torch.exp(-log_scale)
     below_upper = _normal_cdf(inverse * (centred + 1.0 / 255.0))
     below_lower = _normal_cdf(inverse * (centred - 1.0 / 255.0))

@@ -1,5 +1,4 @@
-"""Flow matching on straight lines (rectified flow, arXiv 2209.03003): loss and solver, in the place
-of diffusion.
+"""Flow matching on straight lines (rectified flow, arXiv 2209.03003), instead of diffusion.
 
 Same calls as `diffusion.GaussianDiffusion`, so that a head takes either. Time runs from 0 (noise)
 to 1 (data).
@@ -22,8 +21,7 @@ Normal = Callable[[], Tensor]
 
 
 class FlowMatching:
-    """x_t = (1 - (1 - sigma) t) noise + t x; the network predicts the velocity x - (1 - sigma)
-    noise.
+    """x_t = (1 - (1 - sigma) t) noise + t x; predicts the velocity x - (1 - sigma) noise.
 
     Args:
         time: how training draws t: "uniform"; "beta" = (1 - sigma) (1 - z) with z from Beta(1.5,

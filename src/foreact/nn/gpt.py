@@ -1,6 +1,4 @@
-"""The causal transformer block of the GPTs, in muP form, and
-the key-value cache that one call owns.
-"""
+"""The GPTs' causal transformer block in muP form, and the key-value cache of one call."""
 
 from __future__ import annotations
 
@@ -35,9 +33,7 @@ class KVCache:
         return k.narrow(2, 0, self.length), v.narrow(2, 0, self.length)
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Add (B, heads, N, head size) of N new tokens; returns
-        keys and values of all tokens held.
-        """
+        """Append N tokens' (B, heads, N, head size); returns all keys and values held."""
         start, self.length = self.length, self.length + k.shape[2]
         if self.capacity is None:
             assert start == 0, "a cache without capacity serves one pass"
@@ -55,8 +51,7 @@ class KVCache:
 
 
 class DrawsCache:
-    """Keys and values of one attention layer for D continuations of each of B contexts, which are
-    held once.
+    """Keys and values of one layer for D continuations of each of B contexts, held once.
 
     Args:
         context: what every continuation of a context has seen.
@@ -73,8 +68,7 @@ class DrawsCache:
         return self.context.length + self.own.length
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, *, dropout: float = 0.0) -> Tensor:
-        """Take in N further tokens of each continuation, and let them attend to all that theirs has
-        seen.
+        """Append N tokens to each continuation and attend to its context and what it has appended.
 
         Args:
             q, k, v: (B D, heads, N, head size), the continuations of a context one after another.
@@ -86,28 +80,25 @@ class DrawsCache:
         n, past = q.shape[2], self.own.length
         k, v = self.own.extend(k, v)
         q = q * q.shape[-1] ** -0.5
-        to_own = q @ k.transpose(-1, -2)
+        to_own = q @ k.transpose(-1, -2)  # (B D, heads, N, past + N)
         if n > 1:
+            # Row i is token past + i, which sees columns 0..past + i.
             later = torch.ones(n, past + n, dtype=torch.bool, device=q.device).triu(past + 1)
             to_own = to_own.masked_fill(later, -torch.inf)
         context_k, context_v = self.context.kv
         heads = q.shape[1]
         # One product for all continuations of a context: (B, heads, D N, head size).
         by_context = q.unflatten(0, (-1, self.draws)).transpose(1, 2).flatten(2, 3)
-        to_context = (
-            (by_context @ context_k.transpose(-1, -2)).unflatten(2, (self.draws, n)).transpose(1, 2)
-        )
-        weights = torch.cat([to_context.flatten(0, 1), to_own], dim=-1).softmax(-1)
+        scores = by_context @ context_k.transpose(-1, -2)
+        # (B, heads, D N, context) -> (B D, heads, N, context)
+        to_context = scores.unflatten(2, (self.draws, n)).transpose(1, 2).flatten(0, 1)
+        # One softmax over context and continuation together.
+        weights = torch.cat([to_context, to_own], dim=-1).softmax(-1)
         weights = functional.dropout(weights, dropout)
         on_context, on_own = weights.split([context_k.shape[2], past + n], dim=-1)
         on_context = on_context.unflatten(0, (-1, self.draws)).transpose(1, 2).flatten(2, 3)
-        seen = (
-            (on_context @ context_v)
-            .view(-1, heads, self.draws, n, q.shape[-1])
-            .transpose(1, 2)
-            .flatten(0, 1)
-        )
-        return seen + on_own @ v
+        from_context = (on_context @ context_v).view(-1, heads, self.draws, n, q.shape[-1])
+        return from_context.transpose(1, 2).flatten(0, 1) + on_own @ v
 
 
 class Attention(nn.Module):
@@ -166,9 +157,7 @@ class MLP(nn.Module):
 
 
 class CausalBlock(nn.Module):
-    """Pre-norm block: x + attention(norm(x)), then x + mlp(norm(x));
-    each token sees itself and what came before.
-    """
+    """Causal pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(
         self, width: int, heads: int, *, mlp_ratio: int, base_width: int, scale: float = 1.0
@@ -180,9 +169,12 @@ class CausalBlock(nn.Module):
         self.mlp = MLP(width, mlp_ratio, base_width=base_width)
 
     def forward(self, x: Tensor, cache: KVCache | None = None) -> Tensor:
-        """(B, N, width) -> (B, N, width); with a cache, x are the
-        N tokens that follow those held in it.
-        """
+        """(B, N, width) -> (B, N, width); with a cache, x follows the tokens held in it."""
+        # With a cache of `past` tokens, row i of the mask allows columns 0..past + i:
+        #     1 1 | 1 0 0
+        #     1 1 | 1 1 0      past = 2, n = 3
+        #     1 1 | 1 1 1
+        # A single new token sees everything and needs no mask.
         q, k, v = self.attention.project(norm(x))
         past = 0 if cache is None else cache.length
         if cache is not None:
@@ -201,8 +193,7 @@ def norm(x: Tensor) -> Tensor:
 
 
 def init_blocks(blocks: nn.ModuleList, std: float, *, residual_std: float) -> None:
-    """muP initialisation: normal weights, zero queries, and a deviation of their own for the
-    residual projections.
+    """muP initialisation: normal weights, zero queries, residual projections scaled separately.
 
     Args:
         blocks: modules with `attention` and `mlp` as here.
@@ -214,6 +205,7 @@ def init_blocks(blocks: nn.ModuleList, std: float, *, residual_std: float) -> No
         assert isinstance(attention, Attention)
         assert isinstance(mlp, MLP)
         attention.qkv.init_normal(std)
+        # The first third of the rows makes the queries: at the start attention is uniform.
         nn.init.zeros_(attention.qkv.weight[: attention.qkv.out_features // 3])
         mlp.up.init_normal(std)
         attention.out.init_normal(residual_std)

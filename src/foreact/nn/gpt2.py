@@ -1,5 +1,4 @@
-"""GPT-2 (Radford et al., 2019) as Video Occupancy Models use it: learned positions, pre-norm
-blocks, a tied readout.
+"""GPT-2 as Video Occupancy Models use it: learned positions, pre-norm, tied readout.
 
 A block of its own beside VaViM's in `gpt`: biases, learned norms, the tanh form of GELU, dropout
 and the usual scale of the scores, where VaViM's has muP and none of these. What they share is the
@@ -23,9 +22,10 @@ from foreact.nn.products import Linear, linear
 
 INIT_STD = 0.02
 CPU_ELEMENTS = 2**23
-"""Most elements of a hidden layer to make at once on the CPU. Memory for larger tensors (32 MiB in
-float32) is fetched anew from the operating system, page by page, every time, which cost a tenth of
-a training step.
+"""Most elements of a hidden layer to make at once on the CPU.
+
+Memory for larger tensors (32 MiB in float32) is requested from the operating system every time,
+page by page, which took a tenth of a training step.
 """
 
 
@@ -72,9 +72,7 @@ class GPT2Config:
 
 
 class GPT2Block(nn.Module):
-    """x + attention(norm(x)), then x + mlp(norm(x)); each
-    token sees itself and what came before.
-    """
+    """Causal pre-norm block: x + attention(norm(x)), then x + mlp(norm(x))."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -91,8 +89,7 @@ class GPT2Block(nn.Module):
     def forward(
         self, x: Tensor, cache: KVCache | DrawsCache | None = None, *, last: bool = False
     ) -> Tensor:
-        """(B, N, width) -> (B, N, width); with a cache, x are the N tokens that follow those held
-        in it.
+        """(B, N, width) -> (B, N, width); with a cache, x follows the tokens held in it.
 
         With `last`, only the last token's output (B, 1, width) is computed.
         """
@@ -106,7 +103,7 @@ class GPT2Block(nn.Module):
             past = 0 if cache is None else cache.length
             if cache is not None:
                 k, v = cache.extend(k, v)
-            if last:
+            if last:  # keys and values of all tokens, the query of the last alone
                 q, x = q[:, :, -1:], x[:, -1:]
             n, mask = q.shape[2], None
             if past and n > 1:
@@ -115,15 +112,12 @@ class GPT2Block(nn.Module):
                 q, k, v, mask, dropout, is_causal=not past and n > 1
             )
         x = x + self.dropout(self.out(mixed.transpose(1, 2).flatten(-2)))
-        return x + self.dropout(
-            self.down(functional.gelu(self.up(self.norm2(x)), approximate="tanh"))
-        )
+        hidden = functional.gelu(self.up(self.norm2(x)), approximate="tanh")
+        return x + self.dropout(self.down(hidden))
 
 
 class GPT2(nn.Module):
-    """Token ids -> embeddings -> features -> logits: three steps,
-    since callers mix in embeddings of their own.
-    """
+    """Token ids -> embeddings -> features -> logits, as callers mix in own embeddings."""
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
@@ -137,9 +131,7 @@ class GPT2(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Normal weights of deviation 0.02, projections into the
-        residual stream divided by sqrt(2 layers).
-        """
+        """Normal weights, std 0.02; residual projections are divided by sqrt(2 layers)."""
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=INIT_STD)
@@ -160,11 +152,9 @@ class GPT2(nn.Module):
                 held in the caches.
             caches: one per block.
         """
-        parts = (
-            math.ceil(4 * x.numel() / CPU_ELEMENTS)
-            if x.device.type == "cpu" and caches is None
-            else 1
-        )
+        parts = 1
+        if x.device.type == "cpu" and caches is None:
+            parts = math.ceil(4 * x.numel() / CPU_ELEMENTS)  # hidden layers are 4 x as wide
         if parts <= 1:
             return self._run(x, caches)
         return torch.cat([self._run(part, None) for part in x.tensor_split(min(parts, len(x)))])
@@ -176,9 +166,7 @@ class GPT2(nn.Module):
         return self.norm(x)
 
     def last(self, x: Tensor, caches: Sequence[KVCache | DrawsCache]) -> Tensor:
-        """As `forward(x, caches)[:, -1]`, (B, width), without the work
-        that only the others' features would need.
-        """
+        """`forward(x, caches)[:, -1]`, (B, width), without computing the other features."""
         x = self._place(x, caches[0].length)
         for block, cache in zip(self.blocks[:-1], caches[:-1], strict=True):
             x = block(x, cache)
@@ -205,9 +193,7 @@ class GPT2(nn.Module):
 
 
 def matrices_decay(module: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups of the trainable parameters: those of two
-    axes and more decay, the others do not.
-    """
+    """Two parameter groups: trainable tensors of two or more axes decay, others do not."""
     trainable = [p for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in trainable if p.ndim >= 2], "lr": lr, "weight_decay": weight_decay},

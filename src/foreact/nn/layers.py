@@ -33,6 +33,7 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, width) -> (B, N, width)."""
+        # (B, N, 3 width) -> (B, N, 3, heads, head size) -> three of (B, heads, N, head size)
         q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         p = self.attention_dropout if self.training else 0.0
         mixed = functional.scaled_dot_product_attention(q, k, v, dropout_p=p)
@@ -88,8 +89,9 @@ class Block(nn.Module):
 
 
 def sinusoid(t: Tensor, channels: int, max_period: float = 10000.0) -> Tensor:
-    """Cosines, then sines, of `t` at geometric frequencies: (...)
-    -> float32 (..., channels), channels even.
+    """Cosines, then sines, of `t` at geometric frequencies: (...) -> float32 (..., channels).
+
+    The number of channels is even.
     """
     half = channels // 2
     frequencies = torch.exp(
@@ -100,8 +102,7 @@ def sinusoid(t: Tensor, channels: int, max_period: float = 10000.0) -> Tensor:
 
 
 def spread(items: Tensor, count: int) -> Tensor:
-    """Repeat K items along axis 1 so that `count` tokens share them equally: token j gets item
-    floor(j K / count).
+    """Repeat K items along axis 1 to `count` tokens: token j gets item floor(j K / count).
 
     Args:
         items: (B, K, C).
@@ -117,9 +118,7 @@ def spread(items: Tensor, count: int) -> Tensor:
 
 
 def init_linear(module: nn.Module) -> None:
-    """Xavier-uniform weights and zero biases for every Linear
-    inside, ones and zeros for every LayerNorm.
-    """
+    """Initialise every Linear (Xavier uniform, zero bias) and LayerNorm (ones, zeros) inside."""
     for m in module.modules():
         if isinstance(m, nn.Linear):
             nn.init.xavier_uniform_(m.weight)

@@ -1,5 +1,4 @@
-"""Maximal update parametrisation (muP, arXiv 2203.03466): one learning rate and initialisation for
-every width.
+"""Maximal update parametrisation (muP, arXiv 2203.03466): one learning rate for every width.
 
 Widths are measured against a base width; `multiplier = width / base`. A weight that maps a width to
 a width ("hidden") has its learning rate divided by the multiplier and its initial deviation by the

@@ -26,17 +26,11 @@ from torch.nn import functional
 from foreact import machine
 
 FEW = 32
-"""Rows up to which weight x^T was found faster; with more, every
-kernel comes near the processor's peak.
-"""
+"""Rows up to which weight x^T is faster; with more, every kernel is near the peak."""
 HEAVY = 2**18
-"""Numbers in a weight from which on that is so; a smaller one
-does not pay for the copy of the result.
-"""
+"""Least elements of a weight for that; a smaller one does not pay for copying the result."""
 WORTHWHILE = 2**20
-"""Multiplications from which on oneDNN's product can be faster,
-its call being slower by 10 microseconds.
-"""
+"""Multiplications from which oneDNN can be faster; its call takes 10 microseconds longer."""
 
 
 class Linear(nn.Linear):
@@ -69,12 +63,10 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @contextmanager
 def rows_by_numpy(x: Tensor, weight: Tensor) -> Iterator[None]:
-    """Within the block, `linear` multiplies single rows like those of x by numpy, where that is
-    faster.
+    """Within the block, `linear` multiplies single rows like x by numpy, if that is faster.
 
-    Torch computes with one thread there: its threads and those of numpy's BLAS stay busy for a
-        while after each piece
-    of work, and with both in use each waits for the other's at every layer.
+    Torch computes with one thread in it: the threads of torch and of numpy's BLAS spin for a while
+    after each piece of work, so with both in use each waits for the other's at every layer.
 
     Args:
         x: (B, ...), of which each step multiplies B rows.
@@ -94,25 +86,21 @@ def _float32_on_cpu(x: Tensor, weight: Tensor) -> bool:
 
 
 def _ones(*shape: int) -> Tensor:
-    return torch.ones(
-        shape, dtype=torch.float32, device="cpu"
-    )  # whatever the caller's defaults are
+    # Explicit, whatever the caller's default dtype and device are.
+    return torch.ones(shape, dtype=torch.float32, device="cpu")
 
 
 # --- one row --------------------------------------------------------------------------------------
 
 
 def _by_numpy(x: Tensor, weight: Tensor) -> Tensor:
-    # By DLPack, since `Tensor.numpy` fixes the size of the storage for good, which FSDP frees and
-    # fills again.
+    # By DLPack: `Tensor.numpy` makes a storage unresizable, which FSDP frees and fills again.
     row = np.matmul(np.from_dlpack(weight.detach()), np.from_dlpack(x.detach().reshape(-1)))
     return torch.from_numpy(row).view(*x.shape[:-1], -1)
 
 
 def numpy_is_faster() -> bool:
-    """Whether numpy reads a matrix that is larger than the caches
-    faster than torch does with its present threads.
-    """
+    """Whether numpy reads a matrix beyond the caches faster than torch with its threads."""
     return _numpy_is_faster(torch.get_num_threads())
 
 
@@ -151,9 +139,7 @@ def _by_onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @cache
 def onednn_is_faster() -> bool:
-    """Whether this build of torch has oneDNN's operators, which it
-    does not document, and they multiply faster.
-    """
+    """Whether torch has oneDNN's undocumented operators and they multiply faster."""
     if not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
         return False
     if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):

@@ -1,6 +1,4 @@
-"""Smaller weights for decoding: bfloat16, or int8 rows with a scale
-each. Reading weights is what decoding costs.
-"""
+"""Weights in bfloat16 or int8 rows with a scale each, as decoding is bound by reading them."""
 
 from __future__ import annotations
 
@@ -18,9 +16,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 class Int8Linear(nn.Module):
-    """A matrix without bias as int8 rows, each with the scale
-    that takes its largest weight to 127.
-    """
+    """A bias-free matrix as int8 rows, each with a scale that maps its largest weight to 127."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -46,8 +42,7 @@ class Int8Linear(nn.Module):
 
 
 def reduce_weights(model: M, precision: WeightPrecision) -> M:
-    """Change a model's weights in place for inference; embeddings and readouts are bfloat16 at
-    least.
+    """Quantise weights in place for inference; embeddings and readouts stay at least bfloat16.
 
     Args:
         model: a GPT of `HiddenLinear` modules, in evaluation mode.

@@ -1,3 +1,1 @@
-"""Policies: from what was observed to the actions to play, in the
-environment's units. Nothing here simulates.
-"""
+"""Policies: from observations to actions, in the environment's units. Nothing here simulates."""

@@ -1,6 +1,4 @@
-"""Policies that any score should be compared with: one stays where
-it is, one moves at random. No network.
-"""
+"""Baseline policies without a network: one stays where it is, one moves at random."""
 
 from __future__ import annotations
 
@@ -62,8 +60,7 @@ class _Baseline:
 
 
 class DoNothing(_Baseline):
-    """Stays where it is: the present position for absolute actions, zeros for deltas and relative
-    poses.
+    """Stays in place: the present position for absolute actions, else zeros.
 
     The position is read from the state entry that carries the action's name, bare or as
     "agent_<name>".
@@ -76,17 +73,15 @@ class DoNothing(_Baseline):
 
     def __init__(self, spec: StreamSpec, *, execute: int = 8) -> None:
         super().__init__(spec, execute=execute)
-        self._entries = (
-            [self._entry(name) for name in self.action.names]
-            if self.action.mode == "absolute"
-            else []
-        )
+        self._entries: list[tuple[str, int]] = []
+        if self.action.mode == "absolute":
+            self._entries = [self._entry(name) for name in self.action.names]
 
     def _entry(self, action: str) -> tuple[str, int]:
         for stream, names in self.spec.state.items():
-            for wanted in (action, f"agent_{action}"):
-                if wanted in names:
-                    return stream, names.index(wanted)
+            for entry in (action, f"agent_{action}"):
+                if entry in names:
+                    return stream, names.index(entry)
         raise UserError(
             f"Doing nothing needs the present value of action '{action}', but no state entry is "
             f"called '{action}' or 'agent_{action}'; name it so in the spec, or leave this "

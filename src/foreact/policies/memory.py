@@ -15,15 +15,11 @@ from foreact.types import Observation
 
 
 def generator_for(*key: int) -> torch.Generator:
-    """A generator that depends on the whole key, such as
-    (episode seed, step), and on nothing else.
-    """
-    # SeedSequence mixes, so that neighbouring seeds and steps give unrelated draws, and takes no
-    # negative words.
+    """A generator seeded by the whole key, such as (episode seed, step)."""
+    # SeedSequence decorrelates neighbouring seeds and steps; it takes no negative words.
     words = [k % 2**64 for k in key]
-    return torch.Generator().manual_seed(
-        int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0] >> 1)
-    )
+    (seed,) = np.random.SeedSequence(words).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(seed >> 1))  # torch takes signed 64-bit seeds
 
 
 @dataclass
@@ -43,8 +39,7 @@ E = TypeVar("E", bound=Episode)
 
 
 class Memory(Generic[E]):
-    """The episodes of a policy, numbered 0, 1, ... in the order of their seeds; see
-    `foreact.types.Policy`.
+    """History of a policy's episodes, numbered in the order of seeds; see `foreact.types.Policy`.
 
     Args:
         begin: an episode of that seed, of which nothing has been seen.
@@ -135,11 +130,9 @@ class History(Episode):
         self.states[self.step] = {
             name: np.array(values, np.float32) for name, values in states.items()
         }
-        for kept in (self.frames, self.states, self.latents):
-            kept.pop(self.step - reach - 1, None)
+        for by_step in (self.frames, self.states, self.latents):
+            by_step.pop(self.step - reach - 1, None)
 
     def steps(self, offsets: Sequence[int]) -> list[int]:
-        """Steps at `offsets` (each <= 0) from now; before the start
-        of the episode its first frame stands in.
-        """
+        """Steps at `offsets` (each <= 0) from now, clamped to the episode's first frame."""
         return [max(self.step + offset, 0) for offset in offsets]

@@ -1,6 +1,4 @@
-"""The policy of a model that turns recent frames into actions and
-remembers nothing else, such as a family of yours.
-"""
+"""The policy of a model that maps recent frames to actions, such as a family of yours."""
 
 from __future__ import annotations
 
@@ -20,9 +18,7 @@ from foreact.policies.memory import History, Memory, generator_for, pictures_of
 from foreact.types import ActionChunk, Observation, StreamSpec
 
 Decide = Callable[[Tensor, dict[str, Tensor], torch.Generator], Tensor]
-"""frames uint8 (T, 3, H, W), states {stream: normalised (T, S)},
-generator -> normalised actions (K, A).
-"""
+"""Frames uint8 (T, 3, H, W), {stream: normalised states (T, S)}, rng -> normalised (K, A)."""
 
 
 class PlainPolicy:
@@ -73,11 +69,8 @@ class PlainPolicy:
         episodes = self._memory.episodes(ids)
         pictures = pictures_of(obs, self.camera, len(episodes), self.spec.cameras[self.camera])
         for i, (episode, picture) in enumerate(zip(episodes, pictures, strict=True)):
-            episode.add(
-                picture,
-                {name: values[i] for name, values in obs.state.items()},
-                reach=self.frames - 1,
-            )
+            states = {name: values[i] for name, values in obs.state.items()}
+            episode.add(picture, states, reach=self.frames - 1)
 
     @torch.inference_mode()
     def act(self, ids: Sequence[int] | None = None) -> ActionChunk:
@@ -103,16 +96,12 @@ class PlainPolicy:
         """float32 (K, A) in the units of the spec, within its bounds."""
         steps = episode.steps(range(1 - self.frames, 1))
         frames = torch.from_numpy(np.stack([episode.frames[s] for s in steps])).permute(0, 3, 1, 2)
-        states = {
-            name: self.stats.encode(
-                torch.from_numpy(np.stack([episode.states[s][name] for s in steps])), name
-            )
-            for name in episode.states[episode.step]
-        }
+        states = {}
+        for name in episode.states[episode.step]:
+            values = torch.from_numpy(np.stack([episode.states[s][name] for s in steps]))
+            states[name] = self.stats.encode(values, name).to(self.device)
         rng = generator_for(episode.seed, episode.step)
-        planned = self.decide(
-            frames.to(self.device), {k: v.to(self.device) for k, v in states.items()}, rng
-        )
+        planned = self.decide(frames.to(self.device), states, rng)
         actions = np.asarray(self.stats.decode(planned.float().cpu(), "action"), np.float32)
         low = -np.inf if self.action.low is None else np.asarray(self.action.low, np.float32)
         high = np.inf if self.action.high is None else np.asarray(self.action.high, np.float32)

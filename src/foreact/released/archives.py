@@ -1,6 +1,4 @@
-"""Release archives, both ways: files <-> one .tar.gz, whole or
-in parts, streamed in constant memory.
-"""
+"""Release archives: write and read one .tar.gz, whole or in parts, in constant memory."""
 
 from __future__ import annotations
 
@@ -60,16 +58,15 @@ UNITS = {"": 1, "B": 1} | {
 
 
 def parse_size(text: str) -> int:
-    """Bytes of a size as `split` reads it: 1900MB is 1900 * 10**6, 1900M and 1900MiB are 1900 *
-    2**20.
+    """Bytes of a size as `split` reads it: 1900MB is 1900 * 10**6, 1900M and 1900MiB 1900 * 2**20.
 
     Raises:
         UserError: it is no positive size.
     """
-    found = re.fullmatch(r"\s*(\d+)\s*([A-Za-z]*)\s*", text)
-    if found is None or found[2].upper() not in UNITS or int(found[1]) == 0:
+    match = re.fullmatch(r"\s*(\d+)\s*([A-Za-z]*)\s*", text)
+    if match is None or match[2].upper() not in UNITS or int(match[1]) == 0:
         raise UserError(f"'{text}' should be a positive size such as 1900MB, 2GiB or 500000.")
-    return int(found[1]) * UNITS[found[2].upper()]
+    return int(match[1]) * UNITS[match[2].upper()]
 
 
 # --- packing --------------------------------------------------------------------------------------
@@ -83,12 +80,10 @@ def pack(
     extension: str | None = None,
     progress: bool = True,
 ) -> list[Path]:
-    """Write files and folders as STEM.tar.gz, or as STEM_chunked.tar.gz.part_aa, ... where that is
-    too large.
+    """Write files and folders as STEM.tar.gz, or STEM_chunked.tar.gz.part_aa, ... if too large.
 
-    The same content gives the same bytes: names are sorted, owners and times are left out. The hash
-        of every part goes
-    to the manifest beside them.
+    The same content gives the same bytes: names are sorted, owners and times are left out. The
+    manifest beside the parts records the hash of each.
 
     Args:
         sources: files and folders; each is stored under its own name.
@@ -158,20 +153,20 @@ def _members(sources: Sequence[Path], extension: str | None) -> dict[str, Path]:
         top = Path(os.path.abspath(source))
         if not top.exists():
             raise UserError(f"There is no {source} to pack.")
-        found = {top.name: top}
+        entries = {top.name: top}
         if top.is_dir():
             inside = {
                 f"{top.name}/{path.relative_to(top).as_posix()}": path for path in top.rglob("*")
             }
-            kept = {
+            matching = {
                 k: p
                 for k, p in inside.items()
                 if not ending or (p.is_file() and p.name.endswith(ending))
             }
-            found = kept if ending else found | kept
-        if twice := sorted(set(found) & set(members)):
+            entries = matching if ending else entries | matching
+        if twice := sorted(set(entries) & set(members)):
             raise UserError(f"Two sources are called '{twice[0]}'; rename one of them.")
-        members |= found
+        members |= entries
     odd = [
         p for p in members.values() if not p.is_file() and not (p.is_dir() and not p.is_symlink())
     ]
@@ -305,8 +300,7 @@ def _extract(
 
 
 class _StrictHeader(tarfile.TarInfo):
-    """A header that is damaged, which tarfile silently takes for the archive's end, or of absurd
-    length, is an error.
+    """A tar header that raises where damaged or absurdly long; tarfile would end the archive.
 
     tarfile reads an extended header (a long name, say) into memory whole, whatever size it claims.
     """
@@ -382,35 +376,37 @@ def _scratch(folder: Path, prefix: str) -> Iterator[Path]:
 
 
 def _check_parts(parts: Sequence[Path], total: int, progress: bool) -> None:
-    """Compare the parts with the manifest beside them; parts that it
-    does not name are left to gzip's checksum.
-    """
-    known = read_manifest(parts[0].parent)
-    if not any(path.name in known for path in parts):
+    """Compare parts with the manifest beside them; unnamed parts rely on gzip's checksum."""
+    manifest = read_manifest(parts[0].parent)
+    if not any(path.name in manifest for path in parts):
         return
     whole = parts[0].name.rpartition(".part_")[0]
-    for name in sorted(known):
+    for name in sorted(manifest):
         if whole and name.startswith(f"{whole}.part_") and not (parts[0].parent / name).is_file():
             raise UserError(f"{name} is missing, which {MANIFEST} names; download it again.")
     with tqdm(total=total, unit="B", unit_scale=True, desc="check", disable=not progress) as bar:
         for path in parts:
-            found = FileFacts(sha256=sha256_of(path, bar.update), bytes=path.stat().st_size)
-            wanted = known.get(path.name, found)
-            if found.sha256 == wanted.sha256:
+            actual = FileFacts(sha256=sha256_of(path, bar.update), bytes=path.stat().st_size)
+            expected = manifest.get(path.name, actual)
+            if actual.sha256 == expected.sha256:
                 continue
-            others = [name for name, facts in known.items() if facts.sha256 == found.sha256]
-            why = f"it holds what {others[0]} should hold" if others else "its SHA-256 differs"
-            if wanted.bytes is not None and found.bytes != wanted.bytes:
-                why += f" and it has {found.bytes:,} bytes instead of {wanted.bytes:,}"
+            same_content = [
+                name for name, facts in manifest.items() if facts.sha256 == actual.sha256
+            ]
+            why = (
+                f"it holds what {same_content[0]} should hold"
+                if same_content
+                else "its SHA-256 differs"
+            )
+            if expected.bytes is not None and actual.bytes != expected.bytes:
+                why += f" and it has {actual.bytes:,} bytes instead of {expected.bytes:,}"
             raise UserError(
                 f"{path} is not the file that {MANIFEST} describes ({why}); download it again."
             )
 
 
 def _diagnosis(parts: Sequence[Path], current: Path, error: Exception) -> str:
-    """One sentence on an archive that could not be read to its end:
-    the likeliest cause that the parts show.
-    """
+    """One sentence on the likeliest cause why an archive could not be read to its end."""
     if len(parts) == 1:
         what = "is cut short" if isinstance(error, EOFError) else "is damaged or no .tar.gz"
         return f"{current} {what} ({error}); download it again."

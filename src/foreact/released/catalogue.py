@@ -1,5 +1,4 @@
-"""The released models, by id: what each is, which files hold it, and where the release's own table
-is wrong.
+"""The released models by id: what each is, its files, and errors in the release's own table.
 
 Sizes and hashes of the files are not part of it: the release publishes none.
 """
@@ -68,9 +67,7 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Catalogue:
-    """A release: its name, the address its files lie under, and
-    its entries in the order of its table.
-    """
+    """A release: its name, base URL, and entries in the order of its table."""
 
     release: str
     url: str

@@ -26,9 +26,7 @@ def layouts() -> list[Layout]:
 
 
 def read_content(path: Path) -> Any:
-    """The content of a torch.save file or of a DeepSpeed directory,
-    the latter as its fused file would have it.
-    """
+    """Content of a torch.save file, or of a DeepSpeed directory as its fused file would have it."""
     return read_zero_directory(path) if is_zero_directory(path) else read_torch_file(path)
 
 
@@ -38,13 +36,17 @@ def recognise(payload: Any, path: Path) -> Layout:
     Raises:
         UserError: none that is known.
     """
-    known = layouts()
-    for layout in known:
+    candidates = layouts()
+    for layout in candidates:
         if layout.recognise(payload):
             return layout
-    found = ", ".join(map(str, payload)) if isinstance(payload, Mapping) else type(payload).__name__
-    marks = "; ".join(f"{layout.title}: {layout.mark}" for layout in known)
-    raise UserError(f"{path} is none of the known checkpoints ({marks}); it holds: {found[:200]}.")
+    content = (
+        ", ".join(map(str, payload)) if isinstance(payload, Mapping) else type(payload).__name__
+    )
+    marks = "; ".join(f"{layout.title}: {layout.mark}" for layout in candidates)
+    raise UserError(
+        f"{path} is none of the known checkpoints ({marks}); it holds: {content[:200]}."
+    )
 
 
 def convert(
@@ -83,8 +85,7 @@ def convert(
 
 
 def start_training(src: Path, dst: Path, **options: Any) -> Path:
-    """Write a foreign checkpoint of a training as a run folder to train on from; returns its
-    checkpoint.
+    """Write a foreign training checkpoint as a run folder to resume; returns its checkpoint.
 
     Raises:
         UserError: the file is damaged, unsafe or unknown, or tells no state of a training.
@@ -113,14 +114,14 @@ def chosen_options(layout: Layout, src: Path, options: Mapping[str, Any]) -> Any
     Raises:
         UserError: one that it does not know.
     """
-    said = {name: value for name, value in options.items() if value is not None}
-    known = [f.name for f in dataclasses.fields(layout.options)]
-    if unknown := [name for name in said if name not in known]:
-        knows = f"knows {', '.join(known)}" if known else "tells all itself"
+    given_options = {name: value for name, value in options.items() if value is not None}
+    option_names = [f.name for f in dataclasses.fields(layout.options)]
+    if unknown := [name for name in given_options if name not in option_names]:
+        knows = f"knows {', '.join(option_names)}" if option_names else "tells all itself"
         raise UserError(
             f"{src} is {layout.title}, which {knows}; convert it without --{unknown[0]}."
         )
-    return layout.options(**said)
+    return layout.options(**given_options)
 
 
 def _read(src: Path) -> Any:

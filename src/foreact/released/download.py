@@ -1,6 +1,4 @@
-"""The files of a release: which set the server has, which of it
-is already here, and what each must be.
-"""
+"""Files of a release: which set the server has, which are local, and what each must be."""
 
 from __future__ import annotations
 
@@ -34,8 +32,7 @@ def fetch(
     client: Client | None = None,
     progress: bool = True,
 ) -> list[Path]:
-    """Bring one set of files into a folder and record their bytes, hashes and origin in its
-    manifest.
+    """Download one set of files; record bytes, hashes and origin in the folder's manifest.
 
     Files that the manifest already names are hashed again and not downloaded again. A set whose
     files the server does not have is passed over for the next one.
@@ -108,15 +105,15 @@ def _fetch_first(
     client: Client,
     progress: bool,
 ) -> list[Path]:
-    wanted = read_manifest(out) if known is None else known
-    held = [
+    expected = read_manifest(out) if known is None else known
+    present = [
         names
         for names in candidates
-        if all(name in wanted and (out / name).is_file() for name in names)
+        if all(name in expected and (out / name).is_file() for name in names)
     ]
-    for names in held[:1] or candidates:
+    for names in present[:1] or candidates:
         try:
-            return _fetch_set(names, out, base_url, wanted, client, progress)
+            return _fetch_set(names, out, base_url, expected, client, progress)
         except MissingFileError:
             if len(candidates) == 1:
                 raise
@@ -127,7 +124,7 @@ def _fetch_set(
     names: Sequence[str],
     out: Path,
     base_url: str,
-    wanted: Mapping[str, FileFacts],
+    expected: Mapping[str, FileFacts],
     client: Client,
     progress: bool,
 ) -> list[Path]:
@@ -148,30 +145,34 @@ def _fetch_set(
         for name in names:
             bar.set_description(name)
             if name in absent:
-                facts = client.download(urls[name], out / name, wanted.get(name), show)
+                facts = client.download(urls[name], out / name, expected.get(name), show)
             else:
-                facts = _checked(out / name, wanted.get(name), urls[name], client, bar.update)
+                facts = _checked(out / name, expected.get(name), urls[name], client, bar.update)
             record(out, {name: facts})
             done += facts.bytes or 0
     return [out / name for name in names]
 
 
 def _checked(
-    path: Path, wanted: FileFacts | None, url: str, client: Client, advance: Callable[[int], object]
+    path: Path,
+    expected: FileFacts | None,
+    url: str,
+    client: Client,
+    advance: Callable[[int], object],
 ) -> FileFacts:
     """Facts of a file that is already there, provided it is what it should be."""
-    found = FileFacts(sha256=sha256_of(path, advance), bytes=path.stat().st_size, url=url)
-    if wanted is not None and found.sha256 != wanted.sha256:
+    actual = FileFacts(sha256=sha256_of(path, advance), bytes=path.stat().st_size, url=url)
+    if expected is not None and actual.sha256 != expected.sha256:
         raise UserError(
-            f"{path} is damaged or another file: its SHA-256 is not {wanted.sha256}; remove it to "
-            "get it anew."
-        )
-    if wanted is None and (size := client.size(url)) != found.bytes:
-        raise UserError(
-            f"{path} has {found.bytes:,} bytes and {url} has {size}; remove the file "
+            f"{path} is damaged or another file: its SHA-256 is not {expected.sha256}; remove it "
             "to get it anew."
         )
-    return found
+    if expected is None and (size := client.size(url)) != actual.bytes:
+        raise UserError(
+            f"{path} has {actual.bytes:,} bytes and {url} has {size}; remove the file "
+            "to get it anew."
+        )
+    return actual
 
 
 def _require_room(folder: Path, needed: int) -> None:

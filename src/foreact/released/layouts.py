@@ -1,6 +1,4 @@
-"""Layouts: how checkpoints of other projects are recognised, read and
-written as ours, one value for each kind.
-"""
+"""Layouts: how to recognise, read and write checkpoints of other projects, a value for each."""
 
 from __future__ import annotations
 

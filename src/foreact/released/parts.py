@@ -1,5 +1,4 @@
-"""One long file cut into parts NAME.part_aa, NAME.part_ab, ...: their names, and reading or writing
-them as one.
+"""A long file split into NAME.part_aa, NAME.part_ab, ...: naming, reading and writing as one.
 
 The suffixes are those of `split`, so that their alphabetical order is the order of the parts and
 `cat NAME.part_*` is the whole: aa ... yz, then zaaa ... zyzz, then zzaaaa ... Sets that use up all
@@ -73,8 +72,8 @@ def _sequence(parts: Iterable[str]) -> Iterator[str]:
 def _only_archive(folder: Path) -> Path:
     first: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
-        found = PART.fullmatch(path.name)
-        whole = found["whole"] if found else path.name
+        match = PART.fullmatch(path.name)
+        whole = match["whole"] if match else path.name
         if whole.endswith((".tar.gz", ".tgz")):
             first.setdefault(whole, path)
     if len(first) != 1:

@@ -1,5 +1,4 @@
-"""Reads foreign torch.save files without running them: only the globals named here exist, and all
-of them are ours.
+"""Read foreign torch.save files without running them: a fixed list of stand-in globals only.
 
 `torch.load` of the released files needs dill, omegaconf and `weights_only=False`, which runs
 whatever the file says. This reader knows tensors, containers, numpy values and omegaconf configs;
@@ -47,8 +46,7 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a torch.save file befor
 
 
 def read_torch_file(path: Path) -> Any:
-    """The content of a torch.save file, zip or legacy layout, as plain Python containers and CPU
-    tensors.
+    """Content of a torch.save file, zip or legacy, as plain containers and CPU tensors.
 
     Tensors of the zip layout are memory-mapped copy-on-write: entries that are not used cost no
     memory. Configs of omegaconf come back as dict and list with their interpolations as they stand;
@@ -126,9 +124,8 @@ def _read_zip(path: Path) -> Any:
         pickles = [name for name in entries if name.endswith("/data.pkl") and name.count("/") == 1]
         if len(pickles) != 1:
             raise pickle.UnpicklingError("no data.pkl inside")
-        if any(
-            info.compress_type != zipfile.ZIP_STORED for info in entries.values()
-        ):  # before any is unpacked
+        # Before any is unpacked.
+        if any(info.compress_type != zipfile.ZIP_STORED for info in entries.values()):
             raise pickle.UnpicklingError("packed entries, which torch.save never writes")
         root = pickles[0].removesuffix("data.pkl")
         if f"{root}byteorder" in entries and archive.read(f"{root}byteorder") != b"little":
@@ -164,8 +161,9 @@ def _map_entry(path: Path, info: zipfile.ZipInfo, dtype: torch.dtype, count: int
 
 
 def _read_legacy(file: io.BufferedReader, path: Path) -> Any:
-    """Five pickles (magic, version, system, object, storage keys),
-    then per storage its length and its bytes.
+    """Read five pickles (magic, version, system, object, storage keys), then the storages.
+
+    Each storage is its length and its bytes.
     """
     storages: dict[str, Tensor] = {}
 
@@ -200,9 +198,7 @@ def _read_legacy(file: io.BufferedReader, path: Path) -> Any:
 
 
 def _storage_id(pid: Any) -> tuple[torch.dtype, str, int]:
-    """("storage", type, key, device, count[, view]) -> dtype,
-    key, count; the device is not asked for.
-    """
+    """("storage", type, key, device, count[, view]) -> dtype, key, count; device is ignored."""
     tag, dtype, key, _, count, *view = pid
     if (
         tag != "storage"
@@ -219,8 +215,7 @@ REFERENCE = re.compile(r"\$\{\s*([A-Za-z_0-9]+(?:\.[A-Za-z_0-9]+)*)\s*\}")
 
 
 def resolve_references(config: Any) -> Any:
-    """Replace `${a.b}` in the texts of a config by what stands at a.b; every other interpolation
-    stays as it is.
+    """Replace `${a.b}` in a config's strings by the value at a.b; keep other interpolations.
 
     The reference registers a resolver `eval` that runs config text as Python; here nothing is run.
 

@@ -1,6 +1,4 @@
-"""Our own objects behind every global that a foreign pickle may
-name, and the way from them to plain values.
-"""
+"""Stand-ins for every global that a foreign pickle may name, and their plain values."""
 
 from __future__ import annotations
 
@@ -40,18 +38,14 @@ class _Call:
 
 
 class _Record(metaclass=_Sealed):
-    """An object of a class that is not here: its attributes are
-    kept in `__dict__`, its code is not.
-    """
+    """An object of an absent class: attributes in `__dict__`, no code."""
 
     def plain(self) -> Any:
         return {k: v for k, v in vars(self).items() if not k.startswith("__")}
 
 
 class _ConfigContainer(_Record):
-    """omegaconf's DictConfig or ListConfig; a None or an
-    interpolation stands in place of the content.
-    """
+    """omegaconf's DictConfig or ListConfig; None or an interpolation may replace the content."""
 
     def plain(self) -> Any:
         return vars(self).get("_content")
@@ -175,8 +169,7 @@ def _named_type(name: str) -> Any:
 
 
 def plain(value: Any, _done: dict[int, tuple[Any, Any]] | None = None) -> Any:
-    """Nested containers with every stand-in replaced by the value it stands for; what was shared
-    stays shared.
+    """Replace stand-ins in nested containers by their values; shared objects stay shared.
 
     Raises:
         RecursionError: a container holds itself.

@@ -1,6 +1,4 @@
-"""One file over HTTP, from a connection that may break off at any byte:
-resumed, retried, checked, only then named.
-"""
+"""One file over HTTP: resumed, retried and checked before it gets its name."""
 
 from __future__ import annotations
 
@@ -32,9 +30,7 @@ class MissingFileError(UserError):
 
 
 class BrokenTransferError(Exception):
-    """The transfer failed in a way that another try may mend;
-    `wait` is the server's wish in seconds.
-    """
+    """A transfer error worth retrying; `wait` is the server's Retry-After in seconds."""
 
     def __init__(self, reason: str, wait: int | None = None) -> None:
         super().__init__(reason)
@@ -84,10 +80,8 @@ class Client:
 
         try:
             return ask("HEAD")
-        except (
-            BrokenTransferError,
-            UserError,
-        ):  # not every server knows HEAD; the head of a GET says the same
+        except (BrokenTransferError, UserError):
+            # Not every server knows HEAD; the head of a GET says the same.
             return self.patiently(lambda: ask("GET"), url)
 
     def text(self, url: str) -> str:
@@ -151,9 +145,7 @@ class Client:
     def patiently(
         self, action: Callable[[], Any], what: str, progress: Callable[[], int] = lambda: 0
     ) -> Any:
-        """Repeat `action` after a `BrokenTransferError`, waiting
-        longer each time that `progress` stands still.
-        """
+        """Retry `action` on `BrokenTransferError`, waiting longer while `progress` stalls."""
         best, failures = progress(), 0
         while True:
             try:
@@ -273,10 +265,10 @@ class Partial:
     @property
     def about(self) -> dict[str, Any]:
         try:
-            found = json.loads(self._notes.read_text(encoding="utf-8"))
+            notes = json.loads(self._notes.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return {}
-        return found if isinstance(found, dict) else {}
+        return notes if isinstance(notes, dict) else {}
 
     def remember(self, url: str, total: int | None, response: http.client.HTTPResponse) -> None:
         etag = response.headers.get("ETag", "")
@@ -368,8 +360,8 @@ def _content_length(response: http.client.HTTPResponse) -> int | None:
 
 def _content_range(response: http.client.HTTPResponse) -> tuple[int | None, int | None]:
     """First byte and total of "bytes FIRST-LAST/TOTAL"; None for what it does not say."""
-    found = re.fullmatch(r"bytes (.+)-.+/(.+)", response.headers.get("Content-Range", ""))
-    return (None, None) if found is None else (_whole(found[1]), _whole(found[2]))
+    match = re.fullmatch(r"bytes (.+)-.+/(.+)", response.headers.get("Content-Range", ""))
+    return (None, None) if match is None else (_whole(match[1]), _whole(match[2]))
 
 
 def _whole(text: str | None) -> int | None:

@@ -1,5 +1,4 @@
-"""DeepSpeed ZeRO checkpoint directories, as Lightning writes them -> the one file they would be
-when fused.
+"""DeepSpeed ZeRO checkpoint directories, as Lightning writes them -> one fused file's content.
 
     run.ckpt/latest                                     names the folder, "checkpoint"
     run.ckpt/checkpoint/mp_rank_00_model_states.pt      half-precision weights, what Lightning added
@@ -58,15 +57,12 @@ Shapes = Mapping[str, Sequence[int]]
 
 
 def is_zero_directory(path: Path) -> bool:
-    """Whether a path can only be a DeepSpeed directory: a
-    folder that is not one of our checkpoints.
-    """
+    """Whether a path can only be a DeepSpeed directory: a folder, not a checkpoint of ours."""
     return path.is_dir() and not (path / "config.json").is_file()
 
 
 def read_zero_directory(path: Path) -> dict[str, Any]:
-    """The content of a directory as its fused file would have it: Lightning's entries, `state_dict`
-    in float32.
+    """Content of a directory as fused: Lightning's entries, with `state_dict` in float32.
 
     Tensors stand on memory maps of the files; only those that lie across two ranks are copied.
 
@@ -127,12 +123,10 @@ def read_zero_moments(path: Path) -> ZeroMoments:
                 ],
             )
 
-        told = inner[0].get("param_groups") if isinstance(inner[0], Mapping) else None
-        settings = (
-            told
-            if isinstance(told, list) and len(told) == len(read.shapes)
-            else [{} for _ in read.shapes]
-        )
+        param_groups = inner[0].get("param_groups") if isinstance(inner[0], Mapping) else None
+        settings: list[Any] = [{} for _ in read.shapes]
+        if isinstance(param_groups, list) and len(param_groups) == len(read.shapes):
+            settings = param_groups
         return ZeroMoments(
             first=moment("exp_avg"),
             second=moment("exp_avg_sq"),
@@ -147,9 +141,7 @@ def read_zero_moments(path: Path) -> ZeroMoments:
 
 @contextmanager
 def _refusing_odd_forms(path: Path) -> Iterator[None]:
-    """Whatever goes wrong because an entry is not of the form that
-    DeepSpeed writes becomes one sentence.
-    """
+    """Turn errors from entries that DeepSpeed would not write into one sentence."""
     try:
         yield
     except (
@@ -277,8 +269,7 @@ def _flat_weights(read: _Directory, rank: int) -> list[Tensor]:
 
 
 def _base_state(read: _Directory, rank: int) -> Any:
-    # Stages 1 and 2 keep the state of the inner optimiser beside the weights, stage 3 wraps it once
-    # more.
+    # Stages 1 and 2 keep the inner optimiser's state beside the weights; stage 3 wraps it again.
     return read.optimizer[rank].get(
         "optimizer_state_dict" if read.stage == 3 else "base_optimizer_state"
     )
@@ -357,9 +348,9 @@ def _join_parameters(read: _Directory, parts: list[Tensor], shapes: Shapes) -> d
     each = {name: math.ceil(math.prod(shape) / read.world) for name, shape in shapes.items()}
     for rank, part in enumerate(parts):
         if part.numel() != sum(each.values()):
-            wanted = sum(each.values())
+            expected = sum(each.values())
             raise read.error(
-                f"is cut short or mixed: rank {rank} holds {part.numel()} numbers, not {wanted}"
+                f"is cut short or mixed: rank {rank} holds {part.numel()} numbers, not {expected}"
             )
     state: dict[str, Tensor] = {}
     start = 0

@@ -41,15 +41,14 @@ def load_policy(
     family = FAMILIES.find(family_of(path))
     opener = family.get("policy")
     cls = None if family.policy_options is None else family.get("policy_options")
-    known = [] if cls is None else [f.name for f in dataclasses.fields(cls)]
-    if unknown := [name for name in options if name not in known]:
+    option_names = [] if cls is None else [f.name for f in dataclasses.fields(cls)]
+    if unknown := [name for name in options if name not in option_names]:
         raise UserError(
             f"Policies of the family '{family.name}' have no option '{unknown[0]}'"
-            f"{did_you_mean(unknown[0], known)}"
+            f"{did_you_mean(unknown[0], option_names)}"
         )
-    return opener(
-        path, None if cls is None else cls(**options), execute=execute, device=pick_device(device)
-    )
+    policy_options = None if cls is None else cls(**options)
+    return opener(path, policy_options, execute=execute, device=pick_device(device))
 
 
 def open_policy(
@@ -128,10 +127,9 @@ def measure(
             f"Nothing simulates task '{task.name}', so nothing can act in it; name a "
             "task with an env."
         )
-    # A sum has no range, and no value from which on it means that the task is solved.
-    rule: dict[str, Any] = (
-        {} if task.score == "max" else {"score": "sum", "score_range": None, "success_at": None}
-    )
+    rule: dict[str, Any] = {}
+    if task.score == "sum":  # has no range, and no value that means the task is solved
+        rule = {"score": "sum", "score_range": None, "success_at": None}
     return loop.closed_loop(
         task.env,
         policy,

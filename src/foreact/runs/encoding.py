@@ -24,8 +24,7 @@ SHARD_STEPS = 4096
 
 
 class StreamEncoder:
-    """Encodes the frames of one camera into its stream: `latents_<camera>` float16, or
-    `tokens_<camera>` uint16.
+    """Encodes a camera's frames: `latents_<camera>` float16 or `tokens_<camera>` uint16.
 
     What a row holds depends on its frame, the tokenizer, the precision and the batch it is encoded
     in; batches start anew in every shard, so that no row depends on who encodes which shard, or
@@ -88,9 +87,8 @@ class StreamEncoder:
         """Encode and write one shard; `progress` is told the number of frames after each batch."""
         starts = range(shard.start, shard.stop, self.batch_size)
         parts = []
-        with ThreadPoolExecutor(
-            1
-        ) as reader:  # decodes the next batch of frames while this one is encoded
+        # One thread decodes the next batch of frames while this one is encoded.
+        with ThreadPoolExecutor(1) as reader:
             ahead = reader.submit(self._read, shard, starts[0])
             for start in starts:
                 frames = ahead.result()
@@ -115,9 +113,8 @@ class StreamEncoder:
             UserError: the result is not finite or not in the vocabulary, or the batch does not fit
                 in memory.
         """
-        rng = torch.Generator(self.device).manual_seed(
-            start
-        )  # for tokenizers that draw: nobody else's draws matter
+        # For tokenizers that sample: draws depend on the batch's first step alone.
+        rng = torch.Generator(self.device).manual_seed(start)
         try:
             video = self.prepare(torch.from_numpy(frames).to(self.device).permute(0, 3, 1, 2)[None])
             with autocast(self.device, self.precision):
@@ -137,16 +134,14 @@ class StreamEncoder:
         )
 
     def require_valid(self, rows: np.ndarray, start: int) -> None:
-        """Raise a `UserError` unless tokens are in the vocabulary,
-        and latents numbers that float16 can hold.
-        """
+        """Raise a `UserError` on tokens outside the vocabulary or latents beyond float16."""
         if self.vocab is None:
-            wrong, meant = (
-                ~(np.abs(rows) <= np.finfo(np.float16).max),
-                "numbers within the range of float16",
-            )
+            # NaN fails every comparison, so it counts as wrong too.
+            wrong = ~(np.abs(rows) <= np.finfo(np.float16).max)
+            meant = "numbers within the range of float16"
         else:
-            wrong, meant = (rows < 0) | (rows >= self.vocab), f"tokens in 0..{self.vocab - 1}"
+            wrong = (rows < 0) | (rows >= self.vocab)
+            meant = f"tokens in 0..{self.vocab - 1}"
         if wrong.any():
             at = np.argwhere(wrong)[0]
             raise UserError(
@@ -191,8 +186,7 @@ class Throughput:
 def encode_stream(
     encoder: StreamEncoder, *, shard_steps: int = SHARD_STEPS, ranks: Ranks | None = None
 ) -> Throughput:
-    """Fill the stream of `encoder` and finish it, alone or together with the other processes of
-    torchrun.
+    """Fill and finish the stream of `encoder`, alone or with torchrun's other processes.
 
     Shard i is the work of process i modulo their number. The first process shows the progress of
     all, waits for the others and finishes; they return as soon as their own shards are done.
@@ -205,10 +199,10 @@ def encode_stream(
     Raises:
         UserError: this process or another one failed; what was done is kept.
     """
-    ranks, stream, begin = ranks or Ranks(), encoder.stream, time.monotonic()
+    ranks, stream, started = ranks or Ranks(), encoder.stream, time.monotonic()
     missing = stream.missing(shard_steps)
-    mine = [shard for shard in missing if shard.index % ranks.count == ranks.rank]
-    if (not mine and ranks.rank > 0) or stream.finished:
+    own_shards = [shard for shard in missing if shard.index % ranks.count == ranks.rank]
+    if (not own_shards and ranks.rank > 0) or stream.finished:
         return Throughput(0, 0.0)
     total = sum(map(len, missing))
     with (
@@ -223,7 +217,7 @@ def encode_stream(
         def left() -> int:
             return sum(map(len, stream.missing(shard_steps)))
 
-        for shard in mine:
+        for shard in own_shards:
             encoder.fill(shard, progress)
             ranks.check()
             if ranks.count > 1:
@@ -231,7 +225,7 @@ def encode_stream(
         if ranks.rank == 0:
             for remaining in ranks.wait(left):
                 bar.update(total - remaining - bar.n)
-    done = Throughput(total, time.monotonic() - begin)
+    done = Throughput(total, time.monotonic() - started)
     if ranks.rank == 0:
         encoder.finish(shard_steps)
     return done

@@ -1,6 +1,4 @@
-"""Command lines whose options depend on what some of them say:
-which weights, which task, which run.
-"""
+"""Command lines in which some options (weights, task, run) decide the defaults of others."""
 
 from __future__ import annotations
 
@@ -19,9 +17,7 @@ T = TypeVar("T")
 
 
 def option_value(args: Sequence[str], option: str) -> str | None:
-    """The value of `--option value` or `--option=value`, before
-    anything is parsed; None where it is not there.
-    """
+    """The raw value of `--option value` or `--option=value`, None where it is absent."""
     for word, following in zip(args, [*args[1:], ""], strict=True):
         if word == option:
             return following or None
@@ -91,7 +87,7 @@ def parse_run(
 
 def _take(names: set[str], args: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Split `--name value` and `--name=value` for the given names from the other arguments."""
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     rest: list[str] = []
     words = iter(args)
     for word in words:
@@ -100,10 +96,10 @@ def _take(names: set[str], args: Sequence[str]) -> tuple[dict[str, str], list[st
             value = value if equals else next(words, None)
             if value is None:
                 raise UserError(f"--{name} needs a value.")
-            found[name] = value
+            values[name] = value
         else:
             rest.append(word)
-    return found, rest
+    return values, rest
 
 
 def checked(chosen: dict[str, str], **known: Sequence[str]) -> dict[str, Any]:

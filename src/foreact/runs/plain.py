@@ -1,6 +1,4 @@
-"""Training a model that learns from windows of a task's episodes and
-needs nothing else, such as a family of yours.
-"""
+"""Training from windows of a task's episodes alone, such as for a family of yours."""
 
 from __future__ import annotations
 
@@ -51,8 +49,7 @@ def train_plain(
     fit: Callable[[Any, StreamSpec], Any] | None = None,
     train: TrainConfig | None = None,
 ) -> Path:
-    """The verb `foreact train NAME` of a family that learns from windows: parse, train, write the
-    weights.
+    """`foreact train NAME` of a family that learns from windows: parse, train, write weights.
 
     Statistics of actions and states are fitted on the training side; both are brought to [-1, 1].
 

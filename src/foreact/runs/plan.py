@@ -1,13 +1,11 @@
-"""What a training will take, worked out without starting it: parameters, memory, steps, tokens,
-arithmetic, time.
+"""What a training will take, without starting it: parameters, memory, steps, FLOPs, time.
 
 Formulas, per process unless said otherwise, for N parameters of which T are trained, on R
 processes:
 
     weights 4 N bytes, gradients 4 T, AdamW's moments 8 T, average 4 T (float32); each divided by R
-    with fsdp, except
-        that gradients stay whole where several micro-batches are accumulated before they are
-        exchanged
+        with fsdp, except that gradients stay whole where several micro-batches are accumulated
+        before they are exchanged
     copies  ddp: bfloat16 copies of the matrices, 2 N; fsdp: the two largest blocks and all that
         belongs to no block
     activations: tokens of a micro-batch x the inputs and outputs of every linear layer, in the type
@@ -67,9 +65,7 @@ class Plan:
 
     @property
     def hours(self) -> float | None:
-        """Time of the whole run without data waits, evaluations and
-        saving; None where the speed is unknown.
-        """
+        """Hours without data waits, evaluation and saving; None if the speed is unknown."""
         if self.tflops is None:
             return None
         return self.steps * self.flops_per_step / (self.tflops * 1e12 * self.processes) / 3600
@@ -124,9 +120,10 @@ def plan(
             "A plan needs a positive number of processes and speed, found "
             f"{processes} and {tflops}."
         )
-    lengths = (
-        {"": tokens_per_sample} if isinstance(tokens_per_sample, int) else dict(tokens_per_sample)
-    )
+    if isinstance(tokens_per_sample, int):
+        lengths = {"": tokens_per_sample}  # the whole model as one part
+    else:
+        lengths = dict(tokens_per_sample)
     parts = {name: model.get_submodule(name) for name in lengths}
     named = {id(p) for part in parts.values() for p in part.parameters()}
     if outside := [name for name, p in model.named_parameters() if id(p) not in named]:
@@ -137,6 +134,8 @@ def plan(
     attended = sum(lengths.values())
     samples = config.batch_size * config.accumulate * processes
     trained, frozen = _count(model)
+    part_tokens = {name: (parts[name], n) for name, n in lengths.items()}
+    flops_per_sample = sum(n * _flops_per_token(part, attended) for part, n in part_tokens.values())
     return Plan(
         trained=trained,
         frozen=frozen,
@@ -145,13 +144,8 @@ def plan(
         steps=config.steps,
         samples_per_step=samples,
         tokens_per_step=samples * attended,
-        memory=_memory(
-            model, config, {name: (parts[name], n) for name, n in lengths.items()}, processes, vocab
-        ),
-        flops_per_step=float(
-            samples
-            * sum(n * _flops_per_token(parts[name], attended) for name, n in lengths.items())
-        ),
+        memory=_memory(model, config, part_tokens, processes, vocab),
+        flops_per_step=float(samples * flops_per_sample),
         tflops=tflops,
     )
 
@@ -189,7 +183,7 @@ def _memory(
     vocab: int,
 ) -> dict[str, int]:
     trained, frozen = _count(model)
-    half = 4 if config.precision == "fp32" else 2  # auto: what GPUs compute in
+    element = 4 if config.precision == "fp32" else 2  # bytes in autocast; auto: as GPUs do
     divided = config.parallel == "fsdp" and processes > 1
     share = processes if divided else 1
     averaged = (
@@ -203,14 +197,14 @@ def _memory(
     }
     if divided:
         blocks = sorted((sum(_count(block)) for block in _blocks(model)), reverse=True)
-        memory["gathered"] = half * sum(blocks[:2]) + 4 * (trained + frozen - sum(blocks))
-    elif half == 2:
+        memory["gathered"] = element * sum(blocks[:2]) + 4 * (trained + frozen - sum(blocks))
+    elif element == 2:
         memory["bf16 copies"] = 2 * sum(p.numel() for p in model.parameters() if p.ndim > 1)
     activations = 0
     for part, tokens in parts.values():
         if any(p.requires_grad for p in part.parameters()):
             channels = sum(m.in_features + m.out_features for m in _linears(part))
-            activations += config.batch_size * tokens * (half * channels + (half + 8) * vocab)
+            activations += config.batch_size * tokens * (element * channels + (element + 8) * vocab)
     memory["activations"] = activations
     return memory
 

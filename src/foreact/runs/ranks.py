@@ -1,5 +1,4 @@
-"""Processes of torchrun that share work through files alone: no collective calls, no process group,
-any file system.
+"""Processes of torchrun that coordinate through files, without collectives, on any file system.
 
 Each one writes `<rank>.json` into a folder: how far it is and, should it fail, its last words.
 """
@@ -40,7 +39,7 @@ class Ranks:
             )
         self.rank, self.count, self.patience = rank, count, patience
         self._folder: Path | None = None
-        self._found: dict[int, str] = {}
+        self._old_notes: dict[int, str] = {}
         self._steps = 0
 
     @staticmethod
@@ -60,9 +59,8 @@ class Ranks:
             return
         folder.mkdir(exist_ok=True)
         self._folder = folder
-        # An earlier run that was cut leaves notes as well: only those that change from now on are
-        #     of this one.
-        self._found = self._notes()
+        # An interrupted earlier run leaves notes too: only those that change from now on are ours.
+        self._old_notes = self._notes()
         self._steps = 0
         self._write(None)
         try:
@@ -84,7 +82,7 @@ class Ranks:
     def check(self) -> None:
         """Raise `OtherProcessError` with the sentence of a process that failed, if one did."""
         for rank, note in self._notes().items():
-            if note != self._found.get(rank) and (error := json.loads(note)["error"]):
+            if note != self._old_notes.get(rank) and (error := json.loads(note)["error"]):
                 raise OtherProcessError(f"Process {rank} failed: {error}")
 
     def wait(self, left: Callable[[], int], unit: str = "frames") -> Iterator[int]:
@@ -93,13 +91,13 @@ class Ranks:
         Raises:
             UserError: another process failed, or none gave a sign of life for `patience` seconds.
         """
-        seen, since = self._notes(), time.monotonic()
+        last_notes, last_change = self._notes(), time.monotonic()
         while (remaining := left()) > 0:
             yield remaining
             self.check()
-            if (notes := self._notes()) != seen:
-                seen, since = notes, time.monotonic()
-            elif time.monotonic() - since > self.patience:
+            if (notes := self._notes()) != last_notes:
+                last_notes, last_change = notes, time.monotonic()
+            elif time.monotonic() - last_change > self.patience:
                 words = [
                     f"; process {rank} said: {e}"
                     for rank, n in notes.items()

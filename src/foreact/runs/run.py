@@ -32,8 +32,7 @@ R = TypeVar("R", bound=Run)
 
 
 def open_run(run: R, device: torch.device, *, free: Sequence[str] = ()) -> R:
-    """Create the run's folder and write `config.json`; in an existing one check that it is the same
-    run.
+    """Create the run's folder with `config.json`; in an existing one check it is the same run.
 
     Args:
         run: as asked for.
@@ -109,13 +108,10 @@ def process_count() -> int:
 
 
 def pick_device(name: str | None) -> torch.device:
-    """The named device, or CUDA where there is one, else the CPU, on
-    which torch keeps to the cores it may use.
-    """
+    """The named device, else CUDA if available, else the CPU; limits torch to usable cores."""
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > cores():
-        torch.set_num_threads(
-            cores()
-        )  # torch counts the cores of the machine, a container may grant fewer
+        # Torch counts the machine's cores, of which a container may grant fewer.
+        torch.set_num_threads(cores())
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():

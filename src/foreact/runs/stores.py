@@ -1,6 +1,4 @@
-"""Where a task's data comes from: its default store, and the
-latents that training reads from it.
-"""
+"""Where a task's data comes from: its default store, and latents made from its frames."""
 
 from __future__ import annotations
 
@@ -22,8 +20,7 @@ from foreact.tasks import find_task
 from foreact.tokenizers.kl_vae import KLVAE
 from foreact.types import Codes, Task
 
-# Pictures up to this many bytes are held in memory, since a random frame costs the reading of a
-# whole chunk.
+# Pictures up to this many bytes are held in memory: reading one frame decodes a whole chunk.
 MEMORY_LIMIT = 4 * 2**30
 DEFAULT_TASK = "pusht"
 
@@ -39,26 +36,24 @@ def open_pictures(
         camera: the camera; None: the task's, or every one where there is no task.
     """
     if task is not None or data is None:
-        found = find_task(task or DEFAULT_TASK)
-        store, cameras = open_task_store(found, data), [found.camera]
+        definition = find_task(task or DEFAULT_TASK)
+        store, cameras = open_task_store(definition, data), [definition.camera]
     else:
         store = open_episodes(data, memory_limit=MEMORY_LIMIT)
         cameras = sorted(store.spec.cameras)
     if camera is not None:
         cameras = [camera]
     if not cameras or not set(cameras) <= set(store.spec.cameras):
-        wanted = f"'{camera}'" if camera is not None else "any"
+        requested = f"'{camera}'" if camera is not None else "any"
         raise UserError(
             f"{store.path} has the cameras {sorted(store.spec.cameras)}, which do not "
-            f"include {wanted}."
+            f"include {requested}."
         )
     return store, cameras
 
 
 def open_task_store(task: Task, path: Path | None) -> RowStore:
-    """Open `path`, or the task's default store `data/<task>.zarr`, made
-    from its demonstrations where it is missing.
-    """
+    """Open `path` or the default `data/<task>.zarr`, made from demonstrations if missing."""
     if path is None:
         path = Path("data") / f"{task.name}.zarr"
         if not path.exists():
@@ -73,9 +68,7 @@ def open_task_store(task: Task, path: Path | None) -> RowStore:
 
 
 def open_held_out_store(task: Task, path: Path | None) -> RowStore:
-    """Open `path`, or `data/<task>-held-out.zarr`, made by the
-    task's expert on seeds that no training uses.
-    """
+    """Open `path` or `data/<task>-held-out.zarr`, made by the expert on held-out seeds."""
     if path is None:
         path = Path("data") / f"{task.name}-held-out.zarr"
         if not path.exists():
@@ -100,7 +93,7 @@ def split_store(store: RowStore, val_ratio: float, seed: int) -> tuple[np.ndarra
 
 
 def _call(function: str, path: Path) -> None:
-    """Call a maker of stores, given by import path."""
+    """Make the store `path` by the function at an import path."""
     module, _, name = function.partition(":")
     path.parent.mkdir(parents=True, exist_ok=True)
     getattr(importlib.import_module(module), name)(path)
@@ -115,8 +108,7 @@ def ensure_latents(
     batch_size: int = 64,
     device: str = "cpu",
 ) -> None:
-    """Encode every frame of `camera` once into the stream `latents_<camera>`, unless this tokenizer
-    already did.
+    """Encode `camera` into the stream `latents_<camera>`, unless this tokenizer already did.
 
     The stream holds the posterior mean in scaled units, float16 (N, c, h, w), with the tokenizer's
     hash beside it. Work that was cut short goes on after the last whole shard.
@@ -135,8 +127,7 @@ def ensure_latents(
 def ensure_codes(
     store: RowStore, camera: str, tokenizer: LoadedTokenizer, *, device: torch.device | str
 ) -> None:
-    """Encode every frame of `camera` once into the stream `tokens_<camera>`, unless the store has
-    codes.
+    """Encode `camera` into the stream `tokens_<camera>`, unless the store has codes.
 
     Codes that do not say who made them, as in released shards, are taken to be this tokenizer's,
     with a warning.
@@ -148,8 +139,8 @@ def ensure_codes(
     stream = f"tokens_{camera}"
     if not store.has(stream):
         _encode(store, camera, tokenizer, 64, device)
-    found = store.tokenizer_hash(stream)
-    if found is None:
+    stored_hash = store.tokenizer_hash(stream)
+    if stored_hash is None:
         warnings.warn(
             f"The codes of {store.path} do not say which tokenizer made them.", stacklevel=2
         )
@@ -161,10 +152,10 @@ def ensure_codes(
                 f"0..{tokenizer.tokenizer.vocab - 1}; use codes and a tokenizer that belong "
                 "together."
             )
-    elif found != tokenizer.hash:
+    elif stored_hash != tokenizer.hash:
         raise UserError(
-            f"The codes of {store.path} were made with the tokenizer {found}, the one given is "
-            f"{tokenizer.hash}; give that one, or replace them with `foreact tokenize`."
+            f"The codes of {store.path} were made with the tokenizer {stored_hash}, the one "
+            f"given is {tokenizer.hash}; give that one, or replace them with `foreact tokenize`."
         )
     assert isinstance(tokenizer.tokenizer, Codes)
     grid = store.gather(stream, np.arange(1)).shape[1:]

@@ -1,6 +1,4 @@
-"""A training from its first line to its weights: it says what it
-will do, learns from windows, and publishes.
-"""
+"""A training from start to weights: print the set-up, learn from windows, publish."""
 
 from __future__ import annotations
 
@@ -102,8 +100,7 @@ def publish(
     leave_out: tuple[str, ...] = (),
     facts: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Write exported weights, with what was measured, as the run's result; returns that folder,
-    `run.out/weights`.
+    """Write exported weights and their metrics to `run.out/weights`; returns that folder.
 
     Their family, spec, statistics and tokenizer are those of the export.
 

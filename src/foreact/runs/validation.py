@@ -9,9 +9,7 @@ from foreact.data.windows.loader import Windows, spread_batches
 
 
 class ValidationLoss:
-    """The training loss and its logs on validation windows spread over
-    all episodes, with the same draws every time.
-    """
+    """Training loss and logs on validation windows of all episodes, with fixed draws."""
 
     name = "val"
     every: int | None = None

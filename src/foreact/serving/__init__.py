@@ -1,3 +1,1 @@
-"""Policies behind a network: one module per wire format, each a
-pure function from request to reply.
-"""
+"""Policies behind a network: one module per wire format, a pure function request -> reply."""

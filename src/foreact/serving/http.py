@@ -1,6 +1,4 @@
-"""A small HTTP server around a function from request to reply:
-standard library, loopback by default.
-"""
+"""A small HTTP server around a function request -> reply; standard library, loopback by default."""
 
 from __future__ import annotations
 
@@ -16,9 +14,7 @@ Handle = Callable[[str, str, bytes], tuple[int, Any]]
 """(method, path with query, body) -> (status, JSON value)."""
 
 MAX_BODY = 64 * 2**20
-"""Largest body in bytes by default: six uncompressed 1600 x 900
-pictures in base64 and room to spare.
-"""
+"""Largest body in bytes by default: more than six raw 1600 x 900 pictures in base64."""
 
 log = logging.getLogger(__name__)
 

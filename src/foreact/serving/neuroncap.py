@@ -49,9 +49,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Session:
-    """One simulator's episode: its own policy (they share the
-    network's weights) and the time of its newest frame.
-    """
+    """One simulator's episode: its policy (weights are shared) and its newest frame's time."""
 
     policy: Policy
     seed: int

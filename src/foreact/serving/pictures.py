@@ -1,6 +1,4 @@
-"""Pictures from the network: decoded without running anything,
-and no larger than they should be.
-"""
+"""Pictures from the network: decoded without executing anything, and limited in size."""
 
 from __future__ import annotations
 
@@ -22,9 +20,7 @@ from foreact.errors import UserError
 from foreact.released.pickles import read_torch_file
 
 MAX_PIXELS = 16_000_000
-"""Largest height x width that is taken; several times what the
-cameras of the driving data sets give.
-"""
+"""Largest height x width accepted; several times that of the driving data sets' cameras."""
 
 
 def decode_picture(text: str, where: str) -> np.ndarray:
@@ -105,9 +101,8 @@ def _read_torch(data: bytes, where: str) -> np.ndarray:
         raise UserError(
             f"{where} is a compressed torch.save file; send it as torch.save writes it."
         )
-    with tempfile.TemporaryDirectory(
-        prefix="foreact-"
-    ) as folder:  # the restricted reader maps files
+    # The restricted reader maps files, so the bytes become one.
+    with tempfile.TemporaryDirectory(prefix="foreact-") as folder:
         file = Path(folder) / "picture.pt"
         file.write_bytes(data)
         try:

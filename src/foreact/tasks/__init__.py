@@ -1,6 +1,4 @@
-"""Tasks by name: built in, by entry point (group "foreact.tasks"),
-or by import path (`my_package.my_task`).
-"""
+"""Tasks by name: built in, by entry point ("foreact.tasks") or by import path."""
 
 from __future__ import annotations
 

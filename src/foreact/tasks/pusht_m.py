@@ -1,6 +1,4 @@
-"""PushT-M: PushT with a target that lies elsewhere in every
-episode, drawn from the episode's seed.
-"""
+"""PushT-M: PushT with a target drawn anew from each episode's seed."""
 
 from __future__ import annotations
 

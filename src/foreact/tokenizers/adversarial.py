@@ -1,5 +1,4 @@
-"""The adversarial stage of an image tokenizer: autoencoder and discriminator trained against each
-other, side by side.
+"""Adversarial stage of an image tokenizer: autoencoder and discriminator side by side.
 
 Published trainers step the autoencoder against the discriminator of the last step, then the
 discriminator on pictures that were decoded before the autoencoder moved. Neither update sees the
@@ -37,9 +36,7 @@ class AdversarialConfig:
     start: int = 0
     """Optimiser steps before both sides of the game begin."""
     adaptive: bool = False
-    """Scale the term so that it moves the last layer as much as the
-    rest of the loss does (arXiv 2012.09841, eq. 7).
-    """
+    """Match the term's gradient at the last layer to the other losses' (2012.09841, eq. 7)."""
     channels: int = 64
     """Feature maps of the discriminator's first convolution."""
     layers: int = 3
@@ -91,8 +88,7 @@ class AdversarialTraining(nn.Module):
         self.register_buffer("forwards", torch.zeros((), dtype=torch.int64))
 
     def forward(self, batch: Batch, *, rng: torch.Generator) -> LossOut:
-        """The tokenizer's own loss, and both sides of the game once it has begun and while
-        training.
+        """The tokenizer's loss, plus both adversarial losses in training once they have begun.
 
         Args:
             batch: as the tokenizer takes it.
@@ -103,24 +99,25 @@ class AdversarialTraining(nn.Module):
             term), "judge" (the discriminator's loss) and "adaptive" (the factor on the former)
             where they count.
         """
-        found = self.tokenizer.reconstruct(batch)
+        result = self.tokenizer.reconstruct(batch)
         if not self.training:
-            return LossOut(found.loss, found.logs)
+            return LossOut(result.loss, result.logs)
         begun = bool(self.forwards >= self.waiting)
         self.forwards += 1
         if not begun:
-            return LossOut(found.loss, found.logs)
+            return LossOut(result.loss, result.logs)
+        # Frozen copies, so that deceiving trains the autoencoder alone.
         fixed = {name: p.detach() for name, p in self.discriminator.named_parameters()}
-        deceive = deceive_loss(functional_call(self.discriminator, fixed, (found.decoded,)))
+        deceive = deceive_loss(functional_call(self.discriminator, fixed, (result.decoded,)))
         judge = judge_loss(
-            self.discriminator(found.images), self.discriminator(found.decoded.detach())
+            self.discriminator(result.images), self.discriminator(result.decoded.detach())
         )
         factor = torch.ones_like(deceive)
         if self.config.adaptive:
-            factor = adaptive_factor(found.loss, deceive, self.tokenizer.last_layer)
-        loss = found.loss + self.config.weight * factor * deceive + judge
+            factor = adaptive_factor(result.loss, deceive, self.tokenizer.last_layer)
+        loss = result.loss + self.config.weight * factor * deceive + judge
         logs = {"deceive": deceive.detach(), "judge": judge.detach(), "adaptive": factor}
-        return LossOut(loss, {**found.logs, **logs})
+        return LossOut(loss, {**result.logs, **logs})
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """The tokenizer's groups, then the discriminator's."""
@@ -131,9 +128,7 @@ class AdversarialTraining(nn.Module):
 
 
 def adaptive_factor(loss: Tensor, deceive: Tensor, last_layer: Tensor) -> Tensor:
-    """() ratio of the two losses' gradient norms at the last layer,
-    at most 10,000 (arXiv 2012.09841, eq. 7).
-    """
+    """() ratio of the losses' gradient norms at the last layer, <= 1e4 (2012.09841, eq. 7)."""
     own, other = (
         torch.autograd.grad(term, last_layer, retain_graph=True)[0].norm()
         for term in (loss, deceive)

@@ -1,5 +1,6 @@
-"""Convolutional encoder and decoder of latent diffusion models (arXiv 2112.10752), shared by the
-image tokenizers.
+"""Convolutional encoder and decoder of latent diffusion (arXiv 2112.10752).
+
+Shared by the image tokenizers.
 
 Level i works at 1/2^i of the picture's size with `channels * multipliers[i]` feature maps.
 Self-attention sits in every middle part, and in the levels whose *nominal* resolution,
@@ -58,9 +59,7 @@ def group_norm(channels: int, groups: int) -> nn.GroupNorm:
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1x1
-    convolution on the shortcut where widths differ.
-    """
+    """x + conv(silu(norm(conv(silu(norm(x)))))); 1x1 conv on the shortcut if widths differ."""
 
     def __init__(self, inputs: int, outputs: int, norm_groups: int) -> None:
         super().__init__()
@@ -200,9 +199,7 @@ class Encoder(nn.Module):
         self.conv_out = nn.Conv2d(widths[-1], out_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, image_channels, H, W) -> (N, out_channels, h, w);
-        H and W are multiples of 2^(levels-1).
-        """
+        """(N, image_channels, H, W) -> (N, out_channels, h, w); 2^(levels-1) divides H and W."""
         x = self.conv_in(x)
         for i, level in enumerate(self.levels):
             x = level(x)

@@ -1,5 +1,4 @@
-"""A codebook on the unit sphere that follows its latents by a moving average, not by a gradient
-(BEiT v2, 2208.06366).
+"""A unit-sphere codebook learned by a moving average, without gradient (BEiT v2, 2208.06366).
 
     latents z, length 1 ─► nearest row ─► code
                            row of code i <- normalise(decay * row + (1 - decay) * normalise(sum of
@@ -19,8 +18,7 @@ from foreact.tokenizers.quantize import Quantized, Quantizer
 
 
 class CosineCodebook(Quantizer):
-    """A `Quantizer` whose rows are buffers. Training forwards gather; `after_step` moves the rows,
-    once per step.
+    """A `Quantizer` with buffers as rows: forwards collect sums, `after_step` moves the rows.
 
     So that gradient accumulation and several processes give one process's result, `step_sums`
     belong to a whole optimiser step: forwards add to them, and a loop over several processes sums
@@ -58,11 +56,11 @@ class CosineCodebook(Quantizer):
         """Quantise latents (N, c, h, w); in training also gather them for `after_step`."""
         quantized = super().forward(z)
         if self.training:
-            found = self._totals(z, quantized.codes)
+            totals = self._totals(z, quantized.codes)
             if not self.step_sums:
-                self.step_sums = found
+                self.step_sums = totals
             else:
-                for total, more in zip(self.step_sums, found, strict=True):
+                for total, more in zip(self.step_sums, totals, strict=True):
                     total += more
         return quantized
 

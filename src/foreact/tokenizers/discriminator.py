@@ -1,6 +1,4 @@
-"""The patch discriminator of image autoencoders (arXiv
-1611.07004, section 3.2.2) and its hinge losses.
-"""
+"""The patch discriminator of image autoencoders (arXiv 1611.07004, 3.2.2) and hinge losses."""
 
 from __future__ import annotations
 
@@ -51,16 +49,12 @@ class PatchGAN(nn.Module):
 
 
 def smallest_side(layers: int) -> int:
-    """Pixels that a picture needs along either axis to leave a
-    `PatchGAN` of that many layers one logit.
-    """
+    """Least picture side in pixels that leaves a `PatchGAN` of that many layers one logit."""
     return 3 * 2**layers
 
 
 def judge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """() hinge loss of the discriminator: real logits above 1
-    and fake ones below -1 cost nothing.
-    """
+    """() hinge loss of the discriminator: zero for real logits above 1 and fake below -1."""
     return 0.5 * (relu(1.0 - real).mean() + relu(1.0 + fake).mean())
 
 

@@ -1,6 +1,4 @@
-"""The way of frames into tokenizers: their size, and the range of
-values that a network was trained on.
-"""
+"""Frames on their way into tokenizers: resizing and the value range of each network."""
 
 from __future__ import annotations
 
@@ -25,8 +23,7 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 def prepare(
     frames: Tensor, size: tuple[int, int] | None, preprocessing: Preprocessing = "symmetric"
 ) -> Tensor:
-    """Frames as a tokenizer's `encode` takes them: the one way there, in training, tokenizing and
-    acting alike.
+    """Frames as a tokenizer's `encode` takes them, alike in training, tokenizing and acting.
 
     Args:
         frames: uint8 (..., 3, H, W).
@@ -44,9 +41,7 @@ def prepare(
 
 
 def require_video(video: Tensor, *, multiple_of: int) -> None:
-    """Raise a `ValueError` unless `video` is what `encode` takes:
-    floats (B, T, 3, H, W), H and W such multiples.
-    """
+    """Raise a `ValueError` unless `video` is float (B, T, 3, H, W), H and W such multiples."""
     sizes = video.shape[3:]
     if (
         not video.is_floating_point()
@@ -102,8 +97,9 @@ def resize_video(
 
 
 def to_legacy_range(images: Tensor) -> Tensor:
-    """Float (..., 3, H, W) in [-1, 1] -> x / 255 - mean / std of
-    the pixel values x, about [-2.12, -0.80].
+    """Float (..., 3, H, W) in [-1, 1] -> x / 255 - mean / std, about [-2.12, -0.80].
+
+    x are the pixel values, 0..255.
     """
     return (images + 1.0) / 2.0 - _legacy_offset(images)
 

@@ -1,5 +1,4 @@
-"""KL autoencoder of latent diffusion models (arXiv 2112.10752), the tokenizer of UVA (arXiv
-2503.00200).
+"""KL autoencoder of latent diffusion (arXiv 2112.10752), UVA's tokenizer (arXiv 2503.00200).
 
 Equal to the reference's `kl16` with the default config. Deviations: the latents of `encode` are the
 posterior's mean unless the config says "sample", so that the same picture always gives the same
@@ -26,8 +25,7 @@ from foreact.types import Batch, LossOut
 
 @dataclass(frozen=True, kw_only=True)
 class KLVAEConfig:
-    """Sizes and loss weights; the defaults are the published 66.46 M-parameter autoencoder of
-    stride 16.
+    """Sizes and loss weights; defaults are the published 66.46 M-parameter stride-16 model.
 
     Attributes:
         channels: base width.
@@ -69,9 +67,8 @@ class KLVAEConfig:
                 raise UserError(
                     f"The autoencoder's {name} should be at least 1, found {getattr(self, name)}."
                 )
-        fewest = (
-            0 if set(self.multipliers) == {1} else 1
-        )  # only a residual block can change the width
+        # Only a residual block can change the width.
+        fewest = 0 if set(self.multipliers) == {1} else 1
         if self.blocks < fewest:
             raise UserError(
                 f"The autoencoder's blocks should be at least {fewest}, found {self.blocks}."
@@ -124,9 +121,7 @@ class Posterior:
 
     @staticmethod
     def from_moments(moments: Tensor) -> Posterior:
-        """(N, 2c, h, w), means before log-variances. In
-        float32 whatever the network computed in.
-        """
+        """Split (N, 2c, h, w): means, then log-variances; always in float32."""
         mean, logvar = moments.float().chunk(2, dim=1)
         return Posterior(mean, logvar.clamp(-30.0, 20.0))
 
@@ -139,16 +134,13 @@ class Posterior:
         return self.mean + self.std * noise
 
     def kl(self) -> Tensor:
-        """(N,) KL divergence from the standard normal distribution,
-        in nats, summed over each picture's latent.
-        """
+        """(N,) KL divergence from the standard normal in nats, summed over each latent."""
         terms = self.mean.square() + self.logvar.exp() - 1.0 - self.logvar
         return 0.5 * terms.flatten(1).sum(dim=1)
 
 
 class KLVAE(nn.Module):
-    """Autoencoder with a normal posterior; meets `foreact.types.Tokenizer` and
-    `foreact.types.Trainable`.
+    """Autoencoder with a normal posterior; a `foreact.types.Tokenizer` and `Trainable`.
 
     Args:
         config: sizes and loss weights.
@@ -187,8 +179,9 @@ class KLVAE(nn.Module):
         return self.config.grid
 
     def moments(self, images: Tensor) -> Tensor:
-        """Means and log-variances of the posterior, unscaled: (N,
-        3, H, W) in [-1, 1] -> (N, 2c, h, w).
+        """Unscaled posterior means and log-variances: (N, 3, H, W) -> (N, 2c, h, w).
+
+        Pixels are in [-1, 1].
         """
         return self.to_moments(self.encoder(images))
 
@@ -253,8 +246,7 @@ class KLVAE(nn.Module):
         return images.clamp(-1.0, 1.0).unflatten(0, z.shape[:2])
 
     def forward(self, batch: Batch, *, rng: torch.Generator) -> LossOut:
-        """Loss of the frames of all cameras: L1 + kl_weight * KL + perceptual_weight * perceptual
-        distance.
+        """Loss on all cameras: L1 + kl_weight * KL + perceptual_weight * perceptual distance.
 
         Every term is a mean over the valid frames. The posterior is sampled, whatever `encode`
         does.
@@ -266,8 +258,8 @@ class KLVAE(nn.Module):
 
         Returns:
             Loss and its unweighted terms: "l1" per pixel value in the units of [-1, 1], "kl" in
-                nats per pixel value,
-            "perceptual" where it counts; and "latent_std", of the posterior's unscaled means.
+            nats per pixel value, "perceptual" where it counts; and "latent_std", of the posterior's
+            unscaled means.
 
         Raises:
             UserError: the batch has no video, or a perceptual term is asked for without a distance.
@@ -293,9 +285,7 @@ class KLVAE(nn.Module):
         return LossOut(loss, logs)
 
     def _frames(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Frames of all cameras, float32 (N, 3, H, W) in [-1, 1],
-        and their weights (N,), which sum to 1.
-        """
+        """Frames of all cameras, float32 (N, 3, H, W) in [-1, 1]; weights (N,) that sum to 1."""
         if not batch.video:
             raise UserError(
                 "The autoencoder trains on video, but the batch has none; add a "
@@ -314,16 +304,17 @@ class KLVAE(nn.Module):
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Convolution kernels decay; biases and normalisations do not."""
         kernels = [p for p in self.parameters() if p.ndim > 1]
-        others = [p for p in self.parameters() if p.ndim <= 1]
+        undecayed = [p for p in self.parameters() if p.ndim <= 1]
         return [
             {"params": kernels, "lr": lr, "weight_decay": weight_decay},
-            {"params": others, "lr": lr, "weight_decay": 0.0},
+            {"params": undecayed, "lr": lr, "weight_decay": 0.0},
         ]
 
 
 def measure_scale(values: Tensor) -> float:
-    """The config's `scale` for given unscaled latents of any shape: 1 / their standard deviation
-    about their mean.
+    """The config's `scale` for unscaled latents of any shape: 1 / their standard deviation.
+
+    The deviation is taken about their mean.
 
     Latents that `encode` returned are unscaled by dividing them by the scale it used.
 
@@ -344,7 +335,5 @@ def with_scale(config: KLVAEConfig, values: Tensor) -> KLVAEConfig:
 
 
 def _normal_like(reference: Tensor, rng: torch.Generator) -> Tensor:
-    """Standard normal draws in the shape and on the device of
-    `reference`; the generator may live on the CPU.
-    """
+    """Standard normal draws like `reference`; the generator may live on the CPU."""
     return torch.randn(reference.shape, generator=rng, device=rng.device).to(reference.device)

@@ -1,6 +1,4 @@
-"""LPIPS (arXiv 1801.03924): how different two pictures look, by the
-features of VGG16 and learned weights of them.
-"""
+"""LPIPS (arXiv 1801.03924): learned perceptual distance of two pictures on VGG16 features."""
 
 from __future__ import annotations
 
@@ -36,12 +34,12 @@ def vgg16(widths: Sequence[int]) -> nn.Sequential:
 
 def last_of_stages() -> list[str]:
     """Names in `vgg16` of the last activation of each stage, whose outputs are compared."""
-    found, position = [], -1
+    names, position = [], -1
     for convolutions in STAGES:
         position += 2 * convolutions
-        found.append(str(position))
+        names.append(str(position))
         position += 1
-    return found
+    return names
 
 
 def lpips(
@@ -68,10 +66,10 @@ def lpips(
     if odd := [name for name in heads if network[name].ndim != 4]:
         raise ValueError(f"{odd[0]} of the network is no convolution's")
     widths = [len(network[name]) for name in heads]
-    wanted, found = [*widths, 3, 3], [len(values) for values in (*weights, shift, scale)]
-    if found != wanted:
+    expected, actual = [*widths, 3, 3], [len(values) for values in (*weights, shift, scale)]
+    if actual != expected:
         raise ValueError(
-            f"its weights, shift and scale should be of {wanted} channels, found {found}"
+            f"its weights, shift and scale should be of {expected} channels, found {actual}"
         )
     with torch.device("meta"):
         features = vgg16(widths)

@@ -1,5 +1,4 @@
-"""Codes that keep what actions change: multi-step inverse kinematics, MUSIK (arXiv 2211.00164),
-with a codebook.
+"""MUSIK (arXiv 2211.00164) with a codebook: codes learned by multi-step inverse kinematics.
 
 The encoder and codebook of `vq` without a way back to pixels. What trains them is a question that
 only needs what the actions move: given a state and one a few steps later, which action came first?
@@ -30,8 +29,7 @@ from foreact.types import Batch, LossOut
 
 @dataclass(frozen=True, kw_only=True)
 class MusikConfig:
-    """Sizes and loss weights; the defaults are those of Video Occupancy Models, except for the
-    actions.
+    """Sizes and loss weights; except for the actions, Video Occupancy Models' defaults.
 
     Attributes:
         actions: numbers per action, A.
@@ -157,8 +155,7 @@ class ActionEnergy(nn.Module):
 
 
 class Musik(nn.Module):
-    """Encoder, codebook and inverse model; meets `foreact.types.Codes` and
-    `foreact.types.Trainable`.
+    """Encoder, codebook and inverse model; a `foreact.types.Codes` and `Trainable`.
 
     Args:
         config: sizes and loss weights.
@@ -228,9 +225,7 @@ class Musik(nn.Module):
         )
 
     def summarize(self, values: Tensor) -> Tensor:
-        """Rows of the codebook of states, (B T, c, h, w), the frames
-        of a state in a row -> (B, T * summary).
-        """
+        """Codebook rows of states, (B T, c, h, w), T frames each -> (B, T * summary)."""
         frames = functional.relu(self.from_code(values).flatten(1))
         return self.summary(frames).view(-1, self.config.frames * self.config.summary)
 
@@ -245,10 +240,9 @@ class Musik(nn.Module):
             rng: draws the negatives.
 
         Returns:
-            The loss, and logs: "infonce" in nats (knowing nothing costs log(negatives + 1)),
-                "accuracy", the share of
-            true actions that are told from all their negatives, the codebook's unweighted terms
-            ("entropy" where it counts), and its use.
+            The loss, and logs: "infonce" in nats (chance is log(negatives + 1)), "accuracy", the
+            share of true actions that score better than all their negatives, the codebook's
+            unweighted terms ("entropy" where it counts), and its use.
 
         Raises:
             UserError: the batch has not one camera, too few frames, or other actions.
@@ -269,6 +263,7 @@ class Musik(nn.Module):
         energies = self.energy(
             torch.cat([self.summarize(state.values) for state in states], dim=1), candidates
         )
+        # The true action is candidate 0, and the lowest energy is the likeliest.
         truth = torch.zeros(len(energies), dtype=torch.int64, device=energies.device)
         terms = {
             "infonce": functional.cross_entropy(-energies, truth),
@@ -301,9 +296,8 @@ class Musik(nn.Module):
                 f"MUSIK needs two states of {t} frames, and the windows have "
                 f"{video.shape[1]} frames."
             )
-        return prepare(video[:, :t], self.config.image_size), prepare(
-            video[:, -t:], self.config.image_size
-        )
+        size = self.config.image_size
+        return prepare(video[:, :t], size), prepare(video[:, -t:], size)
 
     def _candidates(self, batch: Batch, rng: torch.Generator) -> Tensor:
         """The true action, then drawn ones: float32 (B, 1 + negatives, A)."""
@@ -322,8 +316,8 @@ class Musik(nn.Module):
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Kernels and matrices decay; biases, normalisations and the codebook do not."""
         decaying = [p for p in self.parameters() if p.ndim >= 2 and p is not self.quantizer.weight]
-        others = [p for p in self.parameters() if p.ndim < 2 or p is self.quantizer.weight]
+        undecayed = [p for p in self.parameters() if p.ndim < 2 or p is self.quantizer.weight]
         return [
             {"params": decaying, "lr": lr, "weight_decay": weight_decay},
-            {"params": others, "lr": lr, "weight_decay": 0.0},
+            {"params": undecayed, "lr": lr, "weight_decay": 0.0},
         ]

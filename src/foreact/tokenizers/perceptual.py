@@ -1,6 +1,4 @@
-"""Perceptual distances between pictures: the protocol, and one
-over the features of any frozen network.
-"""
+"""Perceptual distances between pictures: the protocol, and one on any frozen network."""
 
 from __future__ import annotations
 
@@ -21,8 +19,7 @@ class PerceptualDistance(Protocol):
 
 
 class FeatureDistance:
-    """Squared distance of unit-normalised features, weighted, averaged over positions and summed
-    over layers.
+    """Weighted squared distance of unit-normalised features, position mean, layer sum.
 
     The form of LPIPS (arXiv 1801.03924, eq. 1), whose learned weights `foreact.tokenizers.lpips`
     gives; without them every channel counts alike. It is no module, so an autoencoder that trains
@@ -52,9 +49,9 @@ class FeatureDistance:
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.5, 0.5, 0.5),
     ) -> None:
-        known = [name for name, _ in network.named_modules() if name]
-        if not layers or not set(layers) <= set(known):
-            raise ValueError(f"layers should name submodules among {known}, found {list(layers)}")
+        names = [name for name, _ in network.named_modules() if name]
+        if not layers or not set(layers) <= set(names):
+            raise ValueError(f"layers should name submodules among {names}, found {list(layers)}")
         self.network = network.eval().requires_grad_(False)
         self.layers = tuple(layers)
         if weights is None:
@@ -71,23 +68,20 @@ class FeatureDistance:
         features = self._features(torch.cat([x, y]))
         distances = []
         for name, weights in zip(self.layers, self.weights, strict=True):
-            a, b = normalize(features[name], dim=1, eps=1e-10).chunk(
-                2
-            )  # eps as in the published LPIPS
+            unit = normalize(features[name], dim=1, eps=1e-10)  # eps as in the published LPIPS
+            a, b = unit.chunk(2)  # x and y went through the network as one batch
             distances.append(((a - b).square() * weights.to(a.device)).sum(dim=1).mean(dim=(1, 2)))
         return torch.stack(distances).sum(dim=0)
 
     def _features(self, pictures: Tensor) -> dict[str, Tensor]:
-        """Outputs of the named layers; hooks live for this call
-        only, so `network` stays free for other uses.
-        """
+        """Outputs of the named layers; hooks are removed after the call."""
         network = self.network.to(pictures.device)
         mean, std = self.mean.to(pictures.device), self.std.to(pictures.device)
-        found: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
 
         def keep(name: str):
             def hook(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-                found[name] = output.to(torch.float32, copy=True)  # an in-place layer may follow
+                outputs[name] = output.to(torch.float32, copy=True)  # an in-place layer may follow
 
             return hook
 
@@ -98,4 +92,4 @@ class FeatureDistance:
         finally:
             for hook in hooks:
                 hook.remove()
-        return found
+        return outputs

@@ -1,10 +1,8 @@
-"""Vector quantisation: the nearest row of a learned codebook, and the terms that train it (arXiv
-1711.00937).
+"""Vector quantisation (arXiv 1711.00937): nearest codebook row, and the losses to train it.
 
 With `normalized` codes the search is by angle (arXiv 2110.04627, section 3.2): latents and rows are
-    brought to length 1
-first, as in LlamaGen (arXiv 2406.06525). Without, it is by Euclidean distance, as in taming's VQGAN
-(arXiv 2012.09841).
+first brought to length 1, as in LlamaGen (arXiv 2406.06525). Otherwise it is by Euclidean distance,
+as in taming's VQGAN (arXiv 2012.09841).
 """
 
 from __future__ import annotations
@@ -39,8 +37,7 @@ class Quantized:
 
 
 class Quantizer(nn.Module):
-    """A codebook and the search for its nearest row. Everything is computed in float32, also under
-    autocast.
+    """A codebook and its nearest-row search, in float32 even under autocast.
 
     Args:
         codes: number of rows, V.
@@ -67,16 +64,14 @@ class Quantizer(nn.Module):
         codes = self._search(z)
         values = self.lookup(codes)
         return Quantized(
-            values=z + (values - z).detach(),
+            values=z + (values - z).detach(),  # straight-through: the gradient skips the search
             codes=codes,
             codebook=(values - z.detach()).square().mean(),
             commitment=(values.detach() - z).square().mean(),
         )
 
     def encode(self, z: Tensor) -> Tensor:
-        """Latents (N, c, h, w) -> int64 (N, h, w), the nearest
-        row's number; the first one of equals.
-        """
+        """Latents (N, c, h, w) -> int64 (N, h, w), nearest row; the first one on ties."""
         return self._search(self._prepared(z))
 
     def lookup(self, codes: Tensor) -> Tensor:
@@ -84,8 +79,7 @@ class Quantizer(nn.Module):
         return self.rows[codes].permute(0, 3, 1, 2)
 
     def entropy(self, z: Tensor) -> Tensor:
-        """LlamaGen's entropy term: low where every latent is sure of its code and all codes are in
-        use alike.
+        """LlamaGen's entropy loss: low for confident codes that are all used equally.
 
         With p_i = softmax(-|z_i - e|^2 / 0.01) over the rows e, and p their mean over all positions
         i: mean_i H(p_i) - H(p), where H(p) = -sum p log(p + 1e-5). It holds a probability per
@@ -104,7 +98,7 @@ class Quantizer(nn.Module):
             )
             log_p = (-distances / ENTROPY_TEMPERATURE).log_softmax(dim=1)
             p = log_p.exp()
-            mean = p.mean(dim=0)
+            mean = p.mean(dim=0)  # (V,) how often each row is used
             return (mean * (mean + ENTROPY_FLOOR).log()).sum() - (p * log_p).sum(dim=1).mean()
 
     def _prepared(self, z: Tensor) -> Tensor:
@@ -117,11 +111,11 @@ class Quantizer(nn.Module):
         squares = rows.square().sum(dim=1)
         with torch.autocast(z.device.type, enabled=False):
             # |z|^2 is the same for every row and left out.
-            found = [
+            nearest = [
                 torch.argmin(squares - 2.0 * part @ rows.T, dim=1)
                 for part in _flat(z).split(max(1, SEARCH_ELEMENTS // len(rows)))
             ]
-        return torch.cat(found).view(len(z), *z.shape[2:])
+        return torch.cat(nearest).view(len(z), *z.shape[2:])
 
 
 def _flat(z: Tensor) -> Tensor:

@@ -1,6 +1,4 @@
-"""Vision transformer with a class token and learned positions (arXiv
-2010.11929), as BEiT v2 builds it (2208.06366).
-"""
+"""Vision transformer (arXiv 2010.11929) with a class token, as in BEiT v2 (2208.06366)."""
 
 from __future__ import annotations
 
@@ -12,8 +10,7 @@ from torch.nn import functional
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention. Keys have no bias: it would add the same number to all scores of a
-    query.
+    """Multi-head self-attention; keys have no bias, as it would shift all scores of a query.
 
     Args:
         width: channels, a multiple of `heads`.
@@ -90,20 +87,18 @@ class ViT(nn.Module):
         self._initialise()
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, channels, H, W), multiples of the patch -> (N,
-        H/patch * W/patch, width), patches row by row.
+        """(N, channels, H, W), multiples of the patch -> (N, patches, width), row by row.
+
+        There are H/patch * W/patch patches.
         """
         x = self.patches(images)
         positions = self.positions_of((x.shape[2], x.shape[3]))
-        tokens = (
-            torch.cat(
-                [self.class_token.expand(len(x), -1, -1), x.flatten(2).transpose(1, 2)], dim=1
-            )
-            + positions
-        )
+        class_token = self.class_token.expand(len(x), -1, -1)
+        patches = x.flatten(2).transpose(1, 2)  # (N, width, rows, columns) -> (N, patches, width)
+        tokens = torch.cat([class_token, patches], dim=1) + positions
         for block in self.blocks:
             tokens = block(tokens)
-        return self.norm(tokens[:, 1:])
+        return self.norm(tokens[:, 1:])  # without the class token
 
     def positions_of(self, grid: tuple[int, int]) -> Tensor:
         """Positions of the class token and of a grid's patches, (1, 1 + rows * columns, width).
@@ -114,6 +109,7 @@ class ViT(nn.Module):
         """
         if grid == self.grid:
             return self.positions
+        # (1, patches, width) -> an image (1, width, rows, columns) to interpolate.
         table = self.positions[:, 1:].unflatten(1, self.grid).permute(0, 3, 1, 2)
         scale = [(n + 0.1) / own for n, own in zip(grid, self.grid, strict=True)]
         table = functional.interpolate(table, scale_factor=scale, mode="bicubic")

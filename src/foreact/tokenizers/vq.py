@@ -1,5 +1,4 @@
-"""Vector-quantised autoencoder of pictures, of two published forms that differ in their quantiser
-alone.
+"""Vector-quantised picture autoencoder in two published forms with different quantisers.
 
 - LlamaGen's tokenizer (arXiv 2406.06525, section 2.1), which VaViM reads: the default config, equal
   to the released `vq_ds16_c2i` in its function. Deviation in training: the pictures' error is their
@@ -35,8 +34,7 @@ from foreact.types import Batch, LossOut
 
 @dataclass(frozen=True, kw_only=True)
 class VQConfig:
-    """Sizes and loss weights; the defaults are the published 71.88 M-parameter tokenizer of stride
-    16.
+    """Sizes and loss weights; defaults are the published 71.88 M-parameter stride-16 model.
 
     Attributes:
         channels: base width.
@@ -126,9 +124,7 @@ class VQConfig:
 TAMING = VQConfig(
     codes=1024, code_dim=256, normalized=False, codebook_weight=0.25, commitment_weight=1.0
 )
-"""taming's published f16 network of 1024 codes. Its loss weighs the
-codebook's term where most weigh the latents'.
-"""
+"""taming's published f16 network of 1024 codes, whose loss weighs the codebook's term."""
 
 
 @dataclass(frozen=True)
@@ -204,9 +200,7 @@ class VQTokenizer(nn.Module):
         return self.to_code(self.encoder(images))
 
     def draw(self, values: Tensor) -> Tensor:
-        """Rows of the codebook (N, c, h, w) -> float32 (N, 3, H,
-        W), nominally in [-1, 1], not clamped.
-        """
+        """Codebook rows (N, c, h, w) -> unclamped float32 (N, 3, H, W), nominally [-1, 1]."""
         images = self.decoder(self.from_code(values)).float()
         return from_legacy_range(images) if self.config.preprocessing == "legacy" else images
 
@@ -256,8 +250,8 @@ class VQTokenizer(nn.Module):
             batch: see `reconstruct`.
             rng: unused: nothing is drawn.
         """
-        found = self.reconstruct(batch)
-        return LossOut(found.loss, found.logs)
+        result = self.reconstruct(batch)
+        return LossOut(result.loss, result.logs)
 
     def reconstruct(self, batch: Batch) -> Reconstruction:
         """Encode, quantise and decode the valid frames of all cameras.
@@ -271,10 +265,9 @@ class VQTokenizer(nn.Module):
                 from the config's; `valid` per camera, where given.
 
         Returns:
-            Pictures, loss and logs: the unweighted terms ("l1" per pixel value in the units of [-1,
-                1]; "entropy" and
-            "perceptual" where they count), "codebook_usage", the share of the codebook that these
-            frames use, and "perplexity" of their codes.
+            Pictures, loss and logs: the unweighted terms ("l1" per pixel value in the units of
+            [-1, 1]; "entropy" and "perceptual" where they count), "codebook_usage", the share of
+            the codebook that these frames use, and "perplexity" of their codes.
 
         Raises:
             UserError: the batch has no valid frame, or a perceptual term is asked for without a

@@ -1,5 +1,4 @@
-"""VQ-KD, the tokenizer of BEiT v2 (arXiv 2208.06366, section 2.2): codes that tell what a teacher
-sees in each patch.
+"""VQ-KD, BEiT v2's tokenizer (arXiv 2208.06366, 2.2): codes that predict a teacher's features.
 
     picture ─► ViT ─► to_code ─► codebook on the sphere ─► from_code: small ViT ─► the teacher's
     patch features
@@ -29,8 +28,7 @@ from foreact.types import Batch, LossOut
 
 @dataclass(frozen=True, kw_only=True)
 class VQKDConfig:
-    """Sizes and training constants; the defaults are the published tokenizer, ViT-B/16 with 8192
-    codes.
+    """Sizes and training constants; defaults are the published ViT-B/16 with 8192 codes.
 
     Attributes:
         patch: pixels along the side of a patch, which gets one code.
@@ -124,15 +122,12 @@ class Teacher(Protocol):
     """A frozen network that says what is in each patch."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """float32 (N, 3, H, W) in [-1, 1] -> float (N, h w, D),
-        patches row by row, on VQ-KD's grid.
-        """
+        """float32 (N, 3, H, W) in [-1, 1] -> float (N, h w, D), row by row on VQ-KD's grid."""
         ...
 
 
 class VQKD(nn.Module):
-    """Encoder, codebook and feature decoder; meets `foreact.types.Codes` and
-    `foreact.types.Trainable`.
+    """Encoder, codebook and feature decoder; a `foreact.types.Codes` and `Trainable`.
 
     Args:
         config: sizes and training constants.
@@ -181,9 +176,7 @@ class VQKD(nn.Module):
 
     @property
     def step_sums(self) -> tuple[Tensor, ...]:
-        """What a loop over several processes sums over these
-        before `after_step`; see `CosineCodebook`.
-        """
+        """Tensors to sum over processes before `after_step`; see `CosineCodebook`."""
         return self.quantizer.step_sums
 
     def latents(self, images: Tensor) -> Tensor:
@@ -198,9 +191,7 @@ class VQKD(nn.Module):
         return images.shape[2] // self.config.patch, images.shape[3] // self.config.patch
 
     def predict(self, values: Tensor) -> Tensor:
-        """Rows of the codebook (N, c, h, w) -> what the teacher
-        should say of each patch, (N, h w, D).
-        """
+        """Codebook rows (N, c, h, w) -> predicted teacher features (N, h w, D)."""
         return self.to_features(self.decoder(values))
 
     def encode(self, video: Tensor, *, rng: torch.Generator | None = None) -> Tensor:
@@ -222,8 +213,7 @@ class VQKD(nn.Module):
         )
 
     def forward(self, batch: Batch, *, rng: torch.Generator) -> LossOut:
-        """One minus the cosine to the teacher's features + commitment_weight * commitment, of all
-        valid frames.
+        """Cosine distance to the teacher + commitment_weight * commitment, on valid frames.
 
         Args:
             batch: `video` uint8 (B, T, 3, H, W) per camera; `valid` per camera, where given.
@@ -231,8 +221,7 @@ class VQKD(nn.Module):
 
         Returns:
             Loss and logs: "distance" (1 - cosine) and "commitment"; "codebook_usage", the share of
-                the codebook that
-            these frames use, and "perplexity" of their codes.
+            the codebook that these frames use, and "perplexity" of their codes.
 
         Raises:
             UserError: there is no teacher, its features do not fit, or the batch has no valid
@@ -247,15 +236,12 @@ class VQKD(nn.Module):
         return LossOut(loss, logs)
 
     def compare(self, batch: Batch) -> tuple[Tensor, Quantized]:
-        """How far the valid frames of a batch are from the teacher, ()
-        mean of 1 - cosine, and what became of them.
-        """
+        """() mean of 1 - cosine to the teacher on valid frames, and the quantised latents."""
         images = self.frames(batch)
         target = self.teach(images)
         quantized = self.quantizer(self.latents(images))
-        return 1.0 - cosine_similarity(
-            self.predict(quantized.values).float(), target, dim=-1
-        ).mean(), quantized
+        predicted = self.predict(quantized.values).float()
+        return 1.0 - cosine_similarity(predicted, target, dim=-1).mean(), quantized
 
     def after_step(self) -> None:
         """Move the codebook; see `CosineCodebook.after_step`."""
@@ -295,16 +281,16 @@ class VQKD(nn.Module):
                 "VQ-KD learns from a teacher, and none was given; pass a network that gives patch "
                 "features."
             )
-        found = teacher(images)
+        features = teacher(images)
         expected = (len(images), math.prod(self.patches_of(images)), self.config.features)
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+        shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
         if shape != expected:
             raise UserError(
                 f"The teacher should give (pictures, patches, features) = {expected} for pictures "
                 f"of {images.shape[2]} x {images.shape[3]} pixels, found {shape}; choose patch, "
                 "image_size and features that fit it."
             )
-        return found.float()
+        return features.float()
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
         """Matrices and kernels decay; biases, normalisations, class tokens and positions do not."""
@@ -312,8 +298,8 @@ class VQKD(nn.Module):
             id(p) for vit in (self.encoder, self.decoder) for p in (vit.class_token, vit.positions)
         }
         decayed = [p for p in self.parameters() if p.ndim > 1 and id(p) not in tables]
-        others = [p for p in self.parameters() if p.ndim == 1 or id(p) in tables]
+        undecayed = [p for p in self.parameters() if p.ndim == 1 or id(p) in tables]
         return [
             {"params": decayed, "lr": lr, "weight_decay": weight_decay},
-            {"params": others, "lr": lr, "weight_decay": 0.0},
+            {"params": undecayed, "lr": lr, "weight_decay": 0.0},
         ]

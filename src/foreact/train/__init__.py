@@ -1,6 +1,4 @@
-"""Training: one visible loop and what it needs. The only room that
-knows ranks; models and data know nothing of it.
-"""
+"""Training: the loop and what it needs; only this package knows ranks."""
 
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMA, EMAConfig

@@ -4,8 +4,8 @@
                                      weights/ (where the caller exports), train.json (written last)
 
 A folder is built under a hidden name, synced and renamed; whatever a kill leaves behind is hidden,
-and swept at the next start. Files here serve to go on with one's own run (they hold pickles);
-`weights/` is what one shares.
+and swept at the next start. These files are for resuming one's own run (they hold pickles);
+`weights/` is for sharing.
 """
 
 from __future__ import annotations
@@ -61,9 +61,7 @@ class BestTable:
     entries: list[tuple[int, float]] = field(default_factory=list)
 
     def offer(self, step: int, value: float) -> bool:
-        """Take `value` in if it is among the k best; returns
-        whether it was. NaN and infinities never are.
-        """
+        """Add a finite `value` if it is among the k best; returns whether it was added."""
         if self.k == 0 or not math.isfinite(value):
             return False
         if len(self.entries) >= self.k:
@@ -101,15 +99,13 @@ class Checkpoints:
         """Steps with a whole checkpoint, ascending."""
         if not self.folder.is_dir():
             return []
-        found = (
+        matches = (
             STEP_FOLDER.fullmatch(p.parent.name) for p in self.folder.glob("step-*/train.json")
         )
-        return sorted(int(m.group(1)) for m in found if m)
+        return sorted(int(m.group(1)) for m in matches if m)
 
     def sweep(self) -> None:
-        """Remove what an interrupted save or deletion left behind;
-        only while no other process writes here.
-        """
+        """Remove leftovers of an interrupted save or deletion; needs to be the only writer."""
         for leftover in self.folder.glob(f"{HIDDEN}*"):
             shutil.rmtree(leftover, ignore_errors=True)
 
@@ -174,9 +170,7 @@ class Checkpoints:
         return final
 
     def remove(self, step: int) -> None:
-        """Delete a checkpoint so that a kill in between cannot
-        leave a partial one under its name.
-        """
+        """Delete a checkpoint; a kill in between leaves no partial one under its name."""
         doomed = self.folder / f"{HIDDEN}old-{self.path(step).name}"
         shutil.rmtree(doomed, ignore_errors=True)
         os.replace(self.path(step), doomed)
@@ -212,14 +206,12 @@ class Checkpoints:
         if ema is not None:
             ema.load(state["ema"], int(state["ema_step"]))
         generators = folder / f"rng-{self.world.rank:05d}.pt"
-        if (
-            generators.exists()
-        ):  # a process that was not there when the checkpoint was written has none
+        # A process that was not there when the checkpoint was written has none.
+        if generators.exists():
             set_rng_state(torch.load(generators, weights_only=True))
 
     def load_start(self, step: int, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        """Give `model` the weights and `optimizer` the moments of a checkpoint, for a run of its
-        own.
+        """Load a checkpoint's weights into `model` and moments into `optimizer`, for a new run.
 
         The optimiser's groups keep their settings (learning rates, weight decay).
 
@@ -235,9 +227,7 @@ class Checkpoints:
         set_optimizer_state_dict(model, optimizer, {**state["optimizer"], "param_groups": groups})
 
     def _read(self, folder: Path, state: dict[str, Any]) -> None:
-        """Fill the tensors of `state`, as from `capture`, with those
-        of a checkpoint of any number of processes.
-        """
+        """Fill `state` (see `capture`) from a checkpoint of any number of processes."""
         self._require_same_structure(folder, state)
         try:
             with single_process_is_meant():
@@ -260,36 +250,33 @@ class Checkpoints:
             for name, m in metadata.items()
             if isinstance(m, TensorStorageMetadata)
         }
-        here = {
+        expected = {
             f"model.{name}": tuple(t.shape)
             for name, t in state["model"].items()
             if isinstance(t, Tensor)
         }
-        for name in sorted({n for n in saved if n.startswith("model.")} | set(here)):
-            if saved.get(name) != here.get(name):
+        for name in sorted({n for n in saved if n.startswith("model.")} | set(expected)):
+            if saved.get(name) != expected.get(name):
                 raise UserError(
                     f"The checkpoint {folder} is of another model: "
                     f"'{name.removeprefix('model.')}' has shape {saved.get(name, 'none')} there "
-                    f"and {here.get(name, 'none')} here; use the configuration of that run, or a "
-                    "new run folder."
+                    f"and {expected.get(name, 'none')} here; use the configuration of that run, or "
+                    "a new run folder."
                 )
-        moment = ".exp_avg"
-        prefix = "optimizer.state."
-        trained = {n for n in saved if n.startswith(prefix) and n.endswith(moment)}
-        for name in sorted(
-            trained ^ {f"{prefix}{name}{moment}" for name in state["optimizer"]["state"]}
-        ):
-            frozen, trains = ("here", "there") if name in trained else ("there", "here")
+        # A parameter is trained where AdamW keeps a first moment of it.
+        prefix, suffix = "optimizer.state.", ".exp_avg"
+        saved_moments = {n for n in saved if n.startswith(prefix) and n.endswith(suffix)}
+        own_moments = {f"{prefix}{name}{suffix}" for name in state["optimizer"]["state"]}
+        for name in sorted(saved_moments ^ own_moments):
+            frozen, trained = ("here", "there") if name in saved_moments else ("there", "here")
             raise UserError(
-                f"'{name.removeprefix(prefix).removesuffix(moment)}' is trained {trains} and "
+                f"'{name.removeprefix(prefix).removesuffix(suffix)}' is trained {trained} and "
                 f"frozen {frozen} ({folder} is there); train the same parameters, or start from "
                 "its weights alone."
             )
 
     def _together(self, action: Callable[[], None], *, only_main: bool = False) -> None:
-        """Run `action`; a full or broken disk on any process
-        becomes the same `UserError` on every process.
-        """
+        """Run `action`; a disk error on any process raises the same `UserError` on all."""
         message = None
         if not only_main or self.world.rank == 0:
             try:
@@ -307,9 +294,7 @@ class Checkpoints:
 
 
 def find_checkpoint(path: Path) -> tuple[Path, int] | None:
-    """Folder of checkpoints and step that `path` means: a checkpoint
-    itself, or a run of which the newest is taken.
-    """
+    """(checkpoint folder, step) for `path`: a checkpoint, or a run, whose newest is taken."""
     if (match := STEP_FOLDER.fullmatch(path.name)) and (path / "train.json").is_file():
         return path.parent, int(match.group(1))
     steps = Checkpoints(path / "checkpoints", World()).steps()
@@ -360,9 +345,7 @@ def unreadable(folder: Path, why: BaseException) -> UserError:
 
 
 def capture(model: nn.Module, optimizer: torch.optim.Optimizer, ema: EMA | None) -> dict[str, Any]:
-    """The run's tensors by parameter name, as
-    torch.distributed.checkpoint wants them (sharded ones included).
-    """
+    """Tensors by parameter name, also sharded ones, for torch.distributed.checkpoint."""
     state: dict[str, Any] = {
         "model": get_model_state_dict(model),
         "optimizer": get_optimizer_state_dict(model, optimizer),
@@ -388,8 +371,7 @@ def _dcp_save(state: dict[str, Any], folder: Path, world: World) -> None:
                 state, checkpoint_id=folder, process_group=world.control, no_dist=world.size == 1
             )
     except CheckpointException as error:
-        # torch wraps whatever happened on any rank; a full disk or Ctrl-C should come out as
-        # itself.
+        # Torch wraps errors of any rank; a full disk or Ctrl-C should be raised as itself.
         raise _first(error) from error
 
 

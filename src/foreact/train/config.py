@@ -17,10 +17,9 @@ from foreact.machine import AnyPrecision
 from foreact.train.ema import EMAConfig
 from foreact.train.schedules import Schedule
 
-# Free to change on resume: they leave the gradient of a given step as it is, but for the precision,
-#     which is kept
-# unless another one is asked for (see `with_precision`). `accumulate` is checked together with the
-# number of processes.
+# Free to change on resume: they do not affect the gradient of a given step, except the precision,
+# which is kept unless another one is asked for (see `with_precision`). `accumulate` is checked
+# together with the number of processes.
 FREE_ON_RESUME = frozenset(
     {
         "steps",
@@ -51,9 +50,7 @@ class TrainConfig:
     """How to train; what is trained (model, data) is configured elsewhere."""
 
     steps: int = 10_000
-    """Optimiser steps of the whole run; a resumed run may raise
-    it. The schedule is stretched over them.
-    """
+    """Optimiser steps of the run and its schedule; a resumed run may raise it."""
     batch_size: int = 32
     """Samples per micro-batch and process; the global batch is batch_size * accumulate * processes.
     """
@@ -123,9 +120,7 @@ class TrainConfig:
     compile: bool = False
     """Compile the model with torch.compile."""
     max_minutes: float | None = None
-    """Stop cleanly after this wall time (saved, resumable); None: no
-    limit. The schedule goes by steps all the same.
-    """
+    """Stop after this wall time, saved and resumable; None: no limit. Schedules ignore it."""
     max_skipped: int = 20
     """Consecutive steps with a non-finite loss or gradient after which training gives up."""
     timeout_minutes: float = 10.0
@@ -202,12 +197,16 @@ class TrainConfig:
         Raises:
             UserError: the device cannot compute in the precision that was asked for.
         """
-        kept = (saved or {}).get("precision", "auto")
-        asked = kept if self.precision == "auto" else self.precision
-        if self.precision == "auto" and kept == "bf16" and not machine.bfloat16(device).possible:
+        saved_precision = (saved or {}).get("precision", "auto")
+        requested = saved_precision if self.precision == "auto" else self.precision
+        if (
+            self.precision == "auto"
+            and saved_precision == "bf16"
+            and not machine.bfloat16(device).possible
+        ):
             why = machine.bfloat16(device).why
             raise UserError(f"The run began in bf16, but {why}; go on with --train.precision fp32.")
-        return dataclasses.replace(self, precision=machine.choose_precision(asked, device))
+        return dataclasses.replace(self, precision=machine.choose_precision(requested, device))
 
     def loader_processes(self, device: torch.device) -> int:
         """How many processes prepare batches for one that trains on a device."""
@@ -223,9 +222,7 @@ class TrainConfig:
 
     @property
     def kept_steps(self) -> frozenset[int]:
-        """Steps whose checkpoints are saved and never pruned: those of
-        `keep_at`, and the last one before the drop.
-        """
+        """Steps whose checkpoints are never pruned: `keep_at`, and the last before the drop."""
         before_drop = {self.steps - self.drop} if 0 < self.drop < self.steps else set()
         return frozenset(self.keep_at) | before_drop
 
@@ -247,10 +244,8 @@ class TrainConfig:
             UserError: a setting that changes the mathematics differs, named with both values.
         """
         now = self.to_json()
-        saved = {
-            **TrainConfig().to_json(),
-            **saved,
-        }  # a setting younger than the run was at its default
+        # A setting younger than the run was at its default.
+        saved = {**TrainConfig().to_json(), **saved}
         for name in sorted(set(now) - FREE_ON_RESUME):
             if saved[name] != now[name]:
                 raise UserError(

@@ -16,9 +16,7 @@ from foreact.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class EMAConfig:
-    """Averaged weights: decay(s) = 1 - (1 + s / inv_gamma) **
-    -power, where s counts averaged steps.
-    """
+    """Averaged weights: decay(s) = 1 - (1 + s / inv_gamma) ** -power after s averaged steps."""
 
     enabled: bool = True
     """Average the weights; evaluation and exported weights then use the average."""
@@ -47,14 +45,11 @@ class EMAConfig:
             raise UserError(f"ema.update_after should be 0 or more, found {self.update_after}.")
 
     def decay(self, step: int) -> float:
-        """Decay of update number `step`, counted from 0; it is 0
-        (a plain copy) for the first updates.
-        """
+        """Decay of update number `step`, counted from 0; 0 (a copy) for the first updates."""
         s = step - self.update_after - 1
         if s <= 0:
             return 0.0
-        # expm1/log1p keep the digits of 1 - (1 + s / inv_gamma) ** -power where the decay is close
-        # to 0.
+        # expm1/log1p keep the digits of 1 - (1 + s / inv_gamma) ** -power near 0.
         return min(
             max(-math.expm1(-self.power * math.log1p(s / self.inv_gamma)), self.min), self.max
         )
@@ -103,9 +98,7 @@ class EMA:
 
     @contextmanager
     def swapped(self, model: nn.Module) -> Iterator[None]:
-        """Within the block `model` holds the averaged weights;
-        afterwards its own again, also after an error.
-        """
+        """Within the block `model` holds the averaged weights; its own are always restored."""
         self._swap(model)
         try:
             yield
@@ -116,14 +109,13 @@ class EMA:
     def _swap(self, model: nn.Module) -> None:
         parameters = averaged_parameters(model)
         for name, average in self.shadow.items():
-            kept = parameters[name].detach().clone()
+            own_value = parameters[name].detach().clone()
             parameters[name].copy_(average)
-            average.copy_(kept)
+            average.copy_(own_value)
 
     @torch.no_grad()
     def copy_to(self, target: nn.Module, source: nn.Module) -> None:
-        """Write the average into `target`, a second instance of the model; its buffers are left
-        alone.
+        """Write the average into `target`, another instance of the model; buffers are kept.
 
         Args:
             target: receives averaged parameters, and those of `source` where nothing is averaged.

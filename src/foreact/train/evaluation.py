@@ -1,6 +1,4 @@
-"""Measurements during training: what an evaluator is, which are due,
-and running them on the averaged weights.
-"""
+"""Measurements during training: evaluators, which are due, running them on averaged weights."""
 
 from __future__ import annotations
 
@@ -79,15 +77,13 @@ def filled(hollow: nn.Module, state: dict[str, Tensor], device: torch.device) ->
 def measure(
     evaluators: Sequence[Evaluator], model: nn.Module, ema: EMA | None, step: int
 ) -> dict[str, float]:
-    """Metrics of every evaluator as "<evaluator>/<metric>"; the
-    model is left as it was, in training mode.
-    """
+    """Metrics as "<evaluator>/<metric>"; the model is left unchanged, in training mode."""
     metrics: dict[str, float] = {}
     model.eval()
     with ema.swapped(model) if ema is not None else nullcontext():
         for evaluator in evaluators:
-            found = evaluator(model, step)
-            metrics |= {f"{evaluator.name}/{name}": float(value) for name, value in found.items()}
+            values = evaluator(model, step)
+            metrics |= {f"{evaluator.name}/{name}": float(value) for name, value in values.items()}
     model.train()
     return metrics
 
@@ -95,8 +91,7 @@ def measure(
 def ranking_value(
     metrics: Mapping[str, float], wanted: str | None, evaluators: Sequence[Evaluator]
 ) -> float | None:
-    """The metric that ranks checkpoints, None where none is wanted or its evaluator was not among
-    `evaluators`.
+    """The metric that ranks checkpoints; None if unranked or its evaluator was not run.
 
     Warns when the evaluator ran and did not give that metric.
     """

@@ -1,6 +1,4 @@
-"""What a run tells people: log.jsonl, TensorBoard, Weights &
-Biases, a progress line. Rank 0 only.
-"""
+"""Logs of a run on rank 0: log.jsonl, TensorBoard, Weights & Biases and a progress line."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ from foreact.train.config import TrainConfig
 
 
 class Averages:
-    """Sums of logged values since the last entry; plain
-    numbers, so that a checkpoint can hold them.
-    """
+    """Sums of logged values since the last entry, as plain numbers for checkpoints."""
 
     def __init__(self, sums: Mapping[str, list[float]] | None = None) -> None:
         self.sums: dict[str, list[float]] = {
@@ -91,9 +87,8 @@ class Logs:
         self.path = run_dir / "log.jsonl"
         try:
             self._truncate(step)
-            self._file = self.path.open(
-                "ab", buffering=0
-            )  # no rest to write, and to fail again, at closing
+            # No rest to write, and to fail again, at closing.
+            self._file = self.path.open("ab", buffering=0)
         except OSError as error:
             raise self._unwritable(error) from error
         self._board = self._open_board(run_dir, step) if config.tensorboard else None
@@ -188,8 +183,7 @@ class Clock:
         self._waited += waited
 
     def read(self) -> dict[str, float]:
-        """Samples per second and share of time spent waiting for data since the last reading; then
-        starts anew.
+        """Samples per second and share of time spent on data since the last reading; resets.
 
         Warns once when the wait exceeds a tenth of at least ten seconds; loaders start in the first
         reading, so it does not count.

@@ -1,11 +1,10 @@
-"""The training loop: micro-batches to optimiser steps, with averaging, evaluation, saving and exact
-resume.
+"""The training loop: optimiser steps with averaging, evaluation, saving and exact resume.
 
-What makes a resumed run equal an undisturbed one: micro-batch m of the whole run is defined by m
-    alone (its samples by
-`batches(start=m, ...)`, every draw by a generator seeded from (seed, m)), the learning rate by the
-step alone. With R processes and A accumulated micro-batches, rank r's a-th micro-batch of step s is
-m = (s A + a) R + r; so one process with A = 2 does what two processes with A = 1 do.
+A resumed run equals an uninterrupted one because micro-batch m of the whole run depends on m alone
+(its samples by `batches(start=m, ...)`, every draw by a generator seeded from (seed, m)), and the
+learning rate on the step alone. With R processes and A accumulated micro-batches, rank r's a-th
+micro-batch of step s is m = (s A + a) R + r; so one process with A = 2 does what two processes with
+A = 1 do.
 """
 
 from __future__ import annotations
@@ -128,9 +127,7 @@ def train(
 
 
 class _Run:
-    """Everything one call of `train` holds; the counters below are
-    what a checkpoint's train.json restores.
-    """
+    """State of one call of `train`; a checkpoint's train.json restores the counters below."""
 
     def __init__(
         self,
@@ -174,9 +171,7 @@ class _Run:
     # --- state ------------------------------------------------------------------------------------
 
     def with_precision(self, config: TrainConfig) -> TrainConfig:
-        """The config with one precision for all processes, each
-        of which times its own cores for "auto".
-        """
+        """The config with one precision for all processes; each times its cores for "auto"."""
         steps = self.world.broadcast(self.checkpoints.steps())
         saved = self.checkpoints.record(steps[-1])["config"] if steps else None
         config = config.with_precision(self.world.device, saved)
@@ -218,20 +213,19 @@ class _Run:
             self.config.best_metric,
             self.config.best_mode,
         ):
-            # Offered again one by one, since best_k may have changed; checkpoints that are gone
-            # cannot be best.
+            # Offered one by one, as best_k may have changed; deleted checkpoints are left out.
             for step, value in record["best"]:
                 if step in steps:
                     self.best.offer(step, value)
         self.prune()
 
     def start_from(self, path: Path) -> None:
-        found = self.world.broadcast(find_checkpoint(path) if self.world.rank == 0 else None)
-        if found is None:
+        located = self.world.broadcast(find_checkpoint(path) if self.world.rank == 0 else None)
+        if located is None:
             raise UserError(
                 f"start_from should be a run folder or one of its checkpoints; {path} holds none."
             )
-        folder, step = found
+        folder, step = located
         Checkpoints(folder, self.world).load_start(step, self.model, self.optimizer)
         if self.ema is not None:
             self.ema = EMA(self.model, self.config.ema)
@@ -304,9 +298,8 @@ class _Run:
         try:
             if self.saved is not None:
                 bar.say(f"resumed at step {self.step} from {self.checkpoints.path(self.saved)}")
-            if (
-                self.evaluated < self.step
-            ):  # an interruption left out the evaluation of the restored step
+            # An interruption left out the evaluation of the restored step.
+            if self.evaluated < self.step:
                 self.evaluate(logs, bar)
                 self.checkpoints.rewrite_record(self.step, self.record(seconds()))
             self.model.train()
@@ -318,17 +311,17 @@ class _Run:
             )
             self.clock.reset()
             while self.step < config.steps and not stopping:
-                bad = self.one_step(module, stream)
+                skipped = self.one_step(module, stream)
                 bar.advance()
-                late = (
+                timed_out = (
                     config.max_minutes is not None
                     and time.perf_counter() - began > 60 * config.max_minutes
                 )
-                interrupted, late = world.any(signals.requested, late)
-                stopping = interrupted or late
+                interrupted, timed_out = world.any(signals.requested, timed_out)
+                stopping = interrupted or timed_out
                 if self.step % config.log_every == 0 or self.step == config.steps:
                     self.log(logs, bar, seconds())
-                if bad and self.skipped_in_a_row >= config.max_skipped:
+                if skipped and self.skipped_in_a_row >= config.max_skipped:
                     raise UserError(
                         f"The loss or its gradient was not finite in {self.skipped_in_a_row} "
                         f"steps in a row (last: step {self.step}); lower lr, set clip_grad, or "
@@ -354,9 +347,7 @@ class _Run:
         )
 
     def one_step(self, module: nn.Module, stream: Iterator[Batch]) -> bool:
-        """Do one optimiser step; returns whether it was
-        skipped for a non-finite loss or gradient.
-        """
+        """One optimiser step; returns True if skipped for a non-finite loss or gradient."""
         config, world = self.config, self.world
         factor = lr_factor(
             config.schedule,
@@ -369,27 +360,26 @@ class _Run:
         self.lr = set_lr(self.optimizer, factor)
         self.optimizer.zero_grad(set_to_none=True)
         parts: list[dict[str, Tensor]] = []
-        mine = config.micro_batches(self.step)
-        for number in mine:
+        own_numbers = config.micro_batches(self.step)
+        for number in own_numbers:
             micro = number * world.size + world.rank
-            asked = time.perf_counter()
+            wait_start = time.perf_counter()
             batch = next(stream, None)
             if batch is None:
                 raise UserError(
                     f"The data ended at micro-batch {micro}; training needs an endless sequence."
                 )
-            self.clock.add(samples=len(batch) * world.size, waited=time.perf_counter() - asked)
-            if number == mine[0]:
+            self.clock.add(samples=len(batch) * world.size, waited=time.perf_counter() - wait_start)
+            if number == own_numbers[0]:
                 # Names the process that hangs, before the others wait for its gradients.
                 world.align()
-            parts.append(self.one_micro_batch(module, batch, micro, last=number == mine[-1]))
+            parts.append(self.one_micro_batch(module, batch, micro, last=number == own_numbers[-1]))
         norm = clip_gradients(self.parameters, config.clip_grad)
         names = [(i, name) for i, part in enumerate(parts) for name in part]
-        numbers = torch.stack(
-            [norm, *(parts[i][name].to(norm) for i, name in names)]
-        ).tolist()  # one wait for the GPU
-        found = dict(zip(names, numbers[1:], strict=True))
-        values = [{name: found[i, name] for name in part} for i, part in enumerate(parts)]
+        # One transfer, so that the GPU is waited for once.
+        numbers = torch.stack([norm, *(parts[i][name].to(norm) for i, name in names)]).tolist()
+        logged = dict(zip(names, numbers[1:], strict=True))
+        values = [{name: logged[i, name] for name in part} for i, part in enumerate(parts)]
         bad = not (math.isfinite(numbers[0]) and all(math.isfinite(v["loss"]) for v in values))
         (bad,) = world.any(bad)
         sums: Sequence[Tensor] = getattr(self.model, "step_sums", ())

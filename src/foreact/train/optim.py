@@ -62,8 +62,7 @@ def set_lr(optimizer: torch.optim.Optimizer, factor: float) -> float:
 
 
 def clip_gradients(parameters: Sequence[nn.Parameter], max_norm: float | None) -> Tensor:
-    """() norm of the whole gradient before clipping; scales the gradient down to `max_norm` where
-    that is given.
+    """() norm of the gradient before clipping; scales it down to `max_norm`, where given.
 
     Where gradients are divided among processes, the norm is that of all shares; every process calls
     this.

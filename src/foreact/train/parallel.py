@@ -1,6 +1,4 @@
-"""The processes of one run, as torchrun starts them: join,
-talk, share the work (DDP, FSDP2), leave.
-"""
+"""The processes of one torchrun run: join, communicate, share the work (DDP, FSDP2), leave."""
 
 from __future__ import annotations
 
@@ -61,9 +59,7 @@ class World:
             raise lost_process(error, self.timeout) from error
 
     def gather(self, value: Any) -> list[Any]:
-        """Every process's `value`, in rank order, on every
-        process. Values are small and picklable.
-        """
+        """Every process's small, picklable `value` in rank order, on every process."""
         if self.size == 1:
             return [value]
         values: list[Any] = [None] * self.size
@@ -102,8 +98,7 @@ class World:
         return box[0]
 
     def ddp(self, model: nn.Module) -> nn.Module:
-        """The module to call in training: `model` itself, or wrapped so that gradients are averaged
-        over processes.
+        """The module to call in training: `model`, or a wrapper that averages gradients.
 
         Unused parameters are looked for unless the model says that it has none; one that no process
         used keeps no gradient, as in a single process.
@@ -121,8 +116,7 @@ class World:
         return module
 
     def shard(self, model: nn.Module, *, half: bool) -> None:
-        """Divide the model's parameters among the processes, in place (FSDP2); before its optimiser
-        is built.
+        """Shard the model's parameters in place (FSDP2), before its optimiser is built.
 
         Each block is gathered when it runs and let go again; what belongs to no block (embeddings,
         readouts) is gathered for the whole forward and backward. The last block of a list stays
@@ -142,9 +136,8 @@ class World:
                 together; or this torch would compute wrong gradients.
         """
         if self.device.type == "cpu" and torch.__version__ < "2.9":  # as versions, not as text
-            # Its gloo answers a request for the mean with the sum: gradients as many times too
-            #     large as there are
-            # processes. NCCL, on GPUs, does not.
+            # Older gloo returns the sum when asked for the mean, so that gradients are too large by
+            # the number of processes. NCCL, on GPUs, does not.
             raise UserError(
                 f"parallel fsdp on the CPU needs torch 2.9 or newer, found {torch.__version__}; "
                 "use parallel ddp."
@@ -175,8 +168,7 @@ class World:
         fully_shard(model, mesh=mesh)
 
     def full_state(self, model: nn.Module) -> dict[str, Tensor]:
-        """The state dict of `model`, whole, on rank 0's CPU; empty elsewhere. Every process calls
-        it.
+        """The whole state dict of `model` on rank 0's CPU, empty elsewhere; a collective call.
 
         Divided tensors are gathered one at a time, so no process holds the whole model on its
         device.
@@ -198,16 +190,12 @@ class World:
 
 
 def used_parameters(model: nn.Module) -> str:
-    """What the model says of itself (see `foreact.types.Trainable`);
-    without a word, the most careful answer.
-    """
+    """The model's `used_parameters` (`foreact.types.Trainable`), by default the safest."""
     return getattr(model, "used_parameters", "varying")
 
 
 def block_lists(module: nn.Module) -> Iterator[nn.ModuleList]:
-    """The outermost, non-empty ModuleLists of a model: by convention
-    its repeated blocks, each called as a module.
-    """
+    """Outermost non-empty ModuleLists of a model: its repeated blocks, called as modules."""
     for child in module.children():
         if not isinstance(child, nn.ModuleList):
             yield from block_lists(child)
@@ -258,8 +246,7 @@ def pick_device(device: torch.device | str | None, local_rank: int) -> torch.dev
 def world(
     device: torch.device | str | None = None, *, timeout_minutes: float = 10.0
 ) -> Iterator[World]:
-    """Join the processes that torchrun started, or be the only one; leave them at the end of the
-    block.
+    """Join torchrun's processes, or be the only one, until the end of the block.
 
     A process group that the caller has set up already is used and left as it is.
 
@@ -270,11 +257,11 @@ def world(
     local_rank = int(os.environ.get("LOCAL_RANK", "0"))
     chosen = pick_device(device, local_rank)
     timeout = timedelta(minutes=timeout_minutes)
-    ours = not dist.is_initialized()
-    if ours and size == 1:
+    owns_group = not dist.is_initialized()
+    if owns_group and size == 1:
         yield World(device=chosen, timeout=timeout)
         return
-    if ours:
+    if owns_group:
         try:
             dist.init_process_group(
                 "cuda:nccl,cpu:gloo" if chosen.type == "cuda" else "gloo", timeout=timeout
@@ -284,7 +271,7 @@ def world(
                 f"The {size} processes did not find each other; start them with torchrun ({error})."
             ) from error
     control = dist.new_group(backend="gloo", timeout=PATIENCE)
-    here = World(
+    process = World(
         rank=dist.get_rank(),
         size=dist.get_world_size(),
         device=chosen,
@@ -292,9 +279,9 @@ def world(
         control=control,
     )
     try:
-        yield here
+        yield process
         # Without a last meeting, a process that leaves first can make the others abort at exit.
-        here.align()
+        process.align()
     finally:
-        if ours:
+        if owns_group:
             dist.destroy_process_group()

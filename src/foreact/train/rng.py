@@ -1,6 +1,4 @@
-"""Random states: seeding by micro-batch number, and the process's
-global generators as something to save.
-"""
+"""Random states: seeds by micro-batch number, and saving the process's global generators."""
 
 from __future__ import annotations
 
@@ -12,14 +10,11 @@ import torch
 
 
 def seeded(generator: torch.Generator, seed: int, micro: int) -> torch.Generator:
-    """Seed `generator`, and torch's global ones (for dropout), for
-    micro-batch number `micro` of the whole run.
-    """
+    """Seed `generator` and torch's global ones (dropout) for the run's micro-batch `micro`."""
     own, everywhere = np.random.SeedSequence((seed, micro)).generate_state(
         2, np.uint64
     ) >> np.uint64(1)
-    # Not torch.manual_seed: it also queues calls for every kind of accelerator, at a cost in each
-    #     step.
+    # Not torch.manual_seed, which also queues calls for every kind of accelerator in each step.
     torch.default_generator.manual_seed(int(everywhere))
     if generator.device.type == "cuda":
         torch.cuda.manual_seed(int(everywhere))
@@ -27,9 +22,7 @@ def seeded(generator: torch.Generator, seed: int, micro: int) -> torch.Generator
 
 
 def rng_state() -> dict[str, Any]:
-    """State of the process's global generators (python, numpy,
-    torch, GPU), without classes of its own.
-    """
+    """State of the global generators (python, numpy, torch, GPU) as plain values."""
     version, internal, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
     keys = torch.from_numpy(np.asarray(keys).astype(np.int64))

@@ -1,6 +1,4 @@
-"""Learning-rate factors as functions of the optimiser step alone; no
-scheduler object, hence no state to lose.
-"""
+"""Learning-rate factors as functions of the step alone, with no scheduler state to lose."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Ctrl-C, SIGTERM and a scheduler's warnings as a wish to stop after
-the current step; and one run per folder.
-"""
+"""Ctrl-C, SIGTERM or a scheduler's warning stop after the current step; one run per folder."""
 
 from __future__ import annotations
 
@@ -19,8 +17,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopSignals:
-    """Within the block the first signal of `STOPPING` sets `requested`; a second Ctrl-C raises
-    KeyboardInterrupt.
+    """Sets `requested` on the first signal of `STOPPING`; a second Ctrl-C interrupts.
 
     SIGUSR1 and SIGUSR2 are what SLURM's --signal is usually set to, to warn of the end of a job's
     time. Further SIGTERMs change nothing: torchrun sends one after the terminal's Ctrl-C has
@@ -69,8 +66,8 @@ def only_run_in(folder: Path) -> Iterator[None]:
         ) from error
     with lock:
         try:
-            # lockf, not flock: loader processes that outlive a killed parent for a moment must not
-            #     inherit the lock.
+            # lockf, not flock: loader processes that briefly outlive a killed parent must not
+            # inherit the lock.
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(

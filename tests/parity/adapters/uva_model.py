@@ -357,7 +357,7 @@ def mar_modes(case: Case) -> None:
             proprioception=batch.state,
             text=batch.text,
         )
-        encoded = model.transformer.encode(question.shown(model.config, hidden=hidden))
+        encoded = model.transformer.encode(question.inputs(model.config, hidden=hidden))
         case.check(f"{theirs}/encoder_out_every8", encoded[:, ::8])
         case.check(f"{theirs}/decoder_out_every8", model.transformer.decode(encoded)[:, ::8])
 
@@ -459,7 +459,7 @@ def sample(case: Case) -> None:
 
 def actions_too(model: UVA, question: Question, sampling: Sampling, source: Recorded) -> Tensor:
     """The actions that the reference also draws in modes that ask for video alone."""
-    shown, asked = question.shown(model.config), replace(uva.MODES[question.mode], action=True)
+    shown, asked = question.inputs(model.config), replace(uva.MODES[question.mode], action=True)
     with torch.no_grad():
         got = draw_sample(model.transformer, model.heads, shown, asked, sampling, source)
     source.require_spent()

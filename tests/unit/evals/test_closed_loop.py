@@ -159,20 +159,28 @@ def test_latency_counts_calls_and_chunks() -> None:
 
 def test_a_dead_worker_is_named() -> None:
     with pytest.raises(UserError, match=r"died with exit code 7"):
-        closed_loop("support.toy_world:make_dying", DoNothing(SPEC), [1, 2], workers=1, progress=False)
+        closed_loop(
+            "support.toy_world:make_dying", DoNothing(SPEC), [1, 2], workers=1, progress=False
+        )
 
 
 def test_a_bug_in_a_worker_shows_its_traceback() -> None:
     with pytest.raises(RuntimeError, match=r"(?s)ZeroDivisionError: a bug in the toy world"):
-        closed_loop("support.toy_world:make_faulty", DoNothing(SPEC), [1], workers=1, progress=False)
+        closed_loop(
+            "support.toy_world:make_faulty", DoNothing(SPEC), [1], workers=1, progress=False
+        )
 
 
 def test_a_user_error_crosses_the_process_border() -> None:
     with pytest.raises(UserError, match="cannot be found"):
-        closed_loop("support.toy_world:make_nothing", DoNothing(SPEC), [1], workers=1, progress=False)
+        closed_loop(
+            "support.toy_world:make_nothing", DoNothing(SPEC), [1], workers=1, progress=False
+        )
 
 
-@pytest.mark.parametrize("path", ["no_such_module_at_all:f", "toy_world", "support.toy_world:missing", ""])
+@pytest.mark.parametrize(
+    "path", ["no_such_module_at_all:f", "toy_world", "support.toy_world:missing", ""]
+)
 def test_a_wrong_import_path_is_refused(path: str) -> None:
     with pytest.raises(UserError, match="import path"):
         closed_loop(path, DoNothing(SPEC), [1], workers=0, progress=False)

@@ -347,7 +347,9 @@ def test_a_damaged_manifest_is_named(parts: list[Path], tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"<html>Not found</html>", gzip.compress(b"no tar" * 500), gzip.compress(b"")]
+    "content",
+    [b"", b"<html>Not found</html>", gzip.compress(b"no tar" * 500), gzip.compress(b"")],
+    ids=["empty", "page", "no tar", "nothing compressed"],
 )
 def test_no_archive_at_all(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.tar.gz").write_bytes(content)

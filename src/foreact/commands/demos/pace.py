@@ -1,9 +1,8 @@
 """How fast this machine trains, by a yardstick timed in seconds, and how long the demos take by it.
 
-The yardstick is the training of `foreact demo`: steps of the pocket UVA, on random latents. A
-    demo's minutes are those
-measured on one machine times how many times as fast that one was, as if simulators scaled like
-training.
+The yardstick is the training of `foreact demo`: steps of the pocket UVA on random latents. A demo's
+minutes are those measured on one machine, scaled by the ratio of the two machines' training speeds,
+as if simulators scaled like training.
 """
 
 from __future__ import annotations
@@ -21,18 +20,14 @@ from foreact.train.optim import build_optimizer
 from foreact.types import Batch
 
 MEASURED_WINDOWS = 297.0
-"""Windows per second of the yardstick on the machine whose minutes
-follow: two cores of an AMD EPYC with AVX2.
-"""
+"""Windows per second where the minutes below were measured: two cores of an AMD EPYC (AVX2)."""
 MEASURED_MINUTES = {"demo": 3.9, "demo driving": 6.0, "demo voc": 5.0}
 """Minutes of each demo on that machine, without other work beside it (commit a2ef5ce)."""
 STEPS = 3
 
 
 def windows_per_second(device: torch.device, precision: Precision) -> float:
-    """Training windows of the pocket UVA per second: the fastest
-    of a few steps, after one to warm up.
-    """
+    """Training windows of the pocket UVA per second: the fastest of a few steps after warm-up."""
     run = recipe()
     batch = random_batch(run.model, run.train.batch_size, device)
     seconds = []
@@ -49,9 +44,7 @@ def windows_per_second(device: torch.device, precision: Precision) -> float:
 
 
 class Step:
-    """One optimiser step, as the training loop does it, without
-    its log, its average and its files.
-    """
+    """One optimiser step as the training loop does it, without log, weight average or files."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, precision: Precision) -> None:
         self.model = model
@@ -88,13 +81,10 @@ def random_batch(config: UVAConfig, rows: int, device: torch.device) -> Batch:
 
 
 def expected_minutes(device: torch.device, windows: float) -> dict[str, str]:
-    """About how long each demo takes on a machine that trains
-    so many windows per second, in words.
-    """
-    if (
-        device.type != "cpu"
-    ):  # simulators and films stay on the CPU, and their share has not been measured
+    """Roughly how long each demo takes at this many training windows per second, in words."""
+    # Simulators and films stay on the CPU, and their share has not been measured.
+    if device.type != "cpu":
         return dict.fromkeys(MEASURED_MINUTES, "not measured with a GPU yet")
     longer = MEASURED_WINDOWS / windows
-    here = {demo: max(1, round(minutes * longer)) for demo, minutes in MEASURED_MINUTES.items()}
-    return {demo: f"about {minutes} min on this machine" for demo, minutes in here.items()}
+    scaled = {demo: max(1, round(minutes * longer)) for demo, minutes in MEASURED_MINUTES.items()}
+    return {demo: f"about {minutes} min on this machine" for demo, minutes in scaled.items()}

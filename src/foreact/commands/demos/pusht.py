@@ -1,6 +1,4 @@
-"""`foreact demo`: the road walked once, in minutes: data, a little
-training, acting, imagining, a report.
-"""
+"""`foreact demo`: collect, train, act, imagine and report, all in minutes."""
 
 from __future__ import annotations
 
@@ -35,13 +33,11 @@ DEMONSTRATIONS = 120
 def demo(
     out: Path = Path("runs/demo"), steps: int = 150, seeds: int = 20, workers: int | None = None
 ) -> None:
-    """Continue the shipped PushT model for a few steps, let it act on held-out seeds, and write a
-    report.
+    """Continue the shipped PushT model for a few steps, act on held-out seeds, write a report.
 
-    Everything is real: the demonstrations are drawn by the simulator, the model trains on them,
-        acts in the simulator
-    beside three baselines, and imagines futures of episodes it never saw. It says at its start how
-    long it takes here.
+    Everything is real: the simulator draws the demonstrations, the model trains on them, acts in
+    the simulator beside three baselines, and imagines futures of episodes it never saw. It prints
+    at the start how long it takes on this machine.
 
     Args:
         out: folder of the run and of report.html; a demo that was stopped goes on.

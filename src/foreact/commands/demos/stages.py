@@ -1,6 +1,4 @@
-"""The parts of a demo: how long the whole will take here, which
-part runs, and at the end what each took.
-"""
+"""Stages of a demo: the expected time, which stage runs, and in the end how long each took."""
 
 from __future__ import annotations
 

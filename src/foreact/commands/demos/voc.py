@@ -1,5 +1,4 @@
-"""`foreact demo voc`: from a simulator to sampled futures, values and a planned episode, in one
-report.
+"""`foreact demo voc`: sampled futures, values and a planned episode in one report.
 
     episodes of three grades ─► tokenizer ─► codes ─┬─► VOC, told gamma and actions ─► futures,
     values ─┬─► report
@@ -57,8 +56,7 @@ def demo(
     effort: float = 1.0,
     decisions: int = DECISIONS,
 ) -> None:
-    """Collect episodes, train a tokenizer, a VOC and behaviour cloning, and show what the VOC
-    knows: one report.
+    """Collect episodes, train a tokenizer, a VOC and behaviour cloning, and write one report.
 
     Sampled futures at three gammas beside true ones, values against true returns, and an episode
     that is planned with them, on episodes and seeds that no training saw. It says at its start how
@@ -86,10 +84,10 @@ def demo(
         "Acting",
     )
     stages = Stages("demo voc", *titles)
-    found = find_task(task)
+    definition = find_task(task)
     stages.begin()
-    store = _collected(found, out, episodes) if data is None else data
-    opened = open_store(store, found.spec)
+    store = _collected(definition, out, episodes) if data is None else data
+    opened = open_store(store, definition.spec)
     print(f"  {len(opened)} in {store}")
 
     def steps(count: int) -> int:
@@ -163,8 +161,8 @@ def demo(
     source = f"--episodes {episodes}" if data is None else f"--data {data}"
     report = write_report(
         out / "report.html",
-        title=f"Foreact demo: a video occupancy model of {found.name}",
-        score_note=f"{found.score_note} Here one episode of {decisions} decisions shows how "
+        title=f"Foreact demo: a video occupancy model of {definition.name}",
+        score_note=f"{definition.score_note} Here one episode of {decisions} decisions shows how "
         "planning works, and cannot show how well; `foreact eval control` measures "
         "that.",
         results=results,

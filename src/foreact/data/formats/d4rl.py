@@ -56,8 +56,7 @@ def open_d4rl(
     grid: tuple[int, int] | None = None,
     vocab: int | None = None,
 ) -> D4RLStore:
-    """Open shards lazily: what tells episodes apart, actions and rewards are read and checked,
-    frames and codes not.
+    """Open shards lazily: episodes, actions and rewards are checked, frames and codes are not.
 
     Args:
         path: a folder, whose *.hdf5 files are taken in the order of their names, or one file.
@@ -78,18 +77,15 @@ def open_d4rl(
 
 
 def open_shards(path: Path, spec: StreamSpec | None, *, memory_limit: int) -> D4RLStore:
-    """`open_d4rl` for whoever opens any format; shards hold no
-    pixels in memory, whatever the limit.
-    """
+    """`open_d4rl` as a format's opener; `memory_limit` is unused: no pixels are held in memory."""
     return open_d4rl(path, spec=spec)
 
 
 class D4RLStore:
     """Meets `foreact.data.stores.episodes.RowStore`; see `open_d4rl`.
 
-    Streams: "pixels" uint8 (N, H, W, 3), "action" float32 (N, A), "reward" float32 (N, 1), and with
-        codes
-    "tokens_pixels" uint16 (N, h, w).
+    Streams: "pixels" uint8 (N, H, W, 3), "action" float32 (N, A), "reward" float32 (N, 1), and,
+    where there are codes, "tokens_pixels" uint16 (N, h, w).
 
     Attributes:
         path: where the shards lie.
@@ -158,9 +154,7 @@ class D4RLStore:
         return ["grade", "source"] if any(grade_of(file) for file in self.files) else ["source"]
 
     def info(self, name: str) -> np.ndarray:
-        """One text per episode, (E,): "source", its file's name;
-        "grade", of the policy, where the path names it.
-        """
+        """One text per episode, (E,): "source", its file name; "grade", of the policy, if known."""
         if name not in self.info_names:
             raise UserError(
                 f"The shards in {self.path} have no '{name}' per episode; they have "
@@ -304,13 +298,11 @@ def _shard_files(path: Path) -> list[Path]:
         return [path]
     files = sorted(path.glob("*.hdf5"))
     if not files:
-        found = (
-            "is an empty folder"
-            if path.is_dir() and not any(path.iterdir())
-            else "holds no .hdf5 file"
-        )
-        raise UserError(
-            f"{path} {found if path.is_dir() else 'does not exist'}; name the folder "
-            "of V-D4RL's shards."
-        )
+        if not path.is_dir():
+            state = "does not exist"
+        elif any(path.iterdir()):
+            state = "holds no .hdf5 file"
+        else:
+            state = "is an empty folder"
+        raise UserError(f"{path} {state}; name the folder of V-D4RL's shards.")
     return files

@@ -1,6 +1,4 @@
-"""One HDF5 shard of V-D4RL's layout, opened and checked; see
-`foreact.data.formats.d4rl` for the layout.
-"""
+"""One HDF5 shard in V-D4RL's layout (see `data.formats.d4rl`), opened and checked."""
 
 from __future__ import annotations
 
@@ -89,9 +87,8 @@ def _read(path: Path, file: h5py.File, cache: BlockCache) -> Shard:
     return Shard(
         file=path,
         firsts=firsts,
-        action=np.roll(
-            action, -1, axis=0
-        ),  # first rows hold zeros, which become those of the last rows
+        # First rows hold zeros, which become those of the last rows.
+        action=np.roll(action, -1, axis=0),
         reward=reward[:, :1],
         frames=open_rows(path, frames, cache),
         size=(int(frames.shape[2]), int(frames.shape[3])),
@@ -100,9 +97,7 @@ def _read(path: Path, file: h5py.File, cache: BlockCache) -> Shard:
 
 
 def require_alike(shards: Sequence[Shard]) -> None:
-    """Raise a `UserError` where shards of one folder differ in
-    frame size or number of action dims.
-    """
+    """Raise a `UserError` where a folder's shards differ in frame size or action dims."""
     a = shards[0]
     for b in shards[1:]:
         for what, mine, theirs in (
@@ -124,10 +119,10 @@ def _first_rows(kinds: np.ndarray, path: Path) -> np.ndarray:
         or kinds.dtype.kind not in "iuf"
         or not np.isin(kinds, (FIRST, MID, LAST)).all()
     ):
-        found = np.unique(kinds)[:5].tolist()
+        step_types = np.unique(kinds)[:5].tolist()
         raise UserError(
             f"{label} should be (N,) of 0 (first), 1 (mid) and 2 (last), found "
-            f"{kinds.shape} of {found}."
+            f"{kinds.shape} of {step_types}."
         )
     if kinds[0] != FIRST:
         raise UserError(
@@ -144,9 +139,7 @@ def _first_rows(kinds: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _finite(path: Path, array: Any, key: str, first: np.ndarray) -> np.ndarray:
-    """Numbers of actions or rewards as float32 (N, D), zeros in
-    first rows, whose own mean nothing.
-    """
+    """Actions or rewards as finite float32 (N, D); meaningless first rows become zeros."""
     if (
         array.dtype.kind not in "iufb"
         or array.ndim > 2

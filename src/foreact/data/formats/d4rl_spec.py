@@ -1,6 +1,4 @@
-"""What the recordings of V-D4RL mean, beyond what their files
-say: rates by domain, grades by name.
-"""
+"""Facts on V-D4RL's recordings that their files lack: rates by domain, grades by name."""
 
 from __future__ import annotations
 
@@ -14,9 +12,7 @@ from foreact.types import ActionSpec, StreamSpec
 
 CAMERA = "pixels"
 RATE_HZ = {"cheetah": 50.0, "walker": 20.0, "humanoid": 20.0}
-"""Steps per second of the published tasks: the control rate of the
-DeepMind Control Suite, each action done twice.
-"""
+"""Steps per second of the tasks: DeepMind Control Suite's rates at an action repeat of 2."""
 GRADES = ("random", "medium_replay", "medium_expert", "medium", "expert")
 """Of the policies that acted; where one name begins with another, the longer comes first."""
 

@@ -27,8 +27,7 @@ def is_dreamer(path: Path) -> bool:
 
 
 class DreamerEpisodes:
-    """Meets `foreact.types.EpisodeStore`: the *.npz files of a folder in the order of their names,
-    to be copied.
+    """The *.npz files of a folder, sorted by name, as a `foreact.types.EpisodeStore` to copy from.
 
     Args:
         folder: where they lie.
@@ -85,9 +84,7 @@ class DreamerEpisodes:
 
 
 def _episode(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Frames uint8 (T, H, W, 3), actions float32 (T, A) and
-    rewards float32 (T, 1) by our convention.
-    """
+    """Frames uint8 (T, H, W, 3), actions float32 (T, A), rewards (T, 1), by our convention."""
     frames, action, reward = (values := _arrays(file, KEYS)).values()
     whole = len({*map(len, values.values())}) == 1 and len(frames) > 0
     numbers = (
@@ -97,10 +94,10 @@ def _episode(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         and reward.ndim == 1
     )
     if not whole or not numbers or frames.dtype != np.uint8 or frames.shape[3:] != (3,):
-        found = {key: f"{array.dtype} {array.shape}" for key, array in values.items()}
+        shapes = {key: f"{array.dtype} {array.shape}" for key, array in values.items()}
         raise UserError(
             f"{file} should hold image uint8 (T, H, W, 3), action (T, A) and reward "
-            f"(T,), found {found}."
+            f"(T,), found {shapes}."
         )
     if not (np.isfinite(action[1:]).all() and np.isfinite(reward[1:]).all()):
         raise UserError(

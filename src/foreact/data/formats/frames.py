@@ -30,8 +30,7 @@ def read_frames(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[np.nda
 
 
 def read_frame(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """One image as RGB uint8 (H, W, 3), reduced by antialiased bilinear interpolation on uint8,
-    never cropped.
+    """Read an image as RGB uint8 (H, W, 3), downscaled with antialiased bilinear, never cropped.
 
     Raises:
         UserError: the image is damaged, or of another aspect ratio than `size`.
@@ -55,8 +54,9 @@ def read_frame(path: Path, size: tuple[int, int]) -> np.ndarray:
 
 @contextmanager
 def kept_on_disk(frames: Iterable[np.ndarray], near: Path) -> Iterator[np.ndarray]:
-    """A video of any length as an array (T, H, W, 3) that takes no
-    memory: a temporary file in the folder of `near`.
+    """A video of any length as a memory-mapped array (T, H, W, 3).
+
+    The temporary file lies in the folder of `near`.
     """
     try:
         with tempfile.TemporaryFile(dir=near.parent) as file:

@@ -25,8 +25,7 @@ def import_store(
     fill_missing: bool = False,
     progress: bool = True,
 ) -> int:
-    """Copy any zarr in the replay-buffer layout, v2 or v3, folder or zip, into a native store,
-    episode by episode.
+    """Copy any zarr in the replay-buffer layout, v2 or v3, folder or zip, into a native store.
 
     Streams that the spec does not name stay behind; what `meta` says of each episode comes along. A
     copy that was cut short goes on after its last whole episode.
@@ -60,8 +59,7 @@ def import_d4rl(
     vocab: int | None = None,
     progress: bool = True,
 ) -> int:
-    """Copy recordings of V-D4RL, or shards with codes of Video Occupancy Models, into a native
-    store.
+    """Copy V-D4RL recordings, or shards with Video Occupancy Models' codes, into a native store.
 
     Each episode keeps the name of its file as `source` and, where the path tells, the policy's
     `grade`. Codes become the stream `tokens_pixels`, whose tokenizer nobody knows. A copy that was

@@ -1,6 +1,4 @@
-"""Where a film cuts: frames of a video -> its shots. Cuts only;
-fades and dissolves are not looked for.
-"""
+"""Cut detection: frames of a video -> its shots. Fades and dissolves are not detected."""
 
 from __future__ import annotations
 
@@ -12,9 +10,7 @@ import numpy as np
 from foreact.errors import UserError
 
 RATIO = 2.0
-"""A cut changes the picture this much more than the frames
-before it, and those after it, usually do.
-"""
+"""A cut changes the picture by this factor more than the frames around it usually do."""
 FLOOR = 10.0
 """Grey levels (0..255) that a cut changes at least; keeps noise in a still picture from counting.
 """

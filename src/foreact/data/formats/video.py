@@ -1,6 +1,4 @@
-"""Pictures for people: mp4 files, contact sheets, videos side by
-side. Training reads arrays, not these.
-"""
+"""Pictures for people: mp4 files, contact sheets, videos side by side. Not used by training."""
 
 from __future__ import annotations
 

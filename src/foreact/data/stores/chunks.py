@@ -1,6 +1,4 @@
-"""Rows of one zarr array: whole in memory where it fits, else
-block by block through a bounded cache.
-"""
+"""Rows of one zarr array: whole in memory where it fits, else through a bounded block cache."""
 
 from __future__ import annotations
 
@@ -65,9 +63,7 @@ class ChunkFiles:
         return key in self._zipped if self._zipped is not None else (self.root / key).exists()
 
     def is_short(self, key: str) -> bool:
-        """Whether a Blosc-compressed chunk file lacks bytes. Zip
-        archives carry checksums of their own.
-        """
+        """Whether a Blosc-compressed chunk file lacks bytes; zip archives have own checksums."""
         if self._zipped is not None:
             return False
         with (self.root / key).open("rb") as file:
@@ -84,9 +80,7 @@ def missing_chunks(array: zarr.Array, start: int, stop: int, files: ChunkFiles) 
 
 
 def damaged_chunks(array: zarr.Array, start: int, stop: int, files: ChunkFiles) -> Iterator[str]:
-    """Names of the chunk files of rows start..stop that are
-    there and shorter than they should be.
-    """
+    """Names of the chunk files of rows start..stop that exist and are too short."""
     if _is_blosc(array):
         for key in _chunk_keys(array, start, stop):
             if files.exists(key) and files.is_short(key):

@@ -1,5 +1,4 @@
-"""Streams computed from a store's frames, such as tokens: filled in shards, in any order, by any
-number of processes.
+"""Streams computed from a store's frames, such as tokens, filled in shards by any processes.
 
 While it is made, a stream lies beside the others under a name that readers do not know:
 
@@ -64,9 +63,8 @@ class DerivedStream:
         attrs: Mapping[str, Any],
     ) -> None:
         self.path, self.name, self.rows = path, name, store_rows(path)
-        notes: dict[str, Any] = json.loads(
-            json.dumps(dict(attrs), sort_keys=True)
-        )  # as they will be read back
+        # As they will be read back.
+        notes: dict[str, Any] = json.loads(json.dumps(dict(attrs), sort_keys=True))
         facts = json.dumps([notes, shape, dtype.str])
         self._final = path / "data" / name
         self._partial = (
@@ -83,9 +81,7 @@ class DerivedStream:
 
     @property
     def notes(self) -> Path:
-        """A folder that may be made for notes of those who make the
-        stream; it goes when the stream is finished.
-        """
+        """A scratch folder for the processes that make the stream; removed when it is finished."""
         return self._partial / "notes"
 
     def shards(self, steps: int) -> list[Shard]:
@@ -197,9 +193,7 @@ class DerivedStream:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _open(self, shape: tuple[int, ...], dtype: np.dtype, attrs: dict[str, Any]) -> zarr.Array:
-        """Every step is one rename or safe to repeat: other
-        processes may be doing the same at this moment.
-        """
+        """Open or make the stream; as processes race, each step is one rename or repeatable."""
         group = open_for_writing(self.path, foreign_too=True)
         created = False
         while True:
@@ -325,9 +319,7 @@ def _mark(folder: Path, start: int, stop: int) -> None:
 
 
 def _rename_unless_there(source: Path, target: Path) -> bool:
-    """Whether `source` is now called `target`; where another
-    process was first, `source` is removed instead.
-    """
+    """Rename `source` to `target`; if another process was first, remove `source`, return False."""
     try:
         os.rename(source, target)
         return True

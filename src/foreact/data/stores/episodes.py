@@ -1,6 +1,4 @@
-"""Episodes of any format that opens as it is: what windows need
-of them, and which reader a path gets.
-"""
+"""Episodes of any format that can be opened in place, and which reader a path gets."""
 
 from __future__ import annotations
 
@@ -17,8 +15,7 @@ from foreact.types import EpisodeStore, StreamSpec
 
 
 class RowStore(EpisodeStore, Protocol):
-    """Episodes whose steps lie one after another in rows. Implementations: `stores.store`,
-    `formats.d4rl`.
+    """Episodes whose steps are consecutive rows; implemented by `stores.store`, `formats.d4rl`.
 
     Attributes:
         path: where it lies.
@@ -73,8 +70,7 @@ class RowStore(EpisodeStore, Protocol):
 def open_episodes(
     path: str | Path, spec: StreamSpec | None = None, *, memory_limit: int = MEMORY_LIMIT
 ) -> RowStore:
-    """Open episodes of any format that is plugged in, such as HDF5 shards of V-D4RL's layout, or a
-    zarr store, lazily.
+    """Open a zarr store, or any plugged-in format such as V-D4RL's HDF5 shards, lazily.
 
     Args:
         path: the folder or file.
@@ -82,9 +78,9 @@ def open_episodes(
         memory_limit: as in `open_store`.
     """
     for name in FORMATS.names():
-        found = FORMATS.find(name)
-        if load_object(found.recognise, f"The format '{name}',")(Path(path)):
-            return load_object(found.open, f"The format '{name}',")(
+        format_ = FORMATS.find(name)
+        if load_object(format_.recognise, f"The format '{name}',")(Path(path)):
+            return load_object(format_.open, f"The format '{name}',")(
                 Path(path), spec, memory_limit=memory_limit
             )
     return open_store(path, spec, memory_limit=memory_limit)

@@ -49,9 +49,7 @@ def open_hdf5(path: Path) -> h5py.File:
 
 
 def read_whole(path: Path, dataset: Any) -> np.ndarray:
-    """All of a data set of the file at `path`; a `UserError` where it
-    is damaged or was not written to its end.
-    """
+    """Read a whole data set of the file at `path`; `UserError` if it is damaged or unfinished."""
     try:
         _require_written(path, dataset)
         return dataset[:]
@@ -85,9 +83,7 @@ def open_rows(path: Path, dataset: h5py.Dataset, cache: BlockCache) -> Rows:
 
 
 def _require_written(path: Path, dataset: Any) -> None:
-    """Refuse a data set with parts that are not in the file: the
-    library reads them as zeros without a word.
-    """
+    """Refuse a data set with chunks missing from the file, which HDF5 silently reads as zeros."""
     name, offset = str(dataset.name).lstrip("/"), dataset.id.get_offset()
     if offset is not None:
         if (end := offset + dataset.nbytes) > (size := path.stat().st_size):
@@ -95,10 +91,13 @@ def _require_written(path: Path, dataset: Any) -> None:
                 f"{path} is cut short: '{name}' needs {end} bytes, found {size}; copy it again."
             )
     elif dataset.chunks is not None:
-        wanted = math.prod(-(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True))
-        if (found := dataset.id.get_num_chunks()) < wanted:
+        chunk_count = math.prod(
+            -(-n // c) for n, c in zip(dataset.shape, dataset.chunks, strict=True)
+        )
+        if (written := dataset.id.get_num_chunks()) < chunk_count:
             raise UserError(
-                f"'{name}' of {path} has {found} of {wanted} chunks; its writing was cut short."
+                f"'{name}' of {path} has {written} of {chunk_count} chunks; its writing was cut "
+                "short."
             )
     elif (
         dataset.nbytes
@@ -120,9 +119,8 @@ class ContiguousRows:
 
     def rows(self, index: np.ndarray) -> np.ndarray:
         if self._file is None:
-            self._file = self.path.open(
-                "rb", buffering=0
-            )  # reading by position: forked processes may share it
+            # Reading by position: forked processes may share it.
+            self._file = self.path.open("rb", buffering=0)
         out = np.empty((*index.shape, *self.shape[1:]), self.dtype)
         for row, buffer in zip(index.ravel(), out.reshape(-1, *self.shape[1:]), strict=True):
             start = self.offset + int(row) * buffer.nbytes

@@ -1,6 +1,4 @@
-"""The zarr layout of a store on disk: its groups and arrays, and
-the rule by which an episode counts.
-"""
+"""The zarr layout of a store on disk: groups, arrays, and when an episode counts as written."""
 
 from __future__ import annotations
 
@@ -19,9 +17,8 @@ from foreact.types import StreamSpec
 
 SPEC_ATTRIBUTE = "foreact_spec"
 CHUNK_BYTES = 2**20
-ARRAY_CONFIG: Any = {
-    "write_empty_chunks": True
-}  # so that a chunk file that is not there always means damage
+# So that a chunk file that is not there always means damage.
+ARRAY_CONFIG: Any = {"write_empty_chunks": True}
 
 
 def committed_ends(ends: np.ndarray) -> np.ndarray:

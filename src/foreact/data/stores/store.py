@@ -1,11 +1,11 @@
-"""Reading episode stores: zarr groups in the replay-buffer layout. Writing is in `writer`, samples
-in `loader`.
+"""Reading episode stores: zarr groups in the replay-buffer layout.
+
+Writing is in `writer`, samples are in `loader`.
 
 Layout: `data/<stream>` holds all episodes one after another along the first axis,
-    `meta/episode_ends` their cumulative
-ends (int64), `meta/<name>` one value per episode. The group's attribute `foreact_spec` says what
-the streams mean; a store of another project has none and is read under the spec that the caller
-gives.
+`meta/episode_ends` their cumulative ends (int64), `meta/<name>` one value per episode. The group's
+attribute `foreact_spec` says what the streams mean; a store of another project has none and is read
+under the spec that the caller gives.
 """
 
 from __future__ import annotations
@@ -89,9 +89,7 @@ class ZarrStore:
         self.refresh()
 
     def refresh(self) -> None:
-        """Look at the disk again: forget what is held in memory and
-        take in episodes and streams added since.
-        """
+        """Drop what is cached and read episodes and streams added to the disk since."""
         self._opened: tuple[int, zarr.Group] | None = None
         self._readers: dict[str, RowReader] = {}
         self._cache = BlockCache(CACHE_LIMIT)
@@ -126,10 +124,9 @@ class ZarrStore:
     def streams(self) -> list[str]:
         """Streams that the spec names: cameras, states, action, reward."""
         spec = self.spec
-        numbers = (["action"] if spec.action is not None else []) + (
-            ["reward"] if spec.has_reward else []
-        )
-        return [*spec.cameras, *spec.state, *numbers]
+        action = ["action"] if spec.action is not None else []
+        reward = ["reward"] if spec.has_reward else []
+        return [*spec.cameras, *spec.state, *action, *reward]
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -170,8 +167,9 @@ class ZarrStore:
         return {name: self.gather(name, self.starts[episode] + steps) for name in streams}
 
     def gather(self, stream: str, rows: np.ndarray) -> np.ndarray:
-        """Rows of the whole stream, counted over all episodes:
-        (*rows.shape, *row shape). The fast road for batches.
+        """Rows of the whole stream, counted over all episodes: (*rows.shape, *row shape).
+
+        The fast way to batches.
         """
         return self.reader(stream).rows(rows)
 
@@ -210,24 +208,18 @@ class ZarrStore:
         return sorted(set(self._node("meta").array_keys()) - {"episode_ends"})
 
     def tokenizer_hash(self, stream: str) -> str | None:
-        """Hash of the tokenizer that a stream of latents or tokens,
-        held for every step, was made with, or None.
-        """
+        """Tokenizer hash of a stream of latents or tokens that covers every step, or None."""
         try:
             array = self._array(f"data/{stream}")
         except KeyError:
             return None
+        if array.shape[0] < int(self.lengths.sum()):
+            return None
         # A stream's attributes are any JSON; this one is written as text, or null.
-        return (
-            cast("str | None", array.attrs.get("tokenizer"))
-            if array.shape[0] >= int(self.lengths.sum())
-            else None
-        )
+        return cast("str | None", array.attrs.get("tokenizer"))
 
     def bad_chunks(self, stream: str) -> tuple[list[str], list[str]]:
-        """Names of the chunk files that the stream's steps
-        need and that are (missing, too short).
-        """
+        """Names of the chunk files of the stream's steps that are (missing, too short)."""
         array, total = self._stream_array(stream), int(self.lengths.sum())
         missing = missing_chunks(array, 0, total, self._files)
         return list(missing), list(damaged_chunks(array, 0, total, self._files))
@@ -326,16 +318,17 @@ class ZarrStore:
         camera = self.spec.cameras.get(name)
         expected = (*camera, 3) if camera is not None else (self._width(name),)
         kinds = "uf" if camera is not None else "iufb"
-        small = camera is None or array.dtype.kind == "f" or array.dtype == np.uint8
-        if array.shape[1:] != expected or array.dtype.kind not in kinds or not small:
-            found = f"{array.dtype} {tuple(array.shape)}"
-            wanted = "uint8" if camera is not None else "float32"
+        # Of the unsigned integers, pixels may be uint8 only.
+        pixels_fit = camera is None or array.dtype.kind == "f" or array.dtype == np.uint8
+        if array.shape[1:] != expected or array.dtype.kind not in kinds or not pixels_fit:
+            actual = f"{array.dtype} {tuple(array.shape)}"
+            dtype = "uint8" if camera is not None else "float32"
             raise UserError(
-                f"Stream '{name}' of {self.path} should be {wanted} (N, "
-                f"{', '.join(map(str, expected))}) by the spec, found {found}; use the task that "
+                f"Stream '{name}' of {self.path} should be {dtype} (N, "
+                f"{', '.join(map(str, expected))}) by the spec, found {actual}; use the task that "
                 "this store was made for."
             )
-        # A writer that was killed leaves rows after the last whole episode; nobody else should.
+        # Only our own writer, when killed, leaves rows after the last whole episode.
         if array.shape[0] < total or (array.shape[0] > total and not self.native):
             raise UserError(
                 f"Stream '{name}' of {self.path} has {array.shape[0]} steps and meta/episode_ends "
@@ -369,10 +362,8 @@ class ZarrStore:
             )
         dtype, convert = array.dtype, lambda x: x
         if name in self.spec.cameras:
-            dtype, convert = (
-                np.dtype(np.uint8),
-                lambda x: as_uint8(x, f"Stream '{name}' of {self.path}"),
-            )
+            label = f"Stream '{name}' of {self.path}"
+            dtype, convert = np.dtype(np.uint8), lambda x: as_uint8(x, label)
         elif name in self.spec.state or name in ("action", "reward"):
             dtype, convert = np.dtype(np.float32), lambda x: x.astype(np.float32, copy=False)
         return RowReader(

@@ -1,5 +1,6 @@
-"""Writing episode stores, one whole episode after another. Reading is in `store`, derived streams
-in `derived`.
+"""Writing episode stores, one whole episode after another.
+
+Reading is in `store`, derived streams are in `derived`.
 
 What makes an episode part of a store is its entry in `meta/episode_ends`, written last; zarr
 replaces files atomically. A writer that dies leaves rows that nobody counts, and the next writer

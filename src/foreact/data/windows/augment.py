@@ -13,9 +13,7 @@ from torch.nn.functional import conv2d, interpolate, pad
 from foreact.errors import UserError
 
 Augment = Callable[[Tensor, np.random.Generator], Tensor]
-"""uint8 (T, 3, H, W) of one camera and window, and this sample's
-generator -> the same shape and dtype.
-"""
+"""uint8 (T, 3, H, W) of one camera and window, and the sample's rng -> same shape and dtype."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,8 +72,7 @@ class CropAndBlur:
 
 @dataclass(frozen=True, kw_only=True)
 class RandomShift:
-    """DrQ-v2's augmentation (arXiv 2107.09645, section 3.1): the picture moved by whole pixels, its
-    edges repeated.
+    """Shift pictures by whole pixels, repeating edges: DrQ-v2 (arXiv 2107.09645, section 3.1).
 
     All frames of a window move alike.
 
@@ -95,10 +92,9 @@ class RandomShift:
 
 
 def random_shift(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
-    """Pad by repeating the edges, and cut the old size out at a place of one's own for every row.
+    """Pad by repeating the edges, then crop every row to the old size at its own position.
 
-    Where the published code samples bilinearly at the pixels' own places, up to rounding, this
-    takes the pixels.
+    The published code samples bilinearly at pixel positions up to rounding; this takes the pixels.
 
     Args:
         images: (N, ..., H, W) of any dtype.
@@ -118,9 +114,7 @@ def random_shift(images: Tensor, shifts: Tensor, pad: int) -> Tensor:
 
 
 def gaussian_blur(images: Tensor, kernel: int, sigma: float) -> Tensor:
-    """Blur float (T, C, H, W) with a `kernel` x `kernel` Gaussian of
-    deviation `sigma` pixels; edges are reflected.
-    """
+    """Blur float (T, C, H, W) with a `kernel`-wide Gaussian of `sigma` pixels, reflecting edges."""
     half = kernel // 2
     weights = torch.exp(-0.5 * (torch.arange(-half, half + 1, dtype=images.dtype) / sigma) ** 2)
     weights = (weights / weights.sum()).to(images.device)

@@ -1,6 +1,4 @@
-"""Windows that also show a later state, a random number of steps
-ahead: what inverse kinematics learns from.
-"""
+"""Windows with a later state, a random number of steps ahead, for inverse kinematics."""
 
 from __future__ import annotations
 
@@ -18,8 +16,7 @@ from foreact.types import Batch
 
 
 class FutureWindows:
-    """Windows with T frames up to k steps after the anchor behind their own; meets
-    `loader.Windows`.
+    """Windows with T more frames from up to k steps after the anchor; a `loader.Windows`.
 
         video    [t-T+1 .. t .. t+n][t+k-T+1 .. t+k]        n >= 0 frames after the anchor
 
@@ -59,13 +56,13 @@ class FutureWindows:
             )
         self.windows, self.frames, self.reach, self.augment = windows, frames, reach, augment
         (self.camera,) = windows.window.video
-        left = windows.store.lengths[windows.index[:, 0]] - 1 - windows.index[:, 1]
-        if left.min() < 1:
+        steps_left = windows.store.lengths[windows.index[:, 0]] - 1 - windows.index[:, 1]
+        if steps_left.min() < 1:
             raise UserError(
                 "A later state needs a step after every anchor; let the window's span "
                 "end at 1 or later."
             )
-        self.limits = np.minimum(left, reach)
+        self.limits = np.minimum(steps_left, reach)
 
     def __len__(self) -> int:
         return len(self.windows)
@@ -82,12 +79,8 @@ class FutureWindows:
             rngs: one generator per window, for k and augmentation; None for validation.
         """
         draws = [np.random.default_rng(int(number)) for number in chosen] if rngs is None else rngs
-        steps = np.array(
-            [
-                rng.integers(1, most + 1)
-                for rng, most in zip(draws, self.limits[chosen], strict=True)
-            ]
-        )
+        limits = self.limits[chosen]
+        steps = np.array([rng.integers(1, k + 1) for rng, k in zip(draws, limits, strict=True)])
         batch = self.windows.batch(chosen)
         later, inside = self._later(chosen, steps)
         video = torch.cat([batch.video[self.camera], later], dim=1)
@@ -100,14 +93,11 @@ class FutureWindows:
         return batch
 
     def _later(self, chosen: np.ndarray, steps: np.ndarray) -> tuple[Tensor, Tensor]:
-        """The later states, uint8 (B, T, 3, H, W), and which of their
-        frames lie inside the episode, bool (B, T).
-        """
+        """Later states, uint8 (B, T, 3, H, W), and which frames are in the episode, bool (B, T)."""
         store = self.windows.store
         episodes, anchors = self.windows.index[chosen].T
         offsets = range(1 - self.frames, 1)
         rows, inside = place(offsets, anchors + steps, store.lengths[episodes])
         frames = store.gather(self.camera, store.starts[episodes, None] + rows)
-        return torch.from_numpy(frames).permute(0, 1, 4, 2, 3).contiguous(), torch.from_numpy(
-            inside
-        )
+        video = torch.from_numpy(frames).permute(0, 1, 4, 2, 3).contiguous()
+        return video, torch.from_numpy(inside)

@@ -46,9 +46,7 @@ class Windows(Protocol):
         ...
 
     def batch(self, chosen: np.ndarray, rngs: Sequence[np.random.Generator] | None = None) -> Batch:
-        """Collate the samples `chosen` (B,); training gives one
-        generator for each where they are augmented.
-        """
+        """Collate the samples `chosen` (B,); training gives each its generator for augmentation."""
         ...
 
 
@@ -194,8 +192,7 @@ def batches(
         batch_size=None,
         sampler=itertools.count(start + rank, world),
         num_workers=workers,
-        # torch's type is for a list of samples; without a batch size the function is given one
-        # sample.
+        # Torch's type is for a list of samples; without a batch size it is called with one sample.
         collate_fn=_parcel if workers else None,  # pyright: ignore[reportArgumentType]
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else the loader takes a number from the global generator
@@ -221,17 +218,14 @@ def ordered_batches(
 
 
 def spread(windows: int, at_most: int) -> np.ndarray:
-    """Numbers of up to `at_most` of `windows` windows, from
-    the first to the last, evenly: int64.
-    """
+    """Up to `at_most` of the numbers 0..windows-1, evenly spaced from first to last: int64."""
     return np.linspace(0, windows - 1, min(at_most, windows)).round().astype(np.int64)
 
 
 def spread_batches(dataset: Windows, *, at_most: int, batch_size: int) -> list[Batch]:
     """Up to `at_most` windows, spread evenly over the set, for measuring during training."""
-    return list(
-        ordered_batches(dataset, batch_size=batch_size, chosen=spread(len(dataset), at_most))
-    )
+    chosen = spread(len(dataset), at_most)
+    return list(ordered_batches(dataset, batch_size=batch_size, chosen=chosen))
 
 
 class MicroBatches:
@@ -266,9 +260,8 @@ class _Parcel:
         self.batch = batch
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpack, (
-            self.batch.map(lambda t: cast(Tensor, t.numpy()) if t.nbytes < PIPE_BYTES else t),
-        )
+        batch = self.batch.map(lambda t: cast(Tensor, t.numpy()) if t.nbytes < PIPE_BYTES else t)
+        return _unpack, (batch,)
 
 
 def _parcel(sample: Batch | UserError) -> _Parcel | UserError:
@@ -284,8 +277,8 @@ def order(windows: int, seed: int, positions: np.ndarray) -> np.ndarray:
     epochs, within = np.divmod(positions, windows)
     out = np.empty(len(positions), np.int64)
     for epoch in np.unique(epochs):
-        here = epochs == epoch
-        out[here] = _permutation(windows, seed, int(epoch))[within[here]]
+        in_epoch = epochs == epoch
+        out[in_epoch] = _permutation(windows, seed, int(epoch))[within[in_epoch]]
     return out
 
 

@@ -1,6 +1,4 @@
-"""Windows put together: some of a set, several sets one after
-another, sets in given shares, the sharpest turns.
-"""
+"""Combined sets of windows: subsets, concatenations, given shares, and the sharpest turns."""
 
 from __future__ import annotations
 
@@ -49,8 +47,9 @@ class Subset:
 
 
 class Concat:
-    """Sets of windows one after another; a batch may hold windows of
-    all. `Batch.index` counts within each set.
+    """Sets of windows one after another; `Batch.index` counts within each set.
+
+    A batch may hold windows of all sets.
     """
 
     def __init__(self, parts: Sequence[Windows]) -> None:
@@ -72,12 +71,15 @@ class Concat:
 
     def batch(self, chosen: np.ndarray, rngs: Sequence[np.random.Generator] | None = None) -> Batch:
         pieces, places = [], []
-        for part, places_here, rows in self._split(chosen):
-            own = [rngs[i] for i in places_here] if rngs is not None and part.augments else None
-            pieces.append(part.batch(rows, own))
-            places.append(places_here)
-        back = torch.from_numpy(np.argsort(np.concatenate(places)))
-        return _concatenate(pieces).map(lambda t: t[back])
+        for part, part_places, rows in self._split(chosen):
+            part_rngs = None
+            if rngs is not None and part.augments:
+                part_rngs = [rngs[i] for i in part_places]
+            pieces.append(part.batch(rows, part_rngs))
+            places.append(part_places)
+        # Pieces are grouped by part; the inverse permutation restores the order of `chosen`.
+        inverse = torch.from_numpy(np.argsort(np.concatenate(places)))
+        return _concatenate(pieces).map(lambda t: t[inverse])
 
     def yaw_rates(self, chosen: np.ndarray) -> np.ndarray:
         rates = np.empty(len(chosen))
@@ -86,14 +88,14 @@ class Concat:
         return rates
 
     def _split(self, chosen: np.ndarray) -> list[tuple[Windows, np.ndarray, np.ndarray]]:
-        """Per set: itself, places in `chosen`, rows of its own."""
-        part = np.searchsorted(self.ends, chosen, side="right")
-        found = []
-        for number in np.unique(part):
-            places = np.flatnonzero(part == number)
+        """Per set: the set, positions in `chosen`, and rows counted within the set."""
+        part_of = np.searchsorted(self.ends, chosen, side="right")
+        pieces = []
+        for number in np.unique(part_of):
+            places = np.flatnonzero(part_of == number)
             first = self.ends[number] - len(self.parts[number])
-            found.append((self.parts[number], places, chosen[places] - first))
-        return found
+            pieces.append((self.parts[number], places, chosen[places] - first))
+        return pieces
 
 
 class TurningWindows(Windows, Protocol):
@@ -103,9 +105,7 @@ class TurningWindows(Windows, Protocol):
 
 
 class HardTurns:
-    """Of every batch that is drawn, only the `keep` windows that turn
-    most, in the order in which they were drawn.
-    """
+    """Of every drawn batch, only the `keep` windows that turn most, in the order drawn."""
 
     def __init__(self, windows: TurningWindows, keep: int) -> None:
         if keep < 1:
@@ -135,8 +135,9 @@ class HardTurns:
 
 
 def mix(parts: Sequence[Windows], ratios: Sequence[float], total: int, seed: int) -> Concat:
-    """Sets of windows in given shares, as VaViM was fine-tuned (OpenDV 0.4, nuPlan 0.5872, nuScenes
-    0.0128).
+    """Mix sets of windows in given shares, as VaViM was fine-tuned.
+
+    VaViM's shares are OpenDV 0.4, nuPlan 0.5872 and nuScenes 0.0128.
 
     A set gives int(ratio * total) windows: a random choice where it has more, and where it has
     fewer as many whole copies as fit and a random choice for the rest. A share of less than one
@@ -151,11 +152,8 @@ def mix(parts: Sequence[Windows], ratios: Sequence[float], total: int, seed: int
     Raises:
         UserError: ratios that are no shares, or nothing to choose from.
     """
-    if (
-        len(ratios) != len(parts)
-        or any(not ratio >= 0 for ratio in ratios)
-        or abs(sum(ratios) - 1.0) > 1e-6
-    ):
+    non_negative = all(ratio >= 0 for ratio in ratios)
+    if len(ratios) != len(parts) or not non_negative or abs(sum(ratios) - 1.0) > 1e-6:
         raise UserError(
             f"Expected {len(parts)} ratios >= 0 that sum to 1, found {list(ratios)} with sum "
             f"{sum(ratios):.6g}."
@@ -164,12 +162,12 @@ def mix(parts: Sequence[Windows], ratios: Sequence[float], total: int, seed: int
         raise UserError(f"Expected a mix of at least 1 window, found {total}.")
     chosen = []
     for part, ratio in zip(parts, ratios, strict=True):
-        wanted = int(ratio * total)
-        if wanted == 0:
+        count = int(ratio * total)
+        if count == 0:
             continue
         if len(part) == 0:
-            raise UserError(f"A set without any window cannot give {wanted}.")
-        copies, rest = divmod(wanted, len(part))
+            raise UserError(f"A set without any window cannot give {count}.")
+        copies, rest = divmod(count, len(part))
         rows = np.tile(np.arange(len(part)), copies)
         if rest:
             rows = np.concatenate([rows, _shuffled(len(part), seed)[:rest]])

@@ -1,5 +1,4 @@
-"""Affine scaling of actions and states, with the statistics it was fitted on. Images and latents
-are not its business.
+"""Affine scaling of actions and states by fitted statistics; images and latents are not scaled.
 
 Per stream and dimension: encoded = x * scale + offset. A stream without statistics is an error.
 Ways to fit (`Mode`), with UVA's rules for dimensions that hardly move (reference:
@@ -45,9 +44,7 @@ FORMAT = 1
 
 @dataclass(frozen=True, kw_only=True)
 class Statistics:
-    """Scaling of one stream, one entry per dimension; `min` to
-    `std` describe the data it was fitted on.
-    """
+    """Scaling of one stream, one entry per dimension; `min` to `std` describe the fitted data."""
 
     scale: tuple[float, ...]
     offset: tuple[float, ...]
@@ -134,9 +131,7 @@ class Normalizer:
         return (x - offset) / scale
 
     def out_of_range(self, x: np.ndarray, stream: str) -> np.ndarray:
-        """Share (D,) of the values (..., D) that lie outside the
-        range of the data this was fitted on, 0..1.
-        """
+        """Share (D,), 0..1, of the values (..., D) outside the range of the fitted data."""
         stats = self._stats(stream, x.shape[-1])
         low, high = np.asarray(stats.min), np.asarray(stats.max)
         slack = 1e-3 * (high - low) + 1e-6

@@ -1,6 +1,4 @@
-"""Which episodes train and which validate. Whole episodes only:
-neighbouring windows share nearly all their frames.
-"""
+"""Train-validation split by whole episodes, since neighbouring windows share most frames."""
 
 from __future__ import annotations
 
@@ -10,8 +8,7 @@ from foreact.errors import UserError
 
 
 def split_episodes(n: int, val_ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Split episodes 0..n-1 at random, as the reference implementation does (same episodes for the
-    same seed).
+    """Split episodes 0..n-1 at random; same seed, same split as the reference implementation.
 
     Args:
         n: number of episodes.
@@ -32,9 +29,7 @@ def split_episodes(n: int, val_ratio: float, seed: int) -> tuple[np.ndarray, np.
 
 
 def downsample_episodes(episodes: np.ndarray, at_most: int | None, seed: int) -> np.ndarray:
-    """A random choice of `at_most` of the given episode numbers, in
-    increasing order; all where None or fewer.
-    """
+    """Up to `at_most` of the episode numbers, chosen at random, ascending; None: all of them."""
     if at_most is None or len(episodes) <= at_most:
         return np.asarray(episodes)
     if at_most < 1:

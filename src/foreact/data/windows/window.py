@@ -1,5 +1,4 @@
-"""Which steps make one sample: offsets from an anchor, and how far a window may reach beyond its
-episode.
+"""Which steps make one sample: offsets from an anchor, and how far they may leave the episode.
 
     offsets   -12  -8  -4   0 |  4   8  12  16         frames, for example
                           anchor
@@ -91,20 +90,20 @@ class Window:
     @property
     def entries(self) -> list[Entry]:
         """Every tensor that the window yields."""
-        found = [Entry(kind="video", name=c, stream=c, offsets=o) for c, o in self.video.items()]
+        result = [Entry(kind="video", name=c, stream=c, offsets=o) for c, o in self.video.items()]
         for kind in ("latents", "tokens"):
             cameras: Mapping[str, Offsets] = getattr(self, kind)
-            found += [
+            result += [
                 Entry(kind=kind, name=c, stream=f"{kind}_{c}", offsets=o)
                 for c, o in cameras.items()
             ]
-        found += [Entry(kind="state", name=s, stream=s, offsets=o) for s, o in self.state.items()]
+        result += [Entry(kind="state", name=s, stream=s, offsets=o) for s, o in self.state.items()]
         if self.actions:
-            found.append(
+            result.append(
                 Entry(kind="actions", name="action", stream="action", offsets=self.actions)
             )
         if self.past_actions:
-            found.append(
+            result.append(
                 Entry(
                     kind="past_actions",
                     name="past_action",
@@ -113,10 +112,10 @@ class Window:
                 )
             )
         if self.rewards:
-            found.append(
+            result.append(
                 Entry(kind="rewards", name="reward", stream="reward", offsets=self.rewards)
             )
-        return found
+        return result
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -145,11 +144,9 @@ class Window:
         if counts.sum() == 0:
             first, last = self.bounds
             chosen = [int(lengths[e]) for e in episodes]
-            found = (
-                f"{len(chosen)} episodes of {min(chosen)} to {max(chosen)} steps"
-                if chosen
-                else "no episode at all"
-            )
+            found = "no episode at all"
+            if chosen:
+                found = f"{len(chosen)} episodes of {min(chosen)} to {max(chosen)} steps"
             raise UserError(
                 f"A window spans {last - first + 1} steps and may reach {self.pad_before} before "
                 f"and {self.pad_after} after an episode; none fits into {found}: collect longer "

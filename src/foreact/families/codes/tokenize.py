@@ -1,6 +1,4 @@
-"""`foreact tokenize`: encode a store's frames once, so that training
-reads latents or tokens instead of pictures.
-"""
+"""`foreact tokenize`: encode a store's frames once, to train on latents or tokens."""
 
 from __future__ import annotations
 
@@ -34,8 +32,7 @@ def tokenize(
     shard_steps: int = SHARD_STEPS,
     patience: float = 600.0,
 ) -> None:
-    """Write the stream `latents_<camera>` (float16) or `tokens_<camera>` (uint16), with the
-    tokenizer's hash beside it.
+    """Write `latents_<camera>` (float16) or `tokens_<camera>` (uint16) and the tokenizer's hash.
 
     Runs in this process; over all processes of torchrun, one device each; or on Ray Data. All of
     them fill the same shards, so that work which was cut short goes on after the last whole shard,
@@ -68,23 +65,25 @@ def tokenize(
         )
     spec: StreamSpec | None = None if task is None else find_task(task).spec
     # With Ray, the actors compute; here one frame tells the shape of the stream.
-    where = torch.device("cpu") if engine == "ray" else own_device(pick_device(device))
-    loaded = open_tokenizer(tokenizer, where)
+    torch_device = torch.device("cpu") if engine == "ray" else own_device(pick_device(device))
+    loaded = open_tokenizer(tokenizer, torch_device)
     # Every frame is read once, in order: nothing is worth holding.
     opened = open_store(store, spec, memory_limit=0)
     cameras = [camera] if camera is not None else sorted(opened.spec.cameras)
     if unknown := [c for c in cameras if c not in opened.spec.cameras]:
         raise UserError(f"{store} has cameras {sorted(opened.spec.cameras)}, not '{unknown[0]}'.")
     size = loaded.image_size
+    processes = process_count()
+    frames = "as stored"
+    if size is not None:
+        frames = f"{size[0]} x {size[1]} pixels, {loaded.preprocessing}"
     say(
         "Encoding",
         store=store,
         tokenizer=f"{tokenizer} {loaded.hash[:19]}",
         cameras=cameras,
-        engine="ray" if engine == "ray" else f"local, {process_count()} process(es) on {where}",
-        frames="as stored"
-        if size is None
-        else f"{size[0]} x {size[1]} pixels, {loaded.preprocessing}",
+        engine="ray" if engine == "ray" else f"local, {processes} process(es) on {torch_device}",
+        frames=frames,
         precision=precision,
     )
     streams = []
@@ -94,7 +93,7 @@ def tokenize(
             name,
             loaded,
             batch_size=batch_size,
-            device=where,
+            device=torch_device,
             precision=precision,
         )
         streams.append(encoder.stream.name)

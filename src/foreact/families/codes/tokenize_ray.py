@@ -28,9 +28,7 @@ from foreact.runs.encoding import SHARD_STEPS, StreamEncoder, Throughput
 from foreact.types import StreamSpec
 
 STORE_BYTES = 128 * 2**20
-"""Shared memory of a Ray that is started here; little more than
-the numbers of shards passes through it.
-"""
+"""Shared memory of a Ray that is started here; little but shard numbers passes through it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +89,7 @@ def encode_with_ray(
     spec: StreamSpec | None = None,
     shard_steps: int = SHARD_STEPS,
 ) -> Throughput:
-    """Fill the stream of `encoder` with actors on Ray, one per GPU or CPU core of the cluster, and
-    finish it.
+    """Fill the stream of `encoder` by actors on Ray, one per GPU or CPU core, and finish it.
 
     A Ray that this process is connected to is used; else the cluster that RAY_ADDRESS names; else
     one is started on this machine, reachable from it alone, and shut down at the end.
@@ -133,9 +130,7 @@ def encode_with_ray(
 
 
 def shards_through(ray: Any, job: Job, shards: list[Shard]) -> Any:
-    """Iterator of {"frames": (1,), "error": (1,)}, one per
-    shard, in the order in which they get done.
-    """
+    """Iterator of {"frames": (1,), "error": (1,)}, one per shard, as they get done."""
     resource = "GPU" if job.device == "cuda" else "CPU"
     available = int(ray.cluster_resources().get(resource, 0))
     if available == 0:
@@ -172,9 +167,7 @@ def import_ray() -> Any:
 
 @contextmanager
 def connected(ray: Any) -> Iterator[None]:
-    """Use the Ray that this process is connected to; else connect,
-    and disconnect or shut down at the end.
-    """
+    """Use the Ray that this process is connected to; else connect, and end it afterwards."""
     if ray.is_initialized():
         yield
         return

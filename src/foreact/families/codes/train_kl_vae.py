@@ -1,6 +1,4 @@
-"""`foreact train kl-vae`: an image autoencoder for any store,
-small enough for a laptop by default.
-"""
+"""`foreact train kl-vae`: an image autoencoder for any store, by default a small one."""
 
 from __future__ import annotations
 
@@ -108,14 +106,14 @@ def train_kl_vae(run: KLVAERun) -> Path:
         device=device,
     )
     assert result.weights is not None
-    config = measured(result.weights, evaluator) if is_main_process() else run.model
+    config = with_measured_scale(result.weights, evaluator) if is_main_process() else run.model
     card = {"recipe": "foreact train kl-vae", "task": run.task}
     facts = {"scale": f"{config.scale:.4f}", "steps": result.step, **result.metrics}
     return publish(run, result, config=config, card=card, facts=facts)
 
 
 @torch.no_grad()
-def measured(weights: Path, evaluator: ReconstructionError) -> KLVAEConfig:
+def with_measured_scale(weights: Path, evaluator: ReconstructionError) -> KLVAEConfig:
     """The config with the scale that gives this autoencoder's latents unit variance."""
     model = build(load_checkpoint(weights))
     assert isinstance(model, KLVAE)

@@ -60,9 +60,7 @@ class MusikRun(TrainingRun, Pictures):
     reach: int = 14
     """Greatest number of steps between the two states of a sample."""
     shift: int | None = 4
-    """Augmentation: move the pictures of a training window by up to
-    so many pixels, all alike; None: not at all.
-    """
+    """Augmentation: move a window's pictures, all alike, by up to so many pixels; None: off."""
     out: Path = Path("runs/musik")
     model: MusikConfig = SMALL
     train: TrainConfig = field(default_factory=lambda: replace(SHORT, weight_decay=0.01))
@@ -80,9 +78,8 @@ class InverseQuality:
     def __call__(self, model: torch.nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, Musik)
         config, device = model.config, next(model.parameters()).device
-        rng = torch.Generator(device).manual_seed(
-            0
-        )  # the same rivals of the true actions every time
+        # The same rivals of the true actions at every evaluation.
+        rng = torch.Generator(device).manual_seed(0)
         sums = dict.fromkeys(("infonce", "accuracy"), 0.0)
         codes, count = [], 0
         for batch in (b.to(device) for b in self.batches):
@@ -90,9 +87,8 @@ class InverseQuality:
             sums = {name: total + len(batch) * logs[name].item() for name, total in sums.items()}
             count += len(batch)
             (video,) = batch.video.values()
-            codes.append(
-                model.encode(prepare(video[:, : config.frames], config.image_size)).flatten()
-            )
+            stack = prepare(video[:, : config.frames], config.image_size)
+            codes.append(model.encode(stack).flatten())
         usage, perplexity = codebook_use(torch.cat(codes), config.codes)
         means = {name: total / count for name, total in sums.items()}
         return {**means, "codebook_usage": usage.item(), "perplexity": perplexity.item()}
@@ -166,8 +162,9 @@ def train_musik(run: MusikRun) -> Path:
 
 
 def actions_mode(action: ActionSpec) -> Mode:
-    """How actions are brought to [-1, 1], from where their rivals are
-    drawn: not at all where they lie there anyway.
+    """How actions are brought to [-1, 1]: not at all where their bounds are that already.
+
+    Rivals of the true actions are drawn from there.
     """
     unit = set(action.low or ()) == {-1.0} and set(action.high or ()) == {1.0}
     return "identity" if unit else "limits"

@@ -1,6 +1,4 @@
-"""`foreact train vq`: a vector-quantised image tokenizer for any
-store, small enough for a laptop by default.
-"""
+"""`foreact train vq`: a vector-quantised image tokenizer for any store, small by default."""
 
 from __future__ import annotations
 
@@ -36,8 +34,8 @@ from foreact.tokenizers.vq import VQConfig, VQTokenizer
 from foreact.train.config import TrainConfig
 
 # 48x48 pictures to 6x6 tokens of 512: a million parameters, which two cores train in minutes. So
-#     small a network keeps
-# its codebook in use only with the entropy term, which the published tokenizer does without.
+# small a network keeps its codebook in use only with the entropy term, which the published
+# tokenizer does without.
 SMALL = VQConfig(
     channels=16,
     multipliers=(1, 2, 4, 4),
@@ -56,7 +54,8 @@ class VQRun(TrainingRun, Pictures):
     """Train a vector-quantised tokenizer on the pictures of a task or of any store."""
 
     init: str | None = None
-    """Weights to start from, such as LlamaGen's, converted: a checkpoint folder or a shipped name.
+    """Weights to start from, such as LlamaGen's, converted: a folder or a shipped name.
+
     Its sizes become the defaults.
     """
     out: Path = Path("runs/vq")
@@ -64,24 +63,16 @@ class VQRun(TrainingRun, Pictures):
     adversarial: AdversarialConfig = field(default_factory=AdversarialConfig)
     """The adversarial stage, off by default."""
     perceptual: str | None = None
-    """Import path "module:function" of a function without
-    arguments that returns a perceptual distance.
-    """
+    """Perceptual distance: "module:function" of a function without arguments that returns it."""
     lpips: Path | None = None
-    """Checkpoint file of taming or VOC with the LPIPS distance of its
-    training, to take that as the perceptual one.
-    """
+    """Checkpoint file of taming or VOC, to take its LPIPS as the perceptual distance."""
     shift: int | None = None
-    """Augmentation: move each training picture by up to so many
-    pixels, its edges repeated (DrQ: 4).
-    """
+    """Augmentation: move a picture by up to so many pixels, its edges repeated (DrQ: 4)."""
     train: TrainConfig = SHORT
 
 
 class TokenizerQuality:
-    """Mean absolute error of decoded validation frames, in grey
-    levels (0..255), and the use of the codebook.
-    """
+    """Mean absolute error of validation frames, in grey levels (0..255), and codebook use."""
 
     name: str = "val"
     every: int | None = None
@@ -109,9 +100,7 @@ class TokenizerQuality:
 
 
 def train_vq(run: VQRun) -> Path:
-    """Train a tokenizer; returns the folder of the finished weights,
-    which know nothing of the adversarial stage.
-    """
+    """Train; returns the folder of the finished weights, without the adversarial stage."""
     store, cameras = open_pictures(run.task, run.data, run.camera)
     device = pick_device(run.device)
     train_episodes, val_episodes = split_store(store, run.val_ratio, run.train.seed)
@@ -133,19 +122,16 @@ def train_vq(run: VQRun) -> Path:
         data=f"{store.path} ({', '.join(cameras)}): {len(training)} frames to train on, "
         f"{len(validation)} to validate",
         model=f"{sum(p.numel() for p in tokenizer.parameters()):,} parameters, "
-        f"{run.model.grid[0]} x "
-        f"{run.model.grid[1]} tokens of {run.model.codes}",
+        f"{run.model.grid[0]} x {run.model.grid[1]} tokens of {run.model.codes}",
         start=run.init or "random weights",
         adversarial=f"from step {run.adversarial.start}" if with_stage else "none",
     )
 
     def export(state: dict[str, Tensor], path: Path) -> None:
         if with_stage:
-            state = {
-                k.removeprefix("tokenizer."): t
-                for k, t in state.items()
-                if k.startswith("tokenizer.")
-            }
+            prefix = "tokenizer."
+            of_tokenizer = [key for key in state if key.startswith(prefix)]
+            state = {key.removeprefix(prefix): state[key] for key in of_tokenizer}
         save_checkpoint(path, family="vq", config=run.model, state=state, spec=store.spec)
 
     evaluator = TokenizerQuality(validation)

@@ -1,6 +1,4 @@
-"""`foreact train vqkd`: codes that tell what a teacher sees, for any
-store, small enough for a laptop by default.
-"""
+"""`foreact train vqkd`: codes of what a teacher sees, for any store, small by default."""
 
 from __future__ import annotations
 
@@ -63,35 +61,27 @@ LATENTS_PER_CODE = 4
 
 @dataclass(frozen=True, kw_only=True)
 class VQKDRun(TrainingRun, Pictures):
-    """Train VQ-KD, a tokenizer of what a teacher sees, on the
-    pictures of a task or of any store.
-    """
+    """Train VQ-KD, a tokenizer of what a teacher sees, on pictures of a task or any store."""
 
     size: Size = "small"
     """small (two cores), or base, the published ViT-B/16 with 8192 codes. Sets the defaults below.
     """
     teacher: str | None = None
-    """Frozen network to learn from, such as a DINO: a TorchScript file, or the import path
-    "module:function" of a function without arguments that returns an nn.Module. It takes pictures
-    (N, 3, H, W) and gives a feature for each patch, (N, h w, D), on the grid of the codes. It is
-    not saved.
+    """Frozen network to learn from, such as a DINO: a TorchScript file, or "module:function".
+
+    The function has no arguments and returns an nn.Module. The network takes pictures (N, 3, H, W)
+    and gives a feature for each patch, (N, h w, D), on the grid of the codes. It is not saved.
     """
     teacher_preprocessing: str = "none"
-    """What happens to pictures in [-1, 1] before the teacher sees
-    them; "imagenet" is what DINO expects.
-    """
+    """What pictures in [-1, 1] go through before the teacher; "imagenet" is for DINO."""
     init: str | None = None
-    """Weights to start from, such as BEiT v2's, converted: a
-    checkpoint folder. Its sizes become the defaults.
-    """
+    """Weights to start from, such as BEiT v2's, converted. Their sizes become the defaults."""
     out: Path = Path("runs/vqkd")
     model: VQKDConfig = SIZES["small"]
 
 
 def recipe(size: Size = "small") -> VQKDRun:
-    """The defaults for a size; base follows the release (100 epochs
-    of ImageNet), but for its random crops.
-    """
+    """The defaults for a size; base is as released, but for random crops of ImageNet."""
     if size == "small":
         training = dataclasses.replace(
             SHORT, betas=(0.9, 0.99), weight_decay=1e-4, ema=EMAConfig(enabled=False)
@@ -115,9 +105,7 @@ def recipe(size: Size = "small") -> VQKDRun:
 
 
 class TeacherQuality:
-    """Distance (1 - cosine) to the teacher's features on
-    validation frames, and the use of the codebook.
-    """
+    """Distance (1 - cosine) to the teacher's features on validation frames, and codebook use."""
 
     name: str = "val"
     every: int | None = None
@@ -128,11 +116,11 @@ class TeacherQuality:
     def __call__(self, model: torch.nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, VQKD)
         device = next(model.parameters()).device
-        found = [model.compare(batch.to(device)) for batch in self.batches]
-        codes = torch.cat([quantized.codes for _, quantized in found])
+        results = [model.compare(batch.to(device)) for batch in self.batches]
+        codes = torch.cat([quantized.codes for _, quantized in results])
         usage, perplexity = codebook_use(codes, model.config.codes)
         return {
-            "distance": sum(len(q.codes) * distance.item() for distance, q in found) / len(codes),
+            "distance": sum(len(q.codes) * distance.item() for distance, q in results) / len(codes),
             "codebook_usage": usage.item(),
             "perplexity": perplexity.item(),
         }
@@ -251,8 +239,8 @@ def command(args: Sequence[str]) -> None:
     """`foreact train vqkd`."""
 
     def defaults(chosen: dict[str, str]) -> VQKDRun:
-        known = checked(chosen, size=[*SIZES])
-        run = dataclasses.replace(recipe(known.get("size", "small")), **known)
+        options = checked(chosen, size=[*SIZES])
+        run = dataclasses.replace(recipe(options.get("size", "small")), **options)
         if run.init is None:
             return run
         return dataclasses.replace(

@@ -1,6 +1,4 @@
-"""What the trainings of tokenizers have in common: pictures to
-learn from, and a schedule for a laptop.
-"""
+"""What trainings of tokenizers share: pictures to learn from, and a schedule for a laptop."""
 
 from __future__ import annotations
 
@@ -29,8 +27,9 @@ class Pictures(Episodes):
     """What to learn from: the pictures of a task, or of a store that belongs to none."""
 
     task: str | None = None
-    """A built-in task or the import path of a module that exports TASK; None: pusht, or what the
-    store of --data says about itself.
+    """A built-in task, or the import path of a module that exports TASK.
+
+    None: pusht, or what the store of --data says about itself.
     """
     camera: str | None = None
     """Camera to learn from; None: the task's, or every camera of a store without a task."""

@@ -1,6 +1,4 @@
-"""VaViM and VaVAM (arXiv 2502.15672): a video model of driving,
-and the action expert that drives from it.
-"""
+"""VaViM and VaVAM (arXiv 2502.15672): a video model of driving, and an expert that drives by it."""
 
 from foreact.plugs import Family
 

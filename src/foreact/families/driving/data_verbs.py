@@ -41,8 +41,7 @@ def import_opendv(
     height: int = 288,
     width: int = 512,
 ) -> None:
-    """Cut OpenDV's videos, sample them at 10 Hz and shrink them into a store, one episode per
-    video.
+    """Cut OpenDV's videos, sample and shrink them into a store, one episode per video, at 10 Hz.
 
     An import that was stopped goes on after its last whole video.
 
@@ -57,16 +56,11 @@ def import_opendv(
         height: of the frames.
         width: of the frames.
     """
-    say(
-        "OpenDV",
-        source=root,
-        split=split or "all",
-        cutting=cutting,
-        frames=f"{width}x{height}, 10 Hz",
-    )
-    chosen = None if names is None else read_names(names)
+    frames = f"{width}x{height}, 10 Hz"
+    say("OpenDV", source=root, split=split or "all", cutting=cutting, frames=frames)
+    ids = None if names is None else read_names(names)
     count = opendv.import_opendv(
-        root, out, split=split, names=chosen, cutting=cutting, damage=damage, size=(height, width)
+        root, out, split=split, names=ids, cutting=cutting, damage=damage, size=(height, width)
     )
     print(f"{count} episodes: {out}")
 
@@ -80,8 +74,7 @@ def import_nuscenes(
     height: int = 288,
     width: int = 512,
 ) -> None:
-    """Read nuScenes' tables and key frames into a store with ego poses, and write its trajectories
-    beside it.
+    """Read nuScenes' tables and key frames into a store with ego poses, and write trajectories.
 
     Args:
         root: holds v1.0-*/ and samples/.
@@ -92,8 +85,8 @@ def import_nuscenes(
         height: of the frames.
         width: of the frames.
     """
-    chosen = None if scenes is None else read_names(scenes)
-    records = nuscenes.nuscenes_records(root, version=version, camera=camera, scenes=chosen)
+    names = None if scenes is None else read_names(scenes)
+    records = nuscenes.nuscenes_records(root, version=version, camera=camera, scenes=names)
     _import("nuScenes", records, camera, root, out, nuscenes.RATE_HZ, (height, width))
 
 
@@ -106,8 +99,7 @@ def import_nuplan(
     height: int = 288,
     width: int = 512,
 ) -> None:
-    """Read nuPlan's logs and camera images into a store with ego poses, and write its trajectories
-    beside it.
+    """Read nuPlan's logs and images into a store with ego poses, and write trajectories.
 
     Args:
         databases: holds the logs' .db files.
@@ -137,31 +129,20 @@ def _import(
     draft = file.with_name(f".{file.name}.{os.getpid()}")
     try:
         write_trajectories(draft, records)
-        found = Trajectories.from_records(read_trajectories(draft), camera, str(file))
-        say(
-            source,
-            images=images,
-            camera=camera,
-            frames=f"{len(found.files)} in {len(found.names)} scenes, {size[1]}x{size[0]}, "
-            f"{rate_hz:g} Hz",
-        )
-        count = write_drives(
-            found,
-            images,
-            out,
-            rate_hz=rate_hz,
-            size=size,
-            facts={"source": source, "camera": camera},
-        )
+        trajectories = Trajectories.from_records(read_trajectories(draft), camera, str(file))
+        count = f"{len(trajectories.files)} in {len(trajectories.names)} scenes"
+        frames = f"{count}, {size[1]}x{size[0]}, {rate_hz:g} Hz"
+        say(source, images=images, camera=camera, frames=frames)
+        facts = {"source": source, "camera": camera}
+        episodes = write_drives(trajectories, images, out, rate_hz=rate_hz, size=size, facts=facts)
         os.replace(draft, file)
     finally:
         draft.unlink(missing_ok=True)
-    print(f"{count} episodes: {out} (trajectories: {file})")
+    print(f"{episodes} episodes: {out} (trajectories: {file})")
 
 
 def toy_street(out: Path = Path("data/toy-nuscenes"), scenes: int = 60, seed: int = 0) -> None:
-    """Draw drives along winding roads in the folder layout of nuScenes, to try the driving models
-    without a download.
+    """Draw drives along winding roads in nuScenes' layout, to try the models without a download.
 
     Args:
         out: the root of the data set; must not exist yet.
@@ -185,8 +166,7 @@ def remaining(
     seed: int = REFERENCE_SEED,
     drop_last: bool = True,
 ) -> None:
-    """Write the numbers of the windows that a training run has not seen, for fine-tuning on data
-    new to the model.
+    """Write the numbers of the windows that a run has not seen, for fine-tuning on new data.
 
     Args:
         windows: size of the data set of that run.
@@ -198,8 +178,8 @@ def remaining(
         seed: its seed.
         drop_last: whether its sampler dropped the tail that does not fill all ranks.
     """
-    facts = (world, batch_size, steps)
-    if run is not None and any(fact is not None for fact in facts):
+    of_reference = (world, batch_size, steps)
+    if run is not None and any(value is not None for value in of_reference):
         raise UserError(
             "Give --run, or --world, --batch-size and --steps of a run of the reference, not both."
         )

@@ -1,6 +1,4 @@
-"""`foreact eval open-loop`: VaViM and VaVAM on recorded drives, by
-the next token and by minADE of the plans.
-"""
+"""`foreact eval open-loop`: driving models on recorded drives, by next token and by minADE."""
 
 from __future__ import annotations
 
@@ -33,14 +31,13 @@ class OpenLoop:
     weights: str
     """a checkpoint of VaViM or VaVAM."""
     data: str
-    """a source as in `foreact train vavim --data.sources`: a store with tokens, a folder of token
-    folders with its frame rate (flat_tokens@10), or trajectories with their tokens
-    (val.pkl:tokens@2).
+    """a source as in `foreact train vavim --data.sources`.
+
+    A store with tokens, a folder of token folders with its frame rate (flat_tokens@10), or
+    trajectories with their tokens (val.pkl:tokens@2).
     """
     stride: int | None = None
-    """frames of the data from one frame of the model to the
-    next; default: as makes the model's rate.
-    """
+    """frames of the data from one of the model's to the next; default: by the model's rate."""
     samples: int = 10
     """plans per window, the k of minADE_k."""
     steps: int | None = None
@@ -56,8 +53,10 @@ class OpenLoop:
     examples: int = 8
     """plans to draw."""
     calibration: Path | None = None
-    """JSON of the camera, to draw plans on frames: intrinsic (3 x 3), sensor_to_ego_rot (w, x, y,
-    z), sensor_to_ego_tran (x, y, z), size (height, width).
+    """JSON of the camera, to draw plans on frames.
+
+    Its keys: intrinsic (3 x 3), sensor_to_ego_rot (w, x, y, z), sensor_to_ego_tran (x, y, z), size
+    (height, width).
     """
     store_trajectories: bool = False
     """also write every plan to plans.json."""
@@ -70,9 +69,7 @@ class OpenLoop:
 
 
 def open_loop(asked: Annotated[OpenLoop, arg(name="")]) -> None:  # --weights, not --asked.weights
-    """Score a driving model on recorded drives: loss of the next
-    token and, for VaVAM, minADE of its plans.
-    """
+    """Score a driving model on recorded drives: next-token loss and, for VaVAM, minADE of plans."""
     opened = Opened(asked)
     facts = opened.describe()
     say("Open loop", **facts, device=opened.device, out=asked.out)
@@ -107,14 +104,14 @@ class Opened:
         vavim = self.models.vavim
         batches = self._batches("next token", frames=vavim.config.frames, horizon=None)
         with autocast(self.device, self.precision):
-            found = driving.next_token(
+            result = driving.next_token(
                 vavim.token_losses, batches, vavim.config.camera, device=self.device
             )
         print(
-            f"next token  {found.loss}   perplexity {found.perplexity:.1f}   ({found.windows} "
-            "windows)"
+            f"next token  {result.loss}   perplexity {result.perplexity:.1f}   "
+            f"({result.windows} windows)"
         )
-        return found
+        return result
 
     def plans(self) -> driving.OpenLoopResult | None:
         """The distance of the plans, also printed; None for a model that makes none."""
@@ -129,7 +126,7 @@ class Opened:
             command_horizon=asked.command_horizon,
         )
         with autocast(self.device, self.precision):
-            found = driving.open_loop(
+            result = driving.open_loop(
                 vavam,
                 batches,
                 config.vavim.camera,
@@ -139,12 +136,12 @@ class Opened:
                 steps=config.steps if asked.steps is None else asked.steps,
                 examples=asked.examples,
             )
-        print(f"minADE_{asked.samples}  {found.min_ade}")
-        for command, value in found.per_command.items():
-            print(f"  {command:<16}{value}   ({found.windows[command]} windows)")
-        for baseline, value in found.baselines.items():
+        print(f"minADE_{asked.samples}  {result.min_ade}")
+        for command, value in result.per_command.items():
+            print(f"  {command:<16}{value}   ({result.windows[command]} windows)")
+        for baseline, value in result.baselines.items():
             print(f"  {baseline:<16}{value}")
-        return found
+        return result
 
     def report(
         self, facts: dict[str, Any], tokens: driving.NextToken, plans: driving.OpenLoopResult | None
@@ -167,22 +164,18 @@ class Opened:
             asked.out, "Open loop on recorded drives", result, facts=facts, pictures=pictures
         )
 
-    def _batches(self, name: str, **windows: Any) -> Iterable[Batch]:
-        """Windows as the model reads them (`windows`: see
-        `DrivingWindows`), with a bar of that name.
-        """
+    def _batches(self, name: str, **options: Any) -> Iterable[Batch]:
+        """Batches as the model reads them, with a bar; `options`: see `DrivingWindows`."""
         model, size = self.models.vavim.config, self.asked.batch_size
-        cut = DrivingWindows(
-            self.drives, stride=self.stride, vocab=model.vocab, camera=model.camera, **windows
+        windows = DrivingWindows(
+            self.drives, stride=self.stride, vocab=model.vocab, camera=model.camera, **options
         )
-        chosen = measuring.choose(cut, self.asked.max_windows)
-        batches = ordered_batches(cut, batch_size=size, chosen=chosen)
+        chosen = measuring.choose(windows, self.asked.max_windows)
+        batches = ordered_batches(windows, batch_size=size, chosen=chosen)
         return tqdm(batches, total=-(-len(chosen) // size), desc=name, unit="batch")
 
     def _draw(self, plan: driving.Plan) -> Media:
-        """A plan from above and, where the drives have
-        pictures, on the frame that it starts from.
-        """
+        """A plan from above and, where the drives have pictures, on its first frame."""
         drives, frame = self.drives, None
         if isinstance(drives, StoreDrives) and drives.store.has(FRONT):
             frame = drives.store.read(plan.episode, plan.step, plan.step + 1, [FRONT])[FRONT][0]

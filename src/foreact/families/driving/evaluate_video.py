@@ -1,6 +1,4 @@
-"""`foreact eval video` for driving models: imagined drives beside
-true ones, by PSNR, SSIM, FID and FVD.
-"""
+"""`foreact eval video` for driving models: imagined and true drives by PSNR, SSIM, FID, FVD."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 from tyro.conf import arg
 
-from foreact.evals.features import COMPARABLE, open_features
+from foreact.evals.features import COMPARABLE, FeatureNetwork, open_features
 from foreact.evals.report import Media
 from foreact.evals.video import save_examples
 from foreact.families.driving import measuring
@@ -39,9 +37,7 @@ class DrivingVideo:
     future: int = 4
     """frames that it imagines."""
     stride: int | None = None
-    """frames of the store from one frame of the model to the
-    next; default: as makes the model's rate.
-    """
+    """frames of the store from one of the model's to the next; default: by the model's rate."""
     temperature: float = 1.0
     """of the draws."""
     top_k: int = 1
@@ -55,8 +51,10 @@ class DrivingVideo:
     clip_preprocessing: str = "i3d"
     """what that one expects."""
     reference: bool = False
-    """FID as the reference evaluation computes it: against the context frames instead of the true
-    future, from float32 sums; to be combined with --preprocessing dinov2-reference.
+    """FID as the reference evaluation computes it.
+
+    That is against the context frames instead of the true future, from float32 sums; to be combined
+    with --preprocessing dinov2-reference.
     """
     max_windows: int | None = 256
     """measure so many, spread evenly over the store."""
@@ -74,11 +72,10 @@ class DrivingVideo:
     """where to compute; default CUDA if there is one."""
 
 
-def driving_video(
-    asked: Annotated[DrivingVideo, arg(name="")],
-) -> None:  # --weights, not --asked.weights
-    """Compare imagined drives with true ones: PSNR, SSIM, FID per
-    frame ahead, FVD; beside the tokenizer alone.
+def driving_video(asked: Annotated[DrivingVideo, arg(name="")]) -> None:  # --data, not --asked.data
+    """Compare imagined with true drives by PSNR, SSIM, FID per frame ahead and FVD.
+
+    The tokenizer alone is measured beside the model.
     """
     opened = Opened(asked)
     facts = opened.describe()
@@ -94,22 +91,14 @@ class Opened:
         self.asked = asked
         self.device = pick_device(asked.device)
         self.precision: Precision = choose_precision(asked.precision, self.device)
-        self.models = (
-            None if asked.weights is None else measuring.open_models(asked.weights, self.device)
-        )
+        self.models = None
+        if asked.weights is not None:
+            self.models = measuring.open_models(asked.weights, self.device)
         tokenizer = measuring.code_tokenizer(
             self.models, asked.tokenizer, self.device, decoder=asked.decoder
         )
-        judges = (
-            (asked.features, asked.preprocessing),
-            (asked.clip_features, asked.clip_preprocessing),
-        )
-        self.fid_network, self.fvd_network = (
-            None
-            if source is None
-            else open_features(source, preprocessing=name, device=self.device)
-            for source, name in judges
-        )
+        self.fid_network = self._network(asked.features, asked.preprocessing)
+        self.fvd_network = self._network(asked.clip_features, asked.clip_preprocessing)
         self.pictures = measuring.open_pictures(
             asked.data,
             tokenizer,
@@ -119,12 +108,18 @@ class Opened:
             rate_hz=measuring.MODEL_HZ if self.models is None else self.models.rate_hz,
         )
 
+    def _network(self, source: str | None, preprocessing: str) -> FeatureNetwork | None:
+        if source is None:
+            return None
+        return open_features(source, preprocessing=preprocessing, device=self.device)
+
     def describe(self) -> dict[str, Any]:
         asked, models = self.asked, self.models
+        weights = "tokenizer alone"
+        if models is not None:
+            weights = f"{asked.weights} {models.checkpoint.hash}"
         facts = {
-            "weights": "tokenizer alone"
-            if models is None
-            else f"{asked.weights} {models.checkpoint.hash}",
+            "weights": weights,
             "tokenizer": str(asked.tokenizer or "embedded"),
             "data": str(asked.data),
             "window": f"{asked.context} + {asked.future} frames, {self.pictures.windows.stride} "
@@ -133,12 +128,9 @@ class Opened:
             "precision": self.precision,
         }
         if asked.features is not None:
-            against = (
-                "context frames, float32 sums (reference)"
-                if asked.reference
-                else "true future frames"
-            )
-            facts["FID against"] = against
+            facts["FID against"] = "true future frames"
+            if asked.reference:
+                facts["FID against"] = "context frames, float32 sums (reference)"
         for kind, network in (("FID", self.fid_network), ("FVD", self.fvd_network)):
             if network is not None:
                 facts[f"{kind} network"] = f"{network.name} {network.hash}"
@@ -155,13 +147,10 @@ class Opened:
                     tokens, frames=frames, temperature=asked.temperature, top_k=asked.top_k, rng=rng
                 )
 
-        imaginer = pictures.imaginer(
-            asked.context, None if models is None else generate, self.device
-        )
-        batches, total = (
-            pictures.batches(asked.batch_size),
-            -(-len(pictures.chosen) // asked.batch_size),
-        )
+        imagine = None if models is None else generate
+        imaginer = pictures.imaginer(asked.context, imagine, self.device)
+        batches = pictures.batches(asked.batch_size)
+        total = -(-len(pictures.chosen) // asked.batch_size)
         distances = imagining.Distances(
             fid_network=self.fid_network,
             fvd_network=self.fvd_network,
@@ -196,11 +185,11 @@ class Opened:
                 )
             print(facts["note"])
         paths = save_examples(result.quality, self.asked.out, fps=self.pictures.store.spec.fps)
-        shown = {
-            "facts": facts,
-            "futures": [Media(path, path.stem) for path in paths],
-            "quality": [result.quality],
-        }
         measuring.conclude(
-            self.asked.out, "Imagined drives", {"facts": facts} | result.to_json(), **shown
+            self.asked.out,
+            "Imagined drives",
+            {"facts": facts} | result.to_json(),
+            facts=facts,
+            futures=[Media(path, path.stem) for path in paths],
+            quality=[result.quality],
         )

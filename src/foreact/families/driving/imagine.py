@@ -1,6 +1,4 @@
-"""`foreact generate` for driving models: what VaViM foresees from
-some frames of a drive, beside what happened.
-"""
+"""`foreact generate` for driving models: what VaViM foresees of a drive, beside what happened."""
 
 from __future__ import annotations
 
@@ -41,17 +39,13 @@ class Imagining:
     windows: int = 4
     """how many, spread evenly over the store."""
     stride: int | None = None
-    """frames of the store from one frame of the model to the
-    next; default: as makes the model's rate.
-    """
+    """frames of the store from one of the model's to the next; default: by the model's rate."""
     temperature: float = 1.0
     """of the draws."""
     top_k: int = 1
     """draw among the k likeliest tokens; 1 takes the likeliest."""
     precision: Literal["auto"] | WeightPrecision = "auto"
-    """of the weights: bf16 and int8 read less memory per token.
-    auto: bf16 where it decodes faster than fp32.
-    """
+    """of the weights; bf16 and int8 read less memory. auto: bf16 where it is faster than fp32."""
     seed: int = 0
     """of the draws."""
     out: Path = Path("runs/generate")
@@ -61,8 +55,7 @@ class Imagining:
 
 
 def generate(asked: Annotated[Imagining, arg(name="")]) -> None:  # --weights, not --asked.weights
-    """Imagine how drives go on; each window gives a PNG strip and an mp4 in which every frame is
-    marked.
+    """Imagine how drives go on; each window gives a PNG strip and an mp4 with marked frames.
 
     Shown are the true frames, what the tokenizer makes of them, and the imagined ones, with PSNR
     and SSIM over all windows.
@@ -106,9 +99,8 @@ def imagine(
     """What the model makes of every window, with a bar over its tokens."""
     windows = len(pictures.chosen)
     rng = torch.Generator(device).manual_seed(asked.seed)
-    with tqdm(
-        total=windows * asked.future * vavim.config.tokens_per_frame, unit="token", desc="imagine"
-    ) as bar:
+    tokens_to_draw = windows * asked.future * vavim.config.tokens_per_frame
+    with tqdm(total=tokens_to_draw, unit="token", desc="imagine") as bar:
 
         def draw(tokens: Tensor, frames: int) -> Tensor:
             return vavim.generate(

@@ -1,6 +1,4 @@
-"""What the verbs that measure a driving model have in common: model
-and tokenizer, windows of pictures, the page.
-"""
+"""What the verbs that measure a driving model share: model, tokenizer, windows, the report."""
 
 from __future__ import annotations
 
@@ -28,15 +26,11 @@ from foreact.runs.run import write_json
 from foreact.types import Batch, to_uint8
 
 MODEL_HZ = 2.0
-"""Frames per second that the published models see, and that
-weights are taken to see which do not say.
-"""
+"""Frames per second that the published models see; taken for weights that do not say."""
 
 
 class DrivingModels(NamedTuple):
-    """What a checkpoint of VaViM or VaVAM holds: the video model, the
-    action model around it where there is one.
-    """
+    """A checkpoint's video model, and the action model around it where it is a VaVAM."""
 
     vavim: VaViM
     vavam: VaVAM | None
@@ -67,25 +61,23 @@ def code_tokenizer(
 ) -> LoadedTokenizer:
     """The tokenizer of a model's tokens, or the one named by itself."""
     if models is not None:
-        found = tokenizer_of(models.checkpoint, ref, device, decoder=decoder)
+        loaded = tokenizer_of(models.checkpoint, ref, device, decoder=decoder)
     elif ref is not None:
-        found = open_tokenizer(ref, device, decoder=decoder)
+        loaded = open_tokenizer(ref, device, decoder=decoder)
     else:
         raise UserError(
             "Name a model with --weights, or a tokenizer to measure alone with --tokenizer."
         )
-    if found.tokenizer.vocab is None:
-        brings = ref if models is None else models.checkpoint.path
+    if loaded.tokenizer.vocab is None:
+        source = ref if models is None else models.checkpoint.path
         raise UserError(
-            f"{ref or brings} brings a tokenizer of continuous latents; driving models read tokens."
+            f"{ref or source} brings a tokenizer of continuous latents; driving models read tokens."
         )
-    return found
+    return loaded
 
 
 class PictureWindows(NamedTuple):
-    """Windows of a store's pictures, the numbers of those to
-    measure, and the tokenizer that reads them.
-    """
+    """Windows of a store's pictures, the numbers of those to measure, and their tokenizer."""
 
     store: ZarrStore
     windows: DrivingWindows
@@ -93,25 +85,22 @@ class PictureWindows(NamedTuple):
     tokenizer: LoadedTokenizer
 
     def batches(self, size: int) -> Iterator[Batch]:
-        """Pictures at the size that the tokenizer at hand
-        wants, without tokens: it makes them anew.
-        """
-        for part in np.array_split(self.chosen, -(-len(self.chosen) // size)):
-            frames = self.store.gather(FRONT, self.windows.rows(part))
-            video = to_uint8(
-                self.tokenizer.prepare(
-                    torch.from_numpy(np.ascontiguousarray(frames)).movedim(-1, 2)
-                )
-            )
-            yield Batch(video={FRONT: video}, index=torch.from_numpy(self.windows.index(part)))
+        """Pictures at the tokenizer's size, without tokens, which it makes anew."""
+        for numbers in np.array_split(self.chosen, -(-len(self.chosen) // size)):
+            frames = self.store.gather(FRONT, self.windows.rows(numbers))  # (B, T, H, W, 3)
+            pictures = torch.from_numpy(np.ascontiguousarray(frames)).movedim(-1, 2)
+            video = to_uint8(self.tokenizer.prepare(pictures))
+            index = torch.from_numpy(self.windows.index(numbers))
+            yield Batch(video={FRONT: video}, index=index)
 
     def imaginer(self, context: int, generate: Generate | None, device: torch.device) -> Imaginer:
-        """What sees the first `context` frames of each window
-        and draws what `generate` makes of them.
-        """
-        tokenizer = self.tokenizer.tokenizer
+        """What sees the first `context` frames of a window and draws how `generate` goes on."""
         return Imaginer(
-            tokenizer=tokenizer, camera=FRONT, context=context, generate=generate, device=device
+            tokenizer=self.tokenizer.tokenizer,
+            camera=FRONT,
+            context=context,
+            generate=generate,
+            device=device,
         )
 
 
@@ -124,20 +113,16 @@ def open_pictures(
     rate_hz: float,
     most: int | None,
 ) -> PictureWindows:
-    """Windows of `frames` frames of a store, `stride` apart or
-    as makes `rate_hz`, at most so many.
-    """
+    """At most so many windows of a store, of `frames` frames `stride` apart, or at `rate_hz`."""
     store = open_store(data)
     stride = model_stride(str(data), store.spec.fps, rate_hz, stride)
     windows = DrivingWindows(StoreDrives(store), frames=frames, stride=stride, horizon=None)
     return PictureWindows(store, windows, choose(windows, most), tokenizer)
 
 
-def model_stride(label: str, rate_hz: float, wanted: float, asked: int | None) -> int:
-    """Frames of the data from one frame of the model to the next:
-    as asked, or as makes the wanted rate.
-    """
-    return asked or even_stride(label, rate_hz, wanted, "choose the nearest with --stride")
+def model_stride(label: str, rate_hz: float, model_hz: float, stride: int | None) -> int:
+    """Frames of the data from one of the model's to the next: as asked, or by its rate."""
+    return stride or even_stride(label, rate_hz, model_hz, "choose the nearest with --stride")
 
 
 def choose(windows: DrivingWindows, most: int | None) -> np.ndarray:

@@ -1,9 +1,8 @@
-"""VaVAM as a policy: frames of the front camera and a command in, waypoints out (arXiv 2502.15672).
+"""VaVAM as a policy (arXiv 2502.15672): front-camera frames and a command in, waypoints out.
 
 Deviations from the reference: a frame is tokenized once, when it arrives, not again with every
-    plan; draws depend on
-the episode's seed; several plans may be drawn, from one reading of the video, and one of them
-chosen.
+plan; draws depend on the episode's seed; several plans may be drawn, from one reading of the video,
+and one of them chosen.
 """
 
 from __future__ import annotations
@@ -40,15 +39,11 @@ CAMERA_SIZE = (900, 1600)
 
 Choice = Literal["first", "medoid"]
 NoiseSource = Callable[[int, int], Tensor]
-"""(seed of the episode, step) -> standard normal (samples, K, A),
-from which the plans of that step grow.
-"""
+"""(seed of the episode, step) -> standard normal (samples, K, A), the noise of its plans."""
 
 
 def acting_spec(size: tuple[int, int] = FRAME_SIZE) -> StreamSpec:
-    """What the released models see and plan: the front camera and a
-    command, waypoints in the frame of the car.
-    """
+    """What the released models see and plan: front camera and command, waypoints of the car."""
     return StreamSpec(
         cameras={FRONT: size}, fps=RATE_HZ, action=plan_spec(RATE_HZ), state={COMMAND: (COMMAND,)}
     )
@@ -77,8 +72,9 @@ class DrivingOptions:
     precision: AnyPrecision = "fp32"
     """Of the model; auto: bf16 where the device is faster in it."""
     tokenizer: str | None = None
-    """Checkpoint folder or TorchScript encoder of its tokenizer, where it is not embedded. Where
-    the checkpoint names a tokenizer, it must be that one.
+    """Checkpoint folder or TorchScript encoder of its tokenizer, where it is not embedded.
+
+    Where the checkpoint names a tokenizer, it must be that one.
     """
 
 
@@ -127,9 +123,9 @@ class DrivingPolicy:
                 "choose 1 to that many."
             )
         if tokenizer.vocab is None or tokenizer.vocab > video.vocab:
-            has = "continuous latents" if tokenizer.vocab is None else f"{tokenizer.vocab} ids"
+            ids = "continuous latents" if tokenizer.vocab is None else f"{tokenizer.vocab} ids"
             raise UserError(
-                f"The model reads {video.vocab} token ids, the tokenizer has {has}; give its own "
+                f"The model reads {video.vocab} token ids, the tokenizer has {ids}; give its own "
                 "tokenizer."
             )
         if video.camera not in spec.cameras:
@@ -137,9 +133,9 @@ class DrivingPolicy:
                 f"The model watches camera '{video.camera}'; the spec knows {sorted(spec.cameras)}."
             )
         if spec.action is None or spec.action.dim != expert.action_dim:
-            found = "no actions" if spec.action is None else f"{spec.action.dim} action dims"
+            actions = "no actions" if spec.action is None else f"{spec.action.dim} action dims"
             raise UserError(
-                f"The model plans {expert.action_dim} numbers per waypoint, the spec has {found}."
+                f"The model plans {expert.action_dim} numbers per waypoint, the spec has {actions}."
             )
         self.spec = spec
         self.model = model.to(device)
@@ -155,17 +151,15 @@ class DrivingPolicy:
         self.weights = weights
         self._tokenizer = tokenizer
         self._noise = noise
-        self._memory = self._nothing_seen()
+        self._memory = self._empty_memory()
 
     def fresh(self) -> DrivingPolicy:
-        """A policy with the same settings and the very same network
-        that has seen nothing, for episodes of its own.
-        """
-        other = copy.copy(self)
-        other._memory = other._nothing_seen()
-        return other
+        """A policy with the same settings and the same network, for episodes of its own."""
+        policy = copy.copy(self)
+        policy._memory = policy._empty_memory()
+        return policy
 
-    def _nothing_seen(self) -> Memory[Drive]:
+    def _empty_memory(self) -> Memory[Drive]:
         return Memory(lambda seed: Drive(seed, tokens=deque(maxlen=self.context)))
 
     def reset(self, seeds: Sequence[int]) -> None:
@@ -184,20 +178,18 @@ class DrivingPolicy:
             drive.step += 1
 
     def act(self, ids: Sequence[int] | None = None) -> ActionChunk:
-        began = time.perf_counter()
+        start = time.perf_counter()
         plans = self.plans(ids)
-        chosen = (
-            torch.zeros(len(plans), dtype=torch.long) if self.choose == "first" else medoid(plans)
-        )
+        first = torch.zeros(len(plans), dtype=torch.long)
+        chosen = first if self.choose == "first" else medoid(plans)
         actions = plans[torch.arange(len(plans)), chosen].numpy()
         _, step = self._memory.now(ids)
-        return ActionChunk(actions, self.execute, step, (time.perf_counter() - began) * 1e3)
+        return ActionChunk(actions, self.execute, step, (time.perf_counter() - start) * 1e3)
 
     def plans(self, ids: Sequence[int] | None = None) -> Tensor:
-        """All plans drawn at this step: float32 (B, samples, K, A)
-        on the CPU, metres in the frame of the car.
-        """
+        """All plans of this step: float32 (B, samples, K, A) on the CPU, metres from the car."""
         drives, _ = self._memory.now(ids)
+        # (B, T, h, w): episodes asked for together have seen equally many frames.
         tokens = torch.stack([torch.stack(list(drive.tokens)) for drive in drives])
         commands = torch.tensor([drive.command for drive in drives], device=self.device)
         draw = self._drawn_noise if self._noise is None else self._noise
@@ -231,20 +223,19 @@ class DrivingPolicy:
 
     def _commands(self, obs: Observation, rows: int) -> list[int]:
         values = np.asarray(obs.state.get(COMMAND, np.zeros(0)))
-        known = self.model.config.expert.commands
-        if values.shape != (rows, 1) or not np.isin(values, np.arange(known)).all():
+        commands = self.model.config.expert.commands
+        if values.shape != (rows, 1) or not np.isin(values, np.arange(commands)).all():
             raise UserError(
                 f"The policy reads state '{COMMAND}' of shape ({rows}, 1) with whole numbers in "
-                f"0..{known - 1}, found shape {values.shape} with "
+                f"0..{commands - 1}, found shape {values.shape} with "
                 f"{np.unique(values)[:4].tolist()}."
             )
-        return [int(v) for v in values[:, 0]]
+        return [int(value) for value in values[:, 0]]
 
     def _tokenize(self, frames: np.ndarray) -> Tensor:
         """uint8 (B, H, W, 3) -> int64 (B, h, w) on the device."""
-        video = to_model_range(fit_frames(frames, self.spec.cameras[self.camera]).to(self.device))[
-            :, None
-        ]
+        pictures = fit_frames(frames, self.spec.cameras[self.camera]).to(self.device)
+        video = to_model_range(pictures)[:, None]  # (B, 1, 3, H, W): one frame of each episode
         with torch.inference_mode():
             tokens = self._tokenizer.encode(video)[:, 0]
         grid = self.model.config.vavim.grid
@@ -283,12 +274,12 @@ def open_policy(
     """
     options = options or DrivingOptions()
     checkpoint = load_checkpoint(path, of="vavam")
-    found = tokenizer_of(checkpoint, options.tokenizer, device).tokenizer
+    tokenizer = tokenizer_of(checkpoint, options.tokenizer, device).tokenizer
     model = build(checkpoint, device)
     assert isinstance(model, VaVAM)
     return DrivingPolicy(
         model,
-        found,
+        tokenizer,
         checkpoint.spec or acting_spec(),
         options,
         execute=1 if execute is None else execute,
@@ -323,8 +314,7 @@ def fit_frames(frames: np.ndarray, size: tuple[int, int]) -> Tensor:
 
 
 def medoid(plans: Tensor) -> Tensor:
-    """The plan with the least mean distance in metres to all
-    others: (B, k, K, A) -> index, int64 (B,).
-    """
+    """The plan closest to all others on average: metres (B, k, K, A) -> its number, int64 (B,)."""
+    # (B, k, k): every plan to every other, averaged over waypoints.
     distance = (plans[:, :, None] - plans[:, None]).norm(dim=-1).mean(dim=-1)
     return distance.sum(dim=-1).argmin(dim=1)

@@ -78,9 +78,7 @@ class Probe:
 
 
 def probe(asked: Annotated[Probe, arg(name="")]) -> None:  # --weights, not --asked.weights
-    """What a layer of VaViM knows about classes or depth: label
-    patches by their nearest neighbours (HummingBird).
-    """
+    """What a VaViM layer knows about classes or depth: nearest patches vote (HummingBird)."""
     opened = Opened(asked)
     facts = opened.describe()
     say(f"Probing for {asked.task}", **facts, device=opened.device, out=asked.out)
@@ -122,9 +120,8 @@ class Opened:
             )
             for part in (asked.train_split, asked.split)
         )
-        self.shown: list[
-            tuple[Tensor, Tensor, Tensor]
-        ] = []  # pictures, true labels and those found, to be drawn
+        # Pictures, true labels and predicted ones, to be drawn.
+        self.examples: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def describe(self) -> dict[str, Any]:
         asked, per_image = self.asked, self.config.per_image
@@ -141,13 +138,13 @@ class Opened:
 
     def measure(self) -> dense.ProbeResult:
         rng = torch.Generator().manual_seed(self.asked.seed)
-        train, held_out = (
+        return dense.probe(
             self._batches(self.train, "remember"),
             self._batches(self.held_out, "label"),
-        )
-        draws = partial(torch.rand, generator=rng)
-        return dense.probe(
-            train, held_out, self._features, self.config, draws=draws, keep=self._keep
+            self._features,
+            self.config,
+            draws=partial(torch.rand, generator=rng),
+            keep=self._keep,
         )
 
     def report(self, facts: dict[str, Any], result: dense.ProbeResult) -> None:
@@ -155,30 +152,26 @@ class Opened:
         print("  ".join(f"{name} {value}" for name, value in scores.items()))
         facts |= scores
         pictures = []
-        if self.shown:
+        if self.examples:
             path = self.asked.out / "examples.png"
-            save_image(
-                path, probe_picture(*(torch.cat(parts) for parts in zip(*self.shown, strict=True)))
-            )
+            images, truth, predicted = (torch.cat(p) for p in zip(*self.examples, strict=True))
+            save_image(path, probe_picture(images, truth, predicted))
             pictures.append(Media(path, "what was seen, what is true, what was found"))
         title, raw = f"Probing for {self.asked.task}", {"facts": facts} | result.to_json()
         measuring.conclude(self.asked.out, title, raw, facts=facts, pictures=pictures)
 
     def _batches(self, part: DenseData, name: str) -> Iterable[tuple[Tensor, Tensor]]:
         size = self.asked.batch_size
-        return tqdm(
-            part.batches(self.asked.task, size),
-            total=-(-len(part) // size),
-            desc=name,
-            unit="batch",
-        )
+        batches = part.batches(self.asked.task, size)
+        return tqdm(batches, total=-(-len(part) // size), desc=name, unit="batch")
 
     def _features(self, images: Tensor) -> Tensor:
         with autocast(self.device, self.precision):
             tokens = self.tokenizer.tokenizer.encode(self.tokenizer.prepare(images.to(self.device)))
-            return self.models.vavim.features(tokens, self.asked.layer)[:, -1].flatten(1, 2)
+            features = self.models.vavim.features(tokens, self.asked.layer)  # (B, T, h, w, width)
+            return features[:, -1].flatten(1, 2)  # of the last frame, which is labelled
 
     def _keep(self, images: Tensor, truth: Tensor, predicted: Tensor) -> None:
-        room = self.asked.examples - sum(len(s[0]) for s in self.shown)
+        room = self.asked.examples - sum(len(images) for images, _, _ in self.examples)
         if room > 0:
-            self.shown.append((images[:room], truth[:room], predicted[:room]))
+            self.examples.append((images[:room], truth[:room], predicted[:room]))

@@ -27,8 +27,7 @@ def pseudo_depth(
     preprocessing: str = "dinov2",
     device: str | None = None,
 ) -> None:
-    """Let a depth network label pictures for the probe: one 16-bit PNG each, from its own least to
-    its greatest value.
+    """Let a depth network label pictures for the probe: one 16-bit PNG each, of its own range.
 
     Files that are there and can be read stay as they are, so work that was cut short goes on.
 
@@ -42,12 +41,12 @@ def pseudo_depth(
         preprocessing: what the network expects; see `foreact eval video`.
         device: where to compute; default CUDA if there is one.
     """
-    where = pick_device(device)
-    opened = open_features(network, preprocessing=preprocessing, device=where)
+    chosen_device = pick_device(device)
+    depth_network = open_features(network, preprocessing=preprocessing, device=chosen_device)
     pictures = open_dense(data, dataset, split, depth=out, depth_exists=False)
     say(
         "Depth labels",
-        network=f"{opened.name} {opened.hash}",
+        network=f"{depth_network.name} {depth_network.hash}",
         data=f"{data}: {len(pictures)} pictures",
         out=out,
     )
@@ -56,7 +55,7 @@ def pseudo_depth(
         path = pictures.samples[i].depth
         assert path is not None
         if not _readable(path):
-            write_depth(path, _depth(opened, pictures.images(i)))
+            write_depth(path, _depth(depth_network, pictures.images(i)))
             made += 1
     print(f"{made} of {len(pictures)} depth files were made, the others were there: {out / split}")
 
@@ -64,18 +63,17 @@ def pseudo_depth(
 @torch.no_grad()
 def _depth(network: FeatureNetwork, images: Tensor) -> np.ndarray:
     """uint8 (1, 3, H, W) -> float32 (H, W)."""
-    found = network.forward(network.preprocessing(to_model_range(images.to(network.device))))
-    if not isinstance(found, Tensor) or found.ndim not in (3, 4) or found.shape[:-2].numel() != 1:
-        shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+    depth = network.forward(network.preprocessing(to_model_range(images.to(network.device))))
+    if not isinstance(depth, Tensor) or depth.ndim not in (3, 4) or depth.shape[:-2].numel() != 1:
+        shape = tuple(depth.shape) if isinstance(depth, Tensor) else type(depth).__name__
         raise UserError(
             "A depth network should return (N, H, W) or (N, 1, H, W), "
             f"'{network.name}' gave {shape}."
         )
-    maps = found.float().reshape(1, 1, *found.shape[-2:])
-    maps = functional.interpolate(
-        maps, size=images.shape[-2:], mode="bilinear", align_corners=False
-    )
-    return maps[0, 0].cpu().numpy()
+    depth = depth.float().reshape(1, 1, *depth.shape[-2:])
+    size = images.shape[-2:]
+    depth = functional.interpolate(depth, size=size, mode="bilinear", align_corners=False)
+    return depth[0, 0].cpu().numpy()
 
 
 def _readable(path: Path) -> bool:

@@ -1,6 +1,4 @@
-"""`foreact scaling`: does muP carry hyper-parameters over widths, and
-how does the loss fall with size and data?
-"""
+"""`foreact scaling`: does muP hold over widths, and how does the loss fall with size and data?"""
 
 from __future__ import annotations
 
@@ -79,8 +77,7 @@ def coord_check(
     lr: float = 0.01,
     out: Path = Path("runs/coord-check"),
 ) -> None:
-    """Train a few steps at several widths and plot how far the activations move, with muP and
-    without.
+    """Train a few steps at several widths and plot how far activations move, with and without muP.
 
     Under muP the size of what each part adds stays the same at every width; without it, it grows
     with the width, and the learning rate must be tuned again for every size.
@@ -96,51 +93,34 @@ def coord_check(
         raise UserError(
             f"Expected one width and one step at least, found widths {widths} and {steps} steps."
         )
-    where = pick_device(setting.device)
-    first = setting.model(widths[0], base_width=widths[0])
-    split = load_driving(
-        DrivingData(sources=setting.sources), first, horizon=None, seed=setting.seed
-    )
-    say(
-        "Coordinate check",
-        data=split.about,
-        widths=widths,
-        steps=steps,
-        lr=lr,
-        device=where,
-        out=out,
-    )
-    found: dict[str, dict[int, list[dict[str, float]]]] = {"muP": {}, "standard": {}}
-    for name, rows in found.items():
+    device = pick_device(setting.device)
+    data = DrivingData(sources=setting.sources)
+    narrowest = setting.model(widths[0], base_width=widths[0])
+    split = load_driving(data, narrowest, horizon=None, seed=setting.seed)
+    facts = {"data": split.about, "widths": widths, "steps": steps, "lr": lr}
+    say("Coordinate check", **facts, device=device, out=out)
+    changes: dict[str, dict[int, list[dict[str, float]]]] = {"muP": {}, "standard": {}}
+    for name, rows in changes.items():
         for width in tqdm(widths, desc=name, unit="width"):
-            base = widths[0] if name == "muP" else width
-            rows[width] = movements(
-                setting, setting.model(width, base_width=base), split, steps=steps, lr=lr
-            )
+            config = setting.model(width, base_width=widths[0] if name == "muP" else width)
+            rows[width] = movements(setting, config, split, steps=steps, lr=lr)
     out.mkdir(parents=True, exist_ok=True)
     write_json(
         out / "coord-check.json",
-        {k: {str(w): v for w, v in rows.items()} for k, rows in found.items()},
+        {name: {str(w): v for w, v in rows.items()} for name, rows in changes.items()},
     )
-    (out / "coord-check.png").write_bytes(coordinates_figure(found))
-    for name, rows in found.items():
-        growth = {
-            part: rows[widths[-1]][-1][part] / rows[widths[0]][-1][part]
-            for part in rows[widths[0]][-1]
-        }
-        print(
-            f"{name}: widest over narrowest after {steps} steps: "
-            + ", ".join(f"{part} x{ratio:.2f}" for part, ratio in growth.items())
-        )
+    (out / "coord-check.png").write_bytes(coordinates_figure(changes))
+    for name, rows in changes.items():
+        first, last = rows[widths[0]][-1], rows[widths[-1]][-1]  # part -> change after all steps
+        growth = ", ".join(f"{part} x{last[part] / first[part]:.2f}" for part in first)
+        print(f"{name}: widest over narrowest after {steps} steps: {growth}")
     print(out / "coord-check.png")
 
 
 def movements(
     setting: Setting, config: VaViMConfig, split: DrivingSplit, *, steps: int, lr: float
 ) -> list[dict[str, float]]:
-    """Per step, the mean absolute change of each part's output on
-    the first batch since initialisation.
-    """
+    """Per step, how far each part's output on the first batch has moved: mean absolute change."""
     device = pick_device(setting.device)
     torch.manual_seed(setting.seed)
     model = VaViM(config).to(device).train()
@@ -163,11 +143,11 @@ def movements(
 @torch.no_grad()
 def outputs(model: VaViM, batch: Batch) -> dict[str, torch.Tensor]:
     """Embeddings, what the first and last attention and MLP add, and logits."""
-    kept: dict[str, torch.Tensor] = {}
+    activations: dict[str, torch.Tensor] = {}
 
     def keep(name: str) -> Any:
         def hook(module: nn.Module, args: Any, result: torch.Tensor) -> None:
-            kept[name] = result.detach()
+            activations[name] = result.detach()
 
         return hook
 
@@ -178,10 +158,10 @@ def outputs(model: VaViM, batch: Batch) -> dict[str, torch.Tensor]:
         assert isinstance(block, CausalBlock)
         parts |= {f"attention {i}": block.attention.out, f"mlp {i}": block.mlp}
     handles = [module.register_forward_hook(keep(name)) for name, module in parts.items()]
-    kept["logits"] = model.logits(batch.tokens[model.config.camera])
+    activations["logits"] = model.logits(batch.tokens[model.config.camera])
     for handle in handles:
         handle.remove()
-    return kept
+    return activations
 
 
 def lr_sweep(
@@ -192,8 +172,7 @@ def lr_sweep(
     standard: bool = False,
     out: Path = Path("runs/lr-sweep"),
 ) -> None:
-    """Train at several widths and base learning rates; under muP the best rate is the same at every
-    width.
+    """Train at several widths and base learning rates; under muP one rate is the best at all.
 
     A sweep that was stopped goes on with the runs that are missing.
 
@@ -259,15 +238,8 @@ def laws(
             folder = out / f"width-{width}-steps-{count}"
             loss = short_run(setting, config, folder, lr=lr, steps=count)
             tokens = count * setting.batch_size * (setting.frames * config.tokens_per_frame - 1)
-            rows.append(
-                {
-                    "width": width,
-                    "steps": count,
-                    "parameters": parameters,
-                    "tokens": tokens,
-                    "loss": loss,
-                }
-            )
+            sizes = {"width": width, "steps": count, "parameters": parameters, "tokens": tokens}
+            rows.append({**sizes, "loss": loss})
             print(f"N {parameters:>10,}  D {tokens:>10,}  loss {loss:.4f}")
     law = fit_scaling_law(*([row[key] for row in rows] for key in ("parameters", "tokens", "loss")))
     write_json(out / "scaling-laws.json", {"runs": rows, "law": dataclasses.asdict(law)})
@@ -289,9 +261,7 @@ class ShortRun:
 def short_run(
     setting: Setting, config: VaViMConfig, folder: Path, *, lr: float, steps: int
 ) -> float:
-    """Validation loss after a whole warmup-stable-drop run, nats
-    per token; a finished run is not repeated.
-    """
+    """Validation loss after a warmup-stable-drop run, nats per token; read where it has ended."""
     batch_size, seed = setting.batch_size, setting.seed
     training = TrainConfig(
         steps=steps,
@@ -314,9 +284,9 @@ def short_run(
     device = pick_device(setting.device)
     run = ShortRun(out=folder, sources=setting.sources, model=config, train=training)
     training = open_run(run, device, free=("out", "train")).train
-    done = folder / "loss.json"
-    if done.is_file():
-        return read_json(done)["val/loss"]
+    loss_file = folder / "loss.json"
+    if loss_file.is_file():
+        return read_json(loss_file)["val/loss"]
 
     def micro_batches(start: int, rank: int, world: int) -> Iterator[Batch]:
         return batches(
@@ -330,26 +300,21 @@ def short_run(
     model.eval()
     with torch.no_grad():
         loss = evaluator(model, steps)["loss"]
-    write_json(done, {"val/loss": loss})
+    write_json(loss_file, {"val/loss": loss})
     return loss
 
 
 # --- figures --------------------------------------------------------------------------------------
 
 
-def coordinates_figure(found: dict[str, dict[int, list[dict[str, float]]]]) -> bytes:
-    figure, axes = _figure(len(found))
-    for ax, (name, rows) in zip(axes, found.items(), strict=True):
+def coordinates_figure(changes: dict[str, dict[int, list[dict[str, float]]]]) -> bytes:
+    figure, axes = _figure(len(changes))
+    for ax, (name, rows) in zip(axes, changes.items(), strict=True):
         widths = sorted(rows)
         for part in rows[widths[0]][-1]:
             ax.plot(widths, [rows[w][-1][part] for w in widths], marker="o", ms=4, label=part)
-        ax.set(
-            xscale="log",
-            yscale="log",
-            title=name,
-            xlabel="width",
-            ylabel="mean |change of the output|",
-        )
+        ax.set(xscale="log", yscale="log", title=name)
+        ax.set(xlabel="width", ylabel="mean |change of the output|")
         ax.set_xticks(widths, [str(w) for w in widths], minor=False)
         ax.set_xticks([], minor=True)
     low, high = min(ax.get_ylim()[0] for ax in axes), max(ax.get_ylim()[1] for ax in axes)
@@ -365,8 +330,8 @@ def sweep_figure(rows: Sequence[dict[str, Any]], *, standard: bool) -> bytes:
         points = sorted((row["lr"], row["loss"]) for row in rows if row["width"] == width)
         lrs, losses = zip(*points, strict=True)
         (line,) = ax.plot(lrs, losses, marker="o", ms=4, label=f"width {width}")
-        at = int(np.argmin(losses))
-        ax.plot(lrs[at], losses[at], marker="*", ms=13, color=line.get_color())
+        best = int(np.argmin(losses))
+        ax.plot(lrs[best], losses[best], marker="*", ms=13, color=line.get_color())
     ax.set(xscale="log", xlabel="base learning rate", ylabel="validation loss, nats per token")
     ax.set_title("without muP" if standard else "muP: the best rate (star) should not move")
     ax.legend(fontsize=8, frameon=False)
@@ -381,12 +346,8 @@ def law_figure(rows: Sequence[dict[str, Any]], law: ScalingLaw) -> bytes:
         fine = np.geomspace(tokens.min(), tokens.max(), 50)
         (line,) = ax.plot(fine, law(size, fine), lw=1.2, label=f"N = {size:,}")
         ax.plot(tokens, losses, "o", ms=4, color=line.get_color())
-    ax.set(
-        xscale="log",
-        xlabel="tokens seen, D",
-        ylabel="validation loss, nats per token",
-        title=str(law),
-    )
+    ax.set(xscale="log", xlabel="tokens seen, D", ylabel="validation loss, nats per token")
+    ax.set_title(str(law))
     ax.title.set_fontsize(9)
     ax.legend(fontsize=8, frameon=False)
     return _png(figure)

@@ -41,9 +41,7 @@ class ServeNeuroNCAP:
     seed: int = 0
     """of the draws of every episode; /reset?seed=N sets another."""
     gaps: Gaps = "keep"
-    """when frames are not half a second apart: keep what was
-    seen, or restart without it. Both warn.
-    """
+    """when frames are not half a second apart: keep those seen, or restart. Both warn."""
     sessions: int = 16
     """episodes at a time; a further one replaces the one idle for longest."""
     precision: AnyPrecision = "auto"
@@ -52,19 +50,16 @@ class ServeNeuroNCAP:
     """where to compute; default CUDA if there is one."""
 
 
-def neuroncap(
-    asked: Annotated[ServeNeuroNCAP, arg(name="")],
-) -> None:  # --weights, not --asked.weights
+def neuroncap(asked: Annotated[ServeNeuroNCAP, arg(name="")]) -> None:  # --host, not --asked.host
     """Let a NeuroNCAP simulator ask VaVAM for trajectories over HTTP, until interrupted."""
     if asked.sessions < 1:
         raise UserError(f"sessions is {asked.sessions}; at least one is needed to drive.")
-    tokenizer = None if asked.tokenizer is None else str(asked.tokenizer)
     options = DrivingOptions(
         samples=asked.samples,
         choose=asked.choose,
         steps=asked.steps,
         precision=asked.precision,
-        tokenizer=tokenizer,
+        tokenizer=None if asked.tokenizer is None else str(asked.tokenizer),
     )
     policy = open_policy(resolve(asked.weights), options, device=pick_device(asked.device))
     server = NeuroNCAP(
@@ -74,13 +69,8 @@ def neuroncap(
         gaps=asked.gaps,
         max_sessions=asked.sessions,
     )
-    say(
-        "NeuroNCAP server",
-        **policy.describe(),
-        seed=asked.seed,
-        gaps=asked.gaps,
-        sessions=asked.sessions,
-    )
+    settings = {"seed": asked.seed, "gaps": asked.gaps, "sessions": asked.sessions}
+    say("NeuroNCAP server", **policy.describe(), **settings)
     horizon, rate = policy.model.config.expert.horizon, policy.spec.fps
     if (horizon, rate) != (6, 2.0):
         print(f"NeuroNCAP expects 6 waypoints at 2 Hz; this model plans {horizon} at {rate:g} Hz.")

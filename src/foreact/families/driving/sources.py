@@ -1,6 +1,4 @@
-"""What the driving models learn from and are measured on: drives
-by name, their windows, their mixture.
-"""
+"""What the driving models learn from and are measured on: drives, their windows, their mixture."""
 
 from __future__ import annotations
 
@@ -57,9 +55,7 @@ class DrivingData:
     rate_hz: float = 2.0
     """Frames per second that the model sees."""
     command_horizon: Literal["plan", "reference"] = "plan"
-    """How far ahead a command looks: to the plan's end, or as for
-    the released weights (0.6 s on nuPlan).
-    """
+    """How far ahead a command looks: to the plan's end, or as released (0.6 s on nuPlan)."""
     hard_turns: int = 0
     """Of each batch that is drawn, keep this many windows with the sharpest turns; 0: all."""
 
@@ -70,42 +66,39 @@ def open_drives(source: str) -> Drives:
     Raises:
         UserError: it does not exist, or does not say what is needed.
     """
-    where, _, rate = source.partition("@")
-    file, colon, tokens = where.partition(":")
+    path, _, rate = source.partition("@")
+    trajectories, colon, tokens = path.partition(":")
     if not rate and not colon:
-        if next(Path(where).glob("*/*.npy"), None) is not None:
+        if next(Path(path).glob("*/*.npy"), None) is not None:
             raise UserError(
-                f"The files of {where} do not tell their frame rate; write it after "
-                f"them: {where}@10."
+                f"The files of {path} do not tell their frame rate; write it after them: {path}@10."
             )
-        return StoreDrives(open_store(Path(where), memory_limit=4 * 2**30))
+        return StoreDrives(open_store(Path(path), memory_limit=4 * 2**30))
     try:
         rate_hz = float(rate)
     except ValueError:
         raise UserError(
-            f"'{source}' should end with the frame rate of its files, as in {where}@10; found "
+            f"'{source}' should end with the frame rate of its files, as in {path}@10; found "
             f"'{rate}'."
         ) from None
     if not (rate_hz > 0 and math.isfinite(rate_hz)):
         raise UserError(f"The frame rate of '{source}' should be a positive number.")
     if not colon:
-        return TokenFolders(where, videos_of(Path(where)), rate_hz=rate_hz)
-    return TrajectoryTokens(open_trajectories(file, *CAMERAS), tokens, rate_hz=rate_hz)
+        return TokenFolders(path, videos_of(Path(path)), rate_hz=rate_hz)
+    return TrajectoryTokens(open_trajectories(trajectories, *CAMERAS), tokens, rate_hz=rate_hz)
 
 
 def videos_of(root: Path) -> list[str]:
-    """Videos of a token root: those of `<root>/videos.txt` or
-    videos.json where there is one, else every folder.
-    """
+    """Videos of a token root: as in its videos.json or videos.txt, else every folder."""
     for name in ("videos.json", "videos.txt"):
         if (root / name).is_file():
             return read_names(root / name)
     if not root.is_dir():
         raise UserError(f"There is no token folder {root}.")
-    found = sorted(p.name for p in root.iterdir() if p.is_dir())
-    if not found:
+    videos = sorted(path.name for path in root.iterdir() if path.is_dir())
+    if not videos:
         raise UserError(f"{root} holds no folder of tokens; it should hold one per video.")
-    return found
+    return videos
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,19 +147,18 @@ def load_driving(
         raise UserError(
             "--data.hard-turns goes by plans, and a video model learns from none; leave it out."
         )
-    opened = [open_drives(source) for source in data.sources]
-    others = [open_drives(source) for source in data.val_sources]
-    hashes = {tokenizer_hash(drives) for drives in (*opened, *others)} - {None}
+    sources = [open_drives(source) for source in data.sources]
+    val_sources = [open_drives(source) for source in data.val_sources]
+    hashes = {tokenizer_hash(drives) for drives in (*sources, *val_sources)} - {None}
     if len(hashes) > 1:
         raise UserError(
             "The sources were made with different tokenizers "
             f"({sorted(map(str, hashes))}); use one."
         )
     parts, held_out = [], []
-    for drives in opened:
-        training, validation = split_episodes(
-            len(drives.names), 0.0 if data.val_sources else data.val_ratio, seed
-        )
+    val_ratio = 0.0 if data.val_sources else data.val_ratio
+    for drives in sources:
+        training, validation = split_episodes(len(drives.names), val_ratio, seed)
         if not data.val_sources and len(validation) == 0:
             raise UserError(
                 f"Of {drives.label} (drives: {len(drives.names)}) none is left to validate with; "
@@ -175,24 +167,24 @@ def load_driving(
         parts.append(windows_of(drives, data, model, horizon=horizon, episodes=training))
         if len(validation):
             held_out.append(windows_of(drives, data, model, horizon=horizon, episodes=validation))
-    for drives in others:
+    for drives in val_sources:
         held_out.append(windows_of(drives, data, model, horizon=horizon))
-    known = next(iter(hashes), None)
     chosen: list[Windows] = list(parts)
     if data.only is not None:
         chosen[0] = Subset(parts[0], rows_of(data.only))
-    mixed = (
-        mix(chosen, data.ratios, data.total or sum(map(len, chosen)), seed)
-        if data.ratios
-        else Concat(chosen)
-    )
+    if data.ratios:
+        mixture = mix(chosen, data.ratios, data.total or sum(map(len, chosen)), seed)
+    else:
+        mixture = Concat(chosen)
+    tokenizer = next(iter(hashes), None)
     return DrivingSplit(
-        training=HardTurns(mixed, data.hard_turns) if data.hard_turns else mixed,
+        training=HardTurns(mixture, data.hard_turns) if data.hard_turns else mixture,
         validation=Concat(held_out),
-        spec=spec_of(opened[0], model, data.rate_hz, plans=horizon is not None),
-        tokenizer=None if known is None else TokenizerRef(family="vq", hash=known),
+        spec=spec_of(sources[0], model, data.rate_hz, plans=horizon is not None),
+        tokenizer=None if tokenizer is None else TokenizerRef(family="vq", hash=tokenizer),
         about=", ".join(
-            f"{d.label} ({len(d.names)} drives, {int(d.lengths.sum())} frames)" for d in opened
+            f"{drives.label} ({len(drives.names)} drives, {int(drives.lengths.sum())} frames)"
+            for drives in sources
         ),
     )
 
@@ -208,12 +200,11 @@ def windows_of(
     """The windows of one source at the model's rate, checked against the model's grid."""
     if not data.rate_hz > 0:
         raise UserError(f"--data.rate-hz should be positive, found {data.rate_hz:g}.")
+    remedy = "choose a --data.rate-hz that divides it"
     windows = DrivingWindows(
         drives,
         frames=model.frames,
-        stride=even_stride(
-            drives.label, drives.rate_hz, data.rate_hz, "choose a --data.rate-hz that divides it"
-        ),
+        stride=even_stride(drives.label, drives.rate_hz, data.rate_hz, remedy),
         horizon=horizon,
         command_horizon=data.command_horizon,
         vocab=model.vocab,
@@ -230,17 +221,17 @@ def windows_of(
     return windows
 
 
-def even_stride(label: str, rate_hz: float, wanted: float, remedy: str) -> int:
+def even_stride(label: str, rate_hz: float, model_hz: float, remedy: str) -> int:
     """Frames of the data from one frame of the model to the next.
 
     Raises:
-        UserError: `wanted` frames per second cannot be taken evenly; the sentence ends with the
+        UserError: `model_hz` frames per second cannot be taken evenly; the sentence ends with the
             remedy.
     """
-    stride = rate_hz / wanted
+    stride = rate_hz / model_hz
     if round(stride) < 1 or abs(stride - round(stride)) > 1e-6:
         raise UserError(
-            f"{label} has {rate_hz:g} frames per second, of which {wanted:g} cannot be taken "
+            f"{label} has {rate_hz:g} frames per second, of which {model_hz:g} cannot be taken "
             f"evenly; {remedy}."
         )
     return round(stride)

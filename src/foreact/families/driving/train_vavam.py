@@ -1,6 +1,4 @@
-"""`foreact train vavam`: the action expert that drives from a video
-model, as its authors train it, at any size.
-"""
+"""`foreact train vavam`: the action expert, as its authors train it, at any size."""
 
 from __future__ import annotations
 
@@ -37,9 +35,7 @@ class VaVAMRun(DrivingRun):
     video: str | None = None
     """Weights of the VaViM to drive from; its shape replaces --model.vavim."""
     tokenizer: str | None = None
-    """Checkpoint of the tokenizer that made the tokens, to embed in
-    the finished weights; None: that of --video.
-    """
+    """Checkpoint of the tokens' tokenizer, to embed in the weights; None: that of --video."""
     init: str | None = None
     """Weights of a VaVAM to start from, instead of --video."""
     out: Path = Path("runs/vavam")
@@ -50,8 +46,7 @@ def recipe(size: str = "debug", video: str | None = None) -> VaVAMRun:
     """The defaults for a size, and the shape of the video model where one is named.
 
     The published sizes follow the authors: one epoch of nuPlan and nuScenes in 7,251 steps of 384
-        windows, base rate
-    0.0194 under muP, 75 steps of warmup, 725 of drop, the video model frozen.
+    windows, base rate 0.0194 under muP, 75 steps of warmup, 725 of drop, the video model frozen.
     """
     common: dict[str, Any] = {
         "batch_size": PER_PROCESS[size],
@@ -61,29 +56,18 @@ def recipe(size: str = "debug", video: str | None = None) -> VaVAMRun:
         "seed": 84924,
         "best_k": 0,
     }
-    rhythm: dict[str, Any]
+    schedule: dict[str, Any]
     if size == "debug":
-        rhythm = {
-            "lr": 0.01,
-            "steps": 1000,
-            "warmup": 50,
-            "drop": 200,
-            "save_every": 250,
-            "eval_every": 250,
-        }
+        common |= {"save_every": 250, "eval_every": 250}
+        schedule = {"lr": 0.01, "steps": 1000, "warmup": 50, "drop": 200}
     else:
-        rhythm = {
-            "lr": 0.0194,
-            "steps": 7_251,
-            "warmup": 75,
-            "drop": 725,
-            "accumulate": accumulation(PER_PROCESS[size]),
-        }
+        common |= {"accumulate": accumulation(PER_PROCESS[size])}
+        schedule = {"lr": 0.0194, "steps": 7_251, "warmup": 75, "drop": 725}
     model = SIZES[size]
     if video is not None:
         shape = config_from_json(VaViMConfig, weights_of(video, "vavim", "--video").config)
         model = dataclasses.replace(model, vavim=shape)
-    return VaVAMRun(size=size, video=video, model=model, train=TrainConfig(**common | rhythm))
+    return VaVAMRun(size=size, video=video, model=model, train=TrainConfig(**common | schedule))
 
 
 def train_vavam(run: VaVAMRun) -> Path:
@@ -96,12 +80,8 @@ def train_vavam(run: VaVAMRun) -> Path:
         }
         show_plan(run, VaVAM, tokens, vocab=0)
         return run.out / "weights"
-    if (
-        run.video is None
-        and run.init is None
-        and run.train.start_from is None
-        and not run.model.train_vavim
-    ):
+    starts = (run.video, run.init, run.train.start_from)
+    if all(start is None for start in starts) and not run.model.train_vavim:
         raise UserError(
             "VaVAM drives from a video model, and none is given: name one with --video, or let it "
             "learn from nothing with --model.train-vavim."
@@ -124,11 +104,8 @@ def train_vavam(run: VaVAMRun) -> Path:
         tokenizer = tokenizer or video.tokenizer_path
         start = f"video model {run.video}"
     if run.init is not None:
-        start_from(
-            model,
-            weights_of(run.init, "vavam", "--init"),
-            tokenizer=split.tokenizer and split.tokenizer.hash,
-        )
+        init = weights_of(run.init, "vavam", "--init")
+        start_from(model, init, tokenizer=split.tokenizer and split.tokenizer.hash)
         start = f"weights of {run.init}"
     return fit(
         run, "vavam", model, split, tokenizer=tokenizer, device=device, start=start, stage="action"

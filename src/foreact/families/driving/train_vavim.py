@@ -1,6 +1,4 @@
-"""`foreact train vavim`: the video model of driving, in the two
-stages of its authors, at any size.
-"""
+"""`foreact train vavim`: the video model of driving, in its authors' two stages, at any size."""
 
 from __future__ import annotations
 
@@ -33,9 +31,7 @@ class VaViMRun(DrivingRun):
     """Train VaViM, the next-token model of driving video."""
 
     stage: Stage = "pretrain"
-    """pretrain: warmup, then a constant rate. finetune: from such a
-    run (--train.start-from), falling to a tenth.
-    """
+    """pretrain: warmup, constant rate. finetune: from there (--train.start-from), to a tenth."""
     init: str | None = None
     """Weights to start from, without optimiser state."""
     out: Path = Path("runs/vavim")
@@ -46,10 +42,9 @@ def recipe(size: str = "debug", stage: Stage = "pretrain") -> VaViMRun:
     """The defaults for a size and a stage.
 
     The published sizes follow the authors: 384 windows per step, AdamW with betas 0.9 and 0.95 and
-        decay 1e-7, base
-    rate 0.0041 under muP; 155,293 steps with a tenth of warmup, of which nine tenths were run
-    before fine-tuning on OpenDV 0.4, nuPlan 0.5872 and nuScenes 0.0128 (--data.ratios) of 5,963,251
-    windows (--data.total).
+    decay 1e-7, base rate 0.0041 under muP; 155,293 steps with a tenth of warmup, of which nine
+    tenths were run before fine-tuning on OpenDV 0.4, nuPlan 0.5872 and nuScenes 0.0128
+    (--data.ratios) of 5,963,251 windows (--data.total).
     """
     common: dict[str, Any] = {
         "batch_size": PER_PROCESS[size],
@@ -58,29 +53,21 @@ def recipe(size: str = "debug", stage: Stage = "pretrain") -> VaViMRun:
         "seed": 84924,
         "best_k": 0,
     }
-    rhythm: dict[str, Any]
-    if size == "debug":  # a laptop sees too few tokens for the published rhythm
+    schedule: dict[str, Any]
+    if size == "debug":  # a laptop sees too few tokens for the published schedule
         common |= {"lr": 0.004, "weight_decay": 1e-4, "save_every": 250, "eval_every": 250}
-        rhythm: dict[str, Any] = (
-            {"steps": 1000, "warmup": 50, "drop": 200}
-            if stage == "pretrain"
-            else {"steps": 300, "drop": 300}
-        )
+        schedule = {"steps": 300, "drop": 300}
+        if stage == "pretrain":
+            schedule = {"steps": 1000, "warmup": 50, "drop": 200}
     else:
-        common |= {
-            "lr": 0.0041,
-            "weight_decay": 1e-7,
-            "accumulate": accumulation(PER_PROCESS[size]),
-        }
-        rhythm = {"steps": 15_529, "drop": 15_529}
+        common |= {"lr": 0.0041, "weight_decay": 1e-7}
+        common |= {"accumulate": accumulation(PER_PROCESS[size])}
+        schedule = {"steps": 15_529, "drop": 15_529}
         if stage == "pretrain":
             # Each quarter, and the end of the nine tenths, were fine-tuned and released.
-            rhythm = {
-                "steps": 155_293,
-                "warmup": 15_529,
-                "keep_at": (38_823, 77_646, 116_469, 139_763),
-            }
-    settings: dict[str, Any] = {**common, "warmup": 0, **rhythm}
+            keep_at = (38_823, 77_646, 116_469, 139_763)
+            schedule = {"steps": 155_293, "warmup": 15_529, "keep_at": keep_at}
+    settings: dict[str, Any] = {**common, "warmup": 0, **schedule}
     return VaViMRun(size=size, stage=stage, model=SIZES[size], train=TrainConfig(**settings))
 
 
@@ -98,17 +85,12 @@ def train_vavim(run: VaViMRun) -> Path:
     split = load_driving(run.data, run.model, horizon=None, seed=run.train.seed)
     torch.manual_seed(run.train.seed)
     model = VaViM(run.model)
-    start = (
-        "random weights"
-        if run.train.start_from is None
-        else f"weights and moments of {run.train.start_from}"
-    )
+    start = "random weights"
+    if run.train.start_from is not None:
+        start = f"weights and moments of {run.train.start_from}"
     if run.init is not None:
-        start_from(
-            model,
-            weights_of(run.init, "vavim", "--init"),
-            tokenizer=split.tokenizer and split.tokenizer.hash,
-        )
+        init = weights_of(run.init, "vavim", "--init")
+        start_from(model, init, tokenizer=split.tokenizer and split.tokenizer.hash)
         start = f"weights of {run.init}"
     tokenizer = None if run.tokenizer is None else resolve(run.tokenizer)
     return fit(

@@ -1,6 +1,4 @@
-"""What training VaViM and training VaVAM have in common: the
-published batch, the loop, the finished weights.
-"""
+"""What training VaViM and VaVAM have in common: published batch, loop, finished weights."""
 
 from __future__ import annotations
 
@@ -42,15 +40,11 @@ class DrivingRun(TrainingRun, Drives):
     plan: bool = False
     """Print what the run would cost (parameters, memory, steps, tokens) and stop."""
     plan_tflops: float | None = None
-    """With --plan: sustained TFLOP/s per process that you have
-    measured, for an estimate of the time.
-    """
+    """With --plan: measured sustained TFLOP/s per process, for an estimate of the time."""
 
 
 def accumulation(batch_size: int) -> int:
-    """Micro-batches per step that make the published global batch
-    with the processes that torchrun started.
-    """
+    """Micro-batches per step that make the published global batch with torchrun's processes."""
     per_round = batch_size * process_count()
     if GLOBAL_BATCH % per_round:
         raise UserError(
@@ -63,40 +57,33 @@ def accumulation(batch_size: int) -> int:
 def show_plan(
     run: DrivingRun, model: type[nn.Module], tokens_per_sample: int | Mapping[str, int], vocab: int
 ) -> None:
-    """Print what the run would cost, without data and without
-    starting; see `foreact.runs.plan.plan`.
-    """
+    """Print what the run would cost, without data or training; see `foreact.runs.plan.plan`."""
     with torch.device("meta"):
-        hollow = model(run.model)
-    print(
-        plan(
-            hollow,
-            run.train,
-            tokens_per_sample=tokens_per_sample,
-            processes=process_count(),
-            vocab=vocab,
-            tflops=run.plan_tflops,
-        )
+        shapes_only = model(run.model)
+    cost = plan(
+        shapes_only,
+        run.train,
+        tokens_per_sample=tokens_per_sample,
+        processes=process_count(),
+        vocab=vocab,
+        tflops=run.plan_tflops,
     )
+    print(cost)
 
 
 def embedded_tokenizer(path: Path | None, split: DrivingSplit) -> Path | None:
-    """The checkpoint of the tokenizer to put into the finished
-    weights, if it is the one that made the tokens.
-    """
-    if path is not None and (family := family_of(path)) != "vq":
+    """The tokenizer checkpoint to embed in the finished weights, checked against the tokens'."""
+    if path is None:
+        return None
+    if (family := family_of(path)) != "vq":
         raise UserError(
             f"--tokenizer expects the tokenizer that made the tokens, a vq; {path} "
             f"holds a {family}."
         )
-    if (
-        path is not None
-        and split.tokenizer is not None
-        and (found := content_hash(path)) != split.tokenizer.hash
-    ):
+    if split.tokenizer is not None and (hash_ := content_hash(path)) != split.tokenizer.hash:
         raise UserError(
             f"The tokens were made with the tokenizer {split.tokenizer.hash}, {path} has the hash "
-            f"{found}; name the one that made them, or tokenize again."
+            f"{hash_}; name the one that made them, or tokenize again."
         )
     return path
 
@@ -112,11 +99,10 @@ def fit(
     start: str,
     stage: str,
 ) -> Path:
-    """Train; returns the folder of the finished weights,
-    `run.out/weights`, which embeds `tokenizer`.
-    """
+    """Train; returns the folder of the finished weights, `run.out/weights`, with `tokenizer`."""
     tokenizer = embedded_tokenizer(tokenizer, split)
     evaluator = ValidationLoss(split.validation)  # reads its windows, before anything is written
+    parameters = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
     run = begin(
         run,
@@ -126,8 +112,7 @@ def fit(
         data=split.about,
         windows=f"{len(split.training)} to train on, {len(split.validation)} to validate, "
         f"{run.data.rate_hz:g} Hz",
-        model=f"{run.size}, {trainable:,} of {sum(p.numel() for p in model.parameters()):,} "
-        "parameters learn",
+        model=f"{run.size}, {trainable:,} of {parameters:,} parameters learn",
         start=start,
     )
 

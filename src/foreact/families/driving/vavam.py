@@ -1,5 +1,4 @@
-"""VaVAM, VaViM with an action expert (arXiv 2502.15672): waypoints from video and a command by flow
-matching.
+"""VaVAM (arXiv 2502.15672): VaViM with an action expert that plans waypoints by flow matching.
 
 The expert is a narrower transformer of the same depth. In layer l its tokens attend to the keys and
 values of VaViM's layer l and to each other; the video never sees the actions, so it is read once,
@@ -136,6 +135,7 @@ class ActionEncoder(nn.Module):
             + self.command_embedding(commands)[:, :, None]
             + self.position_embedding.weight
         )
+        # The K waypoints of a plan share its time.
         time = time_embedding(t, x.shape[-1], self.max_period)[:, :, None].expand_as(x).to(x.dtype)
         return self.out(functional.silu(self.mix(torch.cat([time, x], dim=-1))))
 
@@ -158,10 +158,10 @@ class ExpertBlock(nn.Module):
     def forward(self, x: Tensor, video: KVCache, mask: Tensor) -> Tensor:
         """(B, G K, width), the video's keys and values, bool (G K, N + G K) -> (B, G K, width)."""
         q, k, v = self.attention.project(norm(x))
-        k, v = (
-            torch.cat([seen.to(own.dtype), own], dim=2)
-            for seen, own in zip(video.kv, (k, v), strict=True)
-        )
+        video_k, video_v = video.kv
+        # (B, heads, N + G K, head size): the video's tokens first, as in the columns of the mask.
+        k = torch.cat([video_k.to(k.dtype), k], dim=2)
+        v = torch.cat([video_v.to(v.dtype), v], dim=2)
         x = x + self.attention.mix(q, k, v, mask=mask)
         return x + self.mlp(norm(x))
 
@@ -187,27 +187,33 @@ class ActionExpert(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         std = self.config.init_std
-        for part in (
-            self.encoder.action,
-            self.encoder.command_embedding,
-            self.encoder.position_embedding,
-        ):
+        encoder = self.encoder
+        for part in (encoder.action, encoder.command_embedding, encoder.position_embedding):
             nn.init.normal_(part.weight, std=std)
-        self.encoder.mix.init_normal(std)
-        self.encoder.out.init_normal(std)
+        encoder.mix.init_normal(std)
+        encoder.out.init_normal(std)
         init_blocks(self.blocks, std, residual_std=std / math.sqrt(2 * max(1, len(self.blocks))))
         nn.init.zeros_(self.decoder.weight)
 
     def forward(
         self, actions: Tensor, commands: Tensor, t: Tensor, video: list[KVCache], mask: Tensor
     ) -> Tensor:
-        """Velocity of G plans per sample: (B, G, K, A), (B, G), (B,
-        G), one cache per layer, mask -> (B, G, K, A).
+        """Velocity of G plans per sample.
+
+        Args:
+            actions: noisy plans (B, G, K, A).
+            commands: int64 (B, G).
+            t: time of the flow, (B, G).
+            video: the video model's keys and values of N tokens, one cache per layer.
+            mask: bool (G K, N + G K), True where an action token may attend.
+
+        Returns:
+            (B, G, K, A).
         """
         groups = actions.shape[1]
-        x = self.encoder(actions, commands, t).flatten(1, 2)
-        for block, seen in zip(self.blocks, video, strict=True):
-            x = block(x, seen, mask)
+        x = self.encoder(actions, commands, t).flatten(1, 2)  # (B, G K, width)
+        for block, cache in zip(self.blocks, video, strict=True):
+            x = block(x, cache, mask)
         factor = self.config.output_scale * self.config.base_width / self.config.width
         return self.decoder(norm(x) * factor).unflatten(1, (groups, -1))
 
@@ -250,13 +256,12 @@ class VaVAM(nn.Module):
     def loss(
         self, tokens: Tensor, commands: Tensor, plans: Tensor, t: Tensor, noise: Tensor
     ) -> Tensor:
-        """Mean squared error of the velocity for given times (B,
-        T) and noise (B, T, K, A): () float32.
-        """
+        """Mean squared error of the velocity, () float32, at times t (B, T), noise (B, T, K, A)."""
 
         def predict(x: Tensor, time: Tensor) -> Tensor:
             return self.velocity(tokens, commands, x, time[..., 0])
 
+        # The flow counts a waypoint as one sample; those of a plan share its time: (B, T, K).
         t = t[..., None].expand(plans.shape[:-1])
         return self.flow.loss(predict, plans / self.config.action_scale, t, noise).mean()
 
@@ -291,8 +296,7 @@ class VaVAM(nn.Module):
         noise: Tensor | None = None,
         path: list[Tensor] | None = None,
     ) -> Tensor:
-        """Plans from the last frame of the context; the video is read once for all samples and
-        steps.
+        """Plans from the last frame of the context, all from one reading of the video.
 
         Args:
             tokens: int64 (B, T, h, w) with 1 <= T <= frames.
@@ -319,26 +323,24 @@ class VaVAM(nn.Module):
             raise UserError("Plans are drawn from noise; give rng or noise.")
         if noise is not None and tuple(noise.shape) != shape:
             raise UserError(f"The noise should have shape {shape}, found {tuple(noise.shape)}.")
-        start = (
-            torch.randn(shape, generator=rng, device=tokens.device)
-            if noise is None
-            else noise.float()
-        )
+        if noise is None:
+            noise = torch.randn(shape, generator=rng, device=tokens.device)
+        else:
+            noise = noise.float()
         video = self._watch(tokens)
-        seen = tokens.shape[1] * self.config.vavim.tokens_per_frame
-        mask = sample_mask(samples, seen, expert.horizon, tokens.device)
-        each = commands[:, None].expand(-1, samples)
+        video_tokens = tokens.shape[1] * self.config.vavim.tokens_per_frame
+        mask = sample_mask(samples, video_tokens, expert.horizon, tokens.device)
+        sample_commands = commands[:, None].expand(-1, samples)  # (B, k)
+        dtype = self.expert.decoder.weight.dtype
 
         def predict(x: Tensor, t: Tensor) -> Tensor:
-            return self.expert(
-                x.to(self.expert.decoder.weight.dtype), each, t.expand(shape[:2]), video, mask
-            )
+            return self.expert(x.to(dtype), sample_commands, t.expand(shape[:2]), video, mask)
 
         def metres(x: Tensor) -> Tensor:
             x = x * self.config.action_scale
             return x.clamp(-clip, clip) if clip is not None else x
 
-        states = [metres(x) for x in self.flow.path(predict, start, steps)]
+        states = [metres(x) for x in self.flow.path(predict, noise, steps)]
         if path is not None:
             path.extend(states)
         return states[-1]
@@ -357,8 +359,9 @@ class VaVAM(nn.Module):
 
 
 def time_embedding(t: Tensor, channels: int, max_period: float) -> Tensor:
-    """Sines, then cosines, of t at geometric frequencies from 1 to 1 /
-    max_period: (...) -> float32 (..., channels).
+    """Sines, then cosines, of t: (...) -> float32 (..., channels).
+
+    The frequencies fall geometrically from 1 to 1 / max_period.
     """
     half = channels // 2
     exponents = torch.arange(half, dtype=torch.float32, device=t.device) / max(half - 1, 1)
@@ -369,12 +372,11 @@ def time_embedding(t: Tensor, channels: int, max_period: float) -> Tensor:
 def frame_mask(
     frames: int, tokens: int, horizon: int, device: torch.device | str = "cpu"
 ) -> Tensor:
-    """The drawing at the head of this file: bool (T K, T tokens
-    + T K), True where a row may attend.
-    """
-    present = torch.arange(frames, device=device)
-    video = present.repeat_interleave(horizon)[:, None] >= present.repeat_interleave(tokens)
-    return torch.cat([video, _own(frames, horizon, device)], dim=1)
+    """The drawing at the head of this file: bool (T K, T tokens + T K), True: may attend."""
+    frame = torch.arange(frames, device=device)
+    # Rows: the frame that each action token plans from. Columns: the frame of each video token.
+    video = frame.repeat_interleave(horizon)[:, None] >= frame.repeat_interleave(tokens)
+    return torch.cat([video, _same_plan(frames, horizon, device)], dim=1)
 
 
 def sample_mask(
@@ -382,9 +384,10 @@ def sample_mask(
 ) -> Tensor:
     """Every plan sees all `seen` video tokens and itself: bool (k K, seen + k K)."""
     video = torch.ones(samples * horizon, seen, dtype=torch.bool, device=device)
-    return torch.cat([video, _own(samples, horizon, device)], dim=1)
+    return torch.cat([video, _same_plan(samples, horizon, device)], dim=1)
 
 
-def _own(groups: int, horizon: int, device: torch.device | str) -> Tensor:
-    group = torch.arange(groups, device=device).repeat_interleave(horizon)
-    return group[:, None] == group
+def _same_plan(plans: int, horizon: int, device: torch.device | str) -> Tensor:
+    """Which waypoints belong to one plan: bool (plans K, plans K), K x K blocks."""
+    plan = torch.arange(plans, device=device).repeat_interleave(horizon)
+    return plan[:, None] == plan

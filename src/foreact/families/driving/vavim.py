@@ -1,5 +1,4 @@
-"""VaViM, the video model of driving (arXiv 2502.15672): a GPT over the flattened tokens of a few
-frames.
+"""VaViM, the video model of driving (arXiv 2502.15672): a GPT over the tokens of a few frames.
 
     frame 0: 18 x 32 tokens, row by row | frame 1 | ... | frame 7   each predicts the next
 
@@ -49,12 +48,11 @@ class VaViMConfig:
     """Deviation of initial weights at the base width; the published tuning."""
     scale_residual_init: bool = False
     """Divide the initial deviation of the projections into the residual stream by sqrt(2 layers).
+
     The authors meant to and their code does not, so the published training is without.
     """
     tied: bool = True
-    """Whether the readout shares the token embedding; else it is a
-    matrix of its own that starts at zero.
-    """
+    """Whether the readout shares the token embedding; else it has its own, zero at first."""
     output_scale: float = 1.0
     """Factor on the logits."""
     attention_scale: float = 1.0
@@ -143,14 +141,13 @@ class VaViM(nn.Module):
         if valid is None:
             loss = losses.mean()
         else:
+            # (B, T) per frame -> (B, T h w - 1) per target: nothing predicts the first token.
             weight = valid.repeat_interleave(self.config.tokens_per_frame, dim=1)[:, 1:].float()
             loss = (losses * weight).sum() / weight.sum().clamp_min(1.0)
         return LossOut(loss=loss, logs={"nats_per_token": loss.detach()})
 
     def token_losses(self, tokens: Tensor) -> Tensor:
-        """Cross-entropy of each token but the first: int64 (B, T,
-        h, w) -> float32 (B, T h w - 1), nats.
-        """
+        """Nats of each token but the first: int64 (B, T, h, w) -> float32 (B, T h w - 1)."""
         logits = self._logits(tokens.flatten(1)[:, :-1], tokens)
         targets = tokens.flatten(1)[:, 1:]
         return functional.cross_entropy(
@@ -187,9 +184,7 @@ class VaViM(nn.Module):
         return x.unflatten(1, tokens.shape[1:])
 
     def watch(self, tokens: Tensor) -> list[KVCache]:
-        """Keys and values of every layer for int64 (B, T, h, w): all
-        that an action expert needs of the video.
-        """
+        """Every layer's keys and values for int64 (B, T, h, w): all an action expert needs."""
         self._require_window(tokens)
         caches = [KVCache() for _ in self.blocks]
         x = self._embed(tokens.flatten(1), 0)
@@ -212,10 +207,9 @@ class VaViM(nn.Module):
     ) -> Tensor:
         """Imagine what follows, token by token.
 
-        Once the window is full it slides: before each further frame the last `frames - 1` frames
-            (of the config) are
-        read anew from place 0 on, since places in the window are learned. (The reference code kept
-        the first ones.)
+        Once the window is full it slides: before each further frame the last `config.frames - 1`
+        frames are read anew from place 0 on, since places in the window are learned. (The reference
+        code kept the first ones.)
 
         Args:
             context: int64 (B, T, h, w), T >= 1.
@@ -249,14 +243,16 @@ class VaViM(nn.Module):
                 f"top_k should be in 1..{self.config.vocab} or None for all, found {top_k}."
             )
 
-        per_frame, most = self.config.tokens_per_frame, self.config.frames - 1
+        per_frame, longest_context = self.config.tokens_per_frame, self.config.frames - 1
         video = context.flatten(2)  # (B, T, h w), grows by the frames imagined
         caches: list[KVCache] = []
-        for done in range(frames):
+        for imagined in range(frames):
+            # The last token of a frame is drawn, but read only when the next frame begins: a cache
+            # that lacks one token of the window is full.
             if not caches or caches[0].length + 1 == self.config.frames * per_frame:
-                window = video[:, -most:]
-                room = min(window.shape[1] + frames - done, self.config.frames) * per_frame - 1
-                caches = [KVCache(room) for _ in self.blocks]
+                window = video[:, -longest_context:]
+                reach = min(window.shape[1] + frames - imagined, self.config.frames)
+                caches = [KVCache(reach * per_frame - 1) for _ in self.blocks]
                 logits = self._step(window.flatten(1), caches)
             else:
                 logits = self._step(video[:, -1, -1:], caches)
@@ -282,6 +278,7 @@ class VaViM(nn.Module):
     # --- parts ------------------------------------------------------------------------------------
 
     def _logits(self, sequence: Tensor, tokens: Tensor) -> Tensor:
+        """Logits (B, N, vocab) of `sequence` (B, N), the first N of `tokens` (B, T, h, w)."""
         self._require_window(tokens)
         x = self._embed(sequence, 0)
         for block in self.blocks:
@@ -289,16 +286,16 @@ class VaViM(nn.Module):
         return self._readout(x)
 
     def _embed(self, sequence: Tensor, start: int) -> Tensor:
-        """Input of the tokens (B, N) that stand at start, start
-        + 1, ... of the window: (B, N, width).
-        """
-        at = torch.arange(start, start + sequence.shape[1], device=sequence.device)
+        """Input of tokens (B, N) at places start, start + 1, ... of the window: (B, N, width)."""
+        place = torch.arange(start, start + sequence.shape[1], device=sequence.device)
         per_frame = self.config.tokens_per_frame
-        place = self.frame_embedding(at // per_frame) + self.position_embedding(at % per_frame)
-        return self.token_embedding(sequence) + place
+        frame = self.frame_embedding(place // per_frame)
+        position = self.position_embedding(place % per_frame)
+        return self.token_embedding(sequence) + (frame + position)
 
     def _readout(self, x: Tensor) -> Tensor:
         weight = self.token_embedding.weight if self.head is None else self.head.weight
+        # muP: logits shrink with width over base width.
         factor = self.config.output_scale * self.config.base_width / self.config.width
         return linear(norm(x) * factor, weight)
 
@@ -325,7 +322,7 @@ class VaViM(nn.Module):
     def require_ids(self, tokens: Tensor) -> None:
         """Raise a `UserError` for ids outside the vocabulary (costs a wait for the device)."""
         if tokens.numel():
-            low, high = (int(x) for x in torch.aminmax(tokens))
+            low, high = (int(bound) for bound in torch.aminmax(tokens))
             if low < 0 or high >= self.config.vocab:
                 raise UserError(
                     f"Token ids should lie in 0..{self.config.vocab - 1}, found {low}..{high}; "

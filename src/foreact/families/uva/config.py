@@ -1,6 +1,4 @@
-"""Sizes and options of UVA, their checks, the published sizes,
-and what its five questions show and ask.
-"""
+"""UVA's sizes and options with their checks, the published sizes, and the five questions."""
 
 from __future__ import annotations
 
@@ -44,6 +42,7 @@ MODES: dict[str, Mode] = {
 
 
 def all_modes() -> dict[str, float]:
+    """Every mode, with equal weights."""
     return dict.fromkeys(MODES, 1.0)
 
 
@@ -70,9 +69,9 @@ class UVAConfig:
         modes: question -> weight with which training draws it, one per batch.
         head: what the heads learn.
         video_head_depth, video_head_width, action_head_depth, action_head_width: of the denoisers.
-        readout: how features of tokens become features of actions. video_diffusion_steps,
-        action_diffusion_steps: length of a diffusion head's noise schedule, one number for
-            training and sampling (the reference's action head may differ between them).
+        readout: how features of tokens become features of actions.
+        video_diffusion_steps, action_diffusion_steps: length of a diffusion head's noise schedule,
+            one number for training and sampling (the reference's action head may differ).
         flow_time, flow_solver: see `FlowMatching`.
         video_sampling_steps, action_sampling_steps: "N", or "ddimN" for a diffusion head (see
             `spaced_steps`).
@@ -190,7 +189,7 @@ class UVAConfig:
             "wrist_context": self.shows_wrist,
             "proprioception": bool(self.proprioception),
         }
-        return tuple(name for name, there in present.items() if there)
+        return tuple(name for name, is_present in present.items() if is_present)
 
     # --- checks -----------------------------------------------------------------------------------
 
@@ -199,26 +198,13 @@ class UVAConfig:
             raise UserError(
                 f"UVA's grid should be (height, width) of the latents, found {self.grid}."
             )
-        sizes = {
-            name: getattr(self, name)
-            for name in (
-                "latent_channels",
-                "patch",
-                "frames",
-                "horizon",
-                "action_dim",
-                "width",
-                "depth",
-                "heads",
-            )
-        }
+        names = ["latent_channels", "patch", "frames", "horizon", "action_dim"]
+        names += ["width", "depth", "heads"]
+        sizes = {name: getattr(self, name) for name in names}
         sizes |= {f"grid[{i}]": n for i, n in enumerate(self.grid)}
-        sizes |= {n: getattr(self, n) for n in ("decoder_width", "decoder_depth", "decoder_heads")}
-        sizes |= {
-            f"{h}_head_{n}": getattr(self, f"{h}_head_{n}")
-            for h in ("video", "action")
-            for n in ("depth", "width")
-        }
+        names = ["decoder_width", "decoder_depth", "decoder_heads"]
+        names += ["video_head_depth", "video_head_width", "action_head_depth", "action_head_width"]
+        sizes |= {name: getattr(self, name) for name in names}
         for name, size in sizes.items():
             if size < 1:
                 raise UserError(f"UVA's {name} should be at least 1, found {size}.")
@@ -262,12 +248,10 @@ class UVAConfig:
                 f"UVA's mode weights should be at least 0 and not all 0, found {dict(self.modes)}."
             )
         for name, weight in self.modes.items():
-            if weight > 0 and (
-                MODES[name].video > self.predict_video or MODES[name].action > self.predict_action
-            ):
-                lacking = (
-                    "predict_video" if MODES[name].video > self.predict_video else "predict_action"
-                )
+            no_video = MODES[name].video and not self.predict_video
+            no_action = MODES[name].action and not self.predict_action
+            if weight > 0 and (no_video or no_action):
+                lacking = "predict_video" if no_video else "predict_action"
                 raise UserError(
                     f"UVA's mode '{name}' needs {lacking}; turn it on or leave the "
                     "mode out of `modes`."
@@ -330,9 +314,9 @@ class UVAConfig:
         if self.head == "flow":
             solver_steps(steps)
         else:
+            video = head == "video"
             spaced_steps(
-                self.video_diffusion_steps if head == "video" else self.action_diffusion_steps,
-                steps,
+                self.video_diffusion_steps if video else self.action_diffusion_steps, steps
             )
 
 
@@ -379,8 +363,7 @@ def uva_config(size: str = "base", **overrides: Any) -> UVAConfig:
 
 
 def state_offsets(config: UVAConfig) -> list[int]:
-    """Steps at which `proprioception` is shown: evenly over the K steps of the context's span, the
-    last one now.
+    """Offsets at which `proprioception` is shown: evenly over the context's K steps, up to now.
 
     P = K shows every step and P = F the steps of the context's frames, the reference's two choices.
     """

@@ -61,9 +61,8 @@ def mask_ratio(u: float, minimum: float) -> float:
     Returns:
         Ratio in [minimum, 1].
     """
-    low = 0.5 * math.erfc(
-        (1.0 - minimum) / RATIO_SCALE / math.sqrt(2.0)
-    )  # normal CDF at the minimum
+    # CDF at the minimum of a normal around 1; at 1, the other end, it is 0.5.
+    low = 0.5 * math.erfc((1.0 - minimum) / RATIO_SCALE / math.sqrt(2.0))
     level = torch.tensor(low + u * (0.5 - low), dtype=torch.float64, device="cpu")
     return min(1.0, max(minimum, 1.0 + RATIO_SCALE * float(torch.special.ndtri(level))))
 
@@ -76,9 +75,9 @@ def masked_places(ratio: float, places: int) -> int:
 def pick_mode(u: float, modes: Mapping[str, float]) -> str:
     """The mode at level u in [0, 1) of the cumulated weights."""
     names = [name for name, weight in modes.items() if weight > 0]
-    left = u * sum(modes[name] for name in names)
+    remaining = u * sum(modes[name] for name in names)
     for name in names:
-        left -= modes[name]
-        if left < 0:
+        remaining -= modes[name]
+        if remaining < 0:
             return name
     return names[-1]

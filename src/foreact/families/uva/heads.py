@@ -1,5 +1,4 @@
-"""Heads that turn features of a token into a distribution: a small denoiser, and the readout of
-actions before it.
+"""UVA's heads: a denoiser for each token or action, and the readout of actions before it.
 
 What is learned about noise (diffusion or flow) is an `Objective`; see diffusion.py and flow.py.
 """
@@ -23,8 +22,10 @@ TIME_CHANNELS = 256
 
 
 class Objective(Protocol):
-    """What a denoiser is trained for, and how it is sampled;
-    `outputs` network channels per data channel.
+    """What a denoiser learns and how it is sampled: diffusion or flow.
+
+    Attributes:
+        outputs: network channels per data channel.
     """
 
     outputs: int
@@ -50,9 +51,7 @@ class Objective(Protocol):
 
 
 class DenoiserBlock(nn.Module):
-    """Residual MLP whose shift, scale and gate come from the
-    condition (adaLN-Zero, arXiv 2212.09748).
-    """
+    """Residual MLP; the condition gives shift, scale and gate (adaLN-Zero, arXiv 2212.09748)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -104,6 +103,7 @@ class Denoiser(nn.Module):
         init_linear(self)
         for time in (self.time1, self.time2):
             nn.init.normal_(time.weight, std=0.02)
+        # adaLN-Zero: blocks begin as the identity, the output as 0.
         for zeroed in (*(b.modulation for b in blocks), self.out_modulation, self.out):
             nn.init.zeros_(zeroed.weight)
 
@@ -122,7 +122,7 @@ class Denoiser(nn.Module):
         Returns:
             (..., outputs).
         """
-        c = functional.silu(self.embed_time(t) + condition)
+        c = functional.silu(self.embed_time(t) + condition)  # (..., width)
         h = self.input(x)
         for block in self.blocks:
             recompute = self.checkpointing and self.training
@@ -190,15 +190,14 @@ class VideoHead(nn.Module):
                 clip=self.clip,
                 steps=steps,
             )
-        both = torch.stack([condition, self.denoiser.condition(unconditional)])
+        conditions = torch.stack([condition, self.denoiser.condition(unconditional)])
 
         def guided(x: Tensor, t: Tensor) -> Tensor:
-            with_text, without = self.denoiser(x.expand(2, *x.shape), t, both).float()
-            channels = x.shape[-1]
-            direction = with_text[..., :channels] - without[..., :channels]
-            return torch.cat(
-                [without[..., :channels] + guidance * direction, with_text[..., channels:]], dim=-1
-            )
+            with_text, without = self.denoiser(x.expand(2, *x.shape), t, conditions).float()
+            channels = x.shape[-1]  # noise or velocity; what follows them is the variance
+            base = without[..., :channels]
+            predicted = base + guidance * (with_text[..., :channels] - base)
+            return torch.cat([predicted, with_text[..., channels:]], dim=-1)
 
         return self.objective.sample(
             guided, normal, temperature=temperature, clip=self.clip, steps=steps
@@ -206,9 +205,7 @@ class VideoHead(nn.Module):
 
 
 class ActionHead(VideoHead):
-    """Distribution of K vectors, such as actions, given the features of
-    all tokens: a readout, then as `VideoHead`.
-    """
+    """Distribution of K vectors, such as actions: a readout of all tokens, then a `VideoHead`."""
 
     def __init__(self, readout: nn.Module, denoiser: Denoiser, objective: Objective) -> None:
         super().__init__(denoiser, objective, clip=True)
@@ -227,8 +224,7 @@ class ActionHead(VideoHead):
 
 
 class ConvFCReadout(nn.Module):
-    """Per frame: 3x3 convolution, pooling, two layers; then frames are mixed into K vectors (arXiv
-    2503.00200).
+    """Convolution, pooling and MLP per frame, then frames mixed into K vectors (arXiv 2503.00200).
 
     Args:
         width: D.
@@ -249,10 +245,11 @@ class ConvFCReadout(nn.Module):
         self.refine2 = Linear(width, width)
 
     def forward(self, features: Tensor) -> Tensor:
-        x = features.unflatten(1, (self.frames, *self.grid)).flatten(0, 1).permute(0, 3, 1, 2)
-        x = functional.adaptive_avg_pool2d(functional.relu(self.conv(x)), self.pooled).flatten(1)
-        x = self.fc2(functional.relu(self.fc1(x))).unflatten(0, (-1, self.frames))
-        x = self.mix(x.transpose(1, 2)).transpose(1, 2)
+        x = features.unflatten(1, (self.frames, *self.grid)).flatten(0, 1)  # (B F, h, w, D)
+        x = functional.relu(self.conv(x.permute(0, 3, 1, 2)))
+        x = functional.adaptive_avg_pool2d(x, self.pooled).flatten(1)
+        x = self.fc2(functional.relu(self.fc1(x))).unflatten(0, (-1, self.frames))  # (B, F, D)
+        x = self.mix(x.transpose(1, 2)).transpose(1, 2)  # (B, K, D)
         return self.refine2(functional.relu(self.refine1(x)))
 
 
@@ -273,16 +270,13 @@ class ConvOriReadout(nn.Module):
         )
 
     def forward(self, features: Tensor) -> Tensor:
-        # Averaged first: the map works on each token alone, so the order does not matter and this
-        #     one is cheap.
-        x = features.unflatten(1, (self.frames, -1)).mean(2).transpose(1, 2)
-        return self.expand(x[..., None, None]).flatten(2).transpose(1, 2)
+        # Averaged before the map, which is linear in each token: the same, and cheaper.
+        x = features.unflatten(1, (self.frames, -1)).mean(2).transpose(1, 2)  # (B, D, F)
+        return self.expand(x[..., None, None]).flatten(2).transpose(1, 2)  # (B, K, D)
 
 
 class ConvReadout(nn.Module):
-    """Convolutions along the channels that mix all tokens into
-    K vectors (the reference's conv2).
-    """
+    """Convolutions along the channels that mix all tokens into K vectors (reference: conv2)."""
 
     def __init__(self, width: int, frames: int, grid: tuple[int, int], horizon: int) -> None:
         super().__init__()
@@ -292,6 +286,7 @@ class ConvReadout(nn.Module):
         self.conv2 = nn.Conv1d(hidden, horizon, 7, padding=3)
 
     def forward(self, features: Tensor) -> Tensor:
+        # Tokens are the channels of the convolution, which runs along D.
         return self.conv2(functional.relu(self.conv1(features)))
 
 

@@ -49,9 +49,9 @@ def generate(
         out: folder of the pictures.
         device: where to compute; default CUDA if there is one.
     """
-    found = find_task(task)
-    policy = _opened(weights, found, device)
-    store = open_held_out_store(found, data)
+    loaded_task = find_task(task)
+    policy = _open_for_task(weights, loaded_task, device)
+    store = open_held_out_store(loaded_task, data)
     episodes = range(min(windows, len(store.lengths)))
     say(
         "Generating",
@@ -70,7 +70,7 @@ def generate(
     )
     for name, value in quality.estimates.items():
         print(f"  {name:<12}{value}")
-    for path in save_examples(quality, out, fps=found.spec.fps):
+    for path in save_examples(quality, out, fps=loaded_task.spec.fps):
         print(path)
 
 
@@ -85,8 +85,7 @@ def video(
     out: Path = Path("runs/video"),
     device: str | None = None,
 ) -> None:
-    """Compare imagined with true futures: PSNR and SSIM, with and without the true actions, beside
-    copying.
+    """PSNR and SSIM of imagined futures, with and without the true actions, and of copying.
 
     Args:
         weights: a checkpoint folder or a shipped name.
@@ -100,9 +99,9 @@ def video(
         out: folder of the results.
         device: where to compute; default CUDA if there is one.
     """
-    found = find_task(task)
-    policy = _opened(weights, found, device)
-    store = open_held_out_store(found, data)
+    loaded_task = find_task(task)
+    policy = _open_for_task(weights, loaded_task, device)
+    store = open_held_out_store(loaded_task, data)
     held_out = list(range(min(episodes, len(store.lengths))))
     say(
         "Video quality",
@@ -125,10 +124,9 @@ def video(
             examples=examples,
         )
         qualities.append(quality)
-        print(
-            f"{mode}: " + ", ".join(f"{name} {value}" for name, value in quality.estimates.items())
-        )
-        for path in save_examples(quality, out / mode, fps=found.spec.fps):
+        estimates = ", ".join(f"{name} {value}" for name, value in quality.estimates.items())
+        print(f"{mode}: {estimates}")
+        for path in save_examples(quality, out / mode, fps=loaded_task.spec.fps):
             futures.append(Media(path, f"{mode}: {path.stem}"))
         write_json(out / f"{mode}.json", quality.to_json())
     report = write_report(
@@ -137,7 +135,7 @@ def video(
     print(f"Report: {report}")
 
 
-def _opened(weights: str, task: Task, device: str | None) -> UVAPolicy:
+def _open_for_task(weights: str, task: Task, device: str | None) -> UVAPolicy:
     """The model, checked against the task."""
     policy = open_imagining(resolve(weights), device=pick_device(device))
     task.spec.require_equal(policy.spec, f"task '{task.name}'", f"weights '{weights}'")
@@ -145,25 +143,27 @@ def _opened(weights: str, task: Task, device: str | None) -> UVAPolicy:
 
 
 def _inverse(policy: UVAPolicy, store: RowStore, episodes: range, seed: int, out: Path) -> None:
+    """Plot the actions predicted between true frames beside the true ones, per episode."""
     rng = np.random.default_rng(seed)
-    draws = torch.Generator().manual_seed(seed)
-    ahead = [(i + 1) * policy.context_stride for i in range(policy.frames)]
+    torch_rng = torch.Generator().manual_seed(seed)
+    future_offsets = [(i + 1) * policy.context_stride for i in range(policy.frames)]
     for episode in episodes:
-        last = int(store.lengths[episode]) - 1 - max(ahead[-1], policy.horizon)
+        last = int(store.lengths[episode]) - 1 - max(future_offsets[-1], policy.horizon)
         if last < 0:
             raise UserError(
                 f"Episode {episode} of {store.path} is shorter than a window; name longer episodes."
             )
         now = int(rng.integers(0, last + 1))
         past = np.maximum(np.array(policy.offsets) + now, 0)
-        steps = np.concatenate([past, now + np.array(ahead)])
+        steps = np.concatenate([past, now + np.array(future_offsets)])
         frames = store.gather(policy.camera, store.starts[episode] + steps)
         context, future = np.split(frames, [policy.frames])
-        true = store.read(episode, now, now + policy.horizon, ["action"])["action"]
+        actions = store.read(episode, now, now + policy.horizon, ["action"])["action"]
         state = read_states(store, [(episode, now)], policy.state_offsets)
-        found = policy.predict_inverse(context[None], future[None], rng=draws, state=state)[0]
-        distance = float(np.linalg.norm(found - true, axis=-1).mean())
+        batch = policy.predict_inverse(context[None], future[None], rng=torch_rng, state=state)
+        predicted = batch[0]
+        distance = float(np.linalg.norm(predicted - actions, axis=-1).mean())
         path = out / f"inverse-episode-{episode}-step-{now}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(actions_figure(policy.action, {"true": true, "found": found}))
+        path.write_bytes(actions_figure(policy.action, {"true": actions, "found": predicted}))
         print(f"{path}: mean distance {distance:.1f} {policy.action.units[0]}")

@@ -1,10 +1,9 @@
-"""UVA, the Unified Video Action model (arXiv 2503.00200): one transformer, a video head and an
-action head.
+"""UVA, the Unified Video Action model (arXiv 2503.00200): a transformer and its heads.
 
 Deviations from the reference: every size comes from the config; a step trains only the heads of its
-    mode; actions are
-drawn once, after the last round of unmasking; guidance works and uses the learned empty
-instruction; both cameras are returned; in training the video heads compute the masked tokens only.
+mode; actions are drawn once, after the last round of unmasking; guidance works and uses the learned
+empty instruction; both cameras are returned; in training the video heads compute the masked tokens
+only.
 """
 
 from __future__ import annotations
@@ -40,18 +39,16 @@ class UVA(nn.Module):
         super().__init__()
         self.config = config
         self.transformer = UVATransformer(config)
-        # torch does not say that its dictionary is one; what it holds is called in many ways.
+        # To type checkers, ModuleDict is no Mapping and its modules have no methods of ours.
         self.heads = cast("Mapping[str, Any]", nn.ModuleDict(self._heads()))
 
     def _heads(self) -> dict[str, nn.Module]:
         c = self.config
 
-        def objective(steps: int) -> Objective:
-            return (
-                GaussianDiffusion(steps)
-                if c.head == "diffusion"
-                else FlowMatching(c.flow_time, c.flow_solver)
-            )
+        def make_objective(steps: int) -> Objective:
+            if c.head == "diffusion":
+                return GaussianDiffusion(steps)
+            return FlowMatching(c.flow_time, c.flow_solver)
 
         def denoiser(channels: int, outputs: int, width: int, depth: int) -> Denoiser:
             return Denoiser(
@@ -63,31 +60,28 @@ class UVA(nn.Module):
                 checkpointing=c.checkpointing,
             )
 
-        def video() -> VideoHead:
-            aim = objective(c.video_diffusion_steps)
-            channels = c.token_channels
-            return VideoHead(
-                denoiser(channels, channels * aim.outputs, c.video_head_width, c.video_head_depth),
-                aim,
-            )
+        def video_head() -> VideoHead:
+            objective, channels = make_objective(c.video_diffusion_steps), c.token_channels
+            outputs = channels * objective.outputs
+            network = denoiser(channels, outputs, c.video_head_width, c.video_head_depth)
+            return VideoHead(network, objective)
 
-        def vectors(channels: int) -> ActionHead:
-            aim = objective(c.action_diffusion_steps)
+        def vector_head(channels: int) -> ActionHead:
+            objective = make_objective(c.action_diffusion_steps)
             readout = READOUTS[c.readout](c.decoder_width, c.frames, c.token_grid, c.horizon)
-            outputs = channels * aim.outputs
-            return ActionHead(
-                readout, denoiser(channels, outputs, c.action_head_width, c.action_head_depth), aim
-            )
+            outputs = channels * objective.outputs
+            network = denoiser(channels, outputs, c.action_head_width, c.action_head_depth)
+            return ActionHead(readout, network, objective)
 
         heads: dict[str, nn.Module] = {}
         if c.predict_video:
-            heads["video"] = video()
+            heads["video"] = video_head()
             if c.predicts_wrist:
-                heads["wrist"] = video()
+                heads["wrist"] = video_head()
         if c.predict_action:
-            heads["action"] = vectors(c.action_dim)
+            heads["action"] = vector_head(c.action_dim)
         if c.proprioception_prediction:
-            heads["proprioception"] = vectors(sum(c.proprioception_prediction.values()))
+            heads["proprioception"] = vector_head(sum(c.proprioception_prediction.values()))
         return heads
 
     @property
@@ -97,8 +91,9 @@ class UVA(nn.Module):
     # --- training ---------------------------------------------------------------------------------
 
     def forward(self, batch: Batch, *, rng: torch.Generator) -> LossOut:
-        """One training step's loss, with everything random
-        drawn from `rng`; see `draw` and `loss`.
+        """Loss of one training step, with everything random drawn from `rng`.
+
+        See `draw` and `loss`.
         """
         return self.loss(batch, self.draw(batch, rng))
 
@@ -119,16 +114,17 @@ class UVA(nn.Module):
         def uniform(*shape: int) -> Tensor:
             return torch.rand(shape, generator=rng, device=rng.device)
 
-        which, level = uniform(2).tolist()
-        mode = pick_mode(which, c.modes) if mode is None else mode
+        # Drawn even where the mode is given, so that the numbers after it are the same.
+        mode_level, ratio_level = uniform(2).tolist()
+        mode = pick_mode(mode_level, c.modes) if mode is None else mode
+        # One permutation per sample, shared by its frames: the same places are masked in all.
         order = uniform(rows, c.frame_tokens).argsort(dim=1)
-        masked = masked_places(mask_ratio(level, c.mask_ratio_min), c.frame_tokens)
-        past = (
-            (uniform(rows, c.horizon) <= c.past_action_keep).to(self.device)
-            if c.past_actions
-            else None
-        )
-        text = (uniform(rows) >= c.text_drop).to(self.device) if c.text_dim is not None else None
+        masked = masked_places(mask_ratio(ratio_level, c.mask_ratio_min), c.frame_tokens)
+        past_keep, text_keep = None, None
+        if c.past_actions:
+            past_keep = (uniform(rows, c.horizon) <= c.past_action_keep).to(self.device)
+        if c.text_dim is not None:
+            text_keep = (uniform(rows) >= c.text_drop).to(self.device)
         draws: dict[str, HeadDraw] = {}
         for name in self.heads_of(mode):
             n = masked * c.frames if name in ("video", "wrist") else c.horizon
@@ -140,20 +136,20 @@ class UVA(nn.Module):
             mode=mode,
             order=order.to(self.device),
             masked=masked,
-            past_keep=past,
-            text_keep=text,
+            past_keep=past_keep,
+            text_keep=text_keep,
             heads=draws,
         )
 
     def heads_of(self, mode: str) -> list[str]:
         """The heads that a mode trains, in order."""
-        asked = {
+        trained = {
             "video": MODES[mode].video,
             "wrist": MODES[mode].video,
             "action": MODES[mode].action,
             "proprioception": True,
         }
-        return [name for name in self.heads if asked[name]]
+        return [name for name in self.heads if trained[name]]
 
     def loss(self, batch: Batch, draws: Draws) -> LossOut:
         """Sum of the losses of the mode's heads, each a mean over what it predicts.
@@ -172,14 +168,11 @@ class UVA(nn.Module):
         c, views = self.config, {}
         shape = (len(batch), 2 * c.frames, c.latent_channels, *c.grid)
         for view, camera in c.views.items():
-            latents = required(
-                entry(batch.latents, camera, "latents"), shape, f"latents of '{camera}'"
-            )
-            views[view] = latents.split(c.frames, dim=1)
-        (context, future), (wrist_context, wrist_future) = (
-            views["video"],
-            views.get("wrist", (None, None)),
-        )
+            latents = entry(batch.latents, camera, "latents")
+            required(latents, shape, f"latents of '{camera}'")
+            views[view] = latents.split(c.frames, dim=1)  # context, future
+        context, future = views["video"]
+        wrist_context, wrist_future = views.get("wrist", (None, None))
         question = Question(
             mode=draws.mode,
             context=context,
@@ -192,28 +185,25 @@ class UVA(nn.Module):
             text=batch.text,
         )
         question.check_shapes(c)
-        tokens = first_places(
-            draws.order, 0, draws.masked, c.frames, c.frame_tokens
-        )  # (B, n), the masked ones
+        # (B, n), the masked tokens
+        tokens = first_places(draws.order, 0, draws.masked, c.frames, c.frame_tokens)
         targets = {name: self._target(name, batch, tokens) for name in self.heads_of(draws.mode)}
         hidden = token_mask(tokens, c.tokens)
-        shown = question.shown(
+        inputs = question.inputs(
             c, hidden=hidden, past_keep=draws.past_keep, text_keep=draws.text_keep
         )
-        features = self.transformer(shown)  # (B, N, D)
+        features = self.transformer(inputs)  # (B, N, D)
         losses = {}
         for name, (target, valid) in targets.items():
+            # Video heads learn the masked tokens only; the others read out all of them.
             rows = take(features, tokens) if name in c.views else features
-            head_draw = draws.heads[name]
-            losses[name] = _mean(
-                self.heads[name].loss(rows, target, head_draw.t, head_draw.noise), valid
-            )
+            t, noise = draws.heads[name].t, draws.heads[name].noise
+            losses[name] = _mean(self.heads[name].loss(rows, target, t, noise), valid)
         total = torch.stack(list(losses.values())).sum()
         return LossOut(total, {f"{name}_loss": value.detach() for name, value in losses.items()})
 
     def _target(self, head: str, batch: Batch, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What a head learns, float (B, n, C), and which of its rows count, bool (B, n); None for
-        all.
+        """Target of a head, float (B, n, C), and the rows that count, bool (B, n) or None for all.
 
         Args:
             head: name.
@@ -230,11 +220,11 @@ class UVA(nn.Module):
         target = take(patchify(batch.latents[camera][:, c.frames :], c), tokens)
         if camera not in batch.valid:
             return target, None
-        return target, batch.valid[camera][:, c.frames :].gather(
-            1, tokens // c.frame_tokens
-        )  # token -> its frame
+        frame = tokens // c.frame_tokens  # of each token
+        return target, batch.valid[camera][:, c.frames :].gather(1, frame)
 
     def _future_state(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Future states (B, K, S of all streams), and the steps valid in all of them (B, K)."""
         c = self.config
         values, valid = [], None
         for stream, dim in c.proprioception_prediction.items():
@@ -243,14 +233,16 @@ class UVA(nn.Module):
             required(state, (len(batch), past + c.horizon, dim), f"state '{stream}'")
             values.append(state[:, -c.horizon :])
             if stream in batch.valid:
-                there = batch.valid[stream][:, -c.horizon :]
-                valid = there if valid is None else valid & there
+                stream_valid = batch.valid[stream][:, -c.horizon :]
+                valid = stream_valid if valid is None else valid & stream_valid
         return torch.cat(values, dim=-1), valid
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """Weight decay on matrices and kernels; none on biases,
-        norms and (unless configured) embeddings.
+        """Weight decay on matrices and kernels, not on biases, norms and embeddings.
+
+        The config's `decay_embeddings` adds the embeddings.
         """
+        # Parameters directly in the transformer are learned vectors and position embeddings.
         embeddings = {id(p) for p in self.transformer.parameters(recurse=False)}
         groups: dict[bool, list[nn.Parameter]] = {True: [], False: []}
         for p in self.parameters():
@@ -271,8 +263,9 @@ class UVA(nn.Module):
         *,
         rng: torch.Generator | Sequence[torch.Generator] | Noise,
     ) -> Sample:
-        """Answer one of the five questions. Put the module in eval mode first, or dropout stays
-        active.
+        """Answer one of the five questions.
+
+        Put the module in eval mode first, or dropout stays active.
 
         Args:
             question: what is asked, and what is known.
@@ -292,11 +285,12 @@ class UVA(nn.Module):
         noise = rng
         if isinstance(noise, torch.Generator | Sequence):
             noise = GeneratorNoise(noise, len(question.context), self.device)
-        shown, asked = question.shown(self.config), MODES[question.mode]
-        return draw_sample(self.transformer, self.heads, shown, asked, sampling, noise)
+        inputs, mode = question.inputs(self.config), MODES[question.mode]
+        return draw_sample(self.transformer, self.heads, inputs, mode, sampling, noise)
 
 
 def _mean(loss: Tensor, valid: Tensor | None) -> Tensor:
+    """Mean over the valid rows; 0 where there are none."""
     if valid is None:
         return loss.mean()
     weight = valid.to(loss.dtype)

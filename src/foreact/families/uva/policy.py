@@ -1,10 +1,8 @@
-"""UVA as a policy and as a world model: frames in, actions or frames out (arXiv 2503.00200; UVA
-sec. IV).
+"""UVA as a policy and as a world model: actions or frames out (arXiv 2503.00200, sec. IV).
 
 Deviations from the reference: latents are the posterior's mean unless the tokenizer says otherwise,
-    so that acting is
-reproducible; inputs are never changed in place; video, dynamics and inverse inference are public
-calls.
+so that acting is reproducible; inputs are never changed in place; video, dynamics and inverse
+inference are public calls.
 """
 
 from __future__ import annotations
@@ -143,9 +141,8 @@ class UVAPolicy:
         began = time.perf_counter()
         episodes, step = self._memory.now(ids)
         self._encode_missing(episodes)
-        context = torch.stack(
-            [torch.stack([e.latents[s] for s in e.steps(self.offsets)]) for e in episodes]
-        )
+        latents = [torch.stack([e.latents[s] for s in e.steps(self.offsets)]) for e in episodes]
+        context = torch.stack(latents)  # (B, F, c, h, w)
         rngs = [generator_for(e.seed, step) for e in episodes]
         state = {
             name: np.stack(
@@ -175,9 +172,7 @@ class UVAPolicy:
         }
 
     def _encode_missing(self, episodes: Sequence[History]) -> None:
-        """Fill in the latents that the context needs; frames that an
-        earlier plan used are not encoded again.
-        """
+        """Encode the frames that the context needs and that no earlier plan has encoded."""
         missing = [
             (e, s)
             for e in episodes
@@ -191,7 +186,7 @@ class UVAPolicy:
         for (episode, step), latent in zip(missing, latents[:, 0], strict=True):
             episode.latents[step] = latent
 
-    # --- the three other questions (SPEC: video, dynamics, inverse) -------------------------------
+    # --- the three other questions: video, dynamics, inverse --------------------------------------
 
     def predict_video(
         self,
@@ -225,8 +220,10 @@ class UVAPolicy:
         state: States | None = None,
         iterations: int = 1,
     ) -> np.ndarray:
-        """Imagine what follows from `actions`, float (B, K, A) in the
-        environment's units; else as `predict_video`.
+        """Imagine what follows from given actions; else as `predict_video`.
+
+        Args:
+            actions: float (B, K, A) in the environment's units.
         """
         actions = np.asarray(actions, dtype=np.float32)
         expected = (len(frames), self.horizon, self.action.dim)
@@ -268,8 +265,8 @@ class UVAPolicy:
         context, ahead = (
             self._encode(torch.from_numpy(np.ascontiguousarray(x)), rngs) for x in (frames, future)
         )
-        known = self._normalised(state or {}, len(frames))
-        question = Question(mode="inverse", context=context, future=ahead, proprioception=known)
+        states = self._normalised(state or {}, len(frames))
+        question = Question(mode="inverse", context=context, future=ahead, proprioception=states)
         return self._actions(question, rngs)
 
     def _imagine(
@@ -292,14 +289,13 @@ class UVAPolicy:
             video = self._tokenizer.decode(sample.latents[self.camera])
             return to_uint8(resize_video(video, (frames.shape[2], frames.shape[3])))
 
-        found = self._answers(
-            question, replace(self.sampling, iterations=iterations), rngs, pictures
-        )
-        return found.permute(0, 1, 3, 4, 2).cpu().numpy()
+        sampling = replace(self.sampling, iterations=iterations)
+        video = self._answers(question, sampling, rngs, pictures)  # uint8 (B, F, 3, H, W)
+        return video.permute(0, 1, 3, 4, 2).cpu().numpy()
 
     def _normalised(self, state: States, rows: int) -> dict[str, Tensor]:
         """stream -> (B, P, dims shown), normalised."""
-        found = {}
+        normalised = {}
         for name, dim in self.model.config.proprioception.items():
             expected = (rows, len(self.state_offsets), len(self.spec.state[name]))
             values = np.asarray(state.get(name, np.zeros(0)), np.float32)
@@ -307,8 +303,8 @@ class UVAPolicy:
                 raise UserError(
                     f"The model reads state '{name}' of shape {expected}, found {values.shape}."
                 )
-            found[name] = self._normalizer.encode(torch.from_numpy(values), name)[..., :dim]
-        return found
+            normalised[name] = self._normalizer.encode(torch.from_numpy(values), name)[..., :dim]
+        return normalised
 
     def _check_frames(self, label: str, frames: np.ndarray) -> None:
         if (
@@ -328,9 +324,7 @@ class UVAPolicy:
     # --- network calls of one size ----------------------------------------------------------------
 
     def _by_batch(self, rows: int, compute: Callable[[slice], Tensor]) -> Tensor:
-        """Concatenate `compute` over slices of at most `batch_size`
-        rows; rows that only fill up are cut off.
-        """
+        """Concatenate `compute` over slices of `batch_size` rows, without those that fill up."""
         parts = []
         with torch.inference_mode(), _evaluating(self.model, self._tokenizer):
             for start in range(0, rows, self.batch_size):
@@ -343,19 +337,14 @@ class UVAPolicy:
         size = self._tokenizer.config.image_size
 
         def encode(rows: slice) -> Tensor:
-            video = prepare(
-                _filled(frames[rows], self.batch_size).to(self.device).movedim(-1, -3), size
-            )
+            pictures = _filled(frames[rows], self.batch_size).to(self.device)
+            video = prepare(pictures.movedim(-1, -3), size)
             if self._tokenizer.config.posterior == "mean":
                 return self._tokenizer.encode(video)
-            # A sampled posterior draws row by row: each from its own generator, whatever the
-            #     neighbours.
-            return torch.cat(
-                [
-                    self._tokenizer.encode(row[None], rng=rng)
-                    for row, rng in zip(video, rngs[rows], strict=False)
-                ]
-            )
+            # A sampled posterior draws row by row, each from its own generator; rows that fill up
+            # have none and are left out.
+            pairs = zip(video, rngs[rows], strict=False)
+            return torch.cat([self._tokenizer.encode(row[None], rng=rng) for row, rng in pairs])
 
         return self._by_batch(len(frames), encode)
 
@@ -366,37 +355,31 @@ class UVAPolicy:
         rngs: Sequence[torch.Generator],
         result: Callable[[Sample], Tensor],
     ) -> Tensor:
-        """`result` of the answer to every row of the question,
-        each drawn from its own generator.
-        """
+        """`result` of the answer to every row, each drawn from its own generator."""
 
         def answer(rows: slice) -> Tensor:
-            part = question.map(lambda known: _filled(known[rows], self.batch_size).to(self.device))
-            idle = [
-                torch.Generator().manual_seed(0) for _ in range(self.batch_size - len(rngs[rows]))
-            ]
+            part = question.map(lambda x: _filled(x[rows], self.batch_size).to(self.device))
+            filling = self.batch_size - len(rngs[rows])
+            idle = [torch.Generator().manual_seed(0) for _ in range(filling)]
             return result(self.model.sample(part, sampling, rng=[*rngs[rows], *idle]))
 
         return self._by_batch(len(question.context), answer)
 
     def _actions(self, question: Question, rngs: Sequence[torch.Generator]) -> np.ndarray:
-        """The answer's actions: float32 (B, K, A) in the
-        environment's units, inside the bounds of the spec.
-        """
+        """Actions of the answer, float32 (B, K, A), in the environment's units and bounds."""
 
         def normalised(sample: Sample) -> Tensor:
             assert sample.actions is not None
             return sample.actions
 
         actions = self._answers(question, self.sampling, rngs, normalised)
-        values = np.asarray(
-            self._normalizer.decode(actions.float().cpu(), ACTION), dtype=np.float32
+        decoded = self._normalizer.decode(actions.float().cpu(), ACTION)
+        low, high = self.action.low, self.action.high
+        return np.clip(
+            np.asarray(decoded, dtype=np.float32),
+            -np.inf if low is None else np.asarray(low, dtype=np.float32),
+            np.inf if high is None else np.asarray(high, dtype=np.float32),
         )
-        low = -np.inf if self.action.low is None else np.asarray(self.action.low, dtype=np.float32)
-        high = (
-            np.inf if self.action.high is None else np.asarray(self.action.high, dtype=np.float32)
-        )
-        return np.clip(values, low, high)
 
 
 def _require_fit(config: UVAConfig, tokenizer: KLVAE, spec: StreamSpec) -> ActionSpec:
@@ -416,9 +399,9 @@ def _require_fit(config: UVAConfig, tokenizer: KLVAE, spec: StreamSpec) -> Actio
         "instructions": config.text_dim is not None,
         "past actions": config.past_actions,
     }
-    if wanted := [name for name, there in inputs.items() if there]:
+    if extra := [name for name, is_read in inputs.items() if is_read]:
         raise UserError(
-            f"The model was trained with {' and '.join(wanted)}; this policy shows it one camera, "
+            f"The model was trained with {' and '.join(extra)}; this policy shows it one camera, "
             "so use a model that needs no more."
         )
     expected = (config.latent_channels, *config.grid)
@@ -433,23 +416,21 @@ def _require_fit(config: UVAConfig, tokenizer: KLVAE, spec: StreamSpec) -> Actio
 
 def _filled(rows: Tensor, size: int) -> Tensor:
     """Repeat the first row until there are `size` of them."""
-    return (
-        rows
-        if len(rows) == size
-        else torch.cat([rows, rows[:1].expand(size - len(rows), *rows.shape[1:])])
-    )
+    missing = size - len(rows)
+    if missing == 0:
+        return rows
+    return torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])])
 
 
 def _rows_of(rng: torch.Generator, rows: int) -> list[torch.Generator]:
+    """A generator for every row, seeded from `rng` in order."""
     seeds = [int(torch.randint(2**62, (), generator=rng, device=rng.device)) for _ in range(rows)]
     return [generator_for(seed) for seed in seeds]
 
 
 @contextmanager
 def _evaluating(*modules: torch.nn.Module) -> Iterator[None]:
-    """Dropout off inside; afterwards every module is as it was, so
-    that a policy may borrow a model in training.
-    """
+    """Eval mode inside; afterwards every module is in the mode that it was in."""
     before = [module.training for module in modules]
     for module in modules:
         module.eval()

@@ -1,6 +1,4 @@
-"""A question to UVA: which of the five, and what is known. It checks
-itself and becomes the transformer's input.
-"""
+"""A question to UVA: its mode and inputs, which it checks and hands to the transformer."""
 
 from __future__ import annotations
 
@@ -13,7 +11,7 @@ from torch import Tensor
 from foreact.errors import UserError
 from foreact.families.uva.config import MODES, UVAConfig
 from foreact.families.uva.tokens import patchify
-from foreact.families.uva.transformer import Shown
+from foreact.families.uva.transformer import TransformerInputs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,16 +44,14 @@ class Question:
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Question:
         """The same question with `f` applied to every tensor."""
-        values = {f_.name: getattr(self, f_.name) for f_ in fields(self)}
+        values = {attribute.name: getattr(self, attribute.name) for attribute in fields(self)}
         tensors = {name: f(value) for name, value in values.items() if isinstance(value, Tensor)}
         return replace(
             self, **tensors, proprioception={k: f(v) for k, v in self.proprioception.items()}
         )
 
     def check(self, config: UVAConfig) -> None:
-        """Raise a `UserError` unless the model can answer and is
-        given what it takes, no less and no more.
-        """
+        """Raise a `UserError` unless the model can answer and gets exactly the inputs it takes."""
         mode = self.mode
         if mode not in MODES:
             raise UserError(f"UVA has no mode {mode!r}; the modes are {', '.join(MODES)}.")
@@ -75,17 +71,15 @@ class Question:
             "proprioception": bool(config.proprioception),
             "past_actions": config.past_actions and self.past_actions is not None,  # optional
         }
-        for name, wanted in taken.items():
+        for name, expected in taken.items():
             value = getattr(self, name)
-            if wanted != (isinstance(value, Tensor) or bool(value)):
-                takes, do = ("", "give it") if wanted else ("no ", "leave it out")
+            if expected != (isinstance(value, Tensor) or bool(value)):
+                takes, do = ("", "give it") if expected else ("no ", "leave it out")
                 raise UserError(f"Mode '{mode}' of this UVA takes {takes}`{name}`; {do}.")
         self.check_shapes(config)
 
     def check_shapes(self, config: UVAConfig) -> None:
-        """Raise a `UserError` unless all that the model reads
-        is there, in the shapes of its config.
-        """
+        """Raise a `UserError` unless all inputs that the model reads are there, in its shapes."""
         c, rows = config, len(self.context)
         for name in ("context", "future", "wrist_context", "wrist_future"):
             if (latents := getattr(self, name)) is not None:
@@ -101,50 +95,48 @@ class Question:
                 state, (rows, c.proprioception_steps, c.proprioception[stream]), f"state '{stream}'"
             )
 
-    def shown(
+    def inputs(
         self,
         config: UVAConfig,
         *,
         hidden: Tensor | None = None,
         past_keep: Tensor | None = None,
         text_keep: Tensor | None = None,
-    ) -> Shown:
-        """What the mode lets the transformer see of all that is known.
+    ) -> TransformerInputs:
+        """Inputs of the transformer: what the mode shows of all that is known.
 
         Args:
             config: of the model; the question has passed its checks.
-            hidden: bool (B, N), which future tokens are hidden where the mode hides some.
-            past_keep, text_keep: as in `Shown`.
+            hidden: bool (B, N), which future tokens are masked, in modes that mask some.
+            past_keep, text_keep: as in `TransformerInputs`.
         """
-        c, asked = config, MODES[self.mode]
-        ahead = asked.future != "hidden"
+        c, mode = config, MODES[self.mode]
+        shows_future = mode.future != "hidden"
 
-        def tokens(latents: Tensor | None, seen: bool) -> Tensor | None:
-            return patchify(latents, c) if seen and latents is not None else None
+        def tokens(latents: Tensor | None, shown: bool) -> Tensor | None:
+            return patchify(latents, c) if shown and latents is not None else None
 
         states = list(self._states(c).values())
-        return Shown(
-            context=tokens(self.context, asked.context),
-            future=tokens(self.future, ahead),
-            hidden=hidden if asked.future == "masked" else None,
-            actions=self.actions if asked.actions else None,
+        return TransformerInputs(
+            context=tokens(self.context, mode.context),
+            future=tokens(self.future, shows_future),
+            hidden=hidden if mode.future == "masked" else None,
+            actions=self.actions if mode.actions else None,
             past_actions=self.past_actions if c.past_actions else None,
             past_keep=past_keep,
             text=self.text if c.text_dim is not None else None,
             text_keep=text_keep,
             wrist_context=tokens(self.wrist_context, c.shows_wrist),
-            wrist_future=tokens(self.wrist_future, ahead and c.predicts_wrist),
-            proprioception=torch.cat(states, dim=-1)
-            if states
-            else None,  # (B, P, S of all streams)
+            wrist_future=tokens(self.wrist_future, shows_future and c.predicts_wrist),
+            # (B, P, S of all streams)
+            proprioception=torch.cat(states, dim=-1) if states else None,
         )
 
     def _states(self, config: UVAConfig) -> dict[str, Tensor]:
         """stream -> (B, P, dims shown)."""
+        steps = config.proprioception_steps
         return {
-            stream: entry(self.proprioception, stream, "state")[
-                :, : config.proprioception_steps, :dim
-            ]
+            stream: entry(self.proprioception, stream, "state")[:, :steps, :dim]
             for stream, dim in config.proprioception.items()
         }
 

@@ -1,6 +1,4 @@
-"""Inference of UVA: tokens are unmasked in a few rounds, actions are
-drawn once at the end (arXiv 2503.00200).
-"""
+"""Sampling of UVA: tokens unmasked in rounds, actions drawn last (arXiv 2503.00200)."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from foreact.errors import UserError
 from foreact.families.uva.config import MODES, Mode, UVAConfig
 from foreact.families.uva.heads import VideoHead
 from foreact.families.uva.tokens import first_places, take, token_mask, unpatchify
-from foreact.families.uva.transformer import Shown, UVATransformer
+from foreact.families.uva.transformer import TransformerInputs, UVATransformer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,8 +58,11 @@ class Sampling:
                     config.check_sampling_steps(head, str(self.steps))
 
     def steps_of(self, head: str, config: UVAConfig) -> str:
-        own = config.action_sampling_steps if head == "action" else config.video_sampling_steps
-        return own if self.steps is None else str(self.steps)
+        """Sampling steps of a head: these, or else the config's."""
+        configured = (
+            config.action_sampling_steps if head == "action" else config.video_sampling_steps
+        )
+        return configured if self.steps is None else str(self.steps)
 
 
 @dataclass(frozen=True)
@@ -103,16 +104,18 @@ class GeneratorNoise:
         if not isinstance(rng, torch.Generator) and len(rng) != rows:
             raise ValueError(f"{len(rng)} generators for {rows} rows")
         self.shared: torch.Generator | None = rng if isinstance(rng, torch.Generator) else None
-        self.own: list[torch.Generator] = [] if isinstance(rng, torch.Generator) else list(rng)
+        self.per_row: list[torch.Generator] = [] if isinstance(rng, torch.Generator) else list(rng)
         self.rows, self.device = rows, device
 
     def permutation(self, n: int) -> Tensor:
         if self.shared is not None:
-            drawn = torch.rand(
-                self.rows, n, generator=self.shared, device=self.shared.device
-            ).argsort(dim=1)
+            rng = self.shared
+            uniform = torch.rand(self.rows, n, generator=rng, device=rng.device)
+            drawn = uniform.argsort(dim=1)
         else:
-            drawn = torch.stack([torch.randperm(n, generator=g, device=g.device) for g in self.own])
+            drawn = torch.stack(
+                [torch.randperm(n, generator=g, device=g.device) for g in self.per_row]
+            )
         return drawn.to(self.device)
 
     def normal(self, *shape: int) -> Tensor:
@@ -120,14 +123,15 @@ class GeneratorNoise:
             drawn = torch.randn(self.rows, *shape, generator=self.shared, device=self.shared.device)
         else:
             drawn = torch.stack(
-                [torch.randn(shape, generator=g, device=g.device) for g in self.own]
+                [torch.randn(shape, generator=g, device=g.device) for g in self.per_row]
             )
         return drawn.to(self.device)
 
 
 def masked_after(iteration: int, iterations: int, masked: int, places: int) -> int:
-    """Places still masked after a round of unmasking: a cosine schedule that unmasks at least one
-    place per round.
+    """Places still masked after a round of unmasking, by a cosine schedule.
+
+    Every round unmasks at least one place.
 
     Args:
         iteration: round, 0..iterations-1.
@@ -137,15 +141,15 @@ def masked_after(iteration: int, iterations: int, masked: int, places: int) -> i
     """
     if iteration == iterations - 1:
         return 0
-    wanted = math.floor(places * math.cos(math.pi / 2 * (iteration + 1) / iterations))
-    return max(1, min(wanted, masked - 1))
+    scheduled = math.floor(places * math.cos(math.pi / 2 * (iteration + 1) / iterations))
+    return max(1, min(scheduled, masked - 1))
 
 
 def draw_sample(
     transformer: UVATransformer,
     heads: Mapping[str, VideoHead],
-    shown: Shown,
-    asked: Mode,
+    inputs: TransformerInputs,
+    mode: Mode,
     sampling: Sampling,
     noise: Noise,
 ) -> Sample:
@@ -153,8 +157,8 @@ def draw_sample(
 
     Args:
         transformer, heads: the networks.
-        shown: what is known, with everything that the mode hides set to None.
-        asked: what is predicted.
+        inputs: what is known, with everything that the mode hides set to None.
+        mode: what is predicted.
         sampling: how; guidance grows linearly to its strength over the rounds.
         noise: where random numbers come from, in this order: a permutation (if video is foreseen),
             then per round the actions (in the last one), video and wrist video.
@@ -171,13 +175,12 @@ def draw_sample(
             **guided,
         )
 
-    if not asked.video:
-        return Sample(None, draw("action", transformer(shown), c.horizon, c.action_dim))
+    if not mode.video:
+        return Sample(None, draw("action", transformer(inputs), c.horizon, c.action_dim))
 
     places, frames, iterations = c.frame_tokens, c.frames, sampling.iterations
-    order = noise.permutation(
-        places
-    )  # (B, h w), the same in every frame; the first `masked` ones are still hidden
+    # (B, h w), the same in every frame; the first `masked` places are still hidden
+    order = noise.permutation(places)
     views = {view: camera for view, camera in c.views.items() if view in heads}
     tokens = {
         view: torch.zeros(order.shape[0], c.tokens, c.token_channels, device=order.device)
@@ -186,24 +189,27 @@ def draw_sample(
     actions = None
     masked = places
     for iteration in range(iterations):
-        left = masked_after(iteration, iterations, masked, places)
+        masked_next = masked_after(iteration, iterations, masked, places)
         hidden = token_mask(first_places(order, 0, masked, frames, places), c.tokens)
-        now = replace(
-            shown, future=tokens["video"], wrist_future=tokens.get("wrist"), hidden=hidden
+        round_inputs = replace(
+            inputs, future=tokens["video"], wrist_future=tokens.get("wrist"), hidden=hidden
         )
-        features = transformer(now)  # (B, N, D)
-        if asked.action and iteration == iterations - 1:
+        features = transformer(round_inputs)  # (B, N, D)
+        if mode.action and iteration == iterations - 1:
             actions = draw("action", features, c.horizon, c.action_dim)
-        chosen = first_places(
-            order, left, masked, frames, places
-        )  # (B, n), the tokens of this round
+        # (B, n), the tokens of this round
+        unmasked = first_places(order, masked_next, masked, frames, places)
         guided: dict[str, Any] = {}
         if sampling.guidance != 1.0:
-            nothing = torch.zeros(order.shape[0], dtype=torch.bool, device=order.device)
-            guided["unconditional"] = take(transformer(replace(now, text_keep=nothing)), chosen)
-            guided["guidance"] = 1.0 + (sampling.guidance - 1.0) * (places - left) / places
+            no_text = torch.zeros(order.shape[0], dtype=torch.bool, device=order.device)
+            without_text = transformer(replace(round_inputs, text_keep=no_text))
+            guided["unconditional"] = take(without_text, unmasked)
+            # From 1 to `guidance`, with the share of places that are unmasked after this round.
+            guided["guidance"] = 1.0 + (sampling.guidance - 1.0) * (places - masked_next) / places
         for view in views:
-            values = draw(view, take(features, chosen), chosen.shape[1], c.token_channels, **guided)
-            tokens[view] = tokens[view].scatter(1, chosen[..., None].expand_as(values), values)
-        masked = left
+            n = unmasked.shape[1]
+            values = draw(view, take(features, unmasked), n, c.token_channels, **guided)
+            index = unmasked[..., None].expand_as(values)  # (B, n, d)
+            tokens[view] = tokens[view].scatter(1, index, values)
+        masked = masked_next
     return Sample({camera: unpatchify(tokens[view], c) for view, camera in views.items()}, actions)

@@ -1,8 +1,7 @@
-"""Which frames and actions of an episode UVA looks at, as offsets in steps from the anchor, "now".
+"""Which frames and actions UVA looks at, as offsets in steps from the anchor, "now".
 
 With 4 frames, stride 4 and horizon 16: context -12, -8, -4, 0; future 4, 8, 12, 16; actions 0..15
-    where the first
-one is due now, else 1..16.
+where the first one is due now, else 1..16.
 """
 
 from __future__ import annotations
@@ -16,20 +15,19 @@ from foreact.errors import UserError
 
 
 def context_offsets(frames: int, stride: int) -> list[int]:
-    """Frames shown: `frames` of them, `stride` steps apart, the last one now."""
+    """Offsets of the `frames` context frames: `stride` steps apart, the last one now."""
     return [(i - frames + 1) * stride for i in range(frames)]
 
 
 def future_offsets(frames: int, stride: int) -> list[int]:
-    """Frames foreseen: `frames` of them, `stride` steps apart,
-    the first one `stride` steps ahead.
-    """
+    """Offsets of the `frames` foreseen frames: `stride` apart, the first `stride` steps ahead."""
     return [(i + 1) * stride for i in range(frames)]
 
 
 def action_offsets(horizon: int, *, first_now: bool) -> list[int]:
-    """Actions predicted. `first_now`: the first is the one taken at
-    the last frame shown, else the one after it.
+    """Offsets of the predicted actions.
+
+    `first_now`: the first is the one taken at the last frame shown, else the one after it.
     """
     return list(range(horizon)) if first_now else list(range(1, horizon + 1))
 
@@ -54,8 +52,9 @@ def frame_stride(horizon: int, frames: int) -> int:
 
 
 def context_steps(frames: int, steps: int) -> Tensor:
-    """Every way to show past frames at uneven times, one of which is drawn per batch:
-    non-decreasing and ending now.
+    """Every way to show past frames at uneven times: non-decreasing and ending now.
+
+    Training draws one of them per batch.
 
     Args:
         frames: frames shown.

@@ -12,9 +12,7 @@ from foreact.families.uva.config import UVAConfig
 
 
 def patchify(latents: Tensor, config: UVAConfig) -> Tensor:
-    """(B, F, c, h, w) -> (B, N, d): frames, then rows, then
-    columns; channels before places inside a patch.
-    """
+    """(B, F, c, h, w) -> (B, N, d), ordered by frame, row, column; in a patch, channels first."""
     p = config.patch
     x = latents.unflatten(4, (-1, p)).unflatten(3, (-1, p))  # B F c h p w q
     return x.permute(0, 1, 3, 5, 2, 4, 6).flatten(4).flatten(1, 3)  # B F h w (c p q) -> B (F h w) d
@@ -23,21 +21,21 @@ def patchify(latents: Tensor, config: UVAConfig) -> Tensor:
 def unpatchify(tokens: Tensor, config: UVAConfig) -> Tensor:
     """Inverse of `patchify`."""
     (h, w), p = config.token_grid, config.patch
-    x = tokens.unflatten(2, (config.latent_channels, p, p)).unflatten(
-        1, (config.frames, h, w)
-    )  # B F h w c p q
-    return (
-        x.permute(0, 1, 4, 2, 5, 3, 6).flatten(5, 6).flatten(3, 4)
-    )  # B F c h p w q -> B F c (h p) (w q)
+    x = tokens.unflatten(2, (config.latent_channels, p, p))  # B N c p q
+    x = x.unflatten(1, (config.frames, h, w))  # B F h w c p q
+    x = x.permute(0, 1, 4, 2, 5, 3, 6)  # B F c h p w q
+    return x.flatten(5, 6).flatten(3, 4)  # B F c (h p) (w q)
 
 
 def first_places(order: Tensor, start: int, stop: int, frames: int, places: int) -> Tensor:
-    """Tokens at the places order[:, start:stop] of every frame: int64
-    (B, F (stop - start)), increasing in each row.
+    """Tokens at the places order[:, start:stop] of every frame, increasing in each row.
+
+    Returns:
+        int64 (B, F (stop - start)).
     """
-    chosen = order[:, start:stop].sort(dim=1).values
-    offsets = torch.arange(frames, device=order.device) * places
-    return (offsets[:, None] + chosen[:, None, :]).flatten(1)
+    chosen = order[:, start:stop].sort(dim=1).values  # (B, n)
+    offsets = torch.arange(frames, device=order.device) * places  # first token of every frame
+    return (offsets[:, None] + chosen[:, None, :]).flatten(1)  # (B, F, n) -> (B, F n)
 
 
 def token_mask(tokens: Tensor, count: int) -> Tensor:

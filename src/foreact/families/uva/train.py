@@ -1,6 +1,4 @@
-"""`foreact train uva`: the Unified Video Action model, in the
-two stages of the paper, at any size.
-"""
+"""`foreact train uva`: both stages of the paper's training, at any size."""
 
 from __future__ import annotations
 
@@ -54,25 +52,16 @@ class UVARun(TrainingRun, Episodes):
 
     task: str = "pusht"
     size: str = "pocket"
-    """pocket (two cores), or a published size: tiny, small, base,
-    large, huge. Sets the defaults below.
-    """
+    """pocket (two cores) or a published size: tiny, small, base, large, huge. Sets the defaults."""
     stage: Literal["video", "joint"] = "joint"
-    """The paper trains video alone first, then all questions
-    jointly, starting from the first stage's weights.
-    """
+    """As in the paper: video alone first, then all questions, from the first stage's weights."""
     tokenizer: str = ""
-    """KL autoencoder: a checkpoint folder or a shipped name;
-    empty: the one that comes with the task.
-    """
+    """KL autoencoder: a checkpoint folder or a shipped name; empty: the task's own."""
     init: str | None = None
-    """Weights to start from, such as those of the first stage; tensors that do not fit are listed.
-    """
+    """Weights to start from, such as the first stage's; tensors that do not fit are listed."""
     out: Path = Path("runs/uva")
     pixels: bool = False
-    """Learn from augmented pictures, encoded in every step,
-    instead of latents that are encoded once.
-    """
+    """Learn from augmented pictures, encoded in every step, instead of stored latents."""
     val_ratio: float = 0.02
     eval_seeds: int = 0
     """Closed-loop episodes per evaluation during training; 0: none."""
@@ -90,15 +79,14 @@ def recipe(
     """The defaults for a task, a size and a stage.
 
     The published sizes follow the paper (UVA sec. V): AdamW at 1e-4 with betas 0.9 and 0.95, decay
-        0.02, 1000 steps of
-    warmup, cosine to zero, EMA. `pocket` is ours: it sees two frames of 2 x 2 tokens and the
-    robot's own position, plans eight actions, has flow-matching heads, and learns where things are
-    as a side task.
+    0.02, 1000 steps of warmup, cosine to zero, EMA. `pocket` is ours: it sees two frames of 2 x 2
+    tokens and the robot's own position, plans eight actions, has flow-matching heads, and learns
+    where things are as a side task.
     """
-    found = find_task(task)
-    spec = found.spec
+    loaded_task = find_task(task)
+    spec = loaded_task.spec
     modes = {"video": 1.0} if stage == "video" else {}
-    common: dict[str, Any] = {"camera": found.camera, "predict_action": stage == "joint"}
+    common: dict[str, Any] = {"camera": loaded_task.camera, "predict_action": stage == "joint"}
     if spec.action is None and stage == "joint":
         raise UserError(f"Task '{task}' has no actions; train it with --stage video.")
     common["action_dim"] = 1 if spec.action is None else spec.action.dim
@@ -132,7 +120,7 @@ def recipe(
         video_sampling_steps="20",
         action_sampling_steps="10",
         modes=modes,
-        proprioception=found.proprioception,
+        proprioception=loaded_task.proprioception,
         proprioception_steps=2,
         proprioception_prediction={name: len(dims) for name, dims in spec.state.items()},
     )
@@ -151,8 +139,7 @@ def recipe(
 
 
 def window_of(config: UVAConfig, *, pixels: bool) -> Window:
-    """The steps of one sample: F frames of context, the last one now, F frames ahead, K actions
-    from now on.
+    """Steps of one sample: F context frames up to now, F frames ahead, K actions from now on.
 
     As in the reference, frames lie K / F steps apart and a window may reach 1 step before an
     episode and K / 2 - 1 beyond it. Unlike there it may also begin with an episode: the context of
@@ -160,17 +147,15 @@ def window_of(config: UVAConfig, *, pixels: bool) -> Window:
     """
     stride = frame_stride(config.horizon, config.frames)
     offsets = (*context_offsets(config.frames, stride), *future_offsets(config.frames, stride))
-    ahead = tuple(range(1, config.horizon + 1)) if config.proprioception_prediction else ()
-    behind = tuple(state_offsets(config)) if config.proprioception else ()
+    past_states = tuple(state_offsets(config)) if config.proprioception else ()
+    future_states = tuple(range(1, config.horizon + 1)) if config.proprioception_prediction else ()
+    state_streams = [*config.proprioception, *config.proprioception_prediction]
+    actions = action_offsets(config.horizon, first_now=True) if config.predict_action else []
     return Window(
         video={config.camera: offsets} if pixels else {},
         latents={} if pixels else {config.camera: offsets},
-        actions=tuple(action_offsets(config.horizon, first_now=True))
-        if config.predict_action
-        else (),
-        state=dict.fromkeys(
-            [*config.proprioception, *config.proprioception_prediction], behind + ahead
-        ),
+        actions=tuple(actions),
+        state=dict.fromkeys(state_streams, past_states + future_states),
         pad_before=-offsets[0],
         pad_after=max(config.horizon // 2 - 1, 0),
     )
@@ -203,9 +188,7 @@ class ValidationLoss:
 
 @dataclass
 class ClosedLoopCheck:
-    """Mean score of a few episodes, to see progress and to rank
-    checkpoints; seeds apart from the test's.
-    """
+    """Mean score of a few closed-loop episodes, on seeds apart from the test's."""
 
     task: Task
     vae: KLVAE
@@ -259,11 +242,9 @@ def train_uva(run: UVARun) -> Path:
     data = load_data(run, store)
     torch.manual_seed(run.train.seed)
     model = UVA(run.model)
-    report = (
-        "random weights"
-        if run.init is None
-        else fill_from(model, weights_of(run.init, "uva"), task)
-    )
+    start = "random weights"
+    if run.init is not None:
+        start = fill_from(model, weights_of(run.init, "uva"), task)
     if run.eval_seeds < 0:
         raise UserError(f"eval_seeds should be 0 or more, found {run.eval_seeds}.")
     if run.eval_seeds and (task.env is None or not run.model.predict_action):
@@ -281,7 +262,7 @@ def train_uva(run: UVARun) -> Path:
         "validate",
         model=f"{run.size}, {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{run.model.tokens} tokens",
-        start=report,
+        start=start,
         tokenizer=f"{reference.path} {reference.hash[:19]}",
     )
     if not run.pixels:

@@ -1,6 +1,4 @@
-"""UVA's joint transformer: what is shown -> features of every future
-token (arXiv 2503.00200). Heads are elsewhere.
-"""
+"""UVA's joint transformer: its inputs -> features of every future token (arXiv 2503.00200)."""
 
 from __future__ import annotations
 
@@ -16,8 +14,8 @@ from foreact.nn.layers import Block, init_linear, spread
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shown:
-    """Inputs of the transformer; what is None is hidden, and a learned vector stands in its place.
+class TransformerInputs:
+    """What the transformer is shown; a learned vector stands in for what is None.
 
     Attributes:
         context, wrist_context: float (B, N, d), tokens of the past frames.
@@ -44,9 +42,7 @@ class Shown:
 
 
 class UVATransformer(nn.Module):
-    """Encoder and decoder over the F h w future tokens; every other
-    stream is joined into these by channels.
-    """
+    """Encoder and decoder over the F h w future tokens; other streams are joined by channels."""
 
     def __init__(self, config: UVAConfig) -> None:
         super().__init__()
@@ -106,17 +102,19 @@ class UVATransformer(nn.Module):
         for embedding in self.parameters(recurse=False):
             nn.init.normal_(embedding, std=0.02)
 
-    def forward(self, shown: Shown) -> Tensor:
+    def forward(self, inputs: TransformerInputs) -> Tensor:
         """Features of every future token, (B, N, decoder_width)."""
-        return self.decode(self.encode(shown))
+        return self.decode(self.encode(inputs))
 
-    def encode(self, shown: Shown) -> Tensor:
+    def encode(self, inputs: TransformerInputs) -> Tensor:
         """(B, text tokens + N, width); the text tokens, if any, come first."""
-        x = self._joined(shown) + _positions(self.time_position, self.space_position)
+        # (B, N, width); the batch axis is 1 where every stream is hidden.
+        x = self._joined(inputs) + _positions(self.time_position, self.space_position)
         if self.config.text_dim is not None:
-            text = self.text_in(shown.text)
-            if shown.text_keep is not None:
-                text = torch.where(shown.text_keep[:, None], text, self.no_text.to(text.dtype))
+            text = self.text_in(inputs.text)
+            if inputs.text_keep is not None:
+                text = torch.where(inputs.text_keep[:, None], text, self.no_text.to(text.dtype))
+            # (B, text tokens, width): the same instruction on each
             text = text[:, None] + self.text_position
             x = torch.cat([text, x.expand(text.shape[0], -1, -1)], dim=1)
         return self.encoder_norm(self._run(self.encoder, self.input_norm(x)))
@@ -140,7 +138,7 @@ class UVATransformer(nn.Module):
 
     # --- one vector per token from all streams ----------------------------------------------------
 
-    def _joined(self, shown: Shown) -> Tensor:
+    def _joined(self, inputs: TransformerInputs) -> Tensor:
         """`self.join` of all streams' concatenated projections, computed as a sum: (B, N, width).
 
         Both maps are linear, so a stream's two are multiplied first; nothing N x width is projected
@@ -148,51 +146,51 @@ class UVATransformer(nn.Module):
         """
         tokens = self.config.tokens
         total = self.join.bias
-        weights = dict(
-            zip(self.config.streams, self.join.weight.split(self.config.width, dim=1), strict=True)
-        )
+        # The columns of the joining layer that read a stream: (width, width) for each.
+        blocks = self.join.weight.split(self.config.width, dim=1)
+        weights = dict(zip(self.config.streams, blocks, strict=True))
 
-        def known(stream: str, into: nn.Linear, x: Tensor) -> Tensor:
+        def project(stream: str, into: nn.Linear, x: Tensor) -> Tensor:
+            # W_s (W x + b) = (W_s W) x + W_s b; the bias of `join` is in `total` already.
             return functional.linear(x, weights[stream] @ into.weight, weights[stream] @ into.bias)
 
-        def unknown(stream: str, vector: Tensor) -> Tensor:
+        def placeholder(stream: str, vector: Tensor) -> Tensor:
             return functional.linear(vector, weights[stream])
 
         def images(
-            stream: str, into: nn.Linear, x: Tensor | None, vector: Tensor, hidden: Tensor | None
+            stream: str, into: nn.Linear, x: Tensor | None, no_image: Tensor, masked: Tensor | None
         ) -> Tensor:
             if x is None:
-                return unknown(stream, vector)
-            projected = known(stream, into, x)
-            return (
-                projected
-                if hidden is None
-                else torch.where(hidden[..., None], unknown(stream, vector), projected)
-            )
+                return placeholder(stream, no_image)
+            projected = project(stream, into, x)  # (B, N, width)
+            if masked is None:
+                return projected
+            return torch.where(masked[..., None], placeholder(stream, no_image), projected)
 
-        total = total + images("video", self.video_in, shown.future, self.no_video, shown.hidden)
-        total = total + images("context", self.context_in, shown.context, self.no_video, None)
+        total = total + images("video", self.video_in, inputs.future, self.no_video, inputs.hidden)
+        total = total + images("context", self.context_in, inputs.context, self.no_video, None)
         if "wrist" in weights:
             total = total + images(
-                "wrist", self.wrist_in, shown.wrist_future, self.no_wrist, shown.hidden
+                "wrist", self.wrist_in, inputs.wrist_future, self.no_wrist, inputs.hidden
             )
-        if shown.wrist_context is not None:
-            total = total + known("wrist_context", self.wrist_context_in, shown.wrist_context)
-        if shown.actions is not None:
-            total = total + spread(known("action", self.action_in, shown.actions), tokens)
+        if inputs.wrist_context is not None:
+            total = total + project("wrist_context", self.wrist_context_in, inputs.wrist_context)
+        # `spread` repeats K or P steps over the N tokens, in the order of time.
+        if inputs.actions is not None:
+            total = total + spread(project("action", self.action_in, inputs.actions), tokens)
         else:
-            total = total + unknown("action", self.no_action)
+            total = total + placeholder("action", self.no_action)
         if "past_action" in weights:
-            past = unknown("past_action", self.no_past_action)
-            if shown.past_actions is not None:
-                shown_past = known("past_action", self.past_action_in, shown.past_actions)
-                if shown.past_keep is not None:
-                    shown_past = torch.where(shown.past_keep[..., None], shown_past, past)
-                past = spread(shown_past, tokens)
+            past = placeholder("past_action", self.no_past_action)
+            if inputs.past_actions is not None:
+                projected = project("past_action", self.past_action_in, inputs.past_actions)
+                if inputs.past_keep is not None:
+                    projected = torch.where(inputs.past_keep[..., None], projected, past)
+                past = spread(projected, tokens)
             total = total + past
-        if shown.proprioception is not None:
+        if inputs.proprioception is not None:
             total = total + spread(
-                known("proprioception", self.proprioception_in, shown.proprioception), tokens
+                project("proprioception", self.proprioception_in, inputs.proprioception), tokens
             )
         return total
 

@@ -1,6 +1,4 @@
-"""VOC, Video Occupancy Models (arXiv 2407.09533): the discounted
-future in one step; control from pixels.
-"""
+"""VOC, Video Occupancy Models (arXiv 2407.09533): the discounted future in one step."""
 
 from foreact.plugs import Family
 

@@ -1,5 +1,4 @@
-"""How good it is to do something now: Q(s, a) from sampled futures, by an occupancy model or by
-rollouts.
+"""Action values Q(s, a) from sampled futures, by an occupancy model or by rollouts.
 
 Both estimate the discounted rewards to come if the actions `a` are taken now and the behaviour in
 the data goes on afterwards; an occupancy model draws the discounted future in one go, a one-step
@@ -47,8 +46,7 @@ class ActionValue(Protocol):
 
 
 class OccupancyValue:
-    """Q(s, a) = mean reward of states drawn from the occupancy after (s, a), over 1 - gamma (arXiv
-    2407.09533).
+    """Q(s, a): mean reward of the occupancy after (s, a), over 1 - gamma (arXiv 2407.09533).
 
     Args:
         voc: conditioned on actions.
@@ -71,6 +69,7 @@ class OccupancyValue:
         return self.voc.config.action_steps
 
     def __call__(self, stacks: Tensor, actions: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
+        # (B, N, S, T, h, w)
         futures = self.voc.sample(
             stacks, samples=self.samples, gamma=self.gamma, actions=actions, rng=rngs
         )
@@ -120,27 +119,28 @@ class RolloutValue:
         return 1
 
     def __call__(self, stacks: Tensor, actions: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
-        rows = (len(stacks), actions.shape[1], self.samples)
+        candidates = actions.shape[1]
+        # (B N S, T, h, w): from the second step on, every rollout is a row of its own.
         states = self._step(stacks, actions, rngs, self.samples).flatten(0, 2)
-        # Every rollout is a row of its own from the second step on. Candidates share their draws,
-        # as in `VOC.sample`.
+        # Candidates share their draws, as in `VOC.sample`.
         seeds = [torch.randint(2**62, (self.samples,), generator=rng).tolist() for rng in rngs]
-        later = [
+        rollout_rngs = [
             torch.Generator().manual_seed(seed)
-            for of in seeds
-            for _ in range(rows[1])
-            for seed in of
+            for state_seeds in seeds
+            for _ in range(candidates)
+            for seed in state_seeds
         ]
         value = self.voc.predicted_reward(states)
         for k in range(1, self.horizon):
-            following = self.cloning.propose(states, 1, rngs=later)[:, 0, :1]
-            states = self._step(states, following, later, 1)[:, 0]
+            cloned = self.cloning.propose(states, 1, rngs=rollout_rngs)[:, 0, :1]  # (B N S, 1, A)
+            states = self._step(states, cloned, rollout_rngs, 1)[:, 0]
             value = value + self.gamma**k * self.voc.predicted_reward(states)
-        return value.view(rows).mean(-1)
+        return value.view(len(stacks), candidates, self.samples).mean(-1)
 
     def _step(
         self, stacks: Tensor, actions: Tensor, rngs: Sequence[torch.Generator], samples: int
     ) -> Tensor:
+        """Draw next stacks; shapes as in `VOC.sample`."""
         return self.voc.sample(stacks, samples=samples, gamma=ONE_STEP, actions=actions, rng=rngs)
 
     def describe(self) -> dict[str, Any]:

@@ -11,9 +11,7 @@ from foreact.nn.gpt2 import GPT2Config
 
 @dataclass(frozen=True, kw_only=True)
 class VOCConfig:
-    """Shape of the network and of its training target; the defaults
-    are what the published runs really trained.
-    """
+    """Shape of the network and of its target; the defaults are what published runs trained."""
 
     width: int = 768
     """Channels."""
@@ -40,15 +38,15 @@ class VOCConfig:
     bootstrap_steps: int = 1
     """Observed steps before a sample of the target network stands in for the rest, n."""
     actions: int = 0
-    """Action dims the model is conditioned on, A; 0: none, the future of the behaviour in the data.
-    """
+    """Action dimensions of the condition, A; 0: none, the future of the data's behaviour."""
     action_steps: int = 1
     """First actions of the condition, m."""
     camera: str = "pixels"
     """Stream of the batch to learn from."""
     feature_order: Literal["channels_first", "tokens_first"] = "channels_first"
-    """How the reward head reads a frame's code vectors: (c, h, w),
-    as the published VQ-VAE runs, or (h, w, c).
+    """How the reward head reads a frame's code vectors: as (c, h, w) or as (h, w, c).
+
+    The published VQ-VAE runs have the first.
     """
     reward_hidden: int = 256
     """Width of the reward head."""
@@ -57,8 +55,9 @@ class VOCConfig:
     target_decay: float = 0.9
     """Share of the target network that stays after an optimiser step."""
     target_top_k: int | None = None
-    """Draw targets among the k likeliest codes, which biases them;
-    the published runs did with 50, unknowingly.
+    """Draw targets among the k likeliest codes, which biases them; None: among all.
+
+    The published runs did so with 50, unknowingly.
     """
     target_dropout: bool = False
     """Keep dropout on in the target network, as the published runs did, unknowingly."""

@@ -39,7 +39,7 @@ FAMILY = {"bc": "bc", "bc-draw": "bc", "one-step": "voc", "voc": "voc"}
 
 
 @dataclass(frozen=True)
-class Entrant:
+class TableRow:
     """One row of the table.
 
     Attributes:
@@ -101,14 +101,15 @@ def control(
             "Rollouts are asked for as one-step:WEIGHTS among --policies; leave out "
             "--planning.rollouts."
         )
-    found = with_variant(find_task(task), variant)
-    rows = entrants(policies, gammas)
+    loaded_task = with_variant(find_task(task), variant)
+    rows = table_rows(policies, gammas)
     if prior is None:
         prior = next((row.weights for row in rows if FAMILY.get(row.kind) == "bc"), None)
-    for weights in {row.weights for row in rows if row.kind in FAMILY} | {
-        w for w in (prior,) if w is not None
-    }:
-        _require_same_pictures(weights, found)
+    checkpoints = {row.weights for row in rows if row.kind in FAMILY}
+    if prior is not None:
+        checkpoints.add(prior)
+    for weights in checkpoints:
+        _require_same_pictures(weights, loaded_task)
     opened: dict[str, Policy] = {}
     for row in rows:
         options: Any = None
@@ -120,11 +121,13 @@ def control(
             options = OccupancyOptions(prior=prior, planning=search)
         elif row.kind in ("bc", "bc-draw"):
             options = CloningOptions(draw=row.kind == "bc-draw")
-        opened[row.name] = open_policy(row.weights, found, options, execute=execute, device=device)
+        opened[row.name] = open_policy(
+            row.weights, loaded_task, options, execute=execute, device=device
+        )
     seeds = range(first_seed, first_seed + episodes)
     say(
         "Control",
-        task=f"{found.name} ({found.env})",
+        task=f"{loaded_task.name} ({loaded_task.env})",
         policies=", ".join(row.name for row in rows),
         prior=prior or "none",
         episodes=f"{episodes}, seeds {first_seed}..{first_seed + episodes - 1}",
@@ -133,37 +136,39 @@ def control(
     results = []
     for name, policy in opened.items():
         request = {
-            "env": found.env,
-            "score": found.score,
+            "env": loaded_task.env,
+            "score": loaded_task.score,
             "seeds": list(seeds),
             "max_steps": max_steps,
             "videos": videos,
             **policy.describe(),
         }
-        results.append(_measured(found, policy, name, out, request, workers))
+        results.append(_measured(loaded_task, policy, name, out, request, workers))
         print(_line(results[-1]))
-    write_json(out / "control.json", to_json(found, results))
-    chosen = " ".join(
-        ["--policies", *policies, *(["--gammas", *map(str, gammas)] if gammas else [])]
-    )
+    write_json(out / "control.json", to_json(loaded_task, results))
+    chosen = " ".join(["--policies", *policies])
+    if gammas:
+        chosen += f" --gammas {' '.join(map(str, gammas))}"
     facts = {"command": f"foreact eval control --task {task} {chosen} --episodes {episodes}"}
-    report = report_scores(out, found, results, title=f"Control: {found.name}", facts=facts)
-    print(f"{found.score_note}\nTable: {out / 'control.json'}\nReport: {report}")
+    report = report_scores(
+        out, loaded_task, results, title=f"Control: {loaded_task.name}", facts=facts
+    )
+    print(f"{loaded_task.score_note}\nTable: {out / 'control.json'}\nReport: {report}")
 
 
-def entrants(policies: tuple[str, ...], gammas: tuple[float, ...]) -> list[Entrant]:
+def table_rows(policies: tuple[str, ...], gammas: tuple[float, ...]) -> list[TableRow]:
     """The rows that the command line asks for, in its order.
 
     Raises:
         UserError: an unknown kind, weights of another one, a row twice, or a gamma that no model
             knows.
     """
-    rows = [row for policy in policies for row in _entrants(policy)]
-    known = {row.gamma for row in rows}
-    if unknown := [gamma for gamma in gammas if gamma not in known]:
-        there = sorted(gamma for gamma in known if gamma is not None)
+    rows = [row for policy in policies for row in _rows_of_policy(policy)]
+    trained = sorted({row.gamma for row in rows if row.gamma is not None})
+    if unknown := [gamma for gamma in gammas if gamma not in trained]:
         raise UserError(
-            f"No model among the policies was trained for gamma {unknown[0]:g}; they know {there}."
+            f"No model among the policies was trained for gamma {unknown[0]:g}; they know "
+            f"{trained}."
         )
     rows = [row for row in rows if row.gamma is None or not gammas or row.gamma in gammas]
     names = [row.name for row in rows]
@@ -176,11 +181,11 @@ def entrants(policies: tuple[str, ...], gammas: tuple[float, ...]) -> list[Entra
     return rows
 
 
-def _entrants(policy: str) -> list[Entrant]:
-    """One entry of --policies."""
+def _rows_of_policy(policy: str) -> list[TableRow]:
+    """The rows of one entry of --policies."""
     kind, colon, weights = policy.partition(":")
     if not colon and kind in BASELINES:
-        return [Entrant(kind, kind, kind)]
+        return [TableRow(kind, kind, kind)]
     if kind not in FAMILY or not weights:
         raise UserError(
             f"A policy should be one of {', '.join(BASELINES)} or KIND:WEIGHTS with one of the "
@@ -188,18 +193,18 @@ def _entrants(policy: str) -> list[Entrant]:
         )
     checkpoint = load_checkpoint(resolve(weights), of=FAMILY[kind], who=kind)
     if checkpoint.family != "voc":
-        return [Entrant(kind, kind, weights)]
+        return [TableRow(kind, kind, weights)]
     gammas = config_from_json(VOCConfig, checkpoint.config).gammas
-    wanted = [gamma for gamma in gammas if (gamma == ONE_STEP) == (kind == "one-step")]
-    if not wanted:
+    usable = [gamma for gamma in gammas if (gamma == ONE_STEP) == (kind == "one-step")]
+    if not usable:
         raise UserError(
             f"{weights} was trained with the gammas {list(gammas)}: name it "
             f"{'one-step' if kind == 'voc' else 'voc'}:{weights}, or other weights; a one-step "
             "model has gamma 0."
         )
     if kind == "one-step":
-        return [Entrant(kind, kind, weights)]
-    return [Entrant(f"voc-{gamma:g}", kind, weights, gamma) for gamma in wanted]
+        return [TableRow(kind, kind, weights)]
+    return [TableRow(f"voc-{gamma:g}", kind, weights, gamma) for gamma in usable]
 
 
 def to_json(task: Task, results: list[ClosedLoopResult]) -> dict[str, Any]:
@@ -227,10 +232,10 @@ def _measured(
     workers: int | None,
 ) -> ClosedLoopResult:
     """The result in `out / name` if it answers the same request, else a new one."""
-    note = out / name / "request.json"
-    if note.is_file() and read_json(note) == request:
+    request_file = out / name / "request.json"
+    if request_file.is_file() and read_json(request_file) == request:
         return read_closed_loop(out / name)
-    note.unlink(missing_ok=True)
+    request_file.unlink(missing_ok=True)
     result = measure(
         task,
         policy,
@@ -241,7 +246,7 @@ def _measured(
         workers=workers,
         max_steps=request["max_steps"],
     )
-    write_json(note, dict(request))
+    write_json(request_file, dict(request))
     return result
 
 
@@ -252,19 +257,15 @@ def _line(result: ClosedLoopResult) -> str:
 def _require_same_pictures(weights: str, task: Task) -> None:
     """Weights that say whether their data had shadows are not shown others."""
     learned = shadows_variant(load_checkpoint(resolve(weights)).card)
-    if (
-        learned is not None
-        and task.env is not None
-        and task.variants.get(learned, task.env) != task.env
-    ):
+    if learned is None or task.env is None:
+        return
+    if task.variants.get(learned, task.env) != task.env:
         raise UserError(
             f"{weights} learned from pictures of the variant '{learned}'; give --variant {learned}."
         )
 
 
 def shadows_variant(attributes: Mapping[str, Any]) -> str | None:
-    """The variant of the environment that a store or a card
-    with the attribute "shadows" tells of.
-    """
+    """Variant of the environment that the attribute "shadows" of a store or card tells of."""
     variants: dict[Any, str] = {True: "shadows", False: "no-shadows"}
     return variants.get(attributes.get("shadows"))

@@ -1,6 +1,4 @@
-"""`foreact eval values`: values that an occupancy model gives to
-states, against what the episodes then earned.
-"""
+"""`foreact eval values`: values by an occupancy model against what the episodes earned."""
 
 from __future__ import annotations
 
@@ -83,8 +81,7 @@ def values(
     out: Path = Path("runs/values"),
     device: str | None = None,
 ) -> list[Values]:
-    """Hold estimated values of states against the discounted returns that followed, on episodes no
-    training saw.
+    """Compare estimated values with the returns that followed, on episodes no training saw.
 
     Correlations, mean squared error and bias with intervals over episodes, a scatter plot, and how
     far ahead the sampled futures lie.
@@ -104,11 +101,13 @@ def values(
         out: folder of the results.
         device: where to compute; default CUDA if there is one.
     """
-    where = pick_device(device)
-    opened = open_occupancy(weights, data, where, tokenizer=tokenizer, all_episodes=all_episodes)
+    torch_device = pick_device(device)
+    opened = open_occupancy(
+        weights, data, torch_device, tokenizer=tokenizer, all_episodes=all_episodes
+    )
     chosen = choose_gammas(opened.voc, gammas)
     windows, grades = opened.windows(), episode_grades(opened.store)
-    known = {gamma: min(states, len(known_states(windows, gamma))) for gamma in chosen}
+    measured_states = {gamma: min(states, len(known_states(windows, gamma))) for gamma in chosen}
     facts: dict[str, Any] = {
         "weights": f"{weights} {opened.checkpoint.hash}",
         "data": str(data),
@@ -120,11 +119,11 @@ def values(
         facts["condition"] = (
             "the actions that were taken, so that values are those of state and action"
         )
-    say("Values", **facts, device=where, out=out)
-    found = []
+    say("Values", **facts, device=torch_device, out=out)
+    results = []
     for gamma in chosen:
-        with tqdm(total=known[gamma], unit="state", desc=f"gamma {gamma:g}") as bar:
-            measured = measure_values(
+        with tqdm(total=measured_states[gamma], unit="state", desc=f"gamma {gamma:g}") as bar:
+            result = measure_values(
                 opened.voc,
                 windows,
                 opened.voc.config.camera,
@@ -137,26 +136,27 @@ def values(
                 seed=seed,
                 grades=grades,
                 on_states=bar.update,
-                device=where,
+                device=torch_device,
             )
-        found.append(measured)
-        print("\n".join(lines(measured)))
+        results.append(result)
+        print("\n".join(lines(result)))
     note = (
         "The truth is the return of whoever acted in the episode, to its end, of states with at "
         "least " + ", ".join(f"{reach(g)} (gamma {g:g})" for g in chosen) + " steps left."
     )
     out.mkdir(parents=True, exist_ok=True)
     write_json(
-        out / "values.json", {"facts": facts, "note": note, "values": [v.to_json() for v in found]}
+        out / "values.json",
+        {"facts": facts, "note": note, "values": [v.to_json() for v in results]},
     )
     report = write_report(
         out / "report.html",
         title="Values of states",
-        sections=[values_section(found)],
+        sections=[values_section(results)],
         facts=facts | {"truth": note},
     )
     print(f"{note}\nNumbers: {out / 'values.json'}\nReport: {report}")
-    return found
+    return results
 
 
 def open_occupancy(
@@ -167,8 +167,7 @@ def open_occupancy(
     tokenizer: str | None = None,
     all_episodes: bool = False,
 ) -> OpenedOccupancy:
-    """Read a checkpoint of VOC and the data that it was trained on; codes that the store lacks are
-    made.
+    """Open a checkpoint of VOC with its data, and make the codes that the store lacks.
 
     Raises:
         UserError: other weights, data of another task or with other codes, or a split that nobody
@@ -177,24 +176,21 @@ def open_occupancy(
     checkpoint = load_checkpoint(resolve(weights), of="voc")
     store = open_episodes(data, checkpoint.spec)
     training, held_out, split = _episodes(checkpoint, store, all_episodes)
-    found = tokenizer_of(checkpoint, tokenizer, device)
+    loaded = tokenizer_of(checkpoint, tokenizer, device)
     voc = build(checkpoint, device)
     assert isinstance(voc, VOC)
-    ensure_codes(store, voc.config.camera, found, device=device)
-    return OpenedOccupancy(voc, checkpoint, found, store, training, held_out, split)
+    ensure_codes(store, voc.config.camera, loaded, device=device)
+    return OpenedOccupancy(voc, checkpoint, loaded, store, training, held_out, split)
 
 
 def _episodes(
-    checkpoint: Checkpoint, store: RowStore, everything: bool
+    checkpoint: Checkpoint, store: RowStore, all_episodes: bool
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """Episodes of the training, episodes to measure, and what these are in words."""
-    if everything:
-        whole = np.arange(len(store))
-        return (
-            whole,
-            whole,
-            f"all {len(whole)}; what is called the mean of the training data is theirs",
-        )
+    if all_episodes:
+        episodes = np.arange(len(store))
+        split = f"all {len(episodes)}; what is called the mean of the training data is theirs"
+        return episodes, episodes, split
     card = checkpoint.card
     if not {"val_ratio", "seed", "data"} <= set(card):
         raise UserError(
@@ -211,22 +207,22 @@ def _episodes(
     return training, held_out, f"{len(held_out)} of {len(store)}, kept for validation"
 
 
-def choose_gammas(voc: VOC, wanted: Sequence[float]) -> tuple[float, ...]:
-    """The gammas to measure: those wanted, or all of the model's that make a value.
+def choose_gammas(voc: VOC, asked: Sequence[float]) -> tuple[float, ...]:
+    """The gammas to measure: those asked for, or all of the model's that make a value.
 
     Raises:
         UserError: one is outside (0, 1) or not the model's, or the model is a plain one-step model.
     """
-    if bad := [g for g in wanted if not 0.0 < g < 1.0]:
+    if bad := [g for g in asked if not 0.0 < g < 1.0]:
         raise UserError(f"A gamma should lie in (0, 1), found {bad[0]}.")
-    known = tuple(g for g in voc.config.gammas if g > 0)
-    if not known:
+    valued = tuple(g for g in voc.config.gammas if g > 0)
+    if not valued:
         raise UserError(
             "This is a one-step model (gamma 0), which tells no values; name one of a larger gamma."
         )
-    for gamma in wanted:
+    for gamma in asked:
         voc.gamma_number(gamma)
-    return tuple(wanted) or known
+    return tuple(asked) or valued
 
 
 def episode_grades(store: RowStore) -> np.ndarray | None:

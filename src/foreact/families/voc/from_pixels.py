@@ -1,6 +1,4 @@
-"""VOC and its codes learned at once, from pixels: the codebook
-moves while the occupancy model learns on it.
-"""
+"""VOC trained from pixels, together with the tokenizer whose codes it reads."""
 
 from __future__ import annotations
 
@@ -16,10 +14,8 @@ from foreact.families.voc.model import VOC
 from foreact.types import Batch, Codes, LossOut, Trainable
 
 
-class LearnedCodes(Codes, Trainable, Protocol):
-    """A tokenizer that learns from batches of pixels; as every
-    family, it is made of its config alone.
-    """
+class TrainableCodes(Codes, Trainable, Protocol):
+    """A tokenizer that learns from batches of pixels, and is made of its config alone."""
 
     config: Any
 
@@ -29,10 +25,9 @@ class LearnedCodes(Codes, Trainable, Protocol):
 class JointVOC(nn.Module):
     """An occupancy model together with the tokenizer it reads; meets `foreact.types.Trainable`.
 
-    The losses are added, but codes are whole numbers: nothing that VOC learns moves the tokenizer.
-        What VOC has learned
-    of codes that have moved since is stale, in its target network above all; `freeze_after` gives
-    it an end.
+    The losses are added, but codes are integers: no gradient of VOC reaches the tokenizer. What VOC
+    has learned of codes that have moved since is stale, in its target network above all;
+    `freeze_after` puts an end to that.
 
     Args:
         voc: the occupancy model.
@@ -50,7 +45,7 @@ class JointVOC(nn.Module):
     def __init__(
         self,
         voc: VOC,
-        tokenizer: LearnedCodes,
+        tokenizer: TrainableCodes,
         prepare: Callable[[Tensor], Tensor],
         *,
         freeze_after: int | None = None,
@@ -74,9 +69,7 @@ class JointVOC(nn.Module):
 
     @property
     def used_parameters(self) -> str:
-        """See `foreact.types.Trainable`: once frozen, the
-        tokenizer's parameters are not used any more.
-        """
+        """See `foreact.types.Trainable`; a frozen tokenizer's parameters are not used."""
         if self.freeze_after is not None:
             return "varying"
         parts = [getattr(part, "used_parameters", "varying") for part in (self.voc, self.tokenizer)]
@@ -97,17 +90,17 @@ class JointVOC(nn.Module):
         """
         config = self.voc.config
         video = batch.video[config.camera][:, : config.frames + config.bootstrap_steps]
-        # In float32, as everybody will read these codes who reads them later.
+        # In float32, since those who read VOC later encode in it too.
         with torch.no_grad(), torch.autocast(video.device.type, enabled=False):
             codes = self.tokenizer.encode(self.prepare(video))
             self.voc.set_codebook(self.tokenizer.codebook)
-        found = self.voc(dataclasses.replace(batch, tokens={config.camera: codes}), rng=rng)
+        voc_out = self.voc(dataclasses.replace(batch, tokens={config.camera: codes}), rng=rng)
         in_use = (torch.bincount(codes.flatten(), minlength=config.vocab) > 0).float().mean()
-        logs = {**found.logs, "codes_in_use": in_use}
+        logs = {**voc_out.logs, "codes_in_use": in_use}
         if self.frozen:
-            return LossOut(found.loss, logs)
-        own = self.tokenizer(batch, rng=rng)
-        return LossOut(found.loss + own.loss, {**own.logs, **logs})
+            return LossOut(voc_out.loss, logs)
+        tokenizer_out = self.tokenizer(batch, rng=rng)
+        return LossOut(voc_out.loss + tokenizer_out.loss, {**tokenizer_out.logs, **logs})
 
     @property
     def frozen(self) -> bool:
@@ -115,12 +108,10 @@ class JointVOC(nn.Module):
         return self.freeze_after is not None and bool(self.steps >= self.freeze_after)
 
     def after_step(self) -> None:
-        """See `foreact.types.Trainable`; a tokenizer that has one
-        of its own gets it called while it learns.
-        """
-        own = getattr(self.tokenizer, "after_step", None)
-        if own is not None and not self.frozen:
-            own()
+        """See `foreact.types.Trainable`; calls the tokenizer's own, if any, while it learns."""
+        tokenizer_step = getattr(self.tokenizer, "after_step", None)
+        if tokenizer_step is not None and not self.frozen:
+            tokenizer_step()
         self.voc.after_step()
         self.steps += 1
 
@@ -144,6 +135,6 @@ class JointVOC(nn.Module):
             for prefix in ("voc.", "tokenizer.")
         )
         with torch.device("meta"):
-            made: Any = type(self.tokenizer)(self.tokenizer.config)
-        made.load_state_dict(tokenizer, assign=True)
-        return {**voc, "codebook": made.codebook.detach().clone()}, tokenizer
+            rebuilt: Any = type(self.tokenizer)(self.tokenizer.config)
+        rebuilt.load_state_dict(tokenizer, assign=True)
+        return {**voc, "codebook": rebuilt.codebook.detach().clone()}, tokenizer

@@ -1,6 +1,4 @@
-"""`foreact generate` for occupancy models: sampled futures of some
-states at every gamma, beside true ones.
-"""
+"""`foreact generate` for occupancy models: sampled futures per gamma, beside true ones."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from foreact.data.windows.loader import WindowDataset, spread
 from foreact.errors import UserError
 from foreact.evals.report import Media, write_report
 from foreact.families.voc.evals.occupancy_pictures import (
-    Show,
+    ToPictures,
     decoded,
     futures_picture,
     imagine,
@@ -71,8 +69,10 @@ def generate(
         raise UserError(
             f"Expected at least one state and one sample, found {states} and {samples}."
         )
-    where = pick_device(device)
-    opened = open_occupancy(weights, data, where, tokenizer=tokenizer, all_episodes=all_episodes)
+    torch_device = pick_device(device)
+    opened = open_occupancy(
+        weights, data, torch_device, tokenizer=tokenizer, all_episodes=all_episodes
+    )
     chosen = choose_gammas(opened.voc, gammas)
     windows, camera = opened.windows(), opened.voc.config.camera
     say(
@@ -82,12 +82,12 @@ def generate(
         episodes=opened.split,
         gammas=", ".join(f"{g:g}" for g in chosen),
         draws=f"{samples} futures of {states} states, seed {seed}",
-        device=where,
+        device=torch_device,
         out=out,
     )
-    show, how = _pictures(opened)
+    to_pictures, caption = _to_pictures(opened)
     grades = episode_grades(opened.store)
-    rng = torch.Generator(where).manual_seed(seed)
+    rng = torch.Generator(torch_device).manual_seed(seed)
     pictures = []
     for row in tqdm(_early_states(windows, states, seed), unit="state", desc="sample"):
         state = imagine(
@@ -97,14 +97,16 @@ def generate(
             row,
             gammas=chosen,
             samples=samples,
-            show=show,
+            to_pictures=to_pictures,
             rng=rng,
-            device=where,
+            device=torch_device,
         )
         path = out / f"futures-episode-{state.episode}-step-{state.step}.png"
         save_image(path, futures_picture(state))
         grade = "" if grades is None else f" ({grades[state.episode]})"
-        pictures.append(Media(path, f"Episode {state.episode}{grade}, step {state.step}. {how}"))
+        pictures.append(
+            Media(path, f"Episode {state.episode}{grade}, step {state.step}. {caption}")
+        )
         print(path)
     facts = {
         "weights": f"{weights} {opened.checkpoint.hash}",
@@ -115,11 +117,11 @@ def generate(
     report = write_report(
         out / "report.html", title="Sampled futures", futures=pictures, facts=facts
     )
-    print(f"{how}\nReport: {report}")
+    print(f"{caption}\nReport: {report}")
     return pictures
 
 
-def _pictures(opened: OpenedOccupancy) -> tuple[Show, str]:
+def _to_pictures(opened: OpenedOccupancy) -> tuple[ToPictures, str]:
     """How sampled states become pictures, and a sentence about it."""
     tokenizer, camera = opened.tokenizer.tokenizer, opened.voc.config.camera
     if isinstance(tokenizer, Tokenizer):
@@ -133,18 +135,16 @@ def _pictures(opened: OpenedOccupancy) -> tuple[Show, str]:
 
 
 def _early_states(windows: WindowDataset, count: int, seed: int) -> list[int]:
-    """Rows of the windows, one in the first half of each of some
-    episodes; more of each where these are too few.
+    """Rows of the windows: one in the first half of each of `count` episodes.
+
+    Where there are fewer episodes, more of each.
     """
     draw = np.random.default_rng(seed)
     episodes = np.unique(windows.index[:, 0])
     chosen = []
-    for i in range(count):
-        episode = (
-            episodes[spread(len(episodes), count)[i]]
-            if count <= len(episodes)
-            else episodes[i % len(episodes)]
-        )
+    enough = count <= len(episodes)
+    numbers = spread(len(episodes), count) if enough else np.arange(count) % len(episodes)
+    for episode in episodes[numbers]:
         rows = np.flatnonzero(windows.index[:, 0] == episode)
         chosen.append(int(rows[draw.integers(0, (len(rows) + 1) // 2)]))
     return chosen

@@ -1,7 +1,6 @@
-"""Video Occupancy Models (arXiv 2407.09533): the discounted future of a video, sampled in one step.
+"""Video Occupancy Models (arXiv 2407.09533): a video's discounted future, drawn in one step.
 
-A state is a stack of T frames as a block z of L = T h w codes. The model draws blocks from the
-occupancy
+A state is a stack of T frames, a block z of L = T h w codes. Blocks are drawn from the occupancy
 
     mu(z | z_t) = (1 - gamma) sum_{k>=1} gamma^(k-1) P(z_{t+k} = z | z_t)
 
@@ -9,8 +8,8 @@ without rolling anything out, so that V(z_t) = E[r(z)] / (1 - gamma). It is trai
 Bellman equation: the target block is the next one with probability 1 - gamma, else a sample of a
 slowly moving copy from the next one. With n steps:
 
-    z_{t+k} with probability (1 - gamma) gamma^(k-1), k = 1..n, else, with gamma^n, a sample from
-    z_{t+n}
+    z_{t+k}                  with probability (1 - gamma) gamma^(k-1), k = 1..n
+    a sample from z_{t+n}    with probability gamma^n
 
     [ context: L codes | condition | future: L codes ]        one sequence: each predicts the next
 
@@ -56,8 +55,7 @@ class RewardHead(nn.Module):
 
 
 class VOC(nn.Module):
-    """An occupancy model over codes, its target network, and the reward of a state; meets
-    `foreact.types.Trainable`.
+    """Occupancy model over codes, target network, reward head; a `foreact.types.Trainable`.
 
     Attributes:
         gpt: the model.
@@ -146,20 +144,18 @@ class VOC(nn.Module):
         gammas: Tensor,
         actions: Tensor | None,
     ) -> LossOut:
-        """The two terms for futures that are drawn already;
-        arguments as in `targets` and `learn`.
-        """
+        """The two terms for futures already drawn; arguments as in `targets` and `learn`."""
         config = self.config
         condition = self.gpt.condition(gammas, self._first_actions(actions, 0))
         logits = self.gpt.code_logits(stacks[:, 0], condition, future)
-        codes = torch.cat([stacks[:, 0], future], dim=1)[:, 1:]
+        codes = torch.cat([stacks[:, 0], future], dim=1)[:, 1:]  # (B, 2 L - 1), next codes
         losses = functional.cross_entropy(
             logits.flatten(0, 1).float(), codes.flatten(), reduction="none"
         )
         losses = losses.view_as(codes)
         ahead = losses[:, -config.block :].mean()
         nats = losses.mean() if config.context_loss else ahead
-        predicted = self.reward(self.features(stacks[:, 1:]))
+        predicted = self.reward(self.features(stacks[:, 1:]))  # (B, n)
         reward = functional.mse_loss(predicted.float(), rewards)
         logs = {
             "nats_per_code": nats.detach(),
@@ -169,13 +165,11 @@ class VOC(nn.Module):
         return LossOut(loss=nats + reward, logs=logs)
 
     def _draw_delay(self, gammas: Tensor, rng: torch.Generator) -> Tensor:
-        """int64 (B,): d < n stands for the stack d + 1 steps ahead,
-        n for a bootstrap sample from the n-th.
-        """
+        """int64 (B,): d < n means the stack d + 1 steps ahead, n a sample drawn from the n-th."""
         gamma = torch.tensor(self.config.gammas, device=gammas.device)[gammas]
-        powers = gamma[:, None] ** torch.arange(
-            1, self.config.bootstrap_steps + 1, device=gammas.device
-        )
+        steps = torch.arange(1, self.config.bootstrap_steps + 1, device=gammas.device)
+        # P(delay >= k) = gamma^k for k = 1..n, so the delay is how many of them exceed a uniform.
+        powers = gamma[:, None] ** steps
         return (torch.rand(len(gammas), 1, generator=rng, device=gammas.device) < powers).sum(1)
 
     @torch.no_grad()
@@ -201,23 +195,23 @@ class VOC(nn.Module):
             int64 (B, L).
         """
         n = self.config.bootstrap_steps
-        future = stacks[torch.arange(len(stacks), device=stacks.device), (delay + 1).clamp(max=n)]
-        rows = (delay == n).nonzero()[:, 0]
+        every = torch.arange(len(stacks), device=stacks.device)
+        future = stacks[every, (delay + 1).clamp(max=n)]  # observed; right where delay < n
+        rows = (delay == n).nonzero()[:, 0]  # those that bootstrap
         if len(rows):
             first = self._first_actions(actions, n)
             uniform = torch.rand(
                 len(rows), 1, self.config.block, generator=rng, device=stacks.device
             )
+            first_rows = None if first is None else first[rows]
             # In float32: draws shall not depend on the precision, and autocast would cast the
-            #     weights for every code.
+            # weights for every code.
             with torch.autocast(stacks.device.type, enabled=False):
-                condition = self.target.condition(
-                    gammas[rows], None if first is None else first[rows]
-                )
+                condition = self.target.condition(gammas[rows], first_rows)
                 sampled = self.target.sample(
                     stacks[rows, n], condition[:, None], uniform, top_k=self.config.target_top_k
                 )
-            future[rows] = sampled[:, 0]
+            future[rows] = sampled[:, 0]  # one draw per row
         return future
 
     @torch.no_grad()
@@ -229,9 +223,7 @@ class VOC(nn.Module):
         lerp_(list(self.target.parameters()), online, 1.0 - self.config.target_decay)
 
     def param_groups(self, lr: float, weight_decay: float) -> list[dict[str, Any]]:
-        """GPT: matrices decay by `weight_decay`. Reward head: a
-        constant rate and a decay of 0.01, as published.
-        """
+        """GPT: matrices decay. Reward head: constant rate and a decay of 0.01, as published."""
         head = {
             "params": list(self.reward.parameters()),
             "lr": lr,
@@ -240,22 +232,21 @@ class VOC(nn.Module):
         }
         return [*matrices_decay(self.gpt, lr, weight_decay), head]
 
-    # --- looking ----------------------------------------------------------------------------------
+    # --- stacks, rewards and probabilities --------------------------------------------------------
 
     def stacks(self, tokens: Tensor) -> Tensor:
-        """Frames (B, T + n, h, w) -> every T neighbours as a flat
-        block (B, n + 1, L), oldest frame first.
-        """
+        """Frames (B, T + n, h, w) -> its flat stacks of T (B, n + 1, L), oldest frame first."""
         self._require_frames(tokens, "T + n")
-        return tokens.unfold(1, self.config.frames, 1).movedim(-1, 2).flatten(2)
+        stacks = tokens.unfold(1, self.config.frames, 1)  # (B, n + 1, h, w, T)
+        return stacks.movedim(-1, 2).flatten(2)
 
     def features(self, blocks: Tensor) -> Tensor:
         """Flat blocks (..., L) -> their code vectors in the reward head's order (..., L c)."""
         config = self.config
         rows = self.codebook[blocks].unflatten(-2, (config.frames, -1))  # (..., T, h w, c)
-        return (
-            rows.transpose(-1, -2) if config.feature_order == "channels_first" else rows
-        ).flatten(-3)
+        if config.feature_order == "channels_first":
+            rows = rows.transpose(-1, -2)  # (..., T, c, h w)
+        return rows.flatten(-3)
 
     @torch.no_grad()
     def predicted_reward(self, tokens: Tensor) -> Tensor:
@@ -277,9 +268,8 @@ class VOC(nn.Module):
         net = self.gpt if online else self.target
         gammas = torch.full((len(context),), self.gamma_number(gamma), device=context.device)
         condition = net.condition(gammas, self._require_actions(actions))
-        return net.code_logits(context.flatten(1), condition, future.flatten(1))[
-            :, -self.config.block :
-        ]
+        logits = net.code_logits(context.flatten(1), condition, future.flatten(1))
+        return logits[:, -self.config.block :]
 
     def log_prob(
         self,
@@ -354,19 +344,16 @@ class VOC(nn.Module):
         several = actions is not None and actions.ndim == 4
         candidates = actions.shape[1] if actions is not None and several else 1
         draws = candidates * samples
-        # Candidates share their draws: what then differs between them is what their actions do, not
-        #     luck.
-        uniform = (
-            _uniform(rng, (len(context), samples, block))
-            .to(context.device)
-            .repeat(1, candidates, 1)
-        )
-        gammas = torch.full(
-            (len(context), candidates), self.gamma_number(gamma), device=context.device
-        )
+        # Candidates share their random numbers, so that they differ by their actions, not by luck.
+        uniform = _uniform(rng, (len(context), samples, block)).to(context.device)
+        uniform = uniform.repeat(1, candidates, 1)  # (B, N S, L)
+        number = self.gamma_number(gamma)
+        gammas = torch.full((len(context), candidates), number, device=context.device)
         if actions is not None and not several:
             actions = actions[:, None]
+        # (B, N S, condition, width), the S draws of a candidate side by side
         condition = net.condition(gammas, actions).repeat_interleave(samples, dim=1)
+        # Both axes in slices of at most `ROWS` sequences, which bounds the memory.
         parts = [
             torch.cat(
                 [
@@ -395,15 +382,15 @@ class VOC(nn.Module):
         Raises:
             UserError: the model was not trained for it.
         """
-        known = self.config.gammas
-        if gamma is None and len(known) == 1:
+        trained = self.config.gammas
+        if gamma is None and len(trained) == 1:
             return 0
-        if gamma not in known:
+        if gamma not in trained:
             raise UserError(
-                f"The model was trained for the gammas {list(known)}, found {gamma}; "
+                f"The model was trained for the gammas {list(trained)}, found {gamma}; "
                 "choose one of them."
             )
-        return known.index(gamma)
+        return trained.index(gamma)
 
     def require_codes(self, tokens: Tensor) -> None:
         """Raise a `UserError` for codes outside the vocabulary (costs a wait for the device)."""
@@ -439,7 +426,8 @@ class VOC(nn.Module):
         )
 
     def _require_actions(self, actions: Tensor | None) -> Tensor | None:
-        wanted = (self.config.action_steps, self.config.actions)
+        """The actions, or a `UserError` unless they are what the model is conditioned on."""
+        shape = (self.config.action_steps, self.config.actions)
         if not self.config.actions:
             if actions is not None:
                 raise UserError(
@@ -447,10 +435,10 @@ class VOC(nn.Module):
                     "train one that is."
                 )
             return None
-        if actions is None or tuple(actions.shape[-2:]) != wanted:
+        if actions is None or tuple(actions.shape[-2:]) != shape:
             found = "none" if actions is None else f"{tuple(actions.shape)}"
             raise UserError(
-                f"The model is conditioned on actions of shape (..., {wanted[0]}, {wanted[1]}), "
+                f"The model is conditioned on actions of shape (..., {shape[0]}, {shape[1]}), "
                 f"found {found}."
             )
         return actions

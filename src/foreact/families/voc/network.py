@@ -1,6 +1,4 @@
-"""The network of Video Occupancy Models: a GPT-2 over a present block
-of codes, a condition, and a future block.
-"""
+"""The network of VOC: a GPT-2 over a present block of codes, a condition, a future block."""
 
 from __future__ import annotations
 
@@ -31,9 +29,7 @@ class OccupancyGPT(GPT2):
             nn.init.normal_(self.gamma_embedding.weight, std=0.02)
 
     def condition(self, gammas: Tensor, actions: Tensor | None) -> Tensor:
-        """Numbers of gammas int64 (...) and actions float
-        (..., m, A) -> (..., condition, width).
-        """
+        """Gamma numbers int64 (...), actions float (..., m, A) -> (..., condition, width)."""
         parts = [self.token_embedding.weight.new_empty(*gammas.shape, 0, self.config.width)]
         if self.gamma_embedding is not None:
             parts.append(self.gamma_embedding(gammas)[..., None, :])
@@ -43,19 +39,15 @@ class OccupancyGPT(GPT2):
         return torch.cat(parts, dim=-2)
 
     def code_logits(self, context: Tensor, condition: Tensor, future: Tensor) -> Tensor:
-        """Logits (B, 2 L - 1, V) of all codes but the very
-        first; the last L rows predict the future.
-        """
+        """Logits (B, 2 L - 1, V) of all codes but the first; the last L predict the future."""
+        # Each position predicts the code after it: [context: L | condition: m | future: L - 1].
         x = torch.cat([self.embed(context), condition, self.embed(future[:, :-1])], dim=1)
         features = self(x)
-        if condition.shape[1]:  # what stands before a token of the condition predicts nothing
-            features = torch.cat(
-                [
-                    features[:, : context.shape[1] - 1],
-                    features[:, context.shape[1] - 1 + condition.shape[1] :],
-                ],
-                dim=1,
-            )
+        if condition.shape[1]:
+            # The m positions right before a token of the condition predict no code; the last one
+            # of the condition predicts the first code of the future.
+            before, after = context.shape[1] - 1, context.shape[1] - 1 + condition.shape[1]
+            features = torch.cat([features[:, :before], features[:, after:]], dim=1)
         return self.readout(features)
 
     @torch.no_grad()
@@ -81,29 +73,28 @@ class OccupancyGPT(GPT2):
         Returns:
             int64 (B, N, L).
         """
-        length, draws, extra = context.shape[1], uniform.shape[1], condition.shape[2]
+        length, draws, condition_length = context.shape[1], uniform.shape[1], condition.shape[2]
         # A context that is drawn from once goes on in the cache it was read into, which takes fewer
         # operations.
-        capacity = 2 * length + extra if draws == 1 else None
-        seen = [KVCache(capacity) for _ in self.blocks]
-        features = self.last(self.embed(context), seen).repeat_interleave(draws, dim=0)
-        caches = (
-            seen if draws == 1 else [DrawsCache(cache, draws, extra + length) for cache in seen]
-        )
-        if extra:
+        capacity = 2 * length + condition_length if draws == 1 else None
+        context_caches = [KVCache(capacity) for _ in self.blocks]
+        features = self.last(self.embed(context), context_caches).repeat_interleave(draws, dim=0)
+        caches = context_caches
+        if draws != 1:  # the context's keys and values are shared by its draws
+            added = condition_length + length
+            caches = [DrawsCache(cache, draws, added) for cache in context_caches]
+        if condition_length:
             features = self.last(condition.flatten(0, 1), caches)
         uniform = uniform.flatten(0, 1)
         codes: list[Tensor] = []
         for i in range(length):
-            codes.append(
-                draw_codes(
-                    self.readout(features), uniform[:, i], temperature=temperature, top_k=top_k
-                )
-            )
+            logits = self.readout(features)
+            code = draw_codes(logits, uniform[:, i], temperature=temperature, top_k=top_k)
+            codes.append(code)
             if on_token is not None:
                 on_token()
             if i < length - 1:
-                features = self.last(self.embed(codes[-1][:, None]), caches)
+                features = self.last(self.embed(code[:, None]), caches)
         return torch.stack(codes, dim=1).unflatten(0, (-1, draws))
 
 
@@ -123,8 +114,8 @@ def draw_codes(
     """
     logits = logits.float() / temperature
     if top_k is not None and top_k < logits.shape[-1]:
-        least = logits.topk(top_k, dim=-1).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -math.inf)
-    reached = logits.softmax(-1).double().cumsum(-1)
-    # Compared with the total, since rounding leaves it a little off 1.
-    return (reached <= uniform[:, None].double() * reached[:, -1:]).sum(-1)
+        threshold = logits.topk(top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < threshold, -math.inf)
+    cumulated = logits.softmax(-1).double().cumsum(-1)
+    # Scaled by the total, since rounding leaves it a little off 1.
+    return (cumulated <= uniform[:, None].double() * cumulated[:, -1:]).sum(-1)

@@ -1,8 +1,7 @@
-"""Search for the actions of the highest score: CEM, MPPI, and choosing among given candidates.
-Knows no model.
+"""Search for the actions of the highest score: CEM, MPPI, or the best given candidate.
 
-All work on B problems at once, each with a generator of its own, so that no plan depends on its
-neighbours:
+They know no model. All work on B problems at once, each with a generator of its own, so that no
+plan depends on its neighbours:
 
     score      (B, N, m, A) -> (B, N)        what N candidates per problem promise; may be noisy
     mean, std  (B, m, A)                     where the search begins
@@ -40,11 +39,10 @@ def cem(
     high: Tensor,
     proposals: Tensor | None = None,
 ) -> Tensor:
-    """Cross-entropy method: draw around the mean, keep the best, fit mean and deviation to them,
-    repeat.
+    """Cross-entropy method: draw around the mean, refit mean and deviation to the elites, repeat.
 
     Returns the last mean, not the best candidate: with noisy scores the best one is above all a
-        lucky one.
+    lucky one.
 
     Args:
         score: see the head of this module.
@@ -66,9 +64,9 @@ def cem(
         raise UserError(f"elites should be in 1..{samples}, the number of samples, found {elites}.")
     for _ in range(_checked(iterations)):
         candidates = _candidates(mean, std, samples, rngs, low, high, proposals)
-        best = score(candidates).topk(elites, dim=1).indices[..., None, None]
-        kept = candidates.gather(1, best.expand(-1, -1, *candidates.shape[2:]))
-        mean, std = kept.mean(dim=1), kept.std(dim=1, unbiased=False)
+        best = score(candidates).topk(elites, dim=1).indices[..., None, None]  # (B, E, 1, 1)
+        elite = candidates.gather(1, best.expand(-1, -1, *candidates.shape[2:]))  # (B, E, m, A)
+        mean, std = elite.mean(dim=1), elite.std(dim=1, unbiased=False)
     return mean
 
 
@@ -85,8 +83,7 @@ def mppi(
     high: Tensor,
     proposals: Tensor | None = None,
 ) -> Tensor:
-    """Model predictive path integral: the mean of all candidates, weighted by exp(score /
-    temperature).
+    """Model predictive path integral: the mean of candidates weighted by exp(score / temperature).
 
     The deviation stays as it is. Arguments and result as in `cem`, but for:
 
@@ -100,10 +97,8 @@ def mppi(
         candidates = _candidates(mean, std, samples, rngs, low, high, proposals)
         scores = score(candidates)
         spread = scores.std(dim=1, unbiased=False, keepdim=True).clamp_min(1e-8)
-        weight = ((scores - scores.amax(dim=1, keepdim=True)) / (temperature * spread)).softmax(
-            dim=1
-        )
-        mean = (weight[..., None, None] * candidates).sum(dim=1)
+        relative = (scores - scores.amax(dim=1, keepdim=True)) / (temperature * spread)
+        mean = (relative.softmax(dim=1)[..., None, None] * candidates).sum(dim=1)
     return mean
 
 
@@ -117,13 +112,12 @@ def _candidates(
     proposals: Tensor | None,
 ) -> Tensor:
     """Proposals, then normal draws around the mean: (B, N, m, A) within the bounds."""
-    given = 0 if proposals is None else proposals.shape[1]
-    if samples <= given:
-        raise UserError(f"samples ({samples}) should exceed the {given} proposals among them.")
-    noise = torch.stack(
-        [torch.randn(samples - given, *mean.shape[1:], generator=rng) for rng in rngs]
-    )
-    drawn = mean[:, None] + std[:, None] * noise.to(mean.device)
+    proposed = 0 if proposals is None else proposals.shape[1]  # P
+    if samples <= proposed:
+        raise UserError(f"samples ({samples}) should exceed the {proposed} proposals among them.")
+    shape = (samples - proposed, *mean.shape[1:])
+    noise = torch.stack([torch.randn(shape, generator=rng) for rng in rngs])
+    drawn = mean[:, None] + std[:, None] * noise.to(mean.device)  # (B, N - P, m, A)
     return (drawn if proposals is None else torch.cat([proposals, drawn], dim=1)).clamp(low, high)
 
 

@@ -1,5 +1,4 @@
-"""Planning with Video Occupancy Models: candidates for the next actions, each judged by the futures
-it leads to.
+"""Planning with VOC: candidate actions, each judged by the futures that it leads to.
 
 The paper reports that its models help model predictive control and tells neither planner nor
 numbers that we could read; this planner is our own. It is one step of policy improvement: the value
@@ -27,7 +26,7 @@ from foreact.families.voc.cloning.model import Cloning
 from foreact.families.voc.cloning.policy import build_cloning
 from foreact.families.voc.model import VOC
 from foreact.families.voc.planning import best_of, cem, mppi
-from foreact.families.voc.stacks import Stacks, in_batches, open_stacks
+from foreact.families.voc.stacks import CodeStacks, in_batches, open_stacks
 from foreact.types import ActionChunk, Observation, StreamSpec
 
 
@@ -36,8 +35,10 @@ class PlanningConfig:
     """How to search for actions."""
 
     planner: Literal["cem", "mppi", "shooting"] = "cem"
-    """cem and mppi search around cloned behaviour, or the middle of the bounds without it; shooting
-    takes the best of one round of candidates, which are uniform where they are not cloned.
+    """cem and mppi search around cloned behaviour; shooting takes the best of one round.
+
+    Without cloned behaviour, cem and mppi begin in the middle of the bounds. Candidates of shooting
+    that are not cloned are uniform.
     """
     candidates: int = 32
     """Candidates per round, N."""
@@ -54,13 +55,9 @@ class PlanningConfig:
     spread: float = 0.5
     """First deviation of cem and mppi, where 1 is half the width of the bounds."""
     gamma: float | None = None
-    """Discount: one of the occupancy model's (None where it has
-    one), or that of rollouts (None: 0.9).
-    """
+    """Discount: of the occupancy model (None where it has one), or of rollouts (None: 0.9)."""
     rollouts: bool = False
-    """Judge candidates by rollouts of the model at gamma 0, as
-    one that knows no other gamma always is.
-    """
+    """Judge by rollouts of the model at gamma 0; one without another gamma always is."""
     rollout_steps: int = 10
     """Length of the rollouts."""
 
@@ -76,11 +73,8 @@ class PlanningConfig:
             raise UserError(
                 f"elites ({self.elites}) should not exceed candidates ({self.candidates})."
             )
-        if (
-            not 0.0 <= self.prior_share <= 1.0
-            or not self.spread > 0.0
-            or not self.temperature > 0.0
-        ):
+        positive = self.spread > 0.0 and self.temperature > 0.0
+        if not 0.0 <= self.prior_share <= 1.0 or not positive:
             raise UserError(
                 "Planning's prior_share should be in [0, 1], spread and temperature positive, "
                 f"found {self.prior_share}, {self.spread} and {self.temperature}."
@@ -101,8 +95,7 @@ class PlanningConfig:
 
 
 class PlanningPolicy:
-    """Plans at every look, by the values that a model gives to candidates; meets
-    `foreact.types.Policy`.
+    """Plans by the values that a model gives to candidates; meets `foreact.types.Policy`.
 
     Args:
         value: judges candidates; its models are on the device of `stacks`.
@@ -122,7 +115,7 @@ class PlanningPolicy:
     def __init__(
         self,
         value: ActionValue,
-        stacks: Stacks,
+        stacks: CodeStacks,
         spec: StreamSpec,
         *,
         cloning: Cloning | None = None,
@@ -163,28 +156,27 @@ class PlanningPolicy:
     @torch.inference_mode()
     def act(self, ids: Sequence[int] | None = None) -> ActionChunk:
         began = time.perf_counter()
-        now = self.stacks.now(ids)
-        actions = in_batches(self.plan, self.stacks.batch_size, now.stacks, now.rngs).cpu().numpy()
-        return ActionChunk(
-            actions.astype(np.float32), self.execute, now.step, (time.perf_counter() - began) * 1e3
-        )
+        batch = self.stacks.now(ids)
+        planned = in_batches(self.plan, self.stacks.batch_size, batch.stacks, batch.rngs)
+        actions = planned.cpu().numpy().astype(np.float32)
+        elapsed_ms = (time.perf_counter() - began) * 1e3
+        return ActionChunk(actions, self.execute, batch.step, elapsed_ms)
 
     def plan(self, stacks: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
         """Search: int64 (B, T, h, w) and a generator per row -> float32 (B, m, A)."""
         planning = self.planning
-        given = planning.proposals(self._cloning)
-        proposals = None
-        if self._cloning is not None and given:
-            proposals = self._cloning.propose(stacks, given, rngs=rngs)[:, :, : self.value.steps]
+        count, proposals = planning.proposals(self._cloning), None
+        if self._cloning is not None and count:
+            proposals = self._cloning.propose(stacks, count, rngs=rngs)[:, :, : self.value.steps]
 
         def score(candidates: Tensor) -> Tensor:
             return self.value(stacks, candidates, rngs)
 
         if planning.planner == "shooting":
-            uniform = self._uniform(planning.candidates - given, rngs)
-            return best_of(
-                score, uniform if proposals is None else torch.cat([proposals, uniform], dim=1)
-            )
+            candidates = self._uniform(planning.candidates - count, rngs)
+            if proposals is not None:
+                candidates = torch.cat([proposals, candidates], dim=1)
+            return best_of(score, candidates)
         mean = self._start(stacks)
         std = (planning.spread * (self._high - self._low) / 2).expand_as(mean)
         common: dict[str, Any] = {
@@ -232,14 +224,13 @@ class OccupancyOptions:
     """How an occupancy model plans."""
 
     prior: str | None = None
-    """Weights of behaviour cloning on codes of the same tokenizer
-    that propose candidates; rollouts need some.
-    """
+    """Weights of behaviour cloning on the same codes, to propose candidates; rollouts need some."""
     planning: PlanningConfig = PlanningConfig()
     """How to search for actions."""
     batch_size: int | None = None
-    """Episodes planned for at once, filled up where there are fewer, so that no plan depends on how
-    many run together; None: 1 on a CPU, which gains little from more, else 32.
+    """Episodes planned for at once; None: 1 on a CPU, which gains little from more, else 32.
+
+    Fewer are filled up, so that no plan depends on how many run together.
     """
     tokenizer: str | None = None
     """Where its tokenizer lies, if it is not embedded."""
@@ -252,8 +243,7 @@ def open_policy(
     execute: int | None = None,
     device: torch.device | str = "cpu",
 ) -> PlanningPolicy:
-    """A policy from a checkpoint folder: an occupancy model judges, or a one-step model (gammas 0)
-    rolls out.
+    """A policy from a checkpoint: an occupancy model judges, a one-step model rolls out.
 
     Args:
         path: checkpoint of a "voc" that is conditioned on actions.
@@ -305,15 +295,15 @@ def _require_same_codes(
 ) -> None:
     """Model and proposer read the same stacks of the same codes."""
     for name in ("camera", "frames", "grid", "vocab"):
-        mine, theirs = getattr(voc.config, name), getattr(cloning.config, name)
-        if mine != theirs:
+        of_model, of_prior = getattr(voc.config, name), getattr(cloning.config, name)
+        if of_model != of_prior:
             raise UserError(
-                f"{checkpoint.path} has {name} = {mine}, its prior {prior.path} has {theirs}; "
-                "train both on the same."
+                f"{checkpoint.path} has {name} = {of_model}, its prior {prior.path} has "
+                f"{of_prior}; train both on the same."
             )
-    ours, others = checkpoint.tokenizer, prior.tokenizer
-    if ours is not None and others is not None and ours.hash != others.hash:
+    tokenizer, other = checkpoint.tokenizer, prior.tokenizer
+    if tokenizer is not None and other is not None and tokenizer.hash != other.hash:
         raise UserError(
-            f"{checkpoint.path} reads codes of the tokenizer {ours.hash}, its prior {prior.path} "
-            f"those of {others.hash}; train both on the same codes."
+            f"{checkpoint.path} reads codes of the tokenizer {tokenizer.hash}, its prior "
+            f"{prior.path} those of {other.hash}; train both on the same codes."
         )

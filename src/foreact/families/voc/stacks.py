@@ -1,6 +1,4 @@
-"""What policies on codes remember: the newest T frames of every
-episode, each encoded once, when it arrives.
-"""
+"""Memory of policies on codes: each episode's newest T frames, encoded as they arrive."""
 
 from __future__ import annotations
 
@@ -20,8 +18,8 @@ from foreact.policies.memory import Episode, Memory, generator_for, pictures_of
 from foreact.types import Observation, StreamSpec
 
 
-class Moment(NamedTuple):
-    """Some episodes at one and the same step.
+class StackBatch(NamedTuple):
+    """Stacks of some episodes that are all at the same step.
 
     Attributes:
         stacks: int64 (B, T, h, w) on the device, oldest frame first; before an episode its first
@@ -36,11 +34,11 @@ class Moment(NamedTuple):
 
 
 @dataclass
-class _Codes(Episode):
+class _EpisodeCodes(Episode):
     codes: deque[Tensor] = field(default_factory=deque)
 
 
-class Stacks:
+class CodeStacks:
     """Frames in, stacks of codes out.
 
     Args:
@@ -82,7 +80,7 @@ class Stacks:
         self.tokenizer, self.camera, self.size = tokenizer, camera, spec.cameras[camera]
         self.frames, self.grid = frames, tuple(grid)
         self.batch_size, self.device = batch_size, torch.device(device)
-        self._memory = Memory(_Codes)
+        self._memory = Memory(_EpisodeCodes)
 
     def reset(self, seeds: Sequence[int]) -> None:
         self._memory.reset(seeds)
@@ -92,16 +90,16 @@ class Stacks:
         episodes = self._memory.episodes(ids)
         frames = pictures_of(obs, self.camera, len(episodes), self.size)
         for episode, codes in zip(episodes, self._encode(frames), strict=True):
-            if not episode.codes:
+            if not episode.codes:  # the first frame stands in for those before it
                 episode.codes = deque([codes] * self.frames, maxlen=self.frames)
             episode.codes.append(codes)
             episode.step += 1
 
-    def now(self, ids: Sequence[int] | None = None) -> Moment:
+    def now(self, ids: Sequence[int] | None = None) -> StackBatch:
         """The present of the episodes `ids`, which are all at the same step."""
         episodes, step = self._memory.now(ids)
         stacks = torch.stack([torch.stack(list(episode.codes)) for episode in episodes])
-        return Moment(stacks, step, [generator_for(episode.seed, step) for episode in episodes])
+        return StackBatch(stacks, step, [generator_for(episode.seed, step) for episode in episodes])
 
     @torch.inference_mode()
     def _encode(self, frames: np.ndarray) -> Tensor:
@@ -109,9 +107,8 @@ class Stacks:
         pictures = torch.from_numpy(np.ascontiguousarray(frames)).permute(0, 3, 1, 2)
 
         def encode(part: Tensor) -> Tensor:
-            return self.tokenizer.tokenizer.encode(
-                self.tokenizer.prepare(part.to(self.device))[:, None]
-            )[:, 0]
+            video = self.tokenizer.prepare(part.to(self.device))[:, None]  # (B, 1, 3, H, W)
+            return self.tokenizer.tokenizer.encode(video)[:, 0]
 
         codes = in_batches(encode, self.batch_size, pictures)
         if tuple(codes.shape[1:]) != self.grid:
@@ -129,14 +126,14 @@ def open_stacks(
     tokenizer: str | None,
     batch_size: int | None,
     device: torch.device | str,
-) -> Stacks:
+) -> CodeStacks:
     """The memory of a model on codes.
 
     Args:
         checkpoint: the model's.
         config: of the model; has `camera`, `frames` and `grid`.
         tokenizer: where its tokenizer lies, if it is not embedded.
-        batch_size: see `Stacks`; None: 1 on a CPU, which gains little from more, else 32.
+        batch_size: see `CodeStacks`; None: 1 on a CPU, which gains little from more, else 32.
         device: where to compute.
 
     Raises:
@@ -149,7 +146,7 @@ def open_stacks(
         )
     if batch_size is None:
         batch_size = 1 if torch.device(device).type == "cpu" else 32
-    return Stacks(
+    return CodeStacks(
         tokenizer_of(checkpoint, tokenizer, device),
         checkpoint.spec,
         camera=config.camera,
@@ -163,8 +160,7 @@ def open_stacks(
 def in_batches(
     compute: Callable[..., Tensor], size: int, *rows: Tensor | list[torch.Generator]
 ) -> Tensor:
-    """Concatenate `compute` over batches of exactly `size` rows of every argument; what fills up
-    the last is cut off.
+    """Concatenate `compute` over batches of exactly `size` rows, without those that fill up.
 
     Rounding depends on the shapes of a call, so calls of one shape give a row the same result
     whatever its neighbours.
@@ -177,16 +173,16 @@ def in_batches(
     """
     total, parts = len(rows[0]), []
     for start in range(0, total, size):
-        here = min(size, total - start)
-        parts.append(
-            compute(*(_filled(values[start : start + here], size) for values in rows))[:here]
-        )
+        count = min(size, total - start)
+        batch = [_filled(values[start : start + count], size) for values in rows]
+        parts.append(compute(*batch)[:count])
     return torch.cat(parts)
 
 
 def _filled(values: Tensor | list[torch.Generator], size: int) -> Tensor | list[torch.Generator]:
-    """Repeat the first row until there are `size`; generators of such
-    rows are new ones, so that no draw is taken.
+    """Repeat the first row until there are `size` of them.
+
+    Generators that fill up are new ones, so that no draw of the first row is taken.
     """
     missing = size - len(values)
     if missing == 0:

@@ -1,6 +1,4 @@
-"""`foreact train voc`: Video Occupancy Models over three kinds of
-codes, stored ones or learned along from pixels.
-"""
+"""`foreact train voc`: VOC on stored codes, or along with their tokenizer from pixels."""
 
 from __future__ import annotations
 
@@ -54,13 +52,12 @@ Size = Literal["pocket", "small", "reference"]
 
 @dataclass(frozen=True, kw_only=True)
 class VOCRun(TrainingRun, Episodes):
-    """Train a video occupancy model on codes that a tokenizer made,
-    or together with the tokenizer from pixels.
-    """
+    """Train a video occupancy model on a tokenizer's codes, or along with it from pixels."""
 
     size: Size = "pocket"
-    """pocket (two cores), small (what the authors meant to train) or reference (what their code
-    trains, with its sampling, accumulation and schedule). Sets the defaults below.
+    """pocket (two cores), small (as the authors meant) or reference (as their code trains).
+
+    reference has their sampling, accumulation and schedule too. Sets the defaults below.
     """
     codes: Kind = "vae"
     """vae (vq), dino (vqkd) or musik: which kind of tokenizer."""
@@ -68,8 +65,9 @@ class VOCRun(TrainingRun, Episodes):
     data: Path | None = None
     """Store or folder of HDF5 shards to learn from; None: the task's own, data/<task>.zarr."""
     tokenizer: str | None = None
-    """Weights of the tokenizer. Codes that a store lacks are made once
-    and kept in it. None: one is trained along.
+    """Weights of the tokenizer; None: one is trained along.
+
+    Codes that a store lacks are made once and kept in it.
     """
     joint: bool = False
     """Train the tokenizer along, starting from --tokenizer."""
@@ -85,9 +83,7 @@ class VOCRun(TrainingRun, Episodes):
     musik: MusikConfig = musik.SMALL
     """The same with --codes musik."""
     model: VOCConfig = field(default_factory=VOCConfig)
-    """What belongs to the tokenizer and the data (vocab, code_dim,
-    grid, actions, camera) is taken from them.
-    """
+    """Vocab, code_dim, grid, actions and camera are taken from the tokenizer and the data."""
 
 
 def recipe(size: Size = "pocket", codes: Kind = "vae") -> VOCRun:
@@ -147,7 +143,7 @@ def recipe(size: Size = "pocket", codes: Kind = "vae") -> VOCRun:
 
 
 @dataclass(frozen=True)
-class Learning:
+class TrainingSetup:
     """What a run trains on: windows, the model, and the codes it reads."""
 
     model: VOC | JointVOC
@@ -157,9 +153,7 @@ class Learning:
 
 
 def train_voc(run: VOCRun) -> Path:
-    """Train; returns the folder of the finished weights,
-    `run.out/weights`, which embed the tokenizer.
-    """
+    """Train; returns the folder of the weights, `run.out/weights`, which embed the tokenizer."""
     _check(run)
     task = find_task(run.task)
     store = open_task_store(task, run.data)
@@ -167,23 +161,23 @@ def train_voc(run: VOCRun) -> Path:
     torch.manual_seed(run.train.seed)
     loaded = _tokenizer(run, device)
     joint = run.joint or loaded is None
-    learning = (
+    setup = (
         _from_pixels(run, store, task.camera, loaded)
         if joint
         else _stored(run, store, task.camera, loaded, device)
     )
     evaluator = ValidationLoss(
-        learning.validation, at_most=512, batch_size=min(64, run.train.batch_size)
+        setup.validation, at_most=512, batch_size=min(64, run.train.batch_size)
     )
-    voc = learning.model.voc if isinstance(learning.model, JointVOC) else learning.model
+    voc = setup.model.voc if isinstance(setup.model, JointVOC) else setup.model
     config = voc.config
     run = begin(
         run,
         device,
         f"Training VOC, size '{run.size}'",
-        data=f"{store.path}: {len(learning.training)} windows to train on, "
-        f"{len(learning.validation)} to validate",
-        codes=f"{learning.codes}; {config.frames} frames of {config.grid[0]} x {config.grid[1]}, "
+        data=f"{store.path}: {len(setup.training)} windows to train on, "
+        f"{len(setup.validation)} to validate",
+        codes=f"{setup.codes}; {config.frames} frames of {config.grid[0]} x {config.grid[1]}, "
         f"{config.vocab} codes",
         model=f"{sum(p.numel() for p in voc.gpt.parameters()):,} parameters",
         gammas=", ".join(f"{g:g}" for g in config.gammas) + f"; {config.bootstrap_steps}-step "
@@ -193,11 +187,11 @@ def train_voc(run: VOCRun) -> Path:
     )
 
     def export(state: Mapping[str, Tensor], path: Path) -> None:
-        _export(path, run, learning.model, state, store.spec, loaded)
+        _export(path, run, setup.model, state, store.spec, loaded)
 
     result = train_on(
-        learning.training,
-        learning.model,
+        setup.training,
+        setup.model,
         run,
         verb="train voc",
         evaluators=[evaluator],
@@ -211,9 +205,8 @@ def train_voc(run: VOCRun) -> Path:
         "val_ratio": run.val_ratio,
         "seed": run.train.seed,
     }
-    embedded = (
-        None if joint else resolve(str(run.tokenizer))
-    )  # one trained along lies in the exported weights
+    # One that was trained along lies in the exported weights already.
+    embedded = None if joint else resolve(str(run.tokenizer))
     return publish(run, result, config=config, card=card, tokenizer=embedded)
 
 
@@ -272,30 +265,29 @@ def fitted(run: VOCRun, camera: str, codes: Codes, spec: StreamSpec) -> VOCConfi
         raise UserError(
             "--actions conditions the model on actions, and the data have none; leave it out."
         )
-    found = {
+    derived = {
         "vocab": codes.vocab,
         "code_dim": codes.codebook.shape[1],
         "grid": tuple(codes.grid),
         "camera": camera,
         "actions": spec.action.dim if run.actions and spec.action is not None else 0,
     }
-    return decided(run.model, found)
+    return resolved(run.model, derived)
 
 
-def decided(config: Any, found: Mapping[str, Any]) -> Any:
-    """The config with what was found; the command line may have said the same, or nothing."""
-    for name, value in found.items():
-        said = getattr(config, name)
-        if said not in (value, getattr(type(config)(), name)):
+def resolved(config: Any, derived: Mapping[str, Any]) -> Any:
+    """The config with values derived from tokenizer and data, which options may only repeat."""
+    for name, value in derived.items():
+        option = getattr(config, name)
+        if option not in (value, getattr(type(config)(), name)):
             raise UserError(
-                f"--model.{name} says {said}, tokenizer and data have {value}; leave it out."
+                f"--model.{name} says {option}, tokenizer and data have {value}; leave it out."
             )
-    return dataclasses.replace(config, **found)
+    return dataclasses.replace(config, **derived)
 
 
 def window(config: VOCConfig, kind: Literal["tokens", "video"], *, inverse: bool = False) -> Window:
-    """What the model learns from: the present stack, the n frames that follow, their rewards, and
-    actions.
+    """What the model learns from: a present stack, n later frames with rewards, and actions.
 
     An episode's first frame stands in for those before it. Its last step has no action, so that
     actions end before it.
@@ -327,7 +319,7 @@ def normalizer(spec: StreamSpec) -> Normalizer | None:
 
 def _stored(
     run: VOCRun, store: RowStore, camera: str, loaded: LoadedTokenizer | None, device: torch.device
-) -> Learning:
+) -> TrainingSetup:
     """Windows of codes that lie in the store, made first where they are missing."""
     assert loaded is not None
     assert isinstance(loaded.tokenizer, Codes)
@@ -341,12 +333,12 @@ def _stored(
     training, validation = (
         WindowDataset(store, window(config, "tokens"), e, normalizer(store.spec)) for e in sides
     )
-    return Learning(model, training, validation, f"{run.codes}, stored, of {run.tokenizer}")
+    return TrainingSetup(model, training, validation, f"{run.codes}, stored, of {run.tokenizer}")
 
 
 def _from_pixels(
     run: VOCRun, store: RowStore, camera: str, loaded: LoadedTokenizer | None
-) -> Learning:
+) -> TrainingSetup:
     """Windows of pixels, and a tokenizer that learns from them as well."""
     tokenizer: Any
     if loaded is not None:
@@ -369,18 +361,20 @@ def _from_pixels(
     config = fitted(run, camera, tokenizer, store.spec)
     sides = split_store(store, run.val_ratio, run.train.seed)
     preprocessing: Any = getattr(tokenizer.config, "preprocessing", "symmetric")
-    as_wanted = partial(prepare, size=tokenizer.config.image_size, preprocessing=preprocessing)
-    model = JointVOC(VOC(config), tokenizer, as_wanted, freeze_after=run.freeze_after)
-    whole = window(config, "video", inverse=run.codes == "musik")
+    preprocess = partial(prepare, size=tokenizer.config.image_size, preprocessing=preprocessing)
+    model = JointVOC(VOC(config), tokenizer, preprocess, freeze_after=run.freeze_after)
+    pixel_window = window(config, "video", inverse=run.codes == "musik")
     datasets: list[Windows] = []
     for episodes, augment in zip(sides, (RandomShift(), None), strict=True):
         if run.codes == "musik":
-            dataset = WindowDataset(store, whole, episodes, normalizer(store.spec))
+            dataset = WindowDataset(store, pixel_window, episodes, normalizer(store.spec))
             datasets.append(FutureWindows(dataset, frames=config.frames, augment=augment))
         else:
-            datasets.append(WindowDataset(store, whole, episodes, normalizer(store.spec), augment))
-    how = "trained along" if loaded is None else f"trained along from {run.tokenizer}"
-    return Learning(model, datasets[0], datasets[1], f"{run.codes}, {how}")
+            datasets.append(
+                WindowDataset(store, pixel_window, episodes, normalizer(store.spec), augment)
+            )
+    origin = "trained along" if loaded is None else f"trained along from {run.tokenizer}"
+    return TrainingSetup(model, datasets[0], datasets[1], f"{run.codes}, {origin}")
 
 
 def _export(
@@ -391,24 +385,33 @@ def _export(
     spec: StreamSpec,
     loaded: LoadedTokenizer | None,
 ) -> None:
-    """Write a checkpoint of the training: with the tokenizer where
-    it learns too, else with a reference to it.
-    """
+    """Write a checkpoint, with the tokenizer where it learns too, else a reference to it."""
     if isinstance(model, JointVOC):
-        own, theirs = model.split_state(state)
-        beside = path.with_name(f"{path.name}-tokenizer")
+        voc_state, tokenizer_state = model.split_state(state)
+        tokenizer_path = path.with_name(f"{path.name}-tokenizer")
         save_checkpoint(
-            beside, family=FAMILY[run.codes], config=model.tokenizer.config, state=theirs, spec=spec
+            tokenizer_path,
+            family=FAMILY[run.codes],
+            config=model.tokenizer.config,
+            state=tokenizer_state,
+            spec=spec,
         )
         save_checkpoint(
-            path, family="voc", config=model.voc.config, state=own, spec=spec, tokenizer=beside
+            path,
+            family="voc",
+            config=model.voc.config,
+            state=voc_state,
+            spec=spec,
+            tokenizer=tokenizer_path,
         )
-        shutil.rmtree(beside)
+        shutil.rmtree(tokenizer_path)
         return
     assert isinstance(model, VOC)
     assert loaded is not None
-    made = TokenizerRef(family=FAMILY[run.codes], hash=loaded.hash)
-    save_checkpoint(path, family="voc", config=model.config, state=state, spec=spec, tokenizer=made)
+    source = TokenizerRef(family=FAMILY[run.codes], hash=loaded.hash)
+    save_checkpoint(
+        path, family="voc", config=model.config, state=state, spec=spec, tokenizer=source
+    )
 
 
 def command(args: Sequence[str]) -> None:

@@ -17,7 +17,7 @@ from foreact.families.voc.cloning.policy import CloningPolicy
 from foreact.families.voc.config import VOCConfig
 from foreact.families.voc.model import VOC
 from foreact.families.voc.policy import PlanningConfig, PlanningPolicy
-from foreact.families.voc.stacks import Stacks
+from foreact.families.voc.stacks import CodeStacks
 from foreact.types import ActionSpec, Batch, Observation, Policy, StreamSpec
 
 LEVELS, FRAMES = 4, 2
@@ -94,9 +94,11 @@ class Recorded:
         return {"value": "recorded"}
 
 
-def memory(batch_size: int = 1, frames: int = FRAMES) -> Stacks:
+def memory(batch_size: int = 1, frames: int = FRAMES) -> CodeStacks:
     tokenizer = LoadedTokenizer(Brightness(), "sha256:bright", None)
-    return Stacks(tokenizer, SPEC, camera="img", frames=frames, grid=(1, 1), batch_size=batch_size)
+    return CodeStacks(
+        tokenizer, SPEC, camera="img", frames=frames, grid=(1, 1), batch_size=batch_size
+    )
 
 
 def show(levels: Sequence[int]) -> Observation:
@@ -181,8 +183,8 @@ def test_what_cannot_be_a_frame_is_refused() -> None:
     with pytest.raises(UserError, match=r"should be uint8 \(1, 4, 4, 3\)"):
         stacks.observe(Observation(cameras={"img": np.zeros((1, 5, 5, 3), np.uint8)}))
     with pytest.raises(UserError, match="spec knows"):
-        Stacks(stacks.tokenizer, SPEC, camera="wrist", frames=2, grid=(1, 1))
-    wide = Stacks(stacks.tokenizer, SPEC, camera="img", frames=2, grid=(2, 2))
+        CodeStacks(stacks.tokenizer, SPEC, camera="wrist", frames=2, grid=(1, 1))
+    wide = CodeStacks(stacks.tokenizer, SPEC, camera="img", frames=2, grid=(2, 2))
     wide.reset([1])
     with pytest.raises(UserError, match="2 x 2 codes per frame, the tokenizer gives 1 x 1"):
         wide.observe(show([0]))

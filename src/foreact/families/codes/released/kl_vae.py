@@ -1,6 +1,4 @@
-"""The KL autoencoder of the reference, alone (kl16.ckpt) or inside a
-UVA checkpoint: its tensors and its config.
-"""
+"""The reference's KL autoencoder, alone (kl16.ckpt) or inside a UVA checkpoint."""
 
 from __future__ import annotations
 
@@ -45,9 +43,7 @@ def read_kl_vae(
 def config_of(
     native: Mapping[str, Tensor], path: Path, *, image_size: tuple[int, int]
 ) -> KLVAEConfig:
-    """Sizes from shapes; what shapes do not tell (norm groups,
-    attention resolution, scale) is as published.
-    """
+    """Sizes from shapes; norm groups, attention resolution and scale are as published."""
 
     def shape(name: str) -> tuple[int, ...]:
         if name not in native:
@@ -57,32 +53,28 @@ def config_of(
     levels = len({k.split(".")[2] for k in native if k.startswith("decoder.levels.")})
     channels = shape("encoder.conv_in.weight")[0]
     widths = [shape(f"decoder.levels.{i}.blocks.0.conv2.weight")[0] for i in range(levels)]
+    first_level = [k for k in native if k.startswith("decoder.levels.0.blocks.")]
     return KLVAEConfig(
         channels=channels,
         multipliers=tuple(w // channels for w in widths),
         # The encoder may have no residual block at all; the decoder has one more.
-        blocks=len({k.split(".")[4] for k in native if k.startswith("decoder.levels.0.blocks.")})
-        - 1,
+        blocks=len({k.split(".")[4] for k in first_level}) - 1,
         latent_channels=shape("from_latents.weight")[0],
         image_size=image_size,
     )
 
 
 def is_kl_vae(payload: Any) -> bool:
-    """Whether the content of a torch file is the autoencoder: an entry
-    `model` with its names, without a codebook.
-    """
+    """Whether a torch file holds the autoencoder: its names under `model`, and no codebook."""
     state = payload.get("model") if isinstance(payload, Mapping) else None
-    names = (
-        [str(k) for k, v in state.items() if isinstance(v, Tensor)]
-        if isinstance(state, Mapping)
-        else []
-    )
-    there = [
+    if not isinstance(state, Mapping):
+        return False
+    names = [str(k) for k, v in state.items() if isinstance(v, Tensor)]
+    present = [
         any(k.startswith(prefix) for k in names)
         for prefix in ("decoder.up.", "quant_conv.", "quantize.")
     ]
-    return there == [True, True, False]
+    return present == [True, True, False]
 
 
 def _convert(request: Request, options: Any) -> Converted:

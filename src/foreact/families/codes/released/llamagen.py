@@ -1,6 +1,4 @@
-"""LlamaGen's image tokenizer in its own checkpoint files
-(`vq_ds16_c2i.pt`): read strictly, and written.
-"""
+"""LlamaGen's image tokenizer in its own files (`vq_ds16_c2i.pt`): read strictly, written."""
 
 from __future__ import annotations
 
@@ -29,9 +27,7 @@ from foreact.tokenizers.vq import VQConfig, VQTokenizer
 
 
 def is_llamagen(payload: Any) -> bool:
-    """Whether the content of a torch file is a LlamaGen tokenizer:
-    an entry `model` with its module names.
-    """
+    """Whether a torch file holds a LlamaGen tokenizer: its module names under `model`."""
     state = payload.get("model") if isinstance(payload, Mapping) else None
     return isinstance(state, Mapping) and any(
         str(k).startswith("encoder.conv_blocks.") and isinstance(v, Tensor)
@@ -58,13 +54,13 @@ def read_llamagen(
         raise UserError(
             f"{path} should hold a LlamaGen tokenizer under the key 'model', found none."
         )
-    theirs = dict(payload["model"])
-    state = to_native(theirs)
+    reference_state = dict(payload["model"])
+    state = to_native(reference_state)
     # What shapes do not tell (norm groups, normalised codes, where attention is) is as published.
     config = VQConfig(**sizes_of(state, path, "LlamaGen tokenizer"), image_size=image_size)
     require_whole(VQTokenizer, config, state, f"{path} holds no whole LlamaGen tokenizer")
-    report = f"tokenizer: {len(state)} of {len(theirs)} tensors used"
-    if USED_CODES in theirs:
+    report = f"tokenizer: {len(state)} of {len(reference_state)} tensors used"
+    if USED_CODES in reference_state:
         report += f"\nleft out: {USED_CODES}, a log of the codes that training saw last"
     if unread := [k for k in payload if k != "model"]:
         report += f"\nnot read: {', '.join(map(str, unread))}"

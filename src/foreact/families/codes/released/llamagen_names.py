@@ -73,9 +73,7 @@ def native_key(key: str, levels: int) -> str | None:
 
 
 def _level(side: str, number: str, levels: int) -> int:
-    """Our number of a level, 0 being the full size; LlamaGen's
-    decoder counts in the order of computation.
-    """
+    """Our number of a level, 0 at full size; LlamaGen's decoder counts in computing order."""
     return int(number) if side == "encoder" else levels - 1 - int(number)
 
 
@@ -99,9 +97,7 @@ def to_native(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_reference(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Our tensors under LlamaGen's names, with an empty log of used
-    codes: what its strict loading expects.
-    """
+    """Our tensors under LlamaGen's names, with the empty log of used codes that it demands."""
     levels = len({key.split(".")[2] for key in state if key.startswith("encoder.levels.")})
     return {_reference_key(key, levels): tensor for key, tensor in state.items()} | {
         USED_CODES: torch.zeros(USED_CODES_LENGTH)

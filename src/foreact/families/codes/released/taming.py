@@ -1,5 +1,4 @@
-"""taming's VQGAN in its own checkpoint files, such as those that Video Occupancy Models released:
-read, and written.
+"""taming's VQGAN in its own files, such as those that VOC released: read, and written.
 
     {cheetah,walker}_vq_vae_model.pth   of VOC: a bare state dict, frames prepared the legacy way
     last.ckpt                           of taming: under the key `state_dict`, frames in [-1, 1]
@@ -49,9 +48,7 @@ _CONVOLUTION = re.compile(r"net\.slice[1-5]\.(\d+\.(?:weight|bias))")
 
 
 def is_taming(payload: Any) -> bool:
-    """Whether the content of a torch file is a VQGAN of taming:
-    bare, or as an entry `state_dict` or `model`.
-    """
+    """Whether a torch file holds taming's VQGAN: bare, or under `state_dict` or `model`."""
     return _find_state(payload) is not None
 
 
@@ -76,26 +73,28 @@ def read_taming(
         UserError: the file is missing, unreadable, holds something else, or not all of the
             tokenizer.
     """
-    theirs, unread = _open(path, payload)
+    reference_state, unread = _open(path, payload)
     preprocessing = preprocessing or ("symmetric" if LIGHTNING in unread else "legacy")
-    state = to_native(theirs)
+    state = to_native(reference_state)
     sizes = sizes_of(state, path, "VQGAN of taming")
     levels = len(sizes["multipliers"])
     stride = 2 ** (levels - 1)
+    image_size = IMAGE_SIZES[preprocessing]
+    if grid is not None:
+        image_size = (grid[0] * stride, grid[1] * stride)
     config = VQConfig(
         **sizes,
         attention=_attention(state, levels),
         normalized=TAMING.normalized,
         codebook_weight=TAMING.codebook_weight,
         commitment_weight=TAMING.commitment_weight,
-        image_size=IMAGE_SIZES[preprocessing]
-        if grid is None
-        else (grid[0] * stride, grid[1] * stride),
+        image_size=image_size,
         preprocessing=preprocessing,
     )
     require_whole(VQTokenizer, config, state, f"{path} holds no whole VQGAN of taming")
-    report = f"tokenizer: {len(state)} of {len(theirs)} tensors used, {preprocessing} preprocessing"
-    if loss := len(theirs) - len(state):
+    report = f"tokenizer: {len(state)} of {len(reference_state)} tensors used, "
+    report += f"{preprocessing} preprocessing"
+    if loss := len(reference_state) - len(state):
         report += f"\nleft out: {loss} tensors under '{LOSS}', which only training needs"
     if unread:
         report += f"\nnot read: {', '.join(unread)}"
@@ -103,30 +102,29 @@ def read_taming(
 
 
 def read_lpips(path: Path) -> FeatureDistance:
-    """The perceptual distance that lies beside a VQGAN, under `loss.perceptual_loss.`: LPIPS over
-    VGG16.
+    """LPIPS over VGG16, the perceptual distance beside a VQGAN (`loss.perceptual_loss.`).
 
     Raises:
         UserError: the file is missing, unreadable, holds something else, or not all of the
             distance.
     """
-    theirs = {
+    reference_state = {
         k.removeprefix(_PERCEPTUAL): v
         for k, v in _open(path, None)[0].items()
         if k.startswith(_PERCEPTUAL)
     }
-    if not theirs:
+    if not reference_state:
         raise UserError(
             f"{path} holds no tensors under '{_PERCEPTUAL}'; give a checkpoint file of taming or "
             "VOC with its loss."
         )
-    network = {m[1]: v for k, v in theirs.items() if (m := _CONVOLUTION.fullmatch(k))}
+    network = {m[1]: v for k, v in reference_state.items() if (m := _CONVOLUTION.fullmatch(k))}
     try:
         return lpips(
             network,
-            [theirs[f"lin{k}.model.1.weight"].flatten() for k in range(5)],
-            shift=theirs["scaling_layer.shift"].flatten().tolist(),
-            scale=theirs["scaling_layer.scale"].flatten().tolist(),
+            [reference_state[f"lin{k}.model.1.weight"].flatten() for k in range(5)],
+            shift=reference_state["scaling_layer.shift"].flatten().tolist(),
+            scale=reference_state["scaling_layer.scale"].flatten().tolist(),
         )
     except KeyError as error:
         raise UserError(
@@ -140,8 +138,9 @@ def read_lpips(path: Path) -> FeatureDistance:
 
 
 def write_taming(path: Path, state: Mapping[str, Tensor]) -> None:
-    """Write a tokenizer, in our names, as a bare state dict, which taming's network loads with
-    strict=False: it has no loss.
+    """Write a tokenizer, in our names, as a bare state dict.
+
+    taming's network loads it with strict=False, since it has no loss.
 
     Raises:
         UserError: `path` is a folder, or the disk refuses. Nothing is left half-written.
@@ -166,14 +165,14 @@ def write_taming(path: Path, state: Mapping[str, Tensor]) -> None:
 def _open(path: Path, payload: Any) -> tuple[dict[str, Tensor], list[str]]:
     """The state dict of a file, and the names of the entries beside it."""
     payload = read_torch_file(path) if payload is None else payload
-    found = _find_state(payload)
-    if found is None:
+    state = _find_state(payload)
+    if state is None:
         raise UserError(
             f"{path} should hold a VQGAN of taming, bare or under the key 'state_dict' or "
             "'model', found none."
         )
-    unread = [] if found is payload else [str(k) for k in payload if payload[k] is not found]
-    return dict(found), unread
+    unread = [] if state is payload else [str(k) for k in payload if payload[k] is not state]
+    return dict(state), unread
 
 
 def _find_state(payload: Any) -> Mapping[str, Tensor] | None:
@@ -192,8 +191,8 @@ def _find_state(payload: Any) -> Mapping[str, Tensor] | None:
 
 def _attention(state: Mapping[str, Tensor], levels: int) -> tuple[int, ...]:
     """Levels with self-attention, counted from the last one."""
-    found = {int(m[1]) for key in state if (m := _IN_ATTENTION.match(key))}
-    return tuple(i for i in range(levels) if levels - 1 - i in found)
+    with_attention = {int(m[1]) for key in state if (m := _IN_ATTENTION.match(key))}
+    return tuple(i for i in range(levels) if levels - 1 - i in with_attention)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,4 @@
-"""Names of the tensors of taming's VQGAN (released by it and by Video Occupancy Models) -> ours,
-and back.
+"""Names of the tensors of taming's VQGAN, which VOC released too -> ours, and back.
 
 Encoder and decoder are named as in the KL autoencoder, which descends from it.
 """

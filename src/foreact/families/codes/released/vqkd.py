@@ -1,6 +1,4 @@
-"""BEiT v2's VQ-KD tokenizer in its own checkpoint files
-(`vqkd_encoder_base_decoder_*.pth`), read strictly.
-"""
+"""BEiT v2's VQ-KD tokenizer in its own files (`vqkd_encoder_base_decoder_*.pth`)."""
 
 from __future__ import annotations
 
@@ -31,9 +29,7 @@ HEAD = 64  # channels of an attention head in every published size
 
 
 def is_vqkd(payload: Any) -> bool:
-    """Whether the content of a torch file is a VQ-KD tokenizer, as
-    an entry `model` or else `state_dict`.
-    """
+    """Whether a torch file holds a VQ-KD tokenizer, under `model` or else `state_dict`."""
     return _entry(payload) is not None
 
 
@@ -68,14 +64,15 @@ def read_vqkd(
             f"{path} should hold a VQ-KD tokenizer under the key 'model' or "
             "'state_dict', found none."
         )
-    theirs: dict[str, Tensor] = dict(payload[entry])
-    state = to_native(theirs)
+    reference_state: dict[str, Tensor] = dict(payload[entry])
+    state = to_native(reference_state)
     config = config_of(state, path, grid=grid, heads=heads, preprocessing=preprocessing)
     require_whole(VQKD, config, state, f"{path} holds no whole VQ-KD tokenizer")
-    report = f"tokenizer: {len(state)} of {len(theirs)} tensors used; {preprocessing} preprocessing"
-    if training := sum(key.startswith(TRAINING_ONLY) for key in theirs):
+    report = f"tokenizer: {len(state)} of {len(reference_state)} tensors used; "
+    report += f"{preprocessing} preprocessing"
+    if training := sum(key.startswith(TRAINING_ONLY) for key in reference_state):
         report += f"\nleft out: {training} tensors of training ({', '.join(TRAINING_ONLY)})"
-    if unread := sum(key in UNREAD for key in theirs):
+    if unread := sum(key in UNREAD for key in reference_state):
         report += f"\nleft out: {unread} buffers that the reference never reads"
     if others := [k for k in payload if k != entry]:
         report += f"\nnot read: {', '.join(map(str, others))}"

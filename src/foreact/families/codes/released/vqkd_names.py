@@ -62,8 +62,7 @@ def native_key(key: str) -> str | None:
 
 
 def to_native(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The same tensors under our names, strictly: every key is used but those of training and the
-    unread buffers.
+    """The same tensors under our names: every key but those of training and unread buffers.
 
     Raises:
         UserError: keys that the tokenizer does not have, by name. That tensors are missing is found

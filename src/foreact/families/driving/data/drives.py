@@ -1,5 +1,4 @@
-"""Drives: long recordings of one forward camera, their tokens, ego poses and times; and their
-native store.
+"""Drives: long recordings of one forward camera with tokens, ego poses and times; their store.
 
 The native store is an ordinary one with a camera stream `front`, one episode per video, scene or
 log, the episodes' names in `meta/name`, and beside the pixels, each as its own stream where it is
@@ -73,11 +72,9 @@ class StoreDrives:
     def __init__(self, store: ZarrStore, camera: str = FRONT) -> None:
         self.store, self.label, self.rate_hz = store, str(store.path), store.spec.fps
         self.lengths, self.starts = store.lengths, store.starts
-        self.names = (
-            store.info("name").tolist()
-            if "name" in store.info_names
-            else [str(i) for i in range(len(store))]
-        )
+        self.names = [str(i) for i in range(len(store))]
+        if "name" in store.info_names:
+            self.names = store.info("name").tolist()
         poses, timestamps = self._whole("ego_pose"), self._whole("timestamp")
         self.poses = None if poses is None else check_poses(poses, self.label)
         self.timestamps = None if timestamps is None else timestamps.reshape(-1)
@@ -96,11 +93,9 @@ class StoreDrives:
 
     def _whole(self, stream: str) -> np.ndarray | None:
         """All rows of a stream, or None where the store lacks it."""
-        return (
-            self.store.gather(stream, np.arange(int(self.lengths.sum())))
-            if self.store.has(stream)
-            else None
-        )
+        if not self.store.has(stream):
+            return None
+        return self.store.gather(stream, np.arange(int(self.lengths.sum())))
 
 
 def choose(drives: Drives, names: list[str]) -> np.ndarray:
@@ -119,8 +114,10 @@ def choose(drives: Drives, names: list[str]) -> np.ndarray:
 
 
 def driving_spec(fps: float, size: tuple[int, int] = FRAME_SIZE) -> StreamSpec:
-    """Spec of a native driving store at the raw frame rate; a
-    `UserError` for a size below 1 x 1.
+    """Spec of a native driving store at the raw frame rate.
+
+    Raises:
+        UserError: a size below 1 x 1.
     """
     if min(size) < 1:
         raise UserError(
@@ -130,13 +127,13 @@ def driving_spec(fps: float, size: tuple[int, int] = FRAME_SIZE) -> StreamSpec:
 
 
 def episodes_done(
-    writer: StoreWriter, facts: Mapping[str, Any], known: list[str]
+    writer: StoreWriter, facts: Mapping[str, Any], names: list[str]
 ) -> dict[str, int]:
     """Names and lengths of the episodes that an earlier import left in the store, in its order.
 
     Raises:
         UserError: the store comes from another source, or holds an episode whose name is not in
-            `known`.
+            `names`.
     """
     if any(writer.attrs.get(key) != value for key, value in facts.items()):
         raise UserError(
@@ -147,9 +144,9 @@ def episodes_done(
         return {}
     store = open_store(writer.path)
     done = dict(zip(store.info("name").tolist(), store.lengths.tolist(), strict=True))
-    if strangers := sorted(set(done) - set(known)):
+    if unknown := sorted(set(done) - set(names)):
         raise UserError(
-            f"{writer.path} holds '{strangers[0]}', which is not imported now; choose another path."
+            f"{writer.path} holds '{unknown[0]}', which is not imported now; choose another path."
         )
     return done
 
@@ -186,27 +183,24 @@ def write_drives(
             refuses.
     """
     images, out, spec = Path(images), Path(out), driving_spec(rate_hz, size)
-    rows = {}  # scene -> rows whose image is there
+    rows = {}  # scene -> rows whose image exists
     for name, start, length in zip(
         trajectories.names, trajectories.starts, trajectories.lengths, strict=True
     ):
-        here = [
-            row
-            for row in range(start, start + length)
-            if (images / trajectories.files[row]).is_file()
-        ]
-        if here:
-            rows[name] = np.array(here)
-    there = sum(map(len, rows.values()))
-    if not there:
+        scene_rows = range(start, start + length)
+        existing = [row for row in scene_rows if (images / trajectories.files[row]).is_file()]
+        if existing:
+            rows[name] = np.array(existing)
+    image_count = sum(map(len, rows.values()))
+    if not image_count:
         first = images / trajectories.files[0]
         raise UserError(
             f"None of the {len(trajectories.files)} images is there, such as {first}; "
             "correct the folder."
         )
-    if there < len(trajectories.files):
+    if image_count < len(trajectories.files):
         warnings.warn(
-            f"{len(trajectories.files) - there} of {len(trajectories.files)} images of "
+            f"{len(trajectories.files) - image_count} of {len(trajectories.files)} images of "
             f"{trajectories.label} are not in {images}; {len(trajectories.names) - len(rows)} of "
             f"{len(trajectories.names)} scenes have none at all.",
             stacklevel=2,
@@ -220,9 +214,10 @@ def write_drives(
                 "images."
             )
         bar = tqdm(rows.items(), unit="scene", desc="import", disable=not progress)
-        for name, chosen in bar:
+        for name, scene_rows in bar:
             if name not in done:
-                frames = read_frames([images / trajectories.files[row] for row in chosen], size)
+                files = [images / trajectories.files[row] for row in scene_rows]
+                frames = read_frames(files, size)
                 with kept_on_disk(frames, out) as video:
                     writer.append({FRONT: video}, name=name)
     names = open_store(out).info("name").tolist()

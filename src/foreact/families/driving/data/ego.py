@@ -1,9 +1,7 @@
-"""Ego motion as mathematics on poses: waypoints, relative rotations, yaw rate and high-level
-commands (float64 numpy).
+"""Ego motion from poses: waypoints, relative rotations, yaw rate, high-level commands.
 
 A pose is float64 (7,): x, y, z in metres and the unit quaternion w, x, y, z, which takes the ego
-    frame (x forward, y
-left, z up) to the world. Leading axes broadcast.
+frame (x forward, y left, z up) to the world. Leading axes broadcast. All is numpy.
 """
 
 from __future__ import annotations
@@ -36,9 +34,7 @@ def waypoints(origin: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def relative_rotations(origin: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Orientations of `targets` (..., K, 7) as seen from `origin`
-    (..., 7): quaternions (..., K, 4), w first.
-    """
+    """Rotations of `targets` (..., K, 7) seen from `origin` (..., 7): quaternions (..., K, 4)."""
     return _multiply(_inverse(origin[..., None, 3:]), targets[..., 3:])
 
 
@@ -82,10 +78,10 @@ def check_poses(poses: np.ndarray, label: str) -> np.ndarray:
         raise UserError(
             f"The poses of {label} should be (N, 7): x, y, z, qw, qx, qy, qz; found {poses.shape}."
         )
-    good = np.isfinite(poses).all(axis=1)
-    good &= np.abs(np.linalg.norm(poses[:, 3:], axis=1) - 1.0) < 1e-3
-    if not good.all():
-        row = int(np.argmin(good))
+    valid = np.isfinite(poses).all(axis=1)
+    valid &= np.abs(np.linalg.norm(poses[:, 3:], axis=1) - 1.0) < 1e-3
+    if not valid.all():
+        row = int(np.argmin(valid))  # the first that is not
         raise UserError(
             f"The poses of {label} should be finite with unit quaternions; row {row} is "
             f"{poses[row].tolist()}."
@@ -104,6 +100,7 @@ def _multiply(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _rotate(q: np.ndarray, v: np.ndarray) -> np.ndarray:
-    axis = q[..., 1:]
-    across = np.cross(axis, v)
-    return v + 2.0 * (q[..., :1] * across + np.cross(axis, across))
+    # q v q^-1 for a unit quaternion (w, u): v + 2 (w u x v + u x (u x v)).
+    u = q[..., 1:]
+    cross = np.cross(u, v)
+    return v + 2.0 * (q[..., :1] * cross + np.cross(u, cross))

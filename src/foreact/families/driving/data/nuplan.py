@@ -36,29 +36,28 @@ def nuplan_logs(databases: str | Path, names: Sequence[str] | None = None) -> li
     Raises:
         UserError: there is none, two have one name, or a name is missing.
     """
-    found: dict[str, Path] = {}
+    logs: dict[str, Path] = {}
     for path in sorted(Path(databases).rglob("*.db"), key=lambda p: p.stem):
-        if path.stem in found:
+        if path.stem in logs:
             raise UserError(
-                f"{databases} holds the log '{path.stem}' twice: {found[path.stem]} and {path}."
+                f"{databases} holds the log '{path.stem}' twice: {logs[path.stem]} and {path}."
             )
-        found[path.stem] = path
-    if not found:
+        logs[path.stem] = path
+    if not logs:
         raise UserError(
             f"There is no .db file below {databases}; give the folder of nuPlan's logs."
         )
     if names is None:
-        return list(found.values())
-    if missing := sorted(set(names) - set(found)):
+        return list(logs.values())
+    if missing := sorted(set(names) - set(logs)):
         raise UserError(
             f"{databases} has no log '{missing[0]}' ({len(missing)} of {len(names)} are missing)."
         )
-    return [found[name] for name in sorted(set(names))]
+    return [logs[name] for name in sorted(set(names))]
 
 
 def nuplan_records(logs: Iterable[Path], *, camera: str = "CAM_F0") -> Iterator[Record]:
-    """One record per image of a camera (see `foreact.families.driving.data.trajectories`), log
-    after log.
+    """One record (see `driving.data.trajectories`) per image of a camera, log after log.
 
     Raises:
         UserError: a file is no data base of nuPlan, or damaged.

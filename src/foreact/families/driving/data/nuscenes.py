@@ -1,5 +1,4 @@
-"""nuScenes as it is downloaded -> trajectory records. Tables are read directly; nothing of its
-devkit is needed.
+"""nuScenes as it is downloaded -> trajectory records, without its devkit.
 
 Read are scene (name, description), sample (scene_token), sample_data (sample_token, ego_pose_token,
 calibrated_sensor_token, filename, timestamp, is_key_frame), ego_pose, calibrated_sensor and sensor
@@ -26,12 +25,12 @@ def find_version(root: Path) -> str:
     Raises:
         UserError: there is none, or several.
     """
-    found = sorted(p.name for p in root.glob("v1.0-*") if p.is_dir())
-    if len(found) != 1:
+    versions = sorted(path.name for path in root.glob("v1.0-*") if path.is_dir())
+    if len(versions) != 1:
         raise UserError(
-            f"{root} should hold one folder of tables v1.0-*, found {found}; name the version."
+            f"{root} should hold one folder of tables v1.0-*, found {versions}; name the version."
         )
-    return found[0]
+    return versions[0]
 
 
 def nuscenes_records(
@@ -41,8 +40,7 @@ def nuscenes_records(
     camera: str = "CAM_FRONT",
     scenes: Sequence[str] | None = None,
 ) -> list[Record]:
-    """One record per key frame of a camera (see `foreact.families.driving.data.trajectories`), with
-    its calibration.
+    """One record (see `driving.data.trajectories`) per key frame of a camera, with calibration.
 
     Args:
         root: holds the tables' folder and samples/.
@@ -55,30 +53,27 @@ def nuscenes_records(
     """
     root = Path(root)
     folder = root / (version or find_version(root))
-    by_token = {
-        row["token"]: row for row in _table(folder, "scene", "token", "name", "description")
-    }
+    scene_rows = _table(folder, "scene", "token", "name", "description")
     if scenes is not None:
-        wanted, names = set(scenes), {row["name"] for row in by_token.values()}
-        if missing := sorted(wanted - names):
+        chosen, names = set(scenes), {row["name"] for row in scene_rows}
+        if missing := sorted(chosen - names):
             raise UserError(
                 f"{folder} has no scene '{missing[0]}' ({len(missing)} of "
-                f"{len(wanted)} are missing)."
+                f"{len(chosen)} are missing)."
             )
-        by_token = {token: row for token, row in by_token.items() if row["name"] in wanted}
-    scene_of = {
-        row["token"]: by_token[row["scene_token"]]
+        scene_rows = [row for row in scene_rows if row["name"] in chosen]
+    scene_by_token = {row["token"]: row for row in scene_rows}
+    scene_of = {  # token of a sample -> its scene
+        row["token"]: scene_by_token[row["scene_token"]]
         for row in _table(folder, "sample", "token", "scene_token")
-        if row["scene_token"] in by_token
+        if row["scene_token"] in scene_by_token
     }
-    channels = {
-        row["token"]: row["channel"] for row in _table(folder, "sensor", "token", "channel")
-    }
+    sensors = _table(folder, "sensor", "token", "channel")
+    channels = {row["token"]: row["channel"] for row in sensors}
+    fields = ("token", "sensor_token", "translation", "rotation")
     calibrations = {
         row["token"]: row
-        for row in _table(
-            folder, "calibrated_sensor", "token", "sensor_token", "translation", "rotation"
-        )
+        for row in _table(folder, "calibrated_sensor", *fields)
         if channels.get(row["sensor_token"]) == camera
     }
     fields = (
@@ -101,15 +96,15 @@ def nuscenes_records(
             f"{folder} has no key frame of camera '{camera}'; its sensors are "
             f"{sorted(channels.values())}."
         )
-    needed = {row["ego_pose_token"] for row in frames}
+    pose_tokens = {row["ego_pose_token"] for row in frames}
     poses = {
         row["token"]: row
         for row in _table(folder, "ego_pose", "token", "translation", "rotation")
-        if row["token"] in needed
+        if row["token"] in pose_tokens
     }
-    if lost := needed - set(poses):
+    if missing := pose_tokens - set(poses):
         raise UserError(
-            f"{len(lost)} ego poses that {folder / 'sample_data.json'} names are not "
+            f"{len(missing)} ego poses that {folder / 'sample_data.json'} names are not "
             "in ego_pose.json."
         )
     return [

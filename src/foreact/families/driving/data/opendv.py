@@ -1,5 +1,4 @@
-"""OpenDV-YouTube: videos and the table of what to cut off -> a native store at 10 frames per
-second.
+"""OpenDV-YouTube: videos and the table of what to cut off -> a native store at 10 Hz.
 
 <root>/metadata.csv                    tabs: video_id, split, discard_start, discard_end (s), ...
 <root>/videos/<channel>/<id>.mp4       or .webm; a leading "-" of an id may be written as "@"
@@ -51,17 +50,17 @@ class Video:
 def opendv_videos(
     root: str | Path, *, split: str | None = None, names: Sequence[str] | None = None
 ) -> list[Video]:
-    """The videos of a split, or of given ids, in the table's order; those without a file are left
-    out with a warning.
+    """The videos of a split, or of given ids, in the table's order.
+
+    Those without a file are left out with a warning.
 
     Raises:
         UserError: the table is missing or malformed, or there is no such video.
     """
-    root, wanted = Path(root), None if names is None else set(names)
+    root, ids = Path(root), None if names is None else set(names)
     table = root / "metadata.csv"
-    files = {
-        p.stem: p for p in sorted((root / "videos").glob("*/*")) if p.suffix in (".mp4", ".webm")
-    }
+    paths = sorted((root / "videos").glob("*/*"))
+    files = {path.stem: path for path in paths if path.suffix in (".mp4", ".webm")}
     try:
         with open(table, newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
@@ -70,7 +69,7 @@ def opendv_videos(
             name: row
             for name, row in listed.items()
             if (split is None or row["split"].lower() == split.lower())
-            and (wanted is None or name in wanted)
+            and (ids is None or name in ids)
         }
         cuts = {
             name: (float(row["discard_start"]), float(row["discard_end"]))
@@ -80,55 +79,40 @@ def opendv_videos(
         raise UserError(
             f"There is no table {table}; give the folder that holds metadata.csv and videos/."
         ) from None
-    except (
-        OSError,
-        UnicodeDecodeError,
-        KeyError,
-        TypeError,
-        ValueError,
-        AttributeError,
-        csv.Error,
-    ) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
         raise UserError(
             f"{table} should be tab separated with video_id, split, discard_start and discard_end "
             f"({type(error).__name__}: {error})."
         ) from None
-    if unknown := sorted((wanted or set()) - set(listed)):
+    if unknown := sorted((ids or set()) - set(listed)):
         raise UserError(
             f"{table} does not list '{unknown[0]}' ({len(unknown)} of the given names are missing)."
         )
-    if bad := [
-        name for name, cut in cuts.items() if not all(0 <= seconds < math.inf for seconds in cut)
-    ]:
+    bad = [name for name, cut in cuts.items() if not all(0 <= s < math.inf for s in cut)]
+    if bad:
         raise UserError(f"{table} should cut off 0 seconds or more; '{bad[0]}' has {cuts[bad[0]]}.")
-    paths = {
-        name: files.get(name) or files.get(f"@{name[1:]}" if name.startswith("-") else name)
-        for name in chosen
-    }
-    found = [
-        Video(
-            name=name,
-            path=path,
-            split=chosen[name]["split"],
-            discard_start=cuts[name][0],
-            discard_end=cuts[name][1],
+    videos, missing = [], []
+    for name, row in chosen.items():
+        path = files.get(name) or files.get(f"@{name[1:]}" if name.startswith("-") else name)
+        if path is None:
+            missing.append(name)
+            continue
+        start, end = cuts[name]
+        videos.append(
+            Video(name=name, path=path, split=row["split"], discard_start=start, discard_end=end)
         )
-        for name, path in paths.items()
-        if path is not None
-    ]
-    if not found:
+    if not videos:
         raise UserError(
             f"{table} lists {len(chosen)} videos for this choice; none of them lies "
             f"below {root}/videos."
         )
-    if len(found) < len(chosen):
-        lost = next(name for name, path in paths.items() if path is None)
+    if missing:
         warnings.warn(
-            f"{len(chosen) - len(found)} of {len(chosen)} videos, such as '{lost}', are not below "
+            f"{len(missing)} of {len(chosen)} videos, such as '{missing[0]}', are not below "
             f"{root}/videos and are left out.",
             stacklevel=2,
         )
-    return found
+    return videos
 
 
 def import_opendv(
@@ -142,8 +126,7 @@ def import_opendv(
     size: tuple[int, int] = FRAME_SIZE,
     progress: bool = True,
 ) -> int:
-    """Cut, sample and shrink videos into a native store, one episode per video; resumable after
-    each.
+    """Cut, sample and shrink videos into the episodes of a native store; resumable after each.
 
     Args:
         root: holds metadata.csv and videos/.
@@ -197,10 +180,9 @@ def import_opendv(
 
 
 class Clip:
-    """Frames of one video: cut, at 10 per second, uint8 (H, W, 3); decoded in this process by
-    FFmpeg's libraries.
+    """Frames of one video, cut, at 10 per second: uint8 (H, W, 3), decoded in this process.
 
-    The decoder conceals damaged parts and goes on; a frame that is lost is replaced by the one
+    FFmpeg's decoder conceals damaged parts and goes on; a frame that is lost is replaced by the one
     before it.
 
     Attributes:
@@ -216,15 +198,15 @@ class Clip:
     @property
     def damage(self) -> str:
         """What is wrong with the video, known after its last frame; empty where nothing is."""
-        found = [f"it cannot be decoded further ({self.failure})"] if self.failure else []
+        faults = [f"it cannot be decoded further ({self.failure})"] if self.failure else []
         if self.complaints:
-            found.append(f"the decoder reported {self.complaints} errors")
+            faults.append(f"the decoder reported {self.complaints} errors")
         if self.missing > 1.0:
-            found.append(f"it ends {self.missing:.1f} s too early")
-        return " and ".join(found)
+            faults.append(f"it ends {self.missing:.1f} s too early")
+        return " and ".join(faults)
 
     def __iter__(self) -> Iterator[np.ndarray]:
-        before = av.logging.get_level(), av.logging.get_skip_repeated()
+        level, skip_repeated = av.logging.get_level(), av.logging.get_skip_repeated()
         av.logging.set_level(av.logging.ERROR)
         av.logging.set_skip_repeated(False)
         try:
@@ -235,8 +217,8 @@ class Clip:
                     self.failure = str(error)
                 self.complaints += len(log)
         finally:
-            av.logging.set_level(before[0])
-            av.logging.set_skip_repeated(before[1])
+            av.logging.set_level(level)
+            av.logging.set_skip_repeated(skip_repeated)
 
     def _frames(self) -> Iterator[np.ndarray]:
         with av.open(str(self.video.path)) as container:
@@ -244,8 +226,8 @@ class Clip:
                 self.failure = "there is no video stream of known duration"
                 return
             stream = container.streams.video[0]
-            # One thread: messages from the decoder's own threads, which tell of damage, can lock up
-            #     the interpreter.
+            # One thread: messages from the decoder's own threads, which tell of damage, can lock
+            # up the interpreter.
             stream.thread_type, stream.codec_context.thread_count = "NONE", 1
             self.missing = length = max(0.0, self._length(container.duration / av.time_base))
             if length == 0:
@@ -262,10 +244,10 @@ class Clip:
                     self.complaints += 1
                     continue
                 for frame in decoded:
-                    if (
-                        frame.pts is None
-                        or (time := float(frame.pts * stream.time_base) - origin - start) < 0
-                    ):
+                    if frame.pts is None:
+                        continue
+                    time = float(frame.pts * stream.time_base) - origin - start
+                    if time < 0:  # between the key frame that seeking finds and the cut
                         continue
                     frame.pts, frame.time_base = round(time / stream.time_base), stream.time_base
                     graph.push(frame)
@@ -278,11 +260,9 @@ class Clip:
     def _length(self, duration: float) -> float:
         """Seconds to keep from `discard_start` on."""
         start, end = self.video.discard_start, self.video.discard_end
-        return (
-            duration - start - end
-            if self.cutting == "exact"
-            else min(duration - start, duration - end)
-        )
+        if self.cutting == "exact":
+            return duration - start - end
+        return min(duration - start, duration - end)
 
     def _graph(self, stream: VideoStream) -> Graph:
         graph = Graph()

@@ -1,6 +1,4 @@
-"""Windows that a training run has not seen yet, for
-fine-tuning on data that is new to the model.
-"""
+"""Windows that a training run has not seen yet, for fine-tuning on data new to the model."""
 
 from __future__ import annotations
 
@@ -37,18 +35,17 @@ def remaining(
     """
     _check(windows=windows, world=world, batch_size=batch_size, steps=steps)
     dataset = cast(Dataset, range(windows))
-    found = []
+    unseen = []
     for rank in range(world):
         sampler = DistributedSampler(
             dataset, world, rank, shuffle=True, seed=seed, drop_last=drop_last
         )
-        found.append(np.array(list(sampler)[steps * batch_size :], np.int64))
-    return found
+        unseen.append(np.array(list(sampler)[steps * batch_size :], np.int64))
+    return unseen
 
 
 def remaining_of_run(windows: int, *, seed: int, seen: int) -> np.ndarray:
-    """What a run of ours has not seen of the epoch in which it stopped, in the order in which it
-    would have come.
+    """What a run of ours has not seen of the epoch in which it stopped, in its order.
 
     Args:
         windows: size of the data set.

@@ -1,6 +1,4 @@
-"""Token grids in the layouts of VaViM's own tools, opened as
-they are: one .npy file (h, w) per frame.
-"""
+"""Token grids as VaViM's own tools leave them: one .npy file (h, w) per frame."""
 
 from __future__ import annotations
 
@@ -16,9 +14,7 @@ from foreact.families.driving.data.trajectories import Trajectories
 
 
 class TokenFiles(ABC):
-    """Drives (see `foreact.families.driving.data.drives.Drives`)
-    whose frames are files; a subclass says which.
-    """
+    """Drives whose frames are files, as a subclass names them; meets `data.drives.Drives`."""
 
     label: str
     rate_hz: float
@@ -61,10 +57,8 @@ class TokenFiles(ABC):
                 f"The token file {file} cannot be read ({error}); tokenize that frame again."
             ) from None
         if not isinstance(grid, np.ndarray) or grid.ndim != 2 or grid.dtype.kind not in "iu":
-            found = (
-                f"{grid.dtype} {grid.shape}" if isinstance(grid, np.ndarray) else "several arrays"
-            )
-            raise UserError(f"{file} should hold integers (h, w), found {found}.")
+            has = f"{grid.dtype} {grid.shape}" if isinstance(grid, np.ndarray) else "several arrays"
+            raise UserError(f"{file} should hold integers (h, w), found {has}.")
         self._grid = self._grid or (grid.shape, file)
         if grid.shape != self._grid[0]:
             raise UserError(
@@ -75,13 +69,12 @@ class TokenFiles(ABC):
 
 
 class TokenFolders(TokenFiles):
-    """OpenDV's tokens: `<root>/<video>/t_000001.npy`, ..., in the order of the file names, at the
-    raw frame rate.
+    """OpenDV's tokens: `<root>/<video>/t_000001.npy`, ..., in the order of the file names.
 
     Args:
         root: such as flat_tokens/.
         videos: names in the wanted order. A leading "-" may be written as "@" on disk.
-        rate_hz: frames per second of the files.
+        rate_hz: frames per second of the files, the raw rate.
         skip_missing: leave out videos without a folder, with a warning, instead of refusing.
 
     Raises:
@@ -100,12 +93,12 @@ class TokenFolders(TokenFiles):
         folders = {video: self._folder(video) for video in videos}
         if missing := [video for video, folder in folders.items() if folder is None]:
             share = f"{len(missing)} of {len(videos)}"
-            found = f"{share} videos have no folder in {root}, such as '{missing[0]}'"
+            problem = f"{share} videos have no folder in {root}, such as '{missing[0]}'"
             if not skip_missing or len(missing) == len(videos):
                 raise UserError(
-                    f"{found}; tokenize them, correct the list, or skip missing ones on purpose."
+                    f"{problem}; tokenize them, correct the list, or skip missing ones on purpose."
                 )
-            warnings.warn(f"{found}; they are left out.", stacklevel=2)
+            warnings.warn(f"{problem}; they are left out.", stacklevel=2)
         self._folders = [folder for folder in folders.values() if folder is not None]
         self.names = [video for video, folder in folders.items() if folder is not None]
         # Fixed-width bytes: OpenDV has 60 million frames, as Python strings they would not fit into
@@ -129,11 +122,10 @@ class TokenFolders(TokenFiles):
 
 
 class TrajectoryTokens(TokenFiles):
-    """nuPlan's and nuScenes' tokens: `<root>/<image path>` with .npy for .jpg, in the order of the
-    trajectories.
+    """nuPlan's and nuScenes' tokens: `<root>/<image path>` with .npy for .jpg.
 
     Args:
-        trajectories: scenes, times and poses.
+        trajectories: scenes, times and poses, which give the order.
         root: such as tokens/.
         rate_hz: frames per second of the trajectories: 2 for nuScenes' key frames, 10 for nuPlan.
     """
@@ -141,16 +133,10 @@ class TrajectoryTokens(TokenFiles):
     def __init__(self, trajectories: Trajectories, root: str | Path, *, rate_hz: float) -> None:
         if not Path(root).is_dir():
             raise UserError(f"There is no token folder {root}.")
-        self.root, self.label, self.rate_hz = (
-            Path(root),
-            f"{trajectories.label} with {root}",
-            rate_hz,
-        )
-        self.names, self.lengths, self.starts = (
-            trajectories.names,
-            trajectories.lengths,
-            trajectories.starts,
-        )
+        self.root, self.label = Path(root), f"{trajectories.label} with {root}"
+        self.rate_hz = rate_hz
+        self.names = trajectories.names
+        self.lengths, self.starts = trajectories.lengths, trajectories.starts
         self.poses: np.ndarray | None = trajectories.poses
         self.timestamps: np.ndarray | None = trajectories.timestamps
         self._files = trajectories.files

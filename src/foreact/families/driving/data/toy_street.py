@@ -1,9 +1,8 @@
-"""Drives along winding roads, drawn and written in the folder layout of nuScenes: driving data
-without a download.
+"""Drives along winding roads, drawn in the folder layout of nuScenes: data without a download.
 
 Each scene is 20 seconds at 2 Hz: pictures of 256 x 144 pixels from a camera 1.6 m above a road
-    whose bends, lane marks
-and field patches tell where the car goes and how fast, and the tables with the car's poses.
+whose bends, lane marks and field patches tell where the car goes and how fast, and the tables with
+the car's poses.
 """
 
 from __future__ import annotations
@@ -30,9 +29,7 @@ FRAMES = 40
 
 
 def road(rng: np.random.Generator, length: float = 400.0, spacing: float = 0.5) -> np.ndarray:
-    """A centre line (N, 3): x, y, heading, every `spacing` metres;
-    straights and bends of 12 to 60 m radius.
-    """
+    """A centre line (N, 3), x, y, heading, every `spacing` m; straights and bends of 12-60 m."""
     curvature: list[float] = []
     while len(curvature) * spacing < length:
         steps = int(rng.uniform(20, 45) / spacing)
@@ -46,16 +43,14 @@ def road(rng: np.random.Generator, length: float = 400.0, spacing: float = 0.5) 
 
 def positions(rng: np.random.Generator, centre: np.ndarray, spacing: float = 0.5) -> np.ndarray:
     """Poses (FRAMES, 3) of a car that follows the road and slows down in bends."""
-    at, speed, poses = 10.0, rng.uniform(4, 8), []
+    distance, speed, poses = 10.0, rng.uniform(4, 8), []  # metres, metres per second
     for _ in range(FRAMES):
-        i = min(int(at / spacing), len(centre) - 40)
+        i = min(int(distance / spacing), len(centre) - 40)
         poses.append(centre[i])
-        ahead = abs(centre[i + 20, 2] - centre[i, 2]) / 10.0  # curvature over the next 10 m
-        speed += (
-            np.clip(min(9.0, np.sqrt(2.0 / max(ahead, 1e-3))) - speed, -1.5, 1.0)
-            + rng.normal() * 0.1
-        )
-        at += max(speed, 2.0) * PERIOD
+        curvature = abs(centre[i + 20, 2] - centre[i, 2]) / 10.0  # over the next 10 m
+        limit = min(9.0, np.sqrt(2.0 / max(curvature, 1e-3)))  # at most 2 m/s^2 to the side
+        speed += np.clip(limit - speed, -1.5, 1.0) + rng.normal() * 0.1
+        distance += max(speed, 2.0) * PERIOD
     return np.array(poses)
 
 
@@ -64,18 +59,20 @@ def picture(pose: np.ndarray, centre: np.ndarray, spacing: float = 0.5) -> np.nd
     image = np.empty((HEIGHT, WIDTH, 3))
     image[:HORIZON] = np.linspace([120, 160, 220], [205, 220, 235], HORIZON)[:, None]
     rows, columns = np.mgrid[HORIZON + 1 : HEIGHT + 1, 0:WIDTH]
+    # Where each pixel below the horizon meets the ground, metres from the car.
     forward = FOCAL * CAMERA_HEIGHT / (rows - HORIZON)
     left = (WIDTH / 2 - columns) / FOCAL * forward
 
+    # The centre line from the car on, in the frame of the car.
     c, s = np.cos(pose[2]), np.sin(pose[2])
     offset = centre[:, :2] - pose[:2]
     x, y = offset @ [c, s], offset @ [-s, c]
-    here = int(np.argmin(np.hypot(x, y)))
-    x, y = x[here : here + 200], y[here : here + 200]
-    visible = np.concatenate(
-        [[True], np.diff(np.maximum.accumulate(x)) > 0]
-    )  # up to where the road turns back
-    along = np.interp(forward, x[visible], np.arange(here, here + len(x))[visible] * spacing)
+    nearest = int(np.argmin(np.hypot(x, y)))
+    x, y = x[nearest : nearest + 200], y[nearest : nearest + 200]
+    # Only points further ahead than all before them: up to where the road turns back.
+    visible = np.concatenate([[True], np.diff(np.maximum.accumulate(x)) > 0])
+    road_metres = np.arange(nearest, nearest + len(x)) * spacing
+    along = np.interp(forward, x[visible], road_metres[visible])
     beside = left - np.interp(forward, x[visible], y[visible])
 
     world_x, world_y = pose[0] + c * forward - s * left, pose[1] + s * forward + c * left
@@ -105,20 +102,12 @@ def write_toy_street(out: Path, *, scenes: int = 40, seed: int = 0, progress: bo
         raise UserError(f"{out} exists already; choose another folder or remove it.")
     if scenes < 1:
         raise UserError(f"scenes should be at least 1, found {scenes}.")
+    # Drawn beside its place and moved there when whole.
     final, out = out, out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(out, ignore_errors=True)
-    tables: dict[str, list[dict[str, Any]]] = {
-        name: []
-        for name in (
-            "scene",
-            "sample",
-            "sample_data",
-            "ego_pose",
-            "calibrated_sensor",
-            "sensor",
-            "log",
-        )
-    }
+    scene_tables = ("scene", "sample", "sample_data", "ego_pose")
+    other_tables = ("calibrated_sensor", "sensor", "log")
+    tables: dict[str, list[dict[str, Any]]] = {name: [] for name in scene_tables + other_tables}
     tables["sensor"].append({"token": "sensor", "channel": "CAM_FRONT", "modality": "camera"})
     tables["log"].append(
         {"token": "log", "logfile": "toy", "vehicle": "toy", "location": "nowhere"}

@@ -1,5 +1,4 @@
-"""Ego trajectories: per frame of a camera its scene, file, time and ego pose; native form JSON
-lines.
+"""Ego trajectories: per frame of a camera its scene, file, time and ego pose, in JSON lines.
 
 One record per frame, with the keys of the released nuScenes pickles:
 
@@ -63,19 +62,13 @@ class Trajectories:
                     *map(float, frame["ego_to_world_tran"]),
                     *map(float, frame["ego_to_world_rot"]),
                 ]
-                rows.append(
-                    (
-                        str(record["scene"]["name"]),
-                        int(frame["timestamp"]),
-                        str(frame["file_path"]),
-                        pose,
-                    )
-                )
+                scene, timestamp = str(record["scene"]["name"]), int(frame["timestamp"])
+                rows.append((scene, timestamp, str(frame["file_path"]), pose))
             except (KeyError, TypeError, ValueError, OverflowError) as error:
-                has = sorted(record) if isinstance(record, Mapping) else type(record).__name__
+                keys = sorted(record) if isinstance(record, Mapping) else type(record).__name__
                 raise UserError(
                     f"Record {i} of {label} has no usable entry for camera '{camera}' "
-                    f"({type(error).__name__}: {error}); it has {has}."
+                    f"({type(error).__name__}: {error}); it has {keys}."
                 ) from None
             if len(pose) != 7:
                 raise UserError(
@@ -85,6 +78,7 @@ class Trajectories:
             raise UserError(f"{label} holds no frame of camera '{camera}'.")
         rows.sort(key=lambda row: row[:2])
         scenes = np.array([row[0] for row in rows], dtype=object)
+        # A scene starts where the name differs from the row before.
         starts = np.flatnonzero(np.concatenate([[True], scenes[1:] != scenes[:-1]]))
         return Trajectories(
             label=label,

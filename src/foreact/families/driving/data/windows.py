@@ -1,5 +1,4 @@
-"""Windows of drives: token frames at a lower rate, with a plan (future waypoints) and a command for
-each of them.
+"""Windows of drives: token frames at a lower rate, each with a plan (waypoints) and a command.
 
 raw frames      .   .   .   .   .   .   .   .   .   .   .         stride 2, 3 frames, horizon 2
 frames          t0      t1      t2
@@ -71,9 +70,9 @@ class DrivingWindows:
         camera: str = "front",
         episodes: np.ndarray | Sequence[int] | None = None,
     ) -> None:
-        least = horizon or 0
-        future = least if future is None else future
-        if frames < 1 or stride < 1 or (horizon is not None and horizon < 1) or future < least:
+        waypoints = horizon or 0
+        future = waypoints if future is None else future
+        if frames < 1 or stride < 1 or (horizon is not None and horizon < 1) or future < waypoints:
             raise UserError(
                 "Expected frames, stride and horizon >= 1 and future >= horizon, found "
                 f"frames {frames}, stride {stride}, horizon {horizon}, future {future}."
@@ -90,44 +89,41 @@ class DrivingWindows:
             )
         self.drives, self.frames, self.stride, self.horizon = drives, frames, stride, horizon
         self.command_threshold, self.vocab, self.camera = command_threshold, vocab, camera
-        self._command_steps = least * (stride if command_horizon == "plan" else 1)
+        self._command_steps = waypoints * (stride if command_horizon == "plan" else 1)
         self.spec = StreamSpec(
             cameras={},
             fps=drives.rate_hz / stride,
             action=None if horizon is None else plan_spec(drives.rate_hz / stride),
         )
-        chosen = (
-            np.arange(len(drives.lengths)) if episodes is None else np.asarray(episodes, np.int64)
-        )
-        self._place((frames - 1 + future) * stride, chosen, cut=gaps == "leave_out")
+        if episodes is None:
+            episodes = np.arange(len(drives.lengths))
+        span, cut = (frames - 1 + future) * stride, gaps == "leave_out"
+        self._find_runs(span, np.asarray(episodes, np.int64), cut=cut)
 
-    def _place(self, span: int, episodes: np.ndarray, *, cut: bool) -> None:
-        """Find the runs of raw frames without a gap; every run
-        gives max(0, length - span) windows.
-        """
+    def _find_runs(self, span: int, episodes: np.ndarray, *, cut: bool) -> None:
+        """Find the runs of raw frames without a gap; each gives max(0, length - span) windows."""
         drives = self.drives
         starts, stops = drives.starts[episodes], drives.starts[episodes] + drives.lengths[episodes]
-        whole = int(np.maximum(stops - starts - span, 0).sum())
+        uncut = int(np.maximum(stops - starts - span, 0).sum())  # windows if no gap counted
         runs = np.stack([episodes, starts, stops], axis=1)
-        if cut and drives.timestamps is not None:
-            runs = np.concatenate([self._cut(*run) for run in runs.tolist()]) if len(runs) else runs
+        if cut and drives.timestamps is not None and len(runs):
+            runs = np.concatenate([self._cut(*run) for run in runs.tolist()])
+        # Windows are numbered run after run: run r holds those in _ends[r - 1].._ends[r].
         counts = np.maximum(runs[:, 2] - runs[:, 1] - span, 0)
         self._episodes, self._first, self._ends = runs[:, 0], runs[:, 1], np.cumsum(counts)
         if len(self) == 0:
             lengths = (stops - starts).tolist()
-            found = (
-                f"{len(lengths)} drives of {min(lengths)} to {max(lengths)}"
-                if lengths
-                else "no drive at all"
-            )
+            has = "no drive at all"
+            if lengths:
+                has = f"{len(lengths)} drives of {min(lengths)} to {max(lengths)}"
             raise UserError(
                 f"A window spans {span + 1} raw frames; none fits into {drives.label}, "
-                f"{found}{' with gaps between them' if whole else ''}: take fewer frames, a "
+                f"{has}{' with gaps between them' if uncut else ''}: take fewer frames, a "
                 "smaller stride or longer drives."
             )
-        if len(self) < whole:
+        if len(self) < uncut:
             warnings.warn(
-                f"{whole - len(self)} of {whole} windows of {drives.label} cross a gap of more "
+                f"{uncut - len(self)} of {uncut} windows of {drives.label} cross a gap of more "
                 f"than {LARGEST_GAP} frame periods in the timestamps and are left out.",
                 stacklevel=3,
             )
@@ -135,8 +131,8 @@ class DrivingWindows:
     def _cut(self, episode: int, start: int, stop: int) -> np.ndarray:
         """Runs (R, 3) of one drive: episode, first row, end row."""
         assert self.drives.timestamps is not None
-        passed = np.diff(self.drives.timestamps[start:stop])
-        gap = (passed > LARGEST_GAP * 1e6 / self.drives.rate_hz) | (passed <= 0)
+        periods = np.diff(self.drives.timestamps[start:stop])  # microseconds
+        gap = (periods > LARGEST_GAP * 1e6 / self.drives.rate_hz) | (periods <= 0)
         edges = np.concatenate([[start], start + 1 + np.flatnonzero(gap), [stop]])
         return np.stack([np.full(len(edges) - 1, episode), edges[:-1], edges[1:]], axis=1)
 
@@ -163,6 +159,7 @@ class DrivingWindows:
         if self.horizon is None or self.drives.poses is None:
             raise UserError(f"These windows of {self.drives.label} have no plans; give a horizon.")
         poses = self.drives.poses[self.rows(chosen)]
+        # (T, K) columns of `rows`: the K frames after each of the T frames.
         ahead = np.arange(self.frames)[:, None] + 1 + np.arange(self.horizon)
         return poses[:, : self.frames], poses[:, ahead]
 
@@ -180,9 +177,8 @@ class DrivingWindows:
             UserError: tokens that are missing, damaged, or outside the vocabulary.
         """
         rows = self.rows(chosen)[:, : self.frames]
-        batch = Batch(
-            tokens={self.camera: self._tokens(rows)}, index=torch.from_numpy(self.index(chosen))
-        )
+        index = torch.from_numpy(self.index(chosen))
+        batch = Batch(tokens={self.camera: self._tokens(rows)}, index=index)
         if self.horizon is not None:
             origin, targets = self.poses(chosen)
             assert self.drives.poses is not None
@@ -205,15 +201,13 @@ class DrivingWindows:
 
     def _tokens(self, rows: np.ndarray) -> torch.Tensor:
         tokens = self.drives.tokens(rows).astype(np.int64, copy=False)
-        if (
-            self.vocab is not None
-            and tokens.size
-            and (tokens.min() < 0 or tokens.max() >= self.vocab)
-        ):
-            at = tuple(np.argwhere((tokens < 0) | (tokens >= self.vocab))[0])
+        if self.vocab is None or not tokens.size:
+            return torch.from_numpy(tokens)
+        if tokens.min() < 0 or tokens.max() >= self.vocab:
+            bad = tuple(np.argwhere((tokens < 0) | (tokens >= self.vocab))[0])  # window, frame, ...
             raise UserError(
-                f"Token ids should be in 0..{self.vocab - 1}, found {tokens[at]} in "
-                f"{self.drives.where(int(rows[at[:2]]))}; use tokens and weights of the same "
+                f"Token ids should be in 0..{self.vocab - 1}, found {tokens[bad]} in "
+                f"{self.drives.where(int(rows[bad[:2]]))}; use tokens and weights of the same "
                 "tokenizer."
             )
         return torch.from_numpy(tokens)

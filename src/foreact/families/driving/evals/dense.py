@@ -1,8 +1,8 @@
-"""Dense probing without training (HummingBird, arXiv 2306.01667): label each patch by its nearest
-labelled neighbours.
+"""Dense probing without training (HummingBird, arXiv 2306.01667): nearest labelled patches vote.
 
-    training pictures -> features of patches, labels of patches -> memory held-out pictures ->
-    features -> neighbours in memory -> labels of patches -> labels of pixels -> IoU | depth error
+    training pictures -> features and labels of patches -> memory
+    held-out pictures -> features -> neighbours in memory -> labels of patches -> labels of pixels
+                      -> IoU | depth error
 
 What the features of a network know about classes or depth shows in the score, since nothing else is
 learned.
@@ -29,13 +29,10 @@ IGNORE = 255
 DEPTH_BINS = 255
 
 Features = Callable[[Tensor], Tensor]
-"""Pictures, as the data gives them with B first -> (B, h w, D), patches row by row, on any device.
-"""
+"""Pictures (B, ...), as the data gives them -> (B, h w, D), patches row by row, on any device."""
 
 Labelled = Iterable[tuple[Tensor, Tensor]]
-"""Batches of pictures (B, ...) and labels (B, 1, H, W):
-integers for segmentation, floats for depth.
-"""
+"""Batches of pictures (B, ...) and labels (B, 1, H, W): integer classes, or float depth."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +81,11 @@ class ProbeConfig:
 
 @dataclass(frozen=True)
 class Memory:
-    """Labelled patches: features float32 (M, D) of length 1, labels float32 (M, C) class shares or
-    (M, 1) depth.
+    """M labelled patches, on the device that the network's features come from.
 
-    Both lie on the device that the network's features come from, where the search then computes.
+    Attributes:
+        features: float32 (M, D) of length 1.
+        labels: float32, class shares (M, C) or depth (M, 1).
     """
 
     features: Tensor
@@ -121,16 +119,16 @@ def build_memory(
     rows: list[Tensor] = []
     labels: list[Tensor] = []
     for images, target in data:
-        found = _unit_features(features, images, target, config)
-        shares, kinds = _patch_labels(target.cpu(), config)
+        patches = _unit_features(features, images, target, config)
+        patch_labels, classes = _patch_labels(target.cpu(), config)
         if config.per_image is None:
-            chosen = kinds.any(-1)
-            rows.append(found[chosen.to(found.device)])
-            labels.append(shares[chosen].to(found.device))
+            labelled = classes.any(-1)
+            rows.append(patches[labelled.to(patches.device)])
+            labels.append(patch_labels[labelled].to(patches.device))
             continue
-        for image, picked in enumerate(choose_patches(kinds, config.per_image, draws)):
-            rows.append(found[image, picked.to(found.device)])
-            labels.append(shares[image, picked].to(found.device))
+        for image, chosen in enumerate(choose_patches(classes, config.per_image, draws)):
+            rows.append(patches[image, chosen.to(patches.device)])
+            labels.append(patch_labels[image, chosen].to(patches.device))
     if not sum(map(len, rows)):
         raise UserError(
             "No training picture has a labelled patch, so there is nothing to compare with."
@@ -151,10 +149,10 @@ def choose_patches(kinds: Tensor, n: int, draws: Callable[[int], Tensor]) -> lis
     Returns:
         Per picture the chosen patches, int64 (<= n,), lowest score first.
     """
-    labelled = kinds.any(-1)
-    crowd = (kinds * kinds.sum(1, keepdim=True)).sum(-1).float()
-    scores = torch.full(labelled.shape, torch.inf)
-    scores[labelled] = crowd[labelled] * draws(int(labelled.sum()))
+    labelled = kinds.any(-1)  # (B, P)
+    frequency = (kinds * kinds.sum(1, keepdim=True)).sum(-1).float()  # (B, P), high: common classes
+    scores = torch.full(labelled.shape, torch.inf)  # patches without a class sort last
+    scores[labelled] = frequency[labelled] * draws(int(labelled.sum()))
     order = scores.argsort(dim=1, stable=True)
     return [row[: min(n, int(count))] for row, count in zip(order, labelled.sum(1), strict=True)]
 
@@ -177,21 +175,21 @@ def open_search(memory: Memory, config: ProbeConfig) -> Search:
 
 @torch.no_grad()
 def predict(
-    found: Tensor, grid: tuple[int, int], memory: Memory, search: Search, config: ProbeConfig
+    patches: Tensor, grid: tuple[int, int], memory: Memory, search: Search, config: ProbeConfig
 ) -> Tensor:
     """Labels of every pixel from features of patches.
 
     Args:
-        found: float (B, h w, D) of length 1.
+        patches: their features, float (B, h w, D) of length 1.
         grid: (h, w).
 
     Returns:
         (B, 1, H, W): int64 classes, or float32 depth.
     """
-    similarity, rows = search(found.flatten(0, 1), config.neighbours)
+    similarity, rows = search(patches.flatten(0, 1), config.neighbours)  # (B h w, k)
     weights = (similarity / config.temperature).softmax(-1)
-    votes = (weights[..., None] * memory.labels[rows]).sum(1)
-    maps = votes.view(len(found), *grid, -1).movedim(-1, 1)
+    votes = (weights[..., None] * memory.labels[rows]).sum(1)  # (B h w, C | 1)
+    maps = votes.view(len(patches), *grid, -1).movedim(-1, 1)  # (B, C | 1, h, w)
     size = (grid[0] * config.patch, grid[1] * config.patch)
     pixels = functional.interpolate(maps, size=size, mode="bilinear", align_corners=False)
     return pixels.argmax(1, keepdim=True) if config.task == "segmentation" else pixels
@@ -230,8 +228,7 @@ def probe(
     draws: Callable[[int], Tensor],
     keep: Callable[[Tensor, Tensor, Tensor], None] | None = None,
 ) -> ProbeResult:
-    """Build a memory from training pictures and score the labels that it gives to held-out
-    pictures.
+    """Build a memory from training pictures and score the labels it gives to held-out pictures.
 
     Args:
         train, held_out: labelled pictures.
@@ -251,9 +248,9 @@ def probe(
     )
     images = 0
     for pictures, target in held_out:
-        found = _unit_features(features, pictures, target, config)
+        patches = _unit_features(features, pictures, target, config)
         grid = (target.shape[-2] // config.patch, target.shape[-1] // config.patch)
-        predicted = predict(found, grid, memory, search, config).cpu()
+        predicted = predict(patches, grid, memory, search, config).cpu()
         metric.add(predicted, target.cpu())
         images += len(target)
         if keep is not None:
@@ -271,26 +268,26 @@ def _unit_features(
     features: Features, images: Tensor, target: Tensor, config: ProbeConfig
 ) -> Tensor:
     """(B, h w, D) of length 1, checked against the grid of the labels."""
-    found = features(images).float()
+    patches = features(images).float()
     height, width = target.shape[-2:]
-    patches = (height // config.patch) * (width // config.patch)
-    if height % config.patch or width % config.patch or found.shape[:2] != (len(target), patches):
+    expected = (len(target), (height // config.patch) * (width // config.patch))
+    if height % config.patch or width % config.patch or patches.shape[:2] != expected:
         raise UserError(
             f"Labels of {height} x {width} pixels in patches of {config.patch} do not fit "
-            f"features of shape {tuple(found.shape)}; features should be (B, patches, D)."
+            f"features of shape {tuple(patches.shape)}; features should be (B, patches, D)."
         )
-    return functional.normalize(found, dim=-1)
+    return functional.normalize(patches, dim=-1)
 
 
 def _patch_labels(target: Tensor, config: ProbeConfig) -> tuple[Tensor, Tensor]:
-    """Labels of patches for the memory, float32 (B, P, C | 1), and
-    the classes each patch holds, bool (B, P, C).
+    """Labels float32 (B, P, C | 1) of patches, and which classes each holds, bool (B, P, C).
+
+    The classes of depth, which only balance a bounded memory, are bins between its extremes.
     """
-    pixels = _patches(target, config.patch)
+    pixels = _patches(target, config.patch)  # (B, P, pixels of a patch)
     if config.task == "depth":
-        low, high = (
-            pixels.aminmax() if config.reference else pixels.flatten(1).aminmax(dim=1)
-        )  # () or (B,)
+        # Extremes of the batch, (), or of each picture, (B,).
+        low, high = pixels.aminmax() if config.reference else pixels.flatten(1).aminmax(dim=1)
         low, high = low.view(-1, 1, 1), high.view(-1, 1, 1)
         bins = ((pixels - low) / (high - low).clamp_min(1e-12) * DEPTH_BINS).long()
         # Averaging over the patch now or after the vote is the same, since the vote is linear.
@@ -303,21 +300,21 @@ def _patch_labels(target: Tensor, config: ProbeConfig) -> tuple[Tensor, Tensor]:
             f"Labels should lie in 0..{config.classes - 1}, or be {IGNORE} for none, found "
             f"{int(outside[0])}."
         )
+    # The reference counts a pixel without a class as one of class 0.
     counted = torch.ones_like(ignored) if config.reference else ~ignored
-    one_hot = (
-        functional.one_hot(pixels.masked_fill(ignored, 0), config.classes) * counted[..., None]
-    )
-    counts = one_hot.sum(2)
+    one_hot = functional.one_hot(pixels.masked_fill(ignored, 0), config.classes)
+    counts = (one_hot * counted[..., None]).sum(2)  # (B, P, C)
     return counts / counted.sum(-1, keepdim=True).clamp_min(1), counts > 0
 
 
 def _occurring(bins: Tensor, n: int) -> Tensor:
     """Which of n values occur in each row: int64 (B, P, N) -> bool (B, P, n)."""
-    found = torch.zeros(*bins.shape[:2], n, dtype=torch.bool)
-    return found.scatter_(2, bins, True)
+    occurring = torch.zeros(*bins.shape[:2], n, dtype=torch.bool)
+    return occurring.scatter_(2, bins, True)
 
 
 def _patches(images: Tensor, size: int) -> Tensor:
     """(B, 1, H, W) -> (B, P, size * size), patches row by row."""
+    # (B, rows, columns, size, size)
     tiles = images[:, 0].unfold(1, size, size).unfold(2, size, size)
     return tiles.flatten(3).flatten(1, 2)

@@ -1,5 +1,4 @@
-"""Labelled street pictures for dense probing: Cityscapes and KITTI-STEP, cropped as VaViM's
-evaluation crops them.
+"""Labelled street pictures for dense probing (Cityscapes, KITTI-STEP), cropped as for VaViM.
 
 Layouts::
 
@@ -37,9 +36,9 @@ SIZE = (288, 512)
 """Height and width of what the model sees."""
 
 DepthFormat = Literal["gray16", "red8"]
-"""How depth lies in a PNG: "gray16", one channel of 16 bits, 0..65535 for 0..1; or "red8", the red
-channel of a colour picture, 0..255 for 0..1, since the reference writes depth through a colour map
-and reads back its red channel.
+"""How depth in 0..1 lies in a PNG: "gray16", one channel, 0..65535; or "red8", the red channel.
+
+The reference writes depth through a colour map and reads back its red channel, 0..255.
 """
 
 Dataset = Literal["cityscapes", "kitti", "kitti-video"]
@@ -102,9 +101,7 @@ class DenseData:
         return self.geometry(torch.from_numpy(self.classes(np.asarray(image)))[None], True)
 
     def depth(self, i: int) -> Tensor:
-        """float32 (1, 288, 512) in 0..1; files of that size are taken
-        as they are, others are cropped like pictures.
-        """
+        """float32 (1, 288, 512) in 0..1; files of another size are cropped like pictures."""
         path = self.samples[i].depth
         if path is None:
             raise UserError(
@@ -153,25 +150,12 @@ def cityscapes(
     folder = _folder(root / "leftImg8bit" / split, "Cityscapes pictures")
     samples = []
     for path in sorted(folder.glob("*/*_leftImg8bit.png")):
-        mask = (
-            root
-            / "gtFine"
-            / split
-            / path.parent.name
-            / path.name.replace("leftImg8bit", "gtFine_labelIds")
-        )
-        samples.append(
-            Sample(
-                (path,), mask, None if depth is None else depth / split / f"{path.stem}_depth.png"
-            )
-        )
-    return DenseData(
-        _present(samples, folder, depth_exists),
-        _crop_cityscapes,
-        "L",
-        cityscapes_classes,
-        depth_format,
-    )
+        mask_name = path.name.replace("leftImg8bit", "gtFine_labelIds")
+        mask = root / "gtFine" / split / path.parent.name / mask_name
+        depth_file = None if depth is None else depth / split / f"{path.stem}_depth.png"
+        samples.append(Sample((path,), mask, depth_file))
+    samples = _present(samples, folder, depth_exists)
+    return DenseData(samples, _crop_cityscapes, "L", cityscapes_classes, depth_format)
 
 
 def kitti_step(
@@ -203,18 +187,17 @@ def kitti_step(
             f"Clips need at least 1 frame and a stride of at least 1, found {frames} and {stride}."
         )
     folder = _folder(root / "images" / split, "KITTI-STEP pictures")
-    reach = (frames - 1) * stride
+    span = (frames - 1) * stride  # from the first frame of a clip to its last
     samples = []
     for sequence in sorted(p for p in folder.iterdir() if p.is_dir()):
         files = sorted(sequence.glob("*.png"))
-        for last in range(reach, len(files)):
+        for last in range(span, len(files)):
             name = f"{sequence.name}_{files[last].stem}_depth.png"
             mask = root / "panoptic_maps" / split / sequence.name / files[last].name
-            clip = tuple(files[last - reach : last + 1 : stride])
+            clip = tuple(files[last - span : last + 1 : stride])
             samples.append(Sample(clip, mask, None if depth is None else depth / split / name))
-    return DenseData(
-        _present(samples, folder, depth_exists), _crop_kitti, "RGB", kitti_classes, depth_format
-    )
+    samples = _present(samples, folder, depth_exists)
+    return DenseData(samples, _crop_kitti, "RGB", kitti_classes, depth_format)
 
 
 def cityscapes_classes(ids: np.ndarray) -> np.ndarray:
@@ -225,8 +208,9 @@ def cityscapes_classes(ids: np.ndarray) -> np.ndarray:
 
 
 def kitti_classes(panoptic: np.ndarray) -> np.ndarray:
-    """Panoptic maps, uint8 (H, W, 3): red is the class, 255 for
-    none; green * 256 + blue the instance.
+    """Panoptic maps, uint8 (H, W, 3) -> classes (H, W), 255 for none: the red channel.
+
+    Green * 256 + blue is the instance.
     """
     return np.ascontiguousarray(panoptic[..., 0])
 
@@ -251,9 +235,7 @@ def read_depth(path: Path, depth_format: DepthFormat = "gray16") -> np.ndarray:
 
 
 def write_depth(path: Path, depth: np.ndarray) -> None:
-    """Write finite depth (H, W), scaled by its own least and
-    greatest value to 0..1, as a 16-bit PNG.
-    """
+    """Write finite depth (H, W), scaled from its own range to 0..1, as a 16-bit PNG."""
     if depth.ndim != 2 or not np.isfinite(depth).all():
         raise UserError(
             f"A depth map should be finite and (H, W), found shape {depth.shape}; "
@@ -270,7 +252,7 @@ def _crop_cityscapes(image: Tensor, nearest: bool) -> Tensor:
 
 
 def _crop_kitti(image: Tensor, nearest: bool) -> Tensor:
-    short, (height, width) = SIZE[0], image.shape[1:]
+    short, (height, width) = SIZE[0], image.shape[1:]  # the shorter side becomes 288
     size = (short, short * width // height) if height <= width else (short * height // width, short)
     return _centre(_resize(image, *size, nearest))
 

@@ -31,23 +31,21 @@ class Confusion:
                 f"{tuple(predicted.shape)} and {tuple(truth.shape)}."
             )
         counted = truth != self.ignore
-        p, t = predicted[counted].long(), truth[counted].long()
-        for values in (p, t):
+        predicted, truth = predicted[counted].long(), truth[counted].long()
+        for values in (predicted, truth):
             if len(values) and not 0 <= int(values.min()) <= int(values.max()) < self.classes:
                 raise UserError(
                     f"Classes should lie in 0..{self.classes - 1}, found "
                     f"{int(values.min())}..{int(values.max())}."
                 )
-        self.counts += torch.bincount(t * self.classes + p, minlength=self.classes**2).view_as(
-            self.counts
-        )
+        pairs = truth * self.classes + predicted  # the place in `counts`, flattened
+        counts = torch.bincount(pairs, minlength=self.classes**2)
+        self.counts += counts.view_as(self.counts)
 
     def iou(self) -> Tensor:
-        """float64 (C,): pixels where truth and prediction agree over
-        pixels where either is the class; NaN for none.
-        """
-        both = self.counts.diagonal().double()
-        return both / (self.counts.sum(0) + self.counts.sum(1) - both)
+        """Intersection over union of each class, float64 (C,); NaN where neither side has it."""
+        intersection = self.counts.diagonal().double()
+        return intersection / (self.counts.sum(0) + self.counts.sum(1) - intersection)
 
     def iou_list(self) -> list[float | None]:
         """`iou` as JSON knows it."""
@@ -64,8 +62,9 @@ class Confusion:
 
 
 class DepthErrors:
-    """Errors of depth maps: means per picture, averaged over
-    pictures; pixels without depth (<= 0) do not count.
+    """Errors of depth maps: means per picture, averaged over pictures.
+
+    Pixels without true depth (<= 0) do not count.
     """
 
     def __init__(self) -> None:
@@ -90,8 +89,10 @@ class DepthErrors:
             )
 
     def scores(self) -> dict[str, float]:
-        """d1, d2, d3: shares of pixels within 1.25, 1.25^2, 1.25^3;
-        abs_rel, sq_rel; rmse: root of the mean MSE.
+        """The usual errors of depth, by name.
+
+        d1, d2 and d3 are the shares of pixels within 1.25, 1.25^2 and 1.25^3 of the truth, abs_rel
+        and sq_rel the errors relative to it, rmse the root of the pictures' mean MSE.
         """
         if not self._images:
             raise UserError(
@@ -99,6 +100,5 @@ class DepthErrors:
             )
         mean = torch.stack(self._images).mean(0)
         mean[-1] = mean[-1].sqrt()
-        return dict(
-            zip(("d1", "d2", "d3", "abs_rel", "sq_rel", "rmse"), mean.tolist(), strict=True)
-        )
+        names = ("d1", "d2", "d3", "abs_rel", "sq_rel", "rmse")
+        return dict(zip(names, mean.tolist(), strict=True))

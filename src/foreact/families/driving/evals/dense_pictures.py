@@ -1,4 +1,4 @@
-"""Pictures of dense probing: what was seen, what is true, what was found."""
+"""Pictures of dense probing: the frame, its true labels and the predicted ones."""
 
 from __future__ import annotations
 
@@ -37,9 +37,7 @@ PALETTE = np.array(
 
 
 def label_picture(labels: Tensor) -> np.ndarray:
-    """Classes, integers (1, H, W), or depth in 0..1, floats (1, H,
-    W) -> uint8 (H, W, 3); black for no class.
-    """
+    """Integer classes or float depth in 0..1, (1, H, W) -> uint8 (H, W, 3); black for no class."""
     values = labels[0].cpu().numpy()
     if labels.is_floating_point():
         grey = (values.clip(0.0, 1.0) * 255.0).round().astype(np.uint8)
@@ -50,14 +48,15 @@ def label_picture(labels: Tensor) -> np.ndarray:
 
 
 def probe_picture(images: Tensor, truth: Tensor, predicted: Tensor) -> Image.Image:
-    """One row per picture: the (last) frame, its labels, the labels found.
+    """One row per picture: the (last) frame, its true labels, the predicted ones.
 
     Args:
         images: uint8 (B, T, 3, H, W).
         truth, predicted: (B, 1, H, W), see `label_picture`.
     """
     tiles, names = [], []
-    for image, true, found in zip(images, truth, predicted, strict=True):
-        tiles += [image[-1].movedim(0, -1).cpu().numpy(), label_picture(true), label_picture(found)]
+    for clip, true, guess in zip(images, truth, predicted, strict=True):
+        frame = clip[-1].movedim(0, -1).cpu().numpy()
+        tiles += [frame, label_picture(true), label_picture(guess)]
         names += ["seen", "true", "found"]
     return contact_sheet(tiles, names, columns=3)

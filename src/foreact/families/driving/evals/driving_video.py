@@ -1,5 +1,4 @@
-"""How good imagined drives look: PSNR and SSIM against the true frames, FID per frame ahead, FVD
-over clips.
+"""How good imagined drives look: PSNR, SSIM, FID per frame ahead and FVD of clips.
 
     true future   ─► features ──────────────────────────┐
     true future   ─► tokenizer ─► features ─────────────┼─► Frechet distances: frames, clips
@@ -89,16 +88,15 @@ class Distances:
 
 
 class Futures(NamedTuple):
-    """Windows as they were seen, as they went on, and as they were drawn: uint8 (B, T or F, H, W,
-    3).
+    """Context, true future and drawn futures of windows: uint8 (B, T or F, H, W, 3).
 
-    `made` holds "tokenizer", the true future through the tokenizer alone, and "imagined", where
+    `drawn` holds "tokenizer", the true future through the tokenizer alone, and "imagined", where
     there is a model.
     """
 
-    seen: np.ndarray
+    context: np.ndarray
     truth: np.ndarray
-    made: dict[str, np.ndarray]
+    drawn: dict[str, np.ndarray]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,12 +137,8 @@ class Imaginer:
                 "Imagined frames are compared with true ones, and the data has no pictures of "
                 f"camera '{self.camera}'; open a store with frames, not tokens alone."
             )
-        video, tokens, context = (
-            batch.video[self.camera],
-            batch.tokens.get(self.camera),
-            self.context,
-        )
-        future = video.shape[1] - context
+        video, tokens = batch.video[self.camera], batch.tokens.get(self.camera)
+        context, future = self.context, video.shape[1] - self.context
         if context < 1 or future < 1:
             raise UserError(
                 f"Windows of {video.shape[1]} frames leave no future after {context} "
@@ -153,25 +147,23 @@ class Imaginer:
         if tokens is None:
             tokens = self.tokenizer.encode(to_model_range(video.to(self.device)))
         tokens = tokens.to(self.device)
-        made = {"tokenizer": self._draw(tokens[:, context:], video)}
+        drawn = {"tokenizer": self._draw(tokens[:, context:], video)}
         if self.generate is not None:
-            made["imagined"] = self._draw(self.generate(tokens[:, :context], future), video)
-        true = video.movedim(2, -1).cpu().numpy()
-        return Futures(true[:, :context], true[:, context:], made)
+            drawn["imagined"] = self._draw(self.generate(tokens[:, :context], future), video)
+        frames = video.movedim(2, -1).cpu().numpy()  # (B, T + F, H, W, 3)
+        return Futures(frames[:, :context], frames[:, context:], drawn)
 
     def _draw(self, tokens: Tensor, video: Tensor) -> np.ndarray:
-        """Tokens int64 (B, F, h, w) -> uint8 (B, F, H, W, 3), of
-        the size of the video (B, T, 3, H, W).
-        """
+        """Tokens int64 (B, F, h, w) -> uint8 (B, F, H, W, 3), the size of video (B, T, 3, H, W)."""
         assert isinstance(self.tokenizer, Tokenizer)
-        found = to_uint8(self.tokenizer.decode(tokens)).movedim(2, -1).cpu().numpy()
-        if found.shape[2:4] != tuple(video.shape[3:]):
+        frames = to_uint8(self.tokenizer.decode(tokens)).movedim(2, -1).cpu().numpy()
+        if frames.shape[2:4] != tuple(video.shape[3:]):
             raise UserError(
-                f"The tokenizer draws {found.shape[2]} x {found.shape[3]} pixels and the data "
+                f"The tokenizer draws {frames.shape[2]} x {frames.shape[3]} pixels and the data "
                 f"holds {video.shape[3]} x {video.shape[4]}; use the tokenizer and picture size "
                 "that belong together."
             )
-        return found
+        return frames
 
 
 def driving_video(
@@ -227,35 +219,38 @@ class _Similarity:
         self._kept: list[Example] = []
 
     def add(self, futures: Futures, index: Tensor | None) -> None:
-        """`index`: drive and step of each window, int64 (B, 2);
-        windows without one stand for themselves.
+        """Compare the futures of windows whose drive and step are `index`, int64 (B, 2).
+
+        Windows without an index count as a drive each.
         """
-        seen, truth, made = futures
-        imagined, reconstructed = made.get("imagined"), made["tokenizer"]
-        copy = np.repeat(seen[:, -1:], truth.shape[1], axis=1)
+        context, truth, drawn = futures
+        imagined, reconstructed = drawn.get("imagined"), drawn["tokenizer"]
+        copy = np.repeat(context[:, -1:], truth.shape[1], axis=1)
         for suffix, frames in (("", imagined), ("_tokenizer", reconstructed), ("_copy", copy)):
             if frames is None:
                 continue
+            # The metrics take pictures (B F, H, W, 3); their values go back to (B, F).
             pair = (frames.reshape(-1, *frames.shape[2:]), truth.reshape(-1, *truth.shape[2:]))
-            for name, values in (
-                ("psnr", psnr(*pair).clip(max=ROUNDING_PSNR)),
-                ("ssim", ssim(*pair)),
-            ):
+            metrics = {"psnr": psnr(*pair).clip(max=ROUNDING_PSNR), "ssim": ssim(*pair)}
+            for name, values in metrics.items():
                 self._values.setdefault(name + suffix, []).append(values.reshape(truth.shape[:2]))
-        before = len(self._drives)
-        places = (
-            [(i, i) for i in range(before, before + len(truth))]
-            if index is None
-            else index.tolist()
-        )
+        if index is None:
+            before = len(self._drives)
+            places = [(i, i) for i in range(before, before + len(truth))]
+        else:
+            places = index.tolist()
         for row, (episode, anchor) in enumerate(places):
             self._drives.append(episode)
             if len(self._kept) < self._room and episode not in [e.episode for e in self._kept]:
-                own = None if imagined is None else imagined[row]
-                shown = Example(
-                    seen[row], truth[row], own, episode, anchor, reconstructed=reconstructed[row]
+                example = Example(
+                    context[row],
+                    truth[row],
+                    None if imagined is None else imagined[row],
+                    episode,
+                    anchor,
+                    reconstructed=reconstructed[row],
                 )
-                self._kept.append(shown)
+                self._kept.append(example)
 
     def quality(self, stride: int, seed: int) -> VideoQuality:
         if not self._drives:
@@ -266,9 +261,8 @@ class _Similarity:
         future = values["psnr_copy"].shape[1]
 
         def estimate(name: str, rows: np.ndarray) -> Estimate:
-            return clustered_estimate(
-                rows, self._drives, unit="dB" if name.startswith("psnr") else ""
-            )
+            unit = "dB" if name.startswith("psnr") else ""
+            return clustered_estimate(rows, self._drives, unit=unit)
 
         return VideoQuality(
             mode="video",
@@ -285,57 +279,59 @@ class _Features:
     """Moments of the features of true, reconstructed and imagined frames and clips."""
 
     def __init__(self, distances: Distances) -> None:
-        self._asked = distances
+        self._distances = distances
+        # (set, frame ahead) -> moments; context frames that stand for the truth are at -1.
         self._frames: dict[tuple[str, int], Moments] = {}
         self._clips: dict[str, Moments] = {}
 
     def add(self, futures: Futures) -> None:
-        seen, truth, made = futures
-        if (pictures := self._asked.fid_network) is not None:
+        context, truth, drawn = futures
+        if (fid_network := self._distances.fid_network) is not None:
 
             def features(clips: np.ndarray) -> np.ndarray:
                 """(B, F, D), all frames in one call."""
-                return pictures.images(clips.reshape(-1, *clips.shape[2:])).reshape(
-                    *clips.shape[:2], -1
-                )
+                frames = clips.reshape(-1, *clips.shape[2:])
+                return fid_network.images(frames).reshape(*clips.shape[:2], -1)
 
-            frames = {name: features(clips) for name, clips in made.items()}
-            if self._asked.real == "future":
-                frames["real"] = features(truth)
+            by_name = {name: features(clips) for name, clips in drawn.items()}
+            if self._distances.real == "future":
+                by_name["real"] = features(truth)
             else:
-                for rows in features(seen):
+                for rows in features(context):
                     self._add(self._frames, ("real", -1), rows)
-            for name, rows in frames.items():
+            for name, rows in by_name.items():
                 for k in range(rows.shape[1]):
                     self._add(self._frames, (name, k), rows[:, k])
-        if (films := self._asked.fvd_network) is not None:
-            for name, clips in {"real": truth, **made}.items():
-                self._add(self._clips, name, films.clips(clips))
+        if (fvd_network := self._distances.fvd_network) is not None:
+            for name, clips in {"real": truth, **drawn}.items():
+                self._add(self._clips, name, fvd_network.clips(clips))
 
     def _add(self, moments: dict[Any, Moments], key: Any, rows: np.ndarray) -> None:
-        moments.setdefault(key, Moments(self._asked.accumulation)).add(rows)
+        moments.setdefault(key, Moments(self._distances.accumulation)).add(rows)
 
     def fid(self) -> dict[str, list[float]]:
-        found: dict[str, list[float]] = {}
+        fid: dict[str, list[float]] = {}
         for (name, k), moments in self._frames.items():
             if name != "real":
-                real = self._frames["real", k if self._asked.real == "future" else -1]
-                found.setdefault(name, []).append(frechet_distance(real, moments))
-        return found
+                real = self._frames["real", k if self._distances.real == "future" else -1]
+                fid.setdefault(name, []).append(frechet_distance(real, moments))
+        return fid
 
     def fvd(self) -> dict[str, float]:
-        made = {name: moments for name, moments in self._clips.items() if name != "real"}
         return {
-            name: frechet_distance(self._clips["real"], moments) for name, moments in made.items()
+            name: frechet_distance(self._clips["real"], moments)
+            for name, moments in self._clips.items()
+            if name != "real"
         }
 
     def networks(self) -> dict[str, dict[str, Any]]:
         """Each network in words, with the width of its features."""
-        found = {}
+        networks = {}
         for name, network, moments in (
-            ("fid", self._asked.fid_network, self._frames),
-            ("fvd", self._asked.fvd_network, self._clips),
+            ("fid", self._distances.fid_network, self._frames),
+            ("fvd", self._distances.fvd_network, self._clips),
         ):
             if network is not None:
-                found[name] = network.describe() | {"width": len(next(iter(moments.values())).mean)}
-        return found
+                width = len(next(iter(moments.values())).mean)
+                networks[name] = network.describe() | {"width": width}
+        return networks

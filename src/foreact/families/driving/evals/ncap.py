@@ -1,5 +1,4 @@
-"""NeuroNCAP: the score of one simulated near-collision, and means over runs, sequences and
-scenarios.
+"""NeuroNCAP: score of one simulated near-collision, means over runs, sequences and scenarios.
 
 The benchmark lets a policy drive into staged emergencies
 (https://github.com/atonderski/neuro-ncap). A scenario is played in several recorded sequences, each
@@ -122,35 +121,26 @@ def aggregate(runs: Runs, *, decimals: int | None = None) -> NCAPSummary:
     Raises:
         UserError: there is nothing to average.
     """
-    if not any(found for sequences in runs.values() for found in sequences.values()):
+    every_run = [run for sequences in runs.values() for rows in sequences.values() for run in rows]
+    if not every_run:
         raise UserError("There is no run to average; give results of at least one sequence.")
-    names = sorted(
-        {
-            name
-            for sequences in runs.values()
-            for found in sequences.values()
-            for m in found
-            for name in m
-        }
-    )
+    names = sorted({name for run in every_run for name in run})
 
     def spread(rows: Sequence[Metrics]) -> Spread:
         avg, std = {}, {}
         for name in names:
-            known = [
+            values = [
                 float(v) for row in rows if (v := row.get(name)) is not None and not math.isnan(v)
             ]
-            avg[name] = float(np.mean(known)) if known else math.nan
-            std[name] = float(np.std(known)) if known else math.nan
+            avg[name] = float(np.mean(values)) if values else math.nan
+            std[name] = float(np.std(values)) if values else math.nan
             if decimals is not None:
-                avg[name], std[name] = (
-                    float(np.round(avg[name], decimals)),
-                    float(np.round(std[name], decimals)),
-                )
+                avg[name] = float(np.round(avg[name], decimals))
+                std[name] = float(np.round(std[name], decimals))
         return Spread(avg=avg, std=std, n=len(rows))
 
     sequences = {
-        scenario: {sequence: spread(found) for sequence, found in of_scenario.items()}
+        scenario: {sequence: spread(rows) for sequence, rows in of_scenario.items()}
         for scenario, of_scenario in runs.items()
     }
     scenarios = {
@@ -188,8 +178,8 @@ def read_runs(
         raise UserError(f"There is no folder {root}; give the folder of the benchmark's results.")
     folders = {
         (scenario, sequence): folder
-        for scenario, known in sequences.items()
-        for sequence, folder in _sequence_folders(root, scenario, known, check)
+        for scenario, names in sequences.items()
+        for sequence, folder in _sequence_folders(root, scenario, names, check)
     }
     if not folders:
         raise UserError(
@@ -198,20 +188,20 @@ def read_runs(
         )
     runs: dict[str, dict[str, list[dict[str, float | None]]]] = {}
     for (scenario, sequence), folder in tqdm(folders.items(), desc="sequences", leave=False):
-        found = [
+        metrics = [
             _read_metrics(file)
             for run in _run_folders(folder)
             if (file := _metrics_file(run, check)) is not None
         ]
-        if not found:
+        if not metrics:
             raise UserError(
                 f"{folder} holds no run_*/metrics.json; run the sequence, or remove the folder."
             )
-        runs.setdefault(scenario, {})[sequence] = found
+        runs.setdefault(scenario, {})[sequence] = metrics
     counts = {
-        f"{scenario}-{name}": len(found)
-        for scenario, of in runs.items()
-        for name, found in of.items()
+        f"{scenario}-{sequence}": len(metrics)
+        for scenario, of_scenario in runs.items()
+        for sequence, metrics in of_scenario.items()
     }
     most, fewest = max(counts, key=lambda k: counts[k]), min(counts, key=lambda k: counts[k])
     if check and counts[most] != counts[fewest]:
@@ -223,13 +213,14 @@ def read_runs(
 
 
 def _sequence_folders(
-    root: Path, scenario: str, known: Sequence[str], check: bool
+    root: Path, scenario: str, sequences: Sequence[str], check: bool
 ) -> list[tuple[str, Path]]:
+    """Sequences of a scenario with their folders: those of the benchmark, or those that exist."""
     if check:
-        folders = [(sequence, root / f"{scenario}-{sequence}") for sequence in known]
+        folders = [(sequence, root / f"{scenario}-{sequence}") for sequence in sequences]
         if missing := [folder.name for _, folder in folders if not folder.is_dir()]:
             raise UserError(
-                f"{root} lacks {len(missing)} of {len(known)} '{scenario}' sequences "
+                f"{root} lacks {len(missing)} of {len(sequences)} '{scenario}' sequences "
                 f"({', '.join(missing[:3])}{', ...' if len(missing) > 3 else ''}); run them, or "
                 "aggregate without the check."
             )

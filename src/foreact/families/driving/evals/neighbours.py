@@ -11,8 +11,7 @@ from foreact.errors import UserError
 
 
 class ExactSearch:
-    """Compares every query with every row, in blocks, so that memory use is set by `block` and not
-    by the data.
+    """Compares every query with every row, block by block, so that memory use stays bounded.
 
     Args:
         memory: float (M, D).
@@ -28,22 +27,21 @@ class ExactSearch:
         return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
     def _nearest(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
+        # The k best so far, (N, <= k), compete with each block.
         best = queries.new_empty(len(queries), 0)
         rows = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
         for start in range(0, len(self.memory), self.block):
             similarity = queries @ self.memory[start : start + self.block].T
-            here = torch.arange(
-                start, start + similarity.shape[1], device=queries.device
-            ).expand_as(similarity)
-            best, rows = torch.cat([best, similarity], dim=1), torch.cat([rows, here], dim=1)
+            block = torch.arange(start, start + similarity.shape[1], device=queries.device)
+            best = torch.cat([best, similarity], dim=1)
+            rows = torch.cat([rows, block.expand_as(similarity)], dim=1)
             best, order = best.topk(min(k, best.shape[1]), dim=1)
             rows = rows.gather(1, order)
         return best, rows
 
 
 class FaissSearch:
-    """Looks into the nearest tenth of sqrt(M) cells (FAISS, inverted file): fast, and now and then
-    misses a neighbour.
+    """Looks into the nearest tenth of sqrt(M) cells (FAISS, inverted file): fast, misses a few.
 
     The cells are those that the reference evaluation gives to ScaNN.
 
@@ -64,9 +62,8 @@ class FaissSearch:
         index: Any = faiss.IndexIVFFlat(
             faiss.IndexFlatIP(width), width, cells, faiss.METRIC_INNER_PRODUCT
         )
-        index.cp.min_points_per_centroid = (
-            1  # sqrt(M) rows per cell are what was asked for, no reason to warn
-        )
+        # sqrt(M) rows per cell are what was asked for, no reason to warn.
+        index.cp.min_points_per_centroid = 1
         rows = memory.float().cpu().contiguous().numpy()
         index.train(rows)
         index.add(rows)
@@ -76,12 +73,11 @@ class FaissSearch:
     def __call__(self, queries: Tensor, k: int) -> tuple[Tensor, Tensor]:
         """As `ExactSearch`; where the cells hold fewer than k rows, all cells are searched."""
         rows = queries.float().cpu().contiguous().numpy()
-        similarity, found = self._index.search(rows, k)
-        short = (found < 0).any(1)
+        similarity, neighbours = self._index.search(rows, k)
+        short = (neighbours < 0).any(1)  # FAISS fills up with -1
         if short.any():
-            few, self._index.nprobe = self._index.nprobe, self._cells
-            similarity[short], found[short] = self._index.search(rows[short], k)
-            self._index.nprobe = few
-        return torch.from_numpy(similarity).to(queries.device), torch.from_numpy(found).to(
-            queries.device
-        )
+            usual, self._index.nprobe = self._index.nprobe, self._cells
+            similarity[short], neighbours[short] = self._index.search(rows[short], k)
+            self._index.nprobe = usual
+        device = queries.device
+        return torch.from_numpy(similarity).to(device), torch.from_numpy(neighbours).to(device)

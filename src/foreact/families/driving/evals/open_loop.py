@@ -1,6 +1,4 @@
-"""Driving models against recorded drives, without acting: loss of the
-next token, and distance of planned paths.
-"""
+"""Driving models on recorded drives, without acting: next-token loss and distance of plans."""
 
 from __future__ import annotations
 
@@ -62,7 +60,7 @@ def next_token(
     Raises:
         UserError: no window, or losses that are not finite.
     """
-    means, counts, owners = [], [], []
+    means, counts, drives = [], [], []  # per window of each batch
     for batch in batches:
         tokens = _tokens(batch, camera)
         losses = token_losses(tokens.to(device)).double().cpu()
@@ -70,23 +68,24 @@ def next_token(
         if valid is None:
             weight = torch.ones_like(losses)
         else:
+            # (B, T) per frame -> (B, T h w - 1) per predicted token.
             weight = valid.repeat_interleave(math.prod(tokens.shape[2:]), dim=1)[:, 1:].double()
         count = weight.sum(1)
         kept = count > 0
         means.append(((losses * weight).sum(1) / count)[kept])
         counts.append(count[kept])
-        owners.append(_drives(batch, sum(map(len, owners)))[kept])
+        drives.append(_drives(batch, sum(map(len, drives)))[kept])
     weights = _joined(counts)
     loss = clustered_estimate(
         _joined(means),
-        _joined(owners),
+        _joined(drives),
         weights=weights,
         unit="nats per token",
         higher_is_better=False,
     )
     return NextToken(
         loss=loss,
-        perplexity=math.exp(min(loss.mean, 700.0)),
+        perplexity=math.exp(min(loss.mean, 700.0)),  # a float64 overflows beyond exp(709)
         tokens=int(weights.sum()),
         windows=len(weights),
     )
@@ -194,18 +193,16 @@ def open_loop(
     rng = torch.Generator(device).manual_seed(seed)
     plans: list[Plan] = []
     errors: list[Tensor] = []
-    simple: dict[str, list[Tensor]] = {}
+    baseline_errors: dict[str, list[Tensor]] = {}
     for batch in batches:
         if batch.plans is None or batch.commands is None:
             raise UserError(
                 "Open-loop evaluation needs plans and commands; open data with trajectories."
             )
-        driven, tokens, given = (
-            batch.plans.float(),
-            _tokens(batch, camera).to(device),
-            batch.commands[:, -1].to(device),
-        )
-        predicted = model.act(tokens, given, samples=samples, steps=steps, rng=rng).float().cpu()
+        driven = batch.plans.float()  # (B, T, K, 2); the model plans from the last frame
+        tokens = _tokens(batch, camera).to(device)
+        command = batch.commands[:, -1].to(device)
+        predicted = model.act(tokens, command, samples=samples, steps=steps, rng=rng).float().cpu()
         if predicted.shape[2:] != driven.shape[2:]:
             raise UserError(
                 f"The model plans {tuple(predicted.shape[2:])} (steps, coordinates) and the data "
@@ -214,11 +211,12 @@ def open_loop(
         plans += _plans(batch, predicted, driven[:, -1], before=len(plans))
         errors.append(min_ade(predicted, driven[:, -1])[0])
         for name, plan in baseline_plans(driven).items():
-            simple.setdefault(name, []).append(min_ade(plan[:, None], driven[:, -1])[0])
-    values, baselines = _joined(errors), {name: _joined(parts) for name, parts in simple.items()}
-    drives, commands = (
-        np.array([getattr(plan, name) for plan in plans]) for name in ("episode", "command")
-    )
+            error = min_ade(plan[:, None], driven[:, -1])[0]
+            baseline_errors.setdefault(name, []).append(error)
+    values = _joined(errors)
+    baselines = {name: _joined(parts) for name, parts in baseline_errors.items()}
+    drives = np.array([plan.episode for plan in plans])
+    commands = np.array([plan.command for plan in plans])
     if not 0 <= commands.min() <= commands.max() < len(COMMANDS):
         raise UserError(
             f"Commands should lie in 0..{len(COMMANDS) - 1}, found "
@@ -226,8 +224,8 @@ def open_loop(
         )
     occurring = {name: commands == i for i, name in enumerate(COMMANDS) if (commands == i).any()}
 
-    def mean(of: np.ndarray, chosen: np.ndarray | slice = slice(None)) -> Estimate:
-        return clustered_estimate(of[chosen], drives[chosen], unit="m", higher_is_better=False)
+    def mean(distances: np.ndarray, rows: np.ndarray | slice = slice(None)) -> Estimate:
+        return clustered_estimate(distances[rows], drives[rows], unit="m", higher_is_better=False)
 
     return OpenLoopResult(
         samples=samples,
@@ -255,10 +253,10 @@ def _plans(batch: Batch, predicted: Tensor, truth: Tensor, *, before: int) -> li
 
 def _first_of_each(plans: Sequence[Plan], most: int) -> list[int]:
     """Numbers of the first windows of every drive and command, at most so many."""
-    shown: dict[tuple[int, int], int] = {}
+    first: dict[tuple[int, int], int] = {}
     for i, plan in enumerate(plans):
-        shown.setdefault((plan.episode, plan.command), i)
-    return list(shown.values())[: max(most, 0)]
+        first.setdefault((plan.episode, plan.command), i)
+    return list(first.values())[: max(most, 0)]
 
 
 def baseline_plans(plans: Tensor) -> dict[str, Tensor]:
@@ -276,10 +274,11 @@ def baseline_plans(plans: Tensor) -> dict[str, Tensor]:
     still = torch.zeros_like(plans[:, -1])
     if plans.shape[1] < 2:
         return {"standing still": still}
+    # The first waypoint of the frame before is the last frame's place: the way of one step (B, 2).
     step = plans[:, -2, 0]
-    ahead = torch.linalg.vector_norm(step, dim=-1).copysign(step[:, 0])
+    distance = torch.linalg.vector_norm(step, dim=-1).copysign(step[:, 0])  # negative: backwards
     steps = torch.arange(1, plans.shape[2] + 1, dtype=plans.dtype, device=plans.device)
-    straight = torch.stack([ahead[:, None] * steps, still[..., 1]], dim=-1)
+    straight = torch.stack([distance[:, None] * steps, still[..., 1]], dim=-1)
     return {"standing still": still, "straight on": straight}
 
 
@@ -302,7 +301,8 @@ def min_ade(predicted: Tensor, truth: Tensor) -> tuple[Tensor, Tensor]:
             f"minADE compares (B, k, K, A) with (B, K, A), found {tuple(predicted.shape)} and "
             f"{tuple(truth.shape)}."
         )
-    least = torch.linalg.vector_norm(predicted - truth[:, None], dim=-1).mean(-1).min(dim=1)
+    errors = torch.linalg.vector_norm(predicted - truth[:, None], dim=-1).mean(-1)  # (B, k)
+    least = errors.min(dim=1)
     return least.values, least.indices
 
 
@@ -316,12 +316,10 @@ def _tokens(batch: Batch, camera: str) -> Tensor:
 
 
 def _drives(batch: Batch, before: int) -> Tensor:
-    """The episode of each window, (B,); windows without one stand for themselves."""
-    return (
-        torch.arange(before, before + len(batch))
-        if batch.index is None
-        else batch.index[:, 0].cpu()
-    )
+    """The episode of each window, (B,); windows without one count as a drive each."""
+    if batch.index is None:
+        return torch.arange(before, before + len(batch))
+    return batch.index[:, 0].cpu()
 
 
 def _joined(parts: Sequence[Tensor]) -> np.ndarray:

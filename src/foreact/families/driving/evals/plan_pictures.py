@@ -1,6 +1,4 @@
-"""Planned and driven paths as pictures: on the camera's frame where
-its calibration is known, and from above.
-"""
+"""Pictures of planned and driven paths: from above, and on the frame of a calibrated camera."""
 
 from __future__ import annotations
 
@@ -40,8 +38,10 @@ class GroundCamera:
 
     @staticmethod
     def read(path: Path) -> GroundCamera:
-        """From JSON with "intrinsic" (3 x 3), "sensor_to_ego_rot" (w, x, y, z),
-        "sensor_to_ego_tran", "size" (h, w).
+        """A camera from a JSON file.
+
+        Its keys are "intrinsic" (3 x 3), "sensor_to_ego_rot" (w, x, y, z), "sensor_to_ego_tran"
+        (x, y, z) and "size" (height, width).
         """
         try:
             raw = json.loads(path.read_text())
@@ -61,16 +61,20 @@ class GroundCamera:
             size=(height, width),
         )
 
-    def project(self, points: np.ndarray, shown: tuple[int, int]) -> np.ndarray:
-        """Points on the ground (N, 2), metres -> pixels (N, 2) of a
-        picture of `shown` size; NaN behind the camera.
+    def project(self, points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """Points on the ground (N, 2), metres -> pixels (N, 2); NaN behind the camera.
+
+        Args:
+            points: x forward and y left of the car.
+            size: (height, width) of the picture to draw on.
         """
         ground = np.concatenate([points, np.zeros((len(points), 1))], axis=1)
+        # On row vectors, @ rotation turns from the car's axes to the camera's.
         rays = (ground - self.position) @ self.rotation @ self.intrinsic.T
         ahead = rays[:, 2] > 0.1  # metres
         pixels = np.full((len(points), 2), np.nan)
         pixels[ahead] = rays[ahead, :2] / rays[ahead, 2:]
-        return pixels * (shown[1] / self.size[1], shown[0] / self.size[0])
+        return pixels * (size[1] / self.size[1], size[0] / self.size[0])
 
 
 def plan_picture(
@@ -79,31 +83,28 @@ def plan_picture(
     camera: GroundCamera | None = None,
     commands: Sequence[str] = COMMANDS,
 ) -> Image.Image:
-    """The paths from above, beside the frame that they start from, with the paths on it where the
-    camera is known.
+    """The paths from above, beside the frame that they start from.
 
     Args:
         plan: what was planned and driven.
         frame: the window's last frame, uint8 (H, W, 3), if there are pictures.
-        camera: of the frame.
+        camera: of the frame, to draw the paths on it too; None: not known.
         commands: names of commands 0, 1, ...
     """
     # Imported here, since it takes a second and most commands draw nothing. No pyplot: it keeps
     # global figures.
     from matplotlib.figure import Figure
 
-    figure = Figure(
-        figsize=(3.2, 3.6) if frame is None else (9.6, 3.6), dpi=100, layout="constrained"
-    )
+    size = (3.2, 3.6) if frame is None else (9.6, 3.6)  # inches
+    figure = Figure(figsize=size, dpi=100, layout="constrained")
     if frame is None:
         above = figure.subplots()
     else:
         front, above = figure.subplots(1, 2, width_ratios=(2, 1))
         _draw_front(front, frame, plan, camera)
     _draw_above(above, plan)
-    figure.suptitle(
-        f"episode {plan.episode}, step {plan.step}, command: {commands[plan.command]}", fontsize=10
-    )
+    title = f"episode {plan.episode}, step {plan.step}, command: {commands[plan.command]}"
+    figure.suptitle(title, fontsize=10)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png")
     buffer.seek(0)
@@ -114,9 +115,9 @@ def _draw_front(ax: Any, frame: np.ndarray, plan: Plan, camera: GroundCamera | N
     height, width = frame.shape[:2]
     ax.imshow(frame)
     if camera is not None:
-        for path, shade in [*((p, PLANNED) for p in plan.predicted), (plan.truth, DRIVEN)]:
+        for path, colour in [*((p, PLANNED) for p in plan.predicted), (plan.truth, DRIVEN)]:
             pixels = camera.project(path, (height, width))
-            ax.plot(pixels[:, 0], pixels[:, 1], "o-", color=shade, ms=3, lw=1.2, alpha=0.8)
+            ax.plot(pixels[:, 0], pixels[:, 1], "o-", color=colour, ms=3, lw=1.2, alpha=0.8)
     ax.set_xlim(-0.5, width - 0.5)
     ax.set_ylim(height - 0.5, -0.5)
     ax.set_axis_off()
@@ -126,15 +127,8 @@ def _draw_above(ax: Any, plan: Plan) -> None:
     start = np.zeros((1, 2))
     for i, path in enumerate(plan.predicted):
         line = np.concatenate([start, path])
-        ax.plot(
-            -line[:, 1],
-            line[:, 0],
-            "-",
-            color=PLANNED,
-            lw=1,
-            alpha=0.7,
-            label=None if i else "planned",
-        )
+        label = None if i else "planned"
+        ax.plot(-line[:, 1], line[:, 0], "-", color=PLANNED, lw=1, alpha=0.7, label=label)
     line = np.concatenate([start, plan.truth])
     ax.plot(-line[:, 1], line[:, 0], "o-", color=DRIVEN, ms=3, lw=1.6, label="driven")
     ax.set_aspect("equal", adjustable="datalim")

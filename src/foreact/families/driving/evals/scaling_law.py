@@ -1,6 +1,4 @@
-"""Loss as a function of model size and data: L(N, D) = E + A / N^a
-+ B / D^b (arXiv 2203.15556, equation 2).
-"""
+"""Loss by model size and data: L(N, D) = E + A / N^a + B / D^b (arXiv 2203.15556, equation 2)."""
 
 from __future__ import annotations
 
@@ -51,7 +49,7 @@ class ScalingLaw:
             raise UserError(
                 "The fitted law does not fall with both size and data, so it has no best size."
             )
-        # d/dN of L(N, C / 6N) = 0.
+        # d/dN of L(N, C / 6N) = 0; g as in arXiv 2203.15556, equation 4.
         g = (self.a * self.A / (self.b * self.B)) ** (1.0 / (self.a + self.b))
         n = g * (flops / 6.0) ** (self.b / (self.a + self.b))
         return n, flops / 6.0 / n
@@ -82,24 +80,21 @@ def fit_scaling_law(n: Sequence[float], d: Sequence[float], loss: Sequence[float
             f"amounts of data or more; found {len(z)} runs, {len(set(x))} sizes and {len(set(y))} "
             "amounts."
         )
+    # Counted in geometric means, the three columns of the least squares are of one size.
     scale_n, scale_d = np.exp(np.log(x).mean()), np.exp(np.log(y).mean())
     grid_a = grid_b = np.geomspace(0.02, 2.0, 25)
     best: tuple[float, float, float, np.ndarray] | None = None
     for _ in range(5):
         for a in grid_a:
             for b in grid_b:
-                columns = (
-                    np.stack([np.ones_like(z), (x / scale_n) ** -a, (y / scale_d) ** -b], axis=1)
-                    / z[:, None]
-                )
+                terms = [np.ones_like(z), (x / scale_n) ** -a, (y / scale_d) ** -b]
+                columns = np.stack(terms, axis=1) / z[:, None]  # (runs, 3): shares of the loss
                 factors = _nonnegative(columns)
                 error = float(np.mean((columns @ factors - 1.0) ** 2))
                 if best is None or error < best[0]:
                     best = error, float(a), float(b), factors
         assert best is not None
-        grid_a, grid_b = (
-            _around(grid, value) for grid, value in ((grid_a, best[1]), (grid_b, best[2]))
-        )
+        grid_a, grid_b = _around(grid_a, best[1]), _around(grid_b, best[2])
     assert best is not None
     error, a, b, (e, big_a, big_b) = best
     return ScalingLaw(
@@ -113,20 +108,19 @@ def fit_scaling_law(n: Sequence[float], d: Sequence[float], loss: Sequence[float
 
 
 def _nonnegative(columns: np.ndarray) -> np.ndarray:
-    """Factors >= 0 with columns @ factors closest to one, by
-    trying every subset of the three columns.
-    """
+    """Factors >= 0 with columns @ factors closest to one, from every subset of the 3 columns."""
     best, least = np.zeros(3), np.inf
     for subset in ([0, 1, 2], [0, 1], [0, 2], [1, 2], [0], [1], [2]):
-        found = np.linalg.lstsq(columns[:, subset], np.ones(len(columns)), rcond=None)[0]
-        if (found >= 0).all():
-            error = np.mean((columns[:, subset] @ found - 1.0) ** 2)
+        factors = np.linalg.lstsq(columns[:, subset], np.ones(len(columns)), rcond=None)[0]
+        if (factors >= 0).all():
+            error = np.mean((columns[:, subset] @ factors - 1.0) ** 2)
             if error < least:
                 best, least = np.zeros(3), error
-                best[subset] = found
+                best[subset] = factors
     return best
 
 
 def _around(grid: np.ndarray, value: float) -> np.ndarray:
+    """A grid of as many points within one step of `value`."""
     step = grid[1] / grid[0]
     return np.geomspace(max(value / step, 0.02), min(value * step, 2.0), len(grid))

@@ -1,6 +1,4 @@
-"""What a VaViM or VaVAM checkpoint says about its model,
-checked against the shapes of its tensors.
-"""
+"""A VaViM or VaVAM checkpoint's config, checked against the shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -79,12 +77,12 @@ class Conf:
             raise self.reading.error(f"lacks {self.where}.{name}.")
         return value
 
-    def require(self, name: str, found: Any) -> None:
-        """Raise a `UserError` where the config has another value than was found."""
-        if self.raw.get(name, found) != found:
+    def require(self, name: str, value: Any) -> None:
+        """Raise a `UserError` where the config has another value than the tensors tell."""
+        if self.raw.get(name, value) != value:
             raise self.reading.error(
                 f"contradicts itself: {self.where}.{name} = {self.raw[name]}, its tensors have "
-                f"{found}."
+                f"{value}."
             )
 
 
@@ -117,7 +115,7 @@ def read_video(
     frames, _ = _shape(reading, tensors, "transformer.wte.weight")
     hidden, _ = _shape(reading, tensors, "transformer.h.0.mlp.c_fc.weight")
     layers = _layers(tensors)
-    found = {
+    sizes = {
         "vocabulary_size": vocab,
         "embedding_dim": width,
         "nb_tokens_per_timestep": per_frame,
@@ -125,7 +123,7 @@ def read_video(
         "nb_layers": layers,
         "mlp_dim_mult": hidden // width,
     }
-    for name, value in found.items():
+    for name, value in sizes.items():
         conf.require(name, value)
     tied = bool(conf("output_tied", True))
     if tied and HEAD in tensors:
@@ -150,25 +148,21 @@ def read_video(
         attention_scale=float(conf("attn_scale", 1.0)),
         camera=camera,
     )
-    _check_base_shapes(
-        reading, shapes, shape_keys, vavim_base_shapes(config), f"width {config.base_width}"
-    )
+    base = f"width {config.base_width}"
+    _check_base_shapes(reading, shapes, shape_keys, vavim_base_shapes(config), base)
     with torch.device("meta"):
         module = VaViM(config)
     return config, _renamed(reading, tensors, vavim_names(layers, tied=tied), module)
 
 
 def read_video_action(
-    reading: Reading,
-    tensors: dict[str, Tensor],
-    grid: tuple[int, int] | None,
-    camera: str,
+    reading: Reading, tensors: dict[str, Tensor], grid: tuple[int, int] | None, camera: str
 ) -> tuple[VaVAMConfig, dict[str, Tensor]]:
     """Config of a video-action model and its tensors in our names."""
     conf, action = reading.conf("vam_conf"), reading.conf("vam_conf", "action_config")
     parts = {
-        p: {k.removeprefix(p): v for k, v in tensors.items() if k.startswith(p)}
-        for p in ("gpt.", "action_expert.")
+        prefix: {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+        for prefix in ("gpt.", "action_expert.")
     }
     if unknown := [k for k in tensors if not k.startswith(tuple(parts))]:
         raise reading.error(
@@ -191,7 +185,7 @@ def read_video_action(
     commands, _ = _shape(reading, weights, "action_encoder.command_embedding.weight")
     _, attention = _shape(reading, weights, "transformer.h.0.attn.c_proj.weight")
     hidden, _ = _shape(reading, weights, "transformer.h.0.mlp.c_fc.weight")
-    found = {
+    sizes = {
         "embedding_dim": width,
         "attention_dim": attention,
         "action_dim": action_dim,
@@ -201,7 +195,7 @@ def read_video_action(
         "mlp_dim_mult": hidden // width,
         "dim_heads": video.width // video.heads,
     }
-    for name, value in found.items():
+    for name, value in sizes.items():
         action.require(name, value)
     keys = ("action_mup_base_shapes", "action_mup_base_shapess")  # the reference writes the second
     shapes = reading.base_shapes(keys)
@@ -220,8 +214,8 @@ def read_video_action(
         output_scale=float(action("output_scale", 1.0)),
         attention_scale=scale,
     )
-    told = f"width {expert.base_width}, attention {expert.base_attention}"
-    _check_base_shapes(reading, shapes, keys, expert_base_shapes(expert, video.layers), told)
+    base = f"width {expert.base_width}, attention {expert.base_attention}"
+    _check_base_shapes(reading, shapes, keys, expert_base_shapes(expert, video.layers), base)
     context = conf("finetuning_timesteps", video.frames)
     clip, scaling = conf.raw.get("final_action_clip_value"), float(conf("action_scaling"))
     config = VaVAMConfig(
@@ -262,8 +256,8 @@ def _heads(conf: Conf, width: int) -> int:
     return width // size
 
 
-def _grid(reading: Reading, per_frame: int, given: tuple[int, int] | None) -> tuple[int, int]:
-    grid = given or RELEASED_GRID.get(per_frame)
+def _grid(reading: Reading, per_frame: int, asked: tuple[int, int] | None) -> tuple[int, int]:
+    grid = asked or RELEASED_GRID.get(per_frame)
     if grid is None:
         raise reading.error(
             f"has {per_frame} tokens per frame, whose rows and columns it does not tell; give the "
@@ -277,27 +271,28 @@ def _grid(reading: Reading, per_frame: int, given: tuple[int, int] | None) -> tu
 
 
 def _base(shapes: Mapping[str, Any] | None, name: str, default: int, *, side: int = 1) -> int:
+    """A side of the tensor `name` in muP's base model; the default where no such shape is told."""
     shape = () if shapes is None else shapes.get(name, ())
-    return (
-        shape[side] if len(shape) == 2 and type(shape[side]) is int and shape[side] > 0 else default
-    )
+    told = len(shape) == 2 and type(shape[side]) is int and shape[side] > 0
+    return shape[side] if told else default
 
 
 def _check_base_shapes(
     reading: Reading,
-    found: Mapping[str, Any] | None,
+    shapes: Mapping[str, Any] | None,
     keys: Sequence[str],
     expected: BaseShapes,
-    told: str,
+    base: str,
 ) -> None:
-    if found is None:
-        reading.notes.append(f"no {keys[0]} in the file: muP base {told} taken, as published")
-    elif problem := difference(expected, {k: tuple(v) for k, v in found.items()}):
+    """Compare the file's base shapes with the `expected` ones of the `base` model, in words."""
+    if shapes is None:
+        reading.notes.append(f"no {keys[0]} in the file: muP base {base} taken, as published")
+    elif problem := difference(expected, {k: tuple(v) for k, v in shapes.items()}):
         raise reading.error(
-            f"contradicts itself: its {keys[0]} are not those of base {told}: {problem}."
+            f"contradicts itself: its {keys[0]} are not those of base {base}: {problem}."
         )
     else:
-        reading.notes.append(f"muP base {told}")
+        reading.notes.append(f"muP base {base}")
 
 
 def _flow_time(reading: Reading) -> Literal["beta", "stratified"]:
@@ -322,4 +317,4 @@ def _renamed(
     expected = {names[k]: tuple(v.shape) for k, v in module.state_dict().items()}
     if problem := difference(expected, {k: tuple(v.shape) for k, v in tensors.items()}):
         raise reading.error(f"does not hold the tensors that its config asks for: {problem}.")
-    return {ours: tensors[theirs] for ours, theirs in names.items()}
+    return {name: tensors[reference_name] for name, reference_name in names.items()}

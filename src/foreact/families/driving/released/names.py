@@ -1,8 +1,7 @@
-"""VaViM's and VaVAM's tensors in the reference and here: names and shapes of the base model. Values
-are the same.
+"""VaViM's and VaVAM's tensors in the reference and here: their names, and muP's base shapes.
 
-Reference names are those of its modules, without the prefixes of a training checkpoint ("network.",
-"vam.gpt.", ...).
+The values are the same. Reference names are those of its modules, without the prefixes of a
+training checkpoint ("network.", "vam.gpt.", ...).
 """
 
 from __future__ import annotations
@@ -11,9 +10,7 @@ from foreact.families.driving.vavam import ExpertConfig
 from foreact.families.driving.vavim import VaViMConfig
 
 BaseShapes = dict[str, tuple[int | None, ...]]
-"""Reference name -> each side of the tensor in the base model of
-muP, None for a side that does not grow.
-"""
+"""Reference name -> sides of the tensor in muP's base model; None: a side that does not grow."""
 
 _BLOCK = [
     ("attention.qkv", "attn.c_attn"),
@@ -38,9 +35,7 @@ HEAD = "lm_head.weight"
 
 
 def vavim_names(layers: int, *, tied: bool) -> dict[str, str]:
-    """Our name -> the reference's, for every tensor of a VaViM; a tied
-    head is the token embedding's second name.
-    """
+    """Our name -> the reference's, for every tensor of a VaViM; a tied head has none of its own."""
     pairs = _VIDEO + _blocks(layers) + ([] if tied else [("head", "lm_head")])
     return _weights(pairs)
 

@@ -1,6 +1,4 @@
-"""The reference's VaViM and VaVAM checkpoints (Lightning, fused or
-DeepSpeed directory) -> our names and configs.
-"""
+"""VaViM and VaVAM checkpoints (Lightning, fused, DeepSpeed directory) -> our names and configs."""
 
 from __future__ import annotations
 
@@ -58,15 +56,11 @@ class VaVAMReference:
         return self.config.vavim if isinstance(self.config, VaVAMConfig) else self.config
 
     def build(self, device: torch.device | str = "cpu") -> nn.Module:
-        """The module in evaluation mode, on the tensors of `state`
-        themselves where device and type allow.
-        """
+        """The module in evaluation mode, which shares `state` where device and type allow."""
         return assemble(self.family, self.config, self.state).to(device).eval()
 
     def spec(self) -> StreamSpec:
-        """What the published models see and plan: the front camera at 2
-        Hz, waypoints in metres from the car's pose.
-        """
+        """What the published models see and plan: the front camera at 2 Hz, waypoints in metres."""
         rows, columns = self.video.grid
         return StreamSpec(
             cameras={self.video.camera: (PIXELS_PER_TOKEN * rows, PIXELS_PER_TOKEN * columns)},
@@ -78,12 +72,12 @@ class VaVAMReference:
 def vavam_family(payload: Any) -> Literal["vavim", "vavam"] | None:
     """Which of the two models a checkpoint's content holds, if any."""
     state = payload.get("state_dict") if isinstance(payload, Mapping) else None
-    names = [unwrapped(str(k)) for k in state] if isinstance(state, Mapping) else []
-    if any(k.startswith("network.transformer.") for k in names):
+    names = [unwrapped(str(key)) for key in state] if isinstance(state, Mapping) else []
+    if any(name.startswith("network.transformer.") for name in names):
         return "vavim"
-    return (
-        "vavam" if any(k.startswith(("vam.gpt.", "vam.joint_model.gpt.")) for k in names) else None
-    )
+    if any(name.startswith(("vam.gpt.", "vam.joint_model.gpt.")) for name in names):
+        return "vavam"
+    return None
 
 
 def read_vavam_checkpoint(
@@ -140,14 +134,14 @@ def require_spec(reference: VaVAMReference, spec: StreamSpec, path: Path) -> Non
             f"({height} x {width}) do not divide into squares; convert it with the spec of its "
             "own task."
         )
-    planned = (
-        reference.config.expert.action_dim if isinstance(reference.config, VaVAMConfig) else None
-    )
-    dim = None if spec.action is None else spec.action.dim
-    if planned is not None and dim != planned:
+    if not isinstance(reference.config, VaVAMConfig):
+        return
+    action_dim = reference.config.expert.action_dim
+    task_dim = None if spec.action is None else spec.action.dim
+    if task_dim != action_dim:
         raise UserError(
-            f"{path} plans {planned} numbers per waypoint, the task has {dim or 'no'} action "
-            "dims; convert it with the spec of its own task."
+            f"{path} plans {action_dim} numbers per waypoint, the task has {task_dim or 'no'} "
+            "action dims; convert it with the spec of its own task."
         )
 
 
@@ -159,12 +153,10 @@ def unwrapped(name: str) -> str:
 
 
 def _collect(state: Mapping[Any, Any], prefix: str, reading: Reading) -> dict[str, Tensor]:
-    """Tensors without `prefix`; of the two copies in a VaVAM
-    file (its own and its joint model's) one.
-    """
+    """Tensors without `prefix`; of a VaVAM's two copies, its own and its joint model's, one."""
     tensors: dict[str, Tensor] = {}
     unknown: list[str] = []
-    twice = 0
+    duplicates = 0
     for full, tensor in state.items():
         name = unwrapped(str(full))
         if not name.startswith(prefix) or not isinstance(tensor, Tensor):
@@ -179,15 +171,15 @@ def _collect(state: Mapping[Any, Any], prefix: str, reading: Reading) -> dict[st
         if key not in tensors:
             tensors[key] = tensor
         elif same_tensor(tensors[key], tensor):
-            twice += 1
+            duplicates += 1
         else:
             raise reading.error(f"contradicts itself: its two copies of {prefix}{key} differ.")
     if unknown:
         raise reading.error(
             f"holds {len(unknown)} entries of no known part: {', '.join(unknown[:5])}."
         )
-    if twice:
-        reading.notes.append(f"{twice} tensors stored under two names, equal")
+    if duplicates:
+        reading.notes.append(f"{duplicates} tensors stored under two names, equal")
     return tensors
 
 
@@ -200,26 +192,25 @@ class DrivingFileOptions:
 
 def _convert(request: Request, options: DrivingFileOptions) -> Converted:
     camera = "front" if request.spec is None else next(iter(request.spec.cameras))
-    found = read_vavam_checkpoint(
+    reference = read_vavam_checkpoint(
         request.src, grid=options.grid, camera=camera, payload=request.payload
     )
     if request.spec is not None:
-        require_spec(found, request.spec, request.src)
+        require_spec(reference, request.spec, request.src)
     return write_converted(
         request,
-        family=found.family,
-        config=found.config,
-        state=found.state,
-        report=found.report,
-        facts=found.facts,
-        spec=request.spec or found.spec(),
+        family=reference.family,
+        config=reference.config,
+        state=reference.state,
+        report=reference.report,
+        facts=reference.facts,
+        spec=request.spec or reference.spec(),
     )
 
 
 def _start_training(src: Path, dst: Path, options: DrivingFileOptions) -> Path:
-    from foreact.families.driving.released.run import (
-        write_released_run,
-    )  # which trains, and this reads
+    # Imported here, since that module, which builds optimisers, imports this one.
+    from foreact.families.driving.released.run import write_released_run
 
     return write_released_run(src, dst, grid=options.grid)
 

@@ -1,6 +1,4 @@
-"""A training checkpoint of the authors -> a run folder of ours, for
-`--train.start-from`: weights and moments.
-"""
+"""An authors' training checkpoint -> weights and moments in a run folder, to start from."""
 
 from __future__ import annotations
 
@@ -13,8 +11,7 @@ from foreact.train.optim import build_optimizer
 
 
 def write_released_run(src: Path, dst: Path, *, grid: tuple[int, int] | None = None) -> Path:
-    """Write the training state of a Lightning .ckpt or a DeepSpeed directory as
-    `dst/checkpoints/step-*`.
+    """Write a Lightning .ckpt's or DeepSpeed directory's training state, for --train.start-from.
 
     Args:
         src: a VaViM or VaVAM checkpoint with the state of its optimiser.
@@ -22,7 +19,7 @@ def write_released_run(src: Path, dst: Path, *, grid: tuple[int, int] | None = N
         grid: rows and columns of tokens in a frame, where they are not the published 18 x 32.
 
     Returns:
-        The checkpoint's folder.
+        The checkpoint's folder, `dst/checkpoints/step-*`.
 
     Raises:
         UserError: the file is unsafe, damaged or without training state, or the folder holds

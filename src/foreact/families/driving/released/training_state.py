@@ -1,6 +1,4 @@
-"""The training state of a VaViM or VaVAM checkpoint: AdamW's moments,
-counters, schedule and the order of its data.
-"""
+"""A VaViM or VaVAM checkpoint's training state: AdamW's moments, counters, schedule, data order."""
 
 from __future__ import annotations
 
@@ -15,11 +13,7 @@ from torch import Tensor, nn
 from foreact.checkpoints.format import difference
 from foreact.errors import UserError
 from foreact.families.driving.released.names import expert_names, vavim_names
-from foreact.families.driving.released.read import (
-    VaVAMReference,
-    read_vavam_checkpoint,
-    unwrapped,
-)
+from foreact.families.driving.released.read import VaVAMReference, read_vavam_checkpoint, unwrapped
 from foreact.families.driving.vavam import VaVAM, VaVAMConfig
 from foreact.families.driving.vavim import VaViM
 from foreact.nn.mup import param_groups
@@ -102,9 +96,7 @@ def read_training_state(
 
 
 def first_epoch(seed: int, windows: int) -> Tensor:
-    """int64 (windows,): the order in which a single process's
-    loader with this seed drew its windows first.
-    """
+    """The order of the first epoch of a single process's loader: int64 (windows,)."""
     return torch.randperm(windows, generator=torch.Generator().manual_seed(seed))
 
 
@@ -119,16 +111,19 @@ def _from_lightning(
         )
     try:
         groups, state = states[0]["param_groups"], states[0]["state"]
-        shapes, ours = _trained(reference, sum(len(group["params"]) for group in groups), path)
-        if [len(g["params"]) for g in groups] != [len(g) for g in ours]:
+        counts = [len(group["params"]) for group in groups]
+        shapes, grouped_names = _trained(reference, sum(counts), path)
+        mup_counts = [len(names) for names in grouped_names]
+        if counts != mup_counts:
             raise UserError(
-                f"{path} groups its parameters {[len(g['params']) for g in groups]}, muP groups "
-                f"them {[len(g) for g in ours]}; its training state is of another optimiser."
+                f"{path} groups its parameters {counts}, muP groups them {mup_counts}; its "
+                "training state is of another optimiser."
             )
+        # The k-th parameter of a group in the file is the k-th of that group here.
         index = {
             name: i
-            for g, names in zip(groups, ours, strict=True)
-            for i, name in zip(g["params"], names, strict=True)
+            for group, names in zip(groups, grouped_names, strict=True)
+            for i, name in zip(group["params"], names, strict=True)
         }
         first = {name: state[i]["exp_avg"] for name, i in index.items()}
         second = {name: state[i]["exp_avg_sq"] for name, i in index.items()}
@@ -149,25 +144,21 @@ def _from_lightning(
         "first": first,
         "second": second,
         "step": steps.pop(),
-        "groups": list(zip(ours, settings, strict=True)),
+        "groups": list(zip(grouped_names, settings, strict=True)),
     }
 
 
 def _from_zero(path: Path, reference: VaVAMReference) -> dict[str, Any]:
     moments = read_zero_moments(path)
     layers, tied = reference.video.layers, reference.video.tied
+    video = vavim_names(layers, tied=tied)
     if reference.family == "vavim":
-        names = {
-            f"network.{theirs}": ours for ours, theirs in vavim_names(layers, tied=tied).items()
-        }
+        names = {f"network.{theirs}": ours for ours, theirs in video.items()}
     else:
-        names = {
-            f"vam.gpt.{theirs}": f"vavim.{ours}"
-            for ours, theirs in vavim_names(layers, tied=tied).items()
-        }
+        expert = expert_names(layers)
+        names = {f"vam.gpt.{theirs}": f"vavim.{ours}" for ours, theirs in video.items()}
         names |= {
-            f"vam.action_expert.{theirs}": f"expert.{ours}"
-            for ours, theirs in expert_names(layers).items()
+            f"vam.action_expert.{theirs}": f"expert.{ours}" for ours, theirs in expert.items()
         }
 
     def renamed(moment: Mapping[str, Any]) -> dict[str, Any]:
@@ -191,9 +182,7 @@ def _from_zero(path: Path, reference: VaVAMReference) -> dict[str, Any]:
 def _trained(
     reference: VaVAMReference, count: int, path: Path
 ) -> tuple[dict[str, tuple[int, ...]], list[list[str]]]:
-    """Shapes, and names by group of the optimiser, of the
-    parameters a training with `count` of them had.
-    """
+    """Shapes, and names by optimiser group, of the parameters of a training that had `count`."""
     config = reference.config
     with torch.device("meta"):
         module: nn.Module = VaVAM(config) if isinstance(config, VaVAMConfig) else VaViM(config)
@@ -201,10 +190,9 @@ def _trained(
         named = {f"{prefix}{name}": p for name, p in part.named_parameters()}
         if len(named) == count:
             names = {id(p): name for name, p in named.items()}
-            groups = [
-                [names[id(p)] for p in group["params"]] for group in param_groups(part, 1.0, 0.0)
-            ]
-            return {k: tuple(p.shape) for k, p in named.items()}, groups
+            groups = param_groups(part, 1.0, 0.0)
+            grouped_names = [[names[id(p)] for p in group["params"]] for group in groups]
+            return {name: tuple(p.shape) for name, p in named.items()}, grouped_names
     raise UserError(
         f"{path} trained {count} parameters, which is neither all of the model nor "
         "its expert alone."
@@ -212,9 +200,7 @@ def _trained(
 
 
 def _loader_seeds(payload: Mapping[str, Any]) -> tuple[int, ...]:
-    """Seeds in the states of the shuffling samplers: of one
-    loader, or of a list with one per process.
-    """
+    """Seeds in the states of the shuffling samplers: of one loader, or of one per process."""
     value: Any = payload
     for key in ("loops", "fit_loop", "state_dict", "combined_loader"):
         value = value.get(key) if isinstance(value, Mapping) else None
@@ -222,13 +208,13 @@ def _loader_seeds(payload: Mapping[str, Any]) -> tuple[int, ...]:
         value = value[0]
     seeds: list[int] = []
     for loader in value if isinstance(value, list) else ():
-        found: Any = loader
+        state: Any = loader
         for key in ("_sampler_iter_state", "sampler_iter_state", "generator"):
-            found = found.get(key) if isinstance(found, Mapping) else None
-        if isinstance(found, Tensor) and found.dtype == torch.uint8:
+            state = state.get(key) if isinstance(state, Mapping) else None
+        if isinstance(state, Tensor) and state.dtype == torch.uint8:
             generator = torch.Generator()
             try:
-                generator.set_state(found.clone())
+                generator.set_state(state.clone())
             except RuntimeError:  # of another kind of generator
                 continue
             seeds.append(generator.initial_seed())

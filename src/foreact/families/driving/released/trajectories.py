@@ -1,7 +1,4 @@
-"""The released trajectory pickles
-(`nuscenes_train_data_cleaned.pkl` and the like) -> trajectory
-records.
-"""
+"""Released trajectory pickles (`nuscenes_train_data_cleaned.pkl` and others) -> records."""
 
 from __future__ import annotations
 
@@ -13,8 +10,7 @@ from foreact.released.pickles import read_pickle_bytes
 
 
 def read_trajectory_pickle(path: str | Path) -> list[Record]:
-    """The records of a pickle, read without running it; see `driving.data.trajectories` for their
-    keys.
+    """The records (see `driving.data.trajectories`) of a pickle, read without running it.
 
     Raises:
         UserError: no such file, a damaged one, one that asks for more than plain values and arrays,
@@ -34,8 +30,7 @@ def read_trajectory_pickle(path: str | Path) -> list[Record]:
 
 
 def open_trajectories(path: str | Path, *cameras: str) -> Trajectories:
-    """The trajectories of one camera from a released pickle (.pkl) or from JSON lines (anything
-    else).
+    """One camera's trajectories from a released pickle (.pkl), or from JSON lines (any other).
 
     Args:
         path: the file.
@@ -44,10 +39,7 @@ def open_trajectories(path: str | Path, *cameras: str) -> Trajectories:
     Raises:
         UserError: as `read_trajectory_pickle`, `read_trajectories` and `Trajectories.from_records`.
     """
-    records = (
-        read_trajectory_pickle(path)
-        if Path(path).suffix == ".pkl"
-        else list(read_trajectories(path))
-    )
+    is_pickle = Path(path).suffix == ".pkl"
+    records = read_trajectory_pickle(path) if is_pickle else list(read_trajectories(path))
     camera = next((name for name in cameras if records and name in records[0]), cameras[0])
     return Trajectories.from_records(records, camera, str(path))

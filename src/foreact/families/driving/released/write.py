@@ -113,23 +113,23 @@ def _vavam(checkpoint: Checkpoint, config: VaVAMConfig) -> dict[str, Any]:
             f"{checkpoint.path} draws times '{config.time}', which the reference does not know."
         )
     context = config.context or video.frames
+    clip = None if config.clip is None else config.clip / config.action_scale
+    expert_shapes = (
+        f"actionexpert_{video.layers}layers_baseattentiondim{expert.base_attention}"
+        f"_baseembeddingdim{expert.base_width}.bsh"
+    )
     vam_conf = {
         "_target_": "vam.action_expert.VideoActionModel",
         "_recursive_": False,
         "finetuning_timesteps": context,
         "num_inference_steps": config.steps,
         "flow_sig_min": config.sigma,
-        "final_action_clip_value": None
-        if config.clip is None
-        else config.clip / config.action_scale,
+        "final_action_clip_value": clip,
         "action_scaling": config.action_scale,
         "gpt_mup_base_shapes": _video_shape_file(video),
         "gpt_checkpoint_path": None,
         "gpt_config": _network(video),
-        "action_mup_base_shapes": (
-            f"./mup_shapes/actionexpert_{video.layers}layers_baseattentiondim{expert.base_attention}"
-            f"_baseembeddingdim{expert.base_width}.bsh"
-        ),
+        "action_mup_base_shapes": f"./mup_shapes/{expert_shapes}",
         "action_checkpoint_path": None,
         "action_config": {
             "_target_": "vam.action_expert.MupActionExpert",
@@ -160,22 +160,21 @@ def _vavam(checkpoint: Checkpoint, config: VaVAMConfig) -> dict[str, Any]:
     }
     parts = {f"gpt.{k}": v for k, v in _video_state(checkpoint.state, video, "vavim.").items()}
     parts |= {
-        f"action_expert.{v}": checkpoint.state[f"expert.{k}"]
-        for k, v in expert_names(video.layers).items()
+        f"action_expert.{theirs}": checkpoint.state[f"expert.{ours}"]
+        for ours, theirs in expert_names(video.layers).items()
     }
+    # The reference holds both parts itself, and once more in its joint model.
     state = {"vam.attn_mask": _mask(context, video.tokens_per_frame, expert.horizon)}
-    state |= {f"vam.{k}": v for k, v in parts.items()} | {
-        f"vam.joint_model.{k}": v for k, v in parts.items()
-    }
+    state |= {f"vam.{name}": tensor for name, tensor in parts.items()}
+    state |= {f"vam.joint_model.{name}": tensor for name, tensor in parts.items()}
     return _content(
         checkpoint,
         state,
         hyper_parameters,
         "vam.action_expert.action_learning.ActionLearning",
         gpt_mup_base_shapes=_base_shapes(vavim_base_shapes(video)),
-        action_mup_base_shapess=_base_shapes(
-            expert_base_shapes(expert, video.layers)
-        ),  # the reference's spelling
+        # The reference's spelling.
+        action_mup_base_shapess=_base_shapes(expert_base_shapes(expert, video.layers)),
     )
 
 
@@ -218,28 +217,26 @@ def _network(config: VaViMConfig) -> dict[str, Any]:
 
 
 def _video_shape_file(config: VaViMConfig) -> str:
-    # The reference opens it relative to its own repository, which has those of the published base
-    # models.
+    # The reference opens it in its own repository, which has those of the published base models.
     return f"./mup_shapes/gpt2_{config.layers}layers_basewidth{config.base_width}.bsh"
 
 
 def _video_state(
     state: Mapping[str, Tensor], config: VaViMConfig, prefix: str
 ) -> dict[str, Tensor]:
+    """Tensors in the reference's names, of which a tied head and the token embedding are one."""
     names = vavim_names(config.layers, tied=config.tied)
-    theirs = {v: state[f"{prefix}{k}"] for k, v in names.items()}
-    return theirs | ({HEAD: theirs["transformer.wie.weight"]} if config.tied else {})
+    tensors = {theirs: state[f"{prefix}{ours}"] for ours, theirs in names.items()}
+    return tensors | ({HEAD: tensors["transformer.wie.weight"]} if config.tied else {})
 
 
 def _mask(frames: int, tokens: int, horizon: int) -> Tensor:
-    """What may attend to what in training, video then actions,
-    which the reference stores as a buffer.
-    """
+    """What may attend to what in training, video then actions, a buffer of the reference."""
     actions = frame_mask(frames, tokens, horizon)
     mask = torch.zeros(actions.shape[1], actions.shape[1], dtype=torch.bool)
-    seen = frames * tokens
-    mask[:seen, :seen] = torch.ones(seen, seen, dtype=torch.bool).tril()
-    mask[seen:] = actions
+    video = frames * tokens
+    mask[:video, :video] = torch.ones(video, video, dtype=torch.bool).tril()
+    mask[video:] = actions
     return mask
 
 
@@ -276,14 +273,14 @@ class _Pickler(_PythonPickler):
 _PICKLE = types.SimpleNamespace(__name__="pickle", Pickler=_Pickler)
 
 
-def _made(kind: Any, **attributes: Any) -> Any:
-    made = kind()
-    vars(made).update(attributes)
-    return made
+def _instance(kind: Any, **attributes: Any) -> Any:
+    instance = kind()
+    vars(instance).update(attributes)
+    return instance
 
 
 def _metadata(kind: Any, object_type: Any, key: str | None, **more: Any) -> Any:
-    return _made(
+    return _instance(
         kind,
         ref_type=typing.Any,
         object_type=object_type,
@@ -301,22 +298,27 @@ def _dict_config(raw: Mapping[str, Any], key: str | None = None, parent: Any = N
     metadata = _metadata(
         _ContainerMetadata, dict, key, key_type=typing.Any, element_type=typing.Any
     )
-    config = _made(_DictConfig, _metadata=metadata, _parent=parent)
+    config = _instance(_DictConfig, _metadata=metadata, _parent=parent)
     vars(config)["_content"] = {
-        k: _dict_config(v, k, config)
-        if isinstance(v, Mapping)
-        else _made(_AnyNode, _metadata=_metadata(_Metadata, None, k), _parent=config, _val=v)
-        for k, v in raw.items()
+        name: _dict_config(value, name, config)
+        if isinstance(value, Mapping)
+        else _any_node(value, name, config)
+        for name, value in raw.items()
     }
     return config
 
 
+def _any_node(value: Any, key: str, parent: Any) -> Any:
+    metadata = _metadata(_Metadata, None, key)
+    return _instance(_AnyNode, _metadata=metadata, _parent=parent, _val=value)
+
+
 def _base_shapes(shapes: BaseShapes) -> dict[str, Any]:
     """mup's form of base shapes; each also names its last growing side."""
-    made: dict[str, Any] = {}
+    inf_shapes: dict[str, Any] = {}
     for name in sorted(shapes):
-        dims = [_made(_InfDim, base_dim=side, dim=None) for side in shapes[name]]
+        dims = [_instance(_InfDim, base_dim=side, dim=None) for side in shapes[name]]
         main = max((i for i, side in enumerate(shapes[name]) if side is not None), default=None)
-        made[name] = _InfShape(dims)
-        vars(made[name]).update(main_idx=main, main=None if main is None else dims[main])
-    return made
+        inf_shapes[name] = _InfShape(dims)
+        vars(inf_shapes[name]).update(main_idx=main, main=None if main is None else dims[main])
+    return inf_shapes

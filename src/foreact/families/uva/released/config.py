@@ -1,6 +1,4 @@
-"""What a UVA reference checkpoint says about itself: its config,
-checked against the shapes of its tensors.
-"""
+"""Config of a UVA reference checkpoint, checked against the shapes of its tensors."""
 
 from __future__ import annotations
 
@@ -166,10 +164,8 @@ def uva_config(
     """
     shapes = Shapes(state, cfg.path)
     width, token_channels = shapes("z_proj.weight")
-    patch, side = (
-        cfg(f"{TRANSFORMER}.patch_size"),
-        cfg(f"{TRANSFORMER}.img_size") // cfg(f"{TRANSFORMER}.vae_stride"),
-    )
+    patch = cfg(f"{TRANSFORMER}.patch_size")
+    side = cfg(f"{TRANSFORMER}.img_size") // cfg(f"{TRANSFORMER}.vae_stride")  # of the latents
     action_dim = shapes("action_proj_cond.weight")[1]
     require_equal(
         {
@@ -224,18 +220,16 @@ def _heads(shapes: Shapes, cfg: Entries) -> dict[str, Any]:
         "predict_action": action,
         "modes": _modes(cfg, video, action),
     }
-    for there, module, entry, head in (
+    for has_head, module, entry, head in (
         (video, "diffloss", "diffloss", "video"),
         (action, "diffactloss", "diffloss_act", "action"),
     ):
-        if there:
-            size = (
-                shapes.count(f"{module}.net.res_blocks"),
-                shapes(f"{module}.net.cond_embed.weight")[0],
-            )
-            said = (cfg(f"{TRANSFORMER}.{entry}_d"), cfg(f"{TRANSFORMER}.{entry}_w"))
-            require_equal({f"{entry}_d, {entry}_w": (said, size)}, cfg.path)
-            values |= {f"{head}_head_depth": size[0], f"{head}_head_width": size[1]}
+        if has_head:
+            depth = shapes.count(f"{module}.net.res_blocks")
+            width = shapes(f"{module}.net.cond_embed.weight")[0]
+            in_cfg = (cfg(f"{TRANSFORMER}.{entry}_d"), cfg(f"{TRANSFORMER}.{entry}_w"))
+            require_equal({f"{entry}_d, {entry}_w": (in_cfg, (depth, width))}, cfg.path)
+            values |= {f"{head}_head_depth": depth, f"{head}_head_width": width}
     if action:
         values["readout"] = _readout(cfg)
         # The reference samples from 1000 steps whatever it trained on; here it is the trained
@@ -252,12 +246,10 @@ def _conditions(shapes: Shapes, cfg: Entries, cameras: Sequence[str], width: int
             "text_tokens": shapes("text_pos_embed")[1],
         }
     if shapes.has("proprioception_proj_cond"):
-        values["proprioception"] = _states(
-            STATES, shapes("proprioception_proj_cond.weight")[1], cfg
-        )
-        uneven = cfg(
-            "model.policy.different_history_freq"
-        )  # then only the states of the shown frames are
+        width_in = shapes("proprioception_proj_cond.weight")[1]
+        values["proprioception"] = _states(STATES, width_in, cfg)
+        # With uneven times, only the states of the shown frames are read.
+        uneven = cfg("model.policy.different_history_freq")
         values["proprioception_steps"] = shapes("temporal_pos_embed")[1] if uneven else PAST_STEPS
     if shapes.has("diffproploss"):
         target = shapes("diffproploss.net.input_proj.weight")[1]
@@ -267,7 +259,9 @@ def _conditions(shapes: Shapes, cfg: Entries, cameras: Sequence[str], width: int
     # Every model with proprioception has a projection of the wrist image; whether it is used, only
     # the number of streams that are joined tells.
     joined = shapes("proj_cond_x_layer.weight")[1] // width
-    shown = joined - 3 - values["past_actions"] - foreseen - ("proprioception" in values) == 1
+    # Always joined: video, context and action.
+    others = 3 + values["past_actions"] + foreseen + ("proprioception" in values)
+    shown = joined - others == 1
     wrist = shown or foreseen
     if len(cameras) < 1 + wrist:
         raise UserError(
@@ -281,18 +275,18 @@ def _conditions(shapes: Shapes, cfg: Entries, cameras: Sequence[str], width: int
 
 def require_equal(expected: Mapping[str, tuple[Any, Any]], path: str) -> None:
     """Raise a `UserError` for the first {entry: (config, tensors)} whose two sides differ."""
-    for entry, (said, found) in expected.items():
-        if said != found:
+    for entry, (in_cfg, in_tensors) in expected.items():
+        if in_cfg != in_tensors:
             raise UserError(
-                f"{path} contradicts itself: its cfg has {entry} = {said}, its "
-                f"tensors have {found}."
+                f"{path} contradicts itself: its cfg has {entry} = {in_cfg}, its "
+                f"tensors have {in_tensors}."
             )
 
 
-def _attention_heads(cfg: Entries, given: tuple[int, int] | None) -> tuple[int, int]:
+def _attention_heads(cfg: Entries, heads: tuple[int, int] | None) -> tuple[int, int]:
     name = cfg(f"{TRANSFORMER}.model_size")
-    if given is not None:
-        return given
+    if heads is not None:
+        return heads
     if name not in HEADS:
         raise UserError(
             f"{cfg.path} has the model size '{name}', whose attention heads are not known; give "
@@ -313,24 +307,21 @@ def _modes(cfg: Entries, video: bool, action: bool) -> dict[str, float]:
         )
     # Without one of the heads, only the modes that do without it could have been trained.
     needs_video = {"video", "dynamics", "joint"}
-    ours = [MODES[n] for n in names]
-    possible = [
-        m
-        for m in ours
-        if (video or m not in needs_video) and (action or m in needs_video - {"joint"})
-    ]
+    needs_action = {"policy", "inverse", "joint"}
+    lacking = (set() if video else needs_video) | (set() if action else needs_action)
+    possible = [MODES[n] for n in names if MODES[n] not in lacking]
     return dict.fromkeys(possible or ["video" if video else "policy"], 1.0)
 
 
 def _readout(cfg: Entries) -> Any:
     kind = cfg("model.policy.action_model_params.act_model_type")
-    known = {"conv_fc": "conv_fc", "conv_ori": "conv_ori", "conv2": "conv", "fc2": "fc"}
-    if kind not in known:
+    readouts = {"conv_fc": "conv_fc", "conv_ori": "conv_ori", "conv2": "conv", "fc2": "fc"}
+    if kind not in readouts:
         raise UserError(
             f"{cfg.path} has the unknown act_model_type '{kind}'; known ones are "
-            f"{', '.join(known)}."
+            f"{', '.join(readouts)}."
         )
-    return known[kind]
+    return readouts[kind]
 
 
 def _states(candidates: Sequence[dict[str, int]], width: int, cfg: Entries) -> dict[str, int]:

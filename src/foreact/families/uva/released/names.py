@@ -109,10 +109,8 @@ def reference_names(config: UVAConfig) -> dict[str, str]:
     for head, theirs in _HEADS:
         parts += [(f"heads.{head}.denoiser.{a}", f"{theirs}.net.{b}") for a, b in _DENOISER]
         for i in range(max(config.video_head_depth, config.action_head_depth)):
-            ours_block, theirs_block = (
-                f"heads.{head}.denoiser.blocks.{i}",
-                f"{theirs}.net.res_blocks.{i}",
-            )
+            ours_block = f"heads.{head}.denoiser.blocks.{i}"
+            theirs_block = f"{theirs}.net.res_blocks.{i}"
             parts += [(f"{ours_block}.{a}", f"{theirs_block}.{b}") for a, b in _DENOISER_BLOCK]
         parts += [
             (f"heads.{head}.readout.{a}", f"{theirs}.{b}") for a, b in _READOUTS[config.readout]
@@ -164,8 +162,9 @@ def to_reference(state: Mapping[str, Tensor], config: UVAConfig) -> dict[str, Te
 
 
 def _unused(config: UVAConfig) -> dict[str, tuple[int, ...]]:
-    """The reference makes a projection of the wrist image for every
-    robot with proprioception, camera or not.
+    """Tensors that the reference holds and never uses: name -> shape.
+
+    It makes a projection of the wrist image for every robot with proprioception, camera or not.
     """
     if not config.proprioception or config.shows_wrist:
         return {}

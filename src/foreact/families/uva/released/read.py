@@ -1,5 +1,6 @@
-"""UVA reference checkpoints (cfg, state_dicts and pickles) and MAR
-image weights -> our names and configs.
+"""UVA reference checkpoints and MAR image weights -> our names and configs.
+
+A UVA checkpoint holds the entries cfg, state_dicts and pickles.
 """
 
 from __future__ import annotations
@@ -144,8 +145,7 @@ def read_uva_checkpoint(
 
 
 def init_from_mar(model: UVA, path: Path) -> PartialLoad:
-    """Start a UVA model from a MAR image checkpoint (entry `model_ema`), as the published models
-    were.
+    """Start a UVA model from a MAR image checkpoint (entry `model_ema`), as published.
 
     Args:
         model: changed in place.
@@ -166,10 +166,11 @@ def init_from_mar(model: UVA, path: Path) -> PartialLoad:
     names = reference_keys_uva.reference_names(
         replace(model.config, head="diffusion", readout="conv_fc")
     )
-    ours = {theirs: mine for mine, theirs in names.items()}
+    native = {reference: name for name, reference in names.items()}
     if model.config.head != "diffusion":
-        ours = {theirs: mine for theirs, mine in ours.items() if not mine.startswith("heads.")}
-    return load_partial(model, {str(ours.get(k, k)): v for k, v in state.items()}, source=str(path))
+        native = {key: name for key, name in native.items() if not name.startswith("heads.")}
+    renamed = {str(native.get(key, key)): tensor for key, tensor in state.items()}
+    return load_partial(model, renamed, source=str(path))
 
 
 def check_spec(reference: UVAReference, spec: StreamSpec, path: Path) -> None:
@@ -213,6 +214,7 @@ def _split(
 
 
 def _pickled(entries: Any, path: Path) -> dict[str, Any]:
+    """The values of the checkpoint's pickled entries, by name."""
     if not isinstance(entries, Mapping):
         raise UserError(f"{path} is no UVA checkpoint: its entry pickles should hold named bytes.")
     # _output_dir is the author's folder; it means nothing elsewhere.
@@ -239,28 +241,32 @@ def _convert(request: Request, options: UVAFileOptions) -> Converted:
         )
     cameras = list(spec.cameras) if spec is not None else ()
     pair = None if heads is None else (heads[0], heads[1])
-    found = read_uva_checkpoint(
+    reference = read_uva_checkpoint(
         request.src, ema=not options.raw, heads=pair, cameras=cameras, payload=request.payload
     )
     if spec is not None:
-        check_spec(found, spec, request.src)
+        check_spec(reference, spec, request.src)
     request.dst.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         dir=request.dst.parent, prefix=f".{request.dst.name}.tokenizer-"
     ) as scratch:
         tokenizer = Path(scratch) / "tokenizer"
         save_checkpoint(
-            tokenizer, family="kl_vae", config=found.vae, state=found.vae_state, dtype=request.dtype
+            tokenizer,
+            family="kl_vae",
+            config=reference.vae,
+            state=reference.vae_state,
+            dtype=request.dtype,
         )
         return write_converted(
             request,
             family="uva",
-            config=found.uva,
-            state=found.uva_state,
-            report=found.report,
-            facts=asdict(found.facts),
+            config=reference.uva,
+            state=reference.uva_state,
+            report=reference.report,
+            facts=asdict(reference.facts),
             spec=spec,
-            stats=found.normalizer,
+            stats=reference.normalizer,
             tokenizer=tokenizer,
         )
 

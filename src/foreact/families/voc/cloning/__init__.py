@@ -1,6 +1,4 @@
-"""Behaviour cloning on the codes that occupancy models read:
-who proposes actions to their planner.
-"""
+"""Behaviour cloning on the codes of occupancy models: proposes actions to their planner."""
 
 from foreact.plugs import Family
 

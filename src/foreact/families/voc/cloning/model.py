@@ -1,5 +1,4 @@
-"""Behaviour cloning on codes: a small network from a stack of frames to a mixture of Gaussians over
-the next actions.
+"""Behaviour cloning on codes: a stack of frames -> a mixture of Gaussians over actions.
 
     codes (T h w) -> rows of the codebook -> a few channels each -> MLP -> M diagonal Gaussians over
     m actions
@@ -54,8 +53,9 @@ class CloningConfig:
     components: int = 5
     """Gaussians of the mixture, M."""
     min_std: float = 0.05
-    """Least deviation of a Gaussian, where the bounds are 2 apart; keeps the likelihood finite
-    where actions sit on the bounds.
+    """Least deviation of a Gaussian, where the bounds are 2 apart.
+
+    It keeps the likelihood finite where actions sit on the bounds.
     """
     dropout: float = 0.1
     """After every hidden layer."""
@@ -96,7 +96,7 @@ class CloningConfig:
 
 
 class Cloning(nn.Module):
-    """What was done after such a picture; says it as one action (`mode`) or as draws (`propose`).
+    """Distribution of the actions after a stack, with its `mode` and draws from it (`propose`).
 
     Attributes:
         codebook: float32 (V, c), the tokenizer's rows, which do not learn; see `set_codebook`.
@@ -142,8 +142,7 @@ class Cloning(nn.Module):
         return matrices_decay(self, lr, weight_decay)
 
     def forward(self, batch: Batch, *, rng: torch.Generator) -> LossOut:
-        """Mean negative log-likelihood of the actions, in nats per window, for actions scaled to
-        [-1, 1].
+        """Mean negative log-likelihood in nats per window, of actions scaled to [-1, 1].
 
         Args:
             batch: `tokens[camera]` int64 (B, >= T, h, w), of which the first T frames are the
@@ -157,8 +156,9 @@ class Cloning(nn.Module):
         return LossOut(loss=loss, logs={"nats": loss.detach()})
 
     def log_prob(self, tokens: Tensor, actions: Tensor) -> Tensor:
-        """Log-density of actions (B, m, A), scaled to [-1, 1], after
-        stacks int64 (B, T, h, w): float32 (B,).
+        """Log-density of actions (B, m, A) after stacks int64 (B, T, h, w): float32 (B,).
+
+        The density is that of the actions scaled to [-1, 1].
         """
         log_weight, mean, std = self._mixture(tokens)
         scaled = (actions - self.middle) / self.reach
@@ -168,13 +168,10 @@ class Cloning(nn.Module):
 
     @torch.no_grad()
     def mode(self, tokens: Tensor) -> Tensor:
-        """Centre of the likeliest Gaussian: int64 (B, T, h, w)
-        -> float32 (B, m, A) within the bounds.
-        """
+        """Centre of the likeliest Gaussian: int64 (B, T, h, w) -> float32 (B, m, A) in bounds."""
         log_weight, mean, _ = self._mixture(tokens)
-        return self._bounded(
-            mean[torch.arange(len(mean), device=mean.device), log_weight.argmax(-1)]
-        )
+        rows = torch.arange(len(mean), device=mean.device)
+        return self._bounded(mean[rows, log_weight.argmax(-1)])
 
     @torch.no_grad()
     def propose(self, tokens: Tensor, samples: int, *, rngs: Sequence[torch.Generator]) -> Tensor:
@@ -192,20 +189,16 @@ class Cloning(nn.Module):
         log_weight, mean, std = self._mixture(tokens)
         size = mean.shape[-1]
         uniform = torch.stack([torch.rand(samples, generator=rng) for rng in rngs]).to(mean.device)
-        normal = torch.stack([torch.randn(samples, size, generator=rng) for rng in rngs]).to(
-            mean.device
-        )
+        normal = torch.stack([torch.randn(samples, size, generator=rng) for rng in rngs])
+        normal = normal.to(mean.device)  # (B, S, m A)
         # Inverse of the cumulative weights; rounding may leave their sum a little below a draw.
-        chosen = torch.searchsorted(log_weight.exp().cumsum(-1), uniform).clamp_max(
-            self.config.components - 1
-        )
-        index = chosen[..., None].expand(-1, -1, size)
+        component = torch.searchsorted(log_weight.exp().cumsum(-1), uniform)
+        component = component.clamp_max(self.config.components - 1)  # (B, S)
+        index = component[..., None].expand(-1, -1, size)
         return self._bounded(mean.gather(1, index) + std.gather(1, index) * normal)
 
     def _mixture(self, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-weights (B, M), means and deviations (B, M, m A) of the
-        Gaussians, for actions scaled to [-1, 1].
-        """
+        """Log-weights (B, M), means and deviations (B, M, m A), for actions scaled to [-1, 1]."""
         config = self.config
         if tokens.ndim != 4 or tuple(tokens.shape[1:]) != (config.frames, *config.grid):
             raise UserError(
@@ -215,9 +208,8 @@ class Cloning(nn.Module):
             )
         # Every code's channels are computed once, not at every place where it stands; tokenizers
         # differ in scale.
-        rows = (self.codebook - self.codebook.mean(0)) / self.codebook.std(
-            0, unbiased=False
-        ).clamp_min(1e-6)
+        scale = self.codebook.std(0, unbiased=False).clamp_min(1e-6)
+        rows = (self.codebook - self.codebook.mean(0)) / scale
         x = functional.embedding(tokens.flatten(1), self.code(rows)).flatten(1)
         for layer in self.hidden:
             x = self.dropout(functional.gelu(layer(x)))
@@ -226,10 +218,6 @@ class Cloning(nn.Module):
         return out[..., 0].log_softmax(-1), mean, config.min_std + functional.softplus(std)
 
     def _bounded(self, scaled: Tensor) -> Tensor:
-        """(..., m A) scaled to [-1, 1] -> (..., m, A) in the
-        units of the spec, clipped to the bounds.
-        """
-        steps = scaled.clamp(-1.0, 1.0).unflatten(
-            -1, (self.config.action_steps, self.config.actions)
-        )
-        return steps * self.reach + self.middle
+        """(..., m A) scaled to [-1, 1] -> (..., m, A) in the spec's units, within the bounds."""
+        shape = (self.config.action_steps, self.config.actions)
+        return scaled.clamp(-1.0, 1.0).unflatten(-1, shape) * self.reach + self.middle

@@ -1,6 +1,4 @@
-"""Behaviour cloning as a policy: does what the data's behaviour
-most likely would do, or a draw from it.
-"""
+"""Behaviour cloning as a policy: plays the mode of the cloned behaviour, or a draw from it."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from torch import Tensor
 from foreact.checkpoints.format import Checkpoint, build, load_checkpoint
 from foreact.errors import UserError
 from foreact.families.voc.cloning.model import Cloning
-from foreact.families.voc.stacks import Stacks, in_batches, open_stacks
+from foreact.families.voc.stacks import CodeStacks, in_batches, open_stacks
 from foreact.types import ActionChunk, Observation, StreamSpec
 
 
@@ -39,7 +37,7 @@ class CloningPolicy:
     def __init__(
         self,
         cloning: Cloning,
-        stacks: Stacks,
+        stacks: CodeStacks,
         spec: StreamSpec,
         *,
         execute: int = 1,
@@ -69,19 +67,17 @@ class CloningPolicy:
     @torch.inference_mode()
     def act(self, ids: Sequence[int] | None = None) -> ActionChunk:
         began = time.perf_counter()
-        now = self.stacks.now(ids)
+        batch = self.stacks.now(ids)
 
         def decide(stacks: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
-            return (
-                self.cloning.propose(stacks, 1, rngs=rngs)[:, 0]
-                if self.draw
-                else self.cloning.mode(stacks)
-            )
+            if self.draw:
+                return self.cloning.propose(stacks, 1, rngs=rngs)[:, 0]
+            return self.cloning.mode(stacks)
 
-        actions = in_batches(decide, self.stacks.batch_size, now.stacks, now.rngs).cpu().numpy()
-        return ActionChunk(
-            actions.astype(np.float32), self.execute, now.step, (time.perf_counter() - began) * 1e3
-        )
+        decided = in_batches(decide, self.stacks.batch_size, batch.stacks, batch.rngs)
+        actions = decided.cpu().numpy().astype(np.float32)
+        elapsed_ms = (time.perf_counter() - began) * 1e3
+        return ActionChunk(actions, self.execute, batch.step, elapsed_ms)
 
     def describe(self) -> dict[str, Any]:
         return {

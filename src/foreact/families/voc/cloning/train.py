@@ -1,6 +1,4 @@
-"""`foreact train bc`: behaviour cloning on stored codes, to act by
-itself or to propose actions to a planner.
-"""
+"""`foreact train bc`: behaviour cloning on stored codes, to act or to propose actions."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from foreact.data.windows.loader import WindowDataset
 from foreact.data.windows.window import Window
 from foreact.errors import UserError
 from foreact.families.voc.cloning.model import Cloning, CloningConfig
-from foreact.families.voc.train import decided, normalizer
+from foreact.families.voc.train import normalizer, resolved
 from foreact.runs.options import Episodes, TrainingRun
 from foreact.runs.parse import parse_run
 from foreact.runs.run import pick_device
@@ -33,26 +31,24 @@ from foreact.types import Codes, StreamSpec
 
 @dataclass(frozen=True, kw_only=True)
 class CloningRun(TrainingRun, Episodes):
-    """Train behaviour cloning on the codes of a store: what
-    was done after such a stack of frames.
-    """
+    """Train behaviour cloning on the codes of a store: what was done after a stack of frames."""
 
     task: str = "cheetah-run"
     data: Path | None = None
     """Store or folder of HDF5 shards to learn from; None: the task's own, data/<task>.zarr."""
     tokenizer: str | None = None
-    """Weights of the tokenizer whose codes to read, embedded in the result. Codes that a store
-    lacks are made once and kept in it.
+    """Weights of the tokenizer whose codes to read, embedded in the result.
+
+    Codes that a store lacks are made once and kept in it.
     """
     out: Path = Path("runs/bc")
     val_ratio: float = 0.1
-    """Share of the episodes kept for validation; with the seed of
-    an occupancy model's run, the same ones.
+    """Share of the episodes kept for validation.
+
+    With the seed of an occupancy model's run, they are the same ones.
     """
     model: CloningConfig = field(default_factory=CloningConfig)
-    """What belongs to tokenizer, task and data (vocab, code_dim,
-    grid, low, high, camera) is taken from them.
-    """
+    """Vocab, code_dim, grid, low, high and camera are taken from tokenizer, task and data."""
     train: TrainConfig = field(
         default_factory=lambda: TrainConfig(
             steps=3000,
@@ -68,15 +64,14 @@ class CloningRun(TrainingRun, Episodes):
             ema=EMAConfig(max=0.995),
         )
     )
-    """The finished weights are those of the least validation loss: a
-    small set of episodes is soon learned by heart.
+    """The finished weights are those of the least validation loss.
+
+    A small set of episodes is soon learned by heart.
     """
 
 
 def train_bc(run: CloningRun) -> Path:
-    """Train; returns the folder of the finished weights,
-    `run.out/weights`, which embed the tokenizer.
-    """
+    """Train; returns the folder of the weights, `run.out/weights`, which embed the tokenizer."""
     if run.tokenizer is None:
         raise UserError(
             "Behaviour cloning reads codes; name the tokenizer that makes them with --tokenizer."
@@ -116,9 +111,9 @@ def train_bc(run: CloningRun) -> Path:
     )
 
     def export(state: Mapping[str, Tensor], path: Path) -> None:
-        made = TokenizerRef(family=reference.family, hash=loaded.hash)
+        source = TokenizerRef(family=reference.family, hash=loaded.hash)
         save_checkpoint(
-            path, family="bc", config=config, state=state, spec=store.spec, tokenizer=made
+            path, family="bc", config=config, state=state, spec=store.spec, tokenizer=source
         )
 
     result = train_on(
@@ -148,7 +143,7 @@ def fitted(run: CloningRun, camera: str, codes: Codes, spec: StreamSpec) -> Clon
             f"{found}; use other data."
         )
     assert codes.vocab is not None
-    found = {
+    derived = {
         "vocab": codes.vocab,
         "code_dim": codes.codebook.shape[1],
         "grid": tuple(codes.grid),
@@ -156,7 +151,7 @@ def fitted(run: CloningRun, camera: str, codes: Codes, spec: StreamSpec) -> Clon
         "low": tuple(spec.action.low),
         "high": tuple(spec.action.high),
     }
-    return decided(run.model, found)
+    return resolved(run.model, derived)
 
 
 def command(args: Sequence[str]) -> None:

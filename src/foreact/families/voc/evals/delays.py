@@ -1,5 +1,4 @@
-"""How far ahead a sampled future lies: the delay of an occupancy is geometric, and samples can be
-held against that.
+"""How far ahead sampled futures lie, against the geometric law of an occupancy's delays.
 
 A sample bears no date, so it is given that of the true state that shares most tokens with it. Where
 states recur, as in a gait, it may be given that of another round: the search is kept to the delays
@@ -65,8 +64,12 @@ class DelayCount:
         self.steps: list[float] = []
 
     def add(self, context: Tensor, samples: Tensor, future: Tensor) -> None:
-        """One state: itself (T, h, w), its S samples (S, T, h, w) and
-        the true states that follow it (J, T, h, w).
+        """Add one state.
+
+        Args:
+            context: the state itself, (T, h, w).
+            samples: its S samples, (S, T, h, w).
+            future: the true states that follow it, (J, T, h, w).
         """
         shares, distance = nearest_delays(samples, future)
         self.shares = _sum(self.shares, shares.cpu().numpy())
@@ -97,7 +100,7 @@ def nearest_delays(samples: Tensor, future: Tensor) -> tuple[Tensor, Tensor]:
         (S,).
     """
     flat, true = samples.flatten(1), future.flatten(1)
-    differing = torch.stack([(flat != one).sum(dim=1) for one in true], dim=1)
+    differing = torch.stack([(flat != state).sum(dim=1) for state in true], dim=1)  # (S, J)
     least = differing.min(dim=1, keepdim=True).values
     nearest = (differing == least).double()
     shares = (nearest / nearest.sum(dim=1, keepdim=True)).mean(dim=0)

@@ -1,6 +1,4 @@
-"""Sampled futures as pictures: for every gamma a row of true frames at
-random delays, and a row of sampled states.
-"""
+"""Sampled futures as pictures: for every gamma, true frames at random delays above samples."""
 
 from __future__ import annotations
 
@@ -18,15 +16,13 @@ from foreact.families.voc.evals.delays import geometric_law, nearest_delays
 from foreact.families.voc.evals.values import OccupancyModel, TrueFutures, reach
 from foreact.types import Tokenizer, to_uint8
 
-Show = Callable[[Tensor], np.ndarray]
+ToPictures = Callable[[Tensor], np.ndarray]
 """Stacks int64 (N, T, h, w) -> pictures of their last frames, uint8 (N, H, W, 3)."""
 
 SEARCH_ROWS = 4096
 """Frames of the data compared at once."""
 CELL, LABEL, GAP, MARGIN = 96, 16, 6, 132
-"""Pixels of the sheet: height of a picture and of the line above
-it, distance of pictures, left margin.
-"""
+"""Pixels of the sheet: height of a picture, height of its title, gap, left margin."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +60,7 @@ class ImaginedState:
     futures: Sequence[Futures]
 
 
-def decoded(tokenizer: Tokenizer) -> Show:
+def decoded(tokenizer: Tokenizer) -> ToPictures:
     """Pictures by the tokenizer that made the codes."""
 
     @torch.no_grad()
@@ -75,22 +71,20 @@ def decoded(tokenizer: Tokenizer) -> Show:
     return show
 
 
-def nearest_frames(store: RowStore, camera: str) -> Show:
-    """For codes that know no way back to pixels: the frame of the
-    data that shares most codes with each.
-    """
+def nearest_frames(store: RowStore, camera: str) -> ToPictures:
+    """For codes without a way back to pixels: the frame of the data that shares most codes."""
     rows = np.arange(int(store.lengths.sum()))
 
     def show(stacks: Tensor) -> np.ndarray:
-        wanted = stacks[:, -1].flatten(1).cpu().numpy()
-        least, best = np.full(len(wanted), np.inf), np.zeros(len(wanted), np.int64)
+        targets = stacks[:, -1].flatten(1).cpu().numpy()
+        least, best = np.full(len(targets), np.inf), np.zeros(len(targets), np.int64)
         for part in np.array_split(rows, -(-len(rows) // SEARCH_ROWS)):
             codes = store.gather(f"tokens_{camera}", part).reshape(len(part), -1)
-            for i, one in enumerate(wanted):
-                differing = (codes != one).sum(axis=1)
-                at = int(differing.argmin())
-                if differing[at] < least[i]:
-                    least[i], best[i] = differing[at], part[at]
+            for i, target in enumerate(targets):
+                differing = (codes != target).sum(axis=1)
+                best_in_part = int(differing.argmin())
+                if differing[best_in_part] < least[i]:
+                    least[i], best[i] = differing[best_in_part], part[best_in_part]
         return store.gather(camera, best)
 
     return show
@@ -105,7 +99,7 @@ def imagine(
     *,
     gammas: Sequence[float],
     samples: int,
-    show: Show,
+    to_pictures: ToPictures,
     rng: torch.Generator,
     device: torch.device | str = "cpu",
 ) -> ImaginedState:
@@ -114,12 +108,12 @@ def imagine(
     Args:
         model: in evaluation mode.
         windows: contexts, see `values.contexts`.
-        camera: whose tokens; true frames are its pictures where the store has them, else `show`
-            makes them.
+        camera: whose tokens; true frames are its pictures where the store has them, else
+            `to_pictures` makes them.
         row: which of the windows.
         gammas: of the model.
         samples: S, for each gamma.
-        show: makes pictures of sampled states.
+        to_pictures: makes pictures of sampled states.
         rng: of the delays and the samples.
         device: where the model computes.
     """
@@ -129,41 +123,38 @@ def imagine(
     context = batch.tokens[camera].to(device)
     actions = None if batch.actions is None else batch.actions.to(device)
     futures = TrueFutures(windows, camera)
-    here = int(store.starts[episode])
+    first_row = int(store.starts[episode])
 
     def true(steps: np.ndarray, stacks: Tensor) -> np.ndarray:
-        return store.gather(camera, here + steps) if store.has(camera) else show(stacks)
+        return store.gather(camera, first_row + steps) if store.has(camera) else to_pictures(stacks)
 
-    found = []
+    futures_by_gamma = []
     for gamma in gammas:
         future = futures.after(episode, step, reach(gamma)).to(device)
         law = torch.from_numpy(geometric_law(gamma, len(future))).to(rng.device)
-        ahead = (
-            torch.multinomial(law, samples, replacement=True, generator=rng)
-            .sort()
-            .values.to(device)
-        )
+        ahead = torch.multinomial(law, samples, replacement=True, generator=rng)
+        ahead = ahead.sort().values.to(device)
         drawn = model.sample(context, samples=samples, gamma=gamma, actions=actions, rng=rng)[0]
-        nearest = torch.stack([nearest_delays(one[None], future)[0].argmax() for one in drawn])
+        nearest = torch.stack(
+            [nearest_delays(sample[None], future)[0].argmax() for sample in drawn]
+        )
         order = nearest.argsort(stable=True)
-        found.append(
+        futures_by_gamma.append(
             Futures(
                 gamma=gamma,
                 delays=1 + ahead.cpu().numpy(),
                 true=true(step + 1 + ahead.cpu().numpy(), future[ahead]),
                 nearest=1 + nearest[order].cpu().numpy(),
-                sampled=show(drawn[order]),
+                sampled=to_pictures(drawn[order]),
             )
         )
     frames = np.maximum(step + np.array(windows.window.tokens[camera]), 0)
     seen = context[0][:, None].expand(-1, len(frames), -1, -1)  # each frame as a stack of itself
-    return ImaginedState(episode, step, true(frames, seen), found)
+    return ImaginedState(episode, step, true(frames, seen), futures_by_gamma)
 
 
 def futures_picture(state: ImaginedState) -> Image.Image:
-    """The context on top; below it, for every gamma, true frames above
-    sampled ones, each with its delay in steps.
-    """
+    """The context; below it, for every gamma, true frames above samples, with their delays."""
     past = range(1 - len(state.context), 1)
     lines: list[tuple[str, np.ndarray, list[str]]] = [
         ("seen", state.context, [f"{k}" if k else "now" for k in past])

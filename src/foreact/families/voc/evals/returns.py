@@ -1,8 +1,7 @@
 """True discounted returns of recorded episodes, exact to the episode's end.
 
 The value of a step is that of its future alone: V(s_t) = sum over k >= 1 of gamma^(k-1) r_(t+k),
-    where r_(t+k) is the
-reward that came with frame t+k. The last step of an episode has none.
+where r_(t+k) is the reward that came with frame t+k. The last step of an episode has none.
 
 Tasks with a time limit cut the sum off. Under the discounted-future distribution the share of the
 future that lies beyond the end is gamma^(steps left); `settled` tells the steps where it is
@@ -54,25 +53,19 @@ def steps_left(lengths: np.ndarray) -> np.ndarray:
 
 
 def remaining_mass(lengths: np.ndarray, gamma: float) -> np.ndarray:
-    """Share of the discounted future of each step that lies beyond its
-    episode, gamma^(steps left): float64 (N,).
-    """
+    """Share gamma^(steps left) of a step's future that lies beyond its episode: float64 (N,)."""
     return np.power(float(gamma), steps_left(lengths))
 
 
 def settled(lengths: np.ndarray, gamma: float, *, tolerance: float = 0.01) -> np.ndarray:
-    """Whether less than `tolerance` of a step's discounted
-    future lies beyond its episode: bool (N,).
-    """
+    """Whether less than `tolerance` of a step's future lies beyond its episode: bool (N,)."""
     return remaining_mass(lengths, gamma) < tolerance
 
 
 def _by_episode(
     rewards: np.ndarray, lengths: np.ndarray, gamma: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Rewards as float64 (E, T), zeros after an episode's end, and
-    where a step lies inside, bool (E, T).
-    """
+    """Rewards float64 (E, T), zero after an episode's end, and which are inside, bool (E, T)."""
     flat, lengths = np.asarray(rewards, np.float64).reshape(-1), np.asarray(lengths, np.int64)
     if not 0.0 <= gamma < 1.0:
         raise UserError(f"gamma should lie in 0 <= gamma < 1, found {gamma}.")

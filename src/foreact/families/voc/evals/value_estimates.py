@@ -27,8 +27,7 @@ def sampled_value(rewards: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
 
 
 def density_value(log_probs: Tensor, rewards: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
-    """Value by self-normalised importance weights: sum_j w_j r_j / (1 - gamma) with w =
-    softmax(log_probs).
+    """Value sum_j w_j r_j / (1 - gamma), with importance weights w = softmax(log_probs).
 
     Right as far as the candidates stand for all states that may follow, each of them once.
 
@@ -66,8 +65,7 @@ def legacy_density(logits: Tensor, tokens: Tensor, rewards: Tensor) -> LegacyDen
     """The density estimate of the reference implementation, to compare with it.
 
     Its weights are no probabilities: they do not sum to 1, a constant added to all logits changes
-        them, and the factor
-    1 / (1 - gamma) is missing. `density_value` is the sound form.
+    them, and the factor 1 / (1 - gamma) is missing. `density_value` is the sound form.
 
     Args:
         logits: that predict each token of the candidates, (..., J, L, V).

@@ -18,25 +18,22 @@ BARS = 24
 
 
 def values_figure(values: Sequence[Values]) -> FigurePair | None:
-    """Estimated over true values, one panel per gamma, one
-    colour per grade, bars of a standard error.
-    """
+    """Estimated over true values: a panel per gamma, a colour per grade, standard errors."""
     if not values:
         return None
 
     def draw(figure: Any) -> None:
-        for ax, found in zip(
+        for ax, result in zip(
             figure.subplots(1, len(values), squeeze=False)[0], values, strict=True
         ):
-            names = (
-                [""] * len(found.truth) if found.grades is None else [str(g) for g in found.grades]
-            )
+            grades = result.grades
+            names = [""] * len(result.truth) if grades is None else [str(g) for g in grades]
             for number, name in enumerate(sorted(set(names))):
                 rows = np.array([n == name for n in names])
                 ax.errorbar(
-                    found.truth[rows],
-                    found.sampled[rows],
-                    yerr=found.error[rows],
+                    result.truth[rows],
+                    result.sampled[rows],
+                    yerr=result.error[rows],
                     fmt="o",
                     ms=3,
                     lw=0.8,
@@ -44,34 +41,28 @@ def values_figure(values: Sequence[Values]) -> FigurePair | None:
                     color=COLOURS[number % len(COLOURS)],
                     label=name,
                 )
-            ends = np.array(
-                [
-                    np.minimum(found.truth, found.sampled).min(),
-                    np.maximum(found.truth, found.sampled).max(),
-                ]
-            )
+            both = np.concatenate([result.truth, result.sampled])
+            ends = np.array([both.min(), both.max()])
             ax.plot(ends, ends, "--", lw=1, color=ax.spines["left"].get_edgecolor(), alpha=0.6)
-            ax.set_title(f"gamma {found.gamma:g}", fontsize=10)
+            ax.set_title(f"gamma {result.gamma:g}", fontsize=10)
             ax.set_xlabel("true discounted return")
             ax.set_ylabel("estimate from sampled futures")
-            if found.grades is not None:
+            if result.grades is not None:
                 ax.legend(fontsize=8, frameon=False)
 
     return figure_pair(draw, (4.2 * len(values), 3.8))
 
 
 def delays_figure(values: Sequence[Values]) -> FigurePair | None:
-    """Shares of samples by the delay of their nearest true
-    state, with the geometric law as a line.
-    """
+    """Shares of samples by the delay of their nearest true state, with the geometric law."""
     if not values:
         return None
 
     def draw(figure: Any) -> None:
-        for ax, found in zip(
+        for ax, result in zip(
             figure.subplots(1, len(values), squeeze=False)[0], values, strict=True
         ):
-            edges, shares, law = delay_bars(found.delays)
+            edges, shares, law = delay_bars(result.delays)
             ax.bar(
                 edges[:-1],
                 shares,
@@ -82,7 +73,7 @@ def delays_figure(values: Sequence[Values]) -> FigurePair | None:
                 label="samples",
             )
             ax.stairs(law, edges, color=COLOURS[1], lw=1.6, label="geometric law")
-            ax.set_title(f"gamma {found.gamma:g}", fontsize=10)
+            ax.set_title(f"gamma {result.gamma:g}", fontsize=10)
             ax.set_xlabel("steps to the nearest true state")
             ax.set_ylabel("share")
             ax.legend(fontsize=8, frameon=False)
@@ -91,8 +82,7 @@ def delays_figure(values: Sequence[Values]) -> FigurePair | None:
 
 
 def delay_bars(delays: Delays) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Bars of equal width over about four mean delays: edges (n + 1,), shares of samples and of the
-    law, both (n,).
+    """Bars over about four mean delays: edges (n + 1,), shares of samples and of the law (n,).
 
     A bar holds the delays from its left edge up to, not including, its right one.
     """

@@ -36,9 +36,7 @@ TAIL = 0.01
 
 
 class OccupancyModel(Protocol):
-    """What is measured: a model of the discounted future, with a
-    head that tells the reward of a state.
-    """
+    """A model of the discounted future with a head that predicts the reward of a state."""
 
     def sample(
         self,
@@ -64,9 +62,7 @@ class OccupancyModel(Protocol):
         gamma: float | None = None,
         actions: Tensor | None = None,
     ) -> Tensor:
-        """int64 (B, T, h, w) twice -> float (B, T h w, V),
-        which predict each token of the future.
-        """
+        """int64 (B, T, h, w) twice -> logits of each token of the future, float (B, T h w, V)."""
         ...
 
 
@@ -100,10 +96,10 @@ def accuracy(estimates: np.ndarray, truth: np.ndarray, episodes: np.ndarray) -> 
     """
     error = np.asarray(estimates, np.float64) - truth
     mse = clustered_estimate(error**2, episodes, higher_is_better=False)
-    told = np.ptp(estimates) > 0 and np.ptp(truth) > 0
+    correlated = np.ptp(estimates) > 0 and np.ptp(truth) > 0
     return Accuracy(
-        rank=correlation_estimate(estimates, truth, episodes, ranks=True) if told else None,
-        linear=correlation_estimate(estimates, truth, episodes) if told else None,
+        rank=correlation_estimate(estimates, truth, episodes, ranks=True) if correlated else None,
+        linear=correlation_estimate(estimates, truth, episodes) if correlated else None,
         mse=dataclasses.replace(mse, low=max(mse.low, 0.0)),
         bias=clustered_estimate(error, episodes, higher_is_better=False),
         states=len(error),
@@ -216,8 +212,7 @@ def contexts(
     action_steps: int = 0,
     normalizer: Normalizer | None = None,
 ) -> WindowDataset:
-    """Every stack of `frames` token frames that something follows, with the `action_steps` actions
-    from its end on.
+    """Every stack of `frames` token frames with a successor, and `action_steps` actions.
 
     The first frame of an episode stands in for those before it. The last step of an episode has no
     action.
@@ -231,13 +226,11 @@ def contexts(
 
 
 def mean_value(store: RowStore, episodes: Sequence[int] | np.ndarray, gamma: float) -> float:
-    """Mean true value of the episodes' states whose truth is known; of
-    all their states where it is known of none.
-    """
+    """Mean true value of the episodes' states whose truth is known; of all if there are none."""
     truth = discounted_returns(_rewards(store), store.lengths, gamma)
     chosen = np.repeat(np.isin(np.arange(len(store.lengths)), episodes), store.lengths)
-    known = chosen & settled(store.lengths, gamma, tolerance=TAIL)
-    return float(truth[known if known.any() else chosen].mean())
+    settled_steps = chosen & settled(store.lengths, gamma, tolerance=TAIL)
+    return float(truth[settled_steps if settled_steps.any() else chosen].mean())
 
 
 def known_states(windows: WindowDataset, gamma: float) -> np.ndarray:
@@ -249,15 +242,16 @@ def known_states(windows: WindowDataset, gamma: float) -> np.ndarray:
     if not 0.0 < gamma < 1.0:
         raise UserError(f"A value needs a gamma in (0, 1), found {gamma}.")
     store, index = windows.store, windows.index
-    known = settled(store.lengths, gamma, tolerance=TAIL)[store.starts[index[:, 0]] + index[:, 1]]
-    if not known.any():
+    rows = store.starts[index[:, 0]] + index[:, 1]  # of the states in the store
+    is_settled = settled(store.lengths, gamma, tolerance=TAIL)[rows]
+    if not is_settled.any():
         raise UserError(
             f"At gamma {gamma} a state's true value is known {reach(gamma)} steps before its "
             "episode's end or earlier, and the episodes to measure have "
             f"{int(store.lengths[index[:, 0]].max())} steps at most; give longer ones or a "
             "smaller gamma."
         )
-    return np.flatnonzero(known)
+    return np.flatnonzero(is_settled)
 
 
 def reach(gamma: float) -> int:
@@ -284,14 +278,12 @@ class TrueFutures:
         self.episode, self.stacks = -1, torch.empty(0)
 
     def after(self, episode: int, step: int, most: int) -> Tensor:
-        """The stacks 1, 2, ... `most` steps ahead, as far as
-        the episode goes, int64 (J, T, h, w).
-        """
+        """The stacks 1, 2, ... `most` steps ahead, within the episode: int64 (J, T, h, w)."""
         if episode != self.episode:
             length = int(self.store.lengths[episode])
             steps, _ = place(self.offsets, np.arange(length), length)
-            found = self.store.gather(self.stream, self.store.starts[episode] + steps)
-            self.episode, self.stacks = episode, torch.from_numpy(found.astype(np.int64))
+            tokens = self.store.gather(self.stream, self.store.starts[episode] + steps)
+            self.episode, self.stacks = episode, torch.from_numpy(tokens.astype(np.int64))
         return self.stacks[step + 1 : step + 1 + most]
 
 
@@ -343,8 +335,8 @@ def measure_values(
             f"found {samples}, {states}, {candidates} and {batch_size}."
         )
     store = windows.store
-    known = known_states(windows, gamma)
-    chosen = known[spread(len(known), states)]
+    settled_rows = known_states(windows, gamma)
+    chosen = settled_rows[spread(len(settled_rows), states)]
     index = windows.index[chosen]
     rows = store.starts[index[:, 0]] + index[:, 1]
     rewards, horizon = _rewards(store), min(int(1 / (1 - gamma)), 10)
@@ -365,7 +357,7 @@ def measure_values(
             future = futures.after(episode, step, reach(gamma)).to(device)
             delays.add(context[row], drawn[row], future)
             ahead = torch.from_numpy(spread(len(future), candidates)).to(device)
-            found = _by_density(
+            estimates = _by_density(
                 model,
                 context[row],
                 None if actions is None else actions[row],
@@ -374,7 +366,7 @@ def measure_values(
                 gamma,
                 batch_size,
             )
-            for name, number in found.items():
+            for name, number in estimates.items():
                 columns[name].append(number)
         if on_states is not None:
             on_states(len(batch))
@@ -401,9 +393,7 @@ def _by_density(
     gamma: float,
     batch_size: int,
 ) -> dict[str, float]:
-    """Estimates of one state from the densities of its true later
-    states future[ahead], `batch_size` at a time.
-    """
+    """Estimates of one state from the densities of its true later states, future[ahead]."""
     parts = []
     for delays in ahead.split(batch_size):
         later = future[delays]

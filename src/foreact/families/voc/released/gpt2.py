@@ -1,6 +1,4 @@
-"""GPT-2 weights under Hugging Face's names, as the published Video
-Occupancy Models save them, to ours and back.
-"""
+"""GPT-2 weights under Hugging Face's names, as VOC is published, to ours and back."""
 
 from __future__ import annotations
 
@@ -96,25 +94,25 @@ def read_gpt2(path: Path, payload: Any = None, *, heads: int | None = None) -> G
             or wrong.
     """
     path = Path(path)
-    said: Mapping[str, Any] = {}
+    hf_config: Mapping[str, Any] = {}
     if payload is None and path.is_dir():
-        said = read_json(path / "config.json")
-        if not isinstance(said, Mapping) or not isinstance(said.get("n_head", 1), int):
+        hf_config = read_json(path / "config.json")
+        if not isinstance(hf_config, Mapping) or not isinstance(hf_config.get("n_head", 1), int):
             raise UserError(
                 f"{path / 'config.json'} should describe a GPT-2; restore it from its source."
             )
-        if other := [k for k, v in _FIXED.items() if said.get(k, v) != v]:
+        if other := [k for k, v in _FIXED.items() if hf_config.get(k, v) != v]:
             raise UserError(
-                f"{path} holds no plain GPT-2: its config has {other[0]} = {said[other[0]]!r}."
+                f"{path} holds no plain GPT-2: its config has {other[0]} = {hf_config[other[0]]!r}."
             )
-        if heads is not None and heads != said.get("n_head", heads):
+        if heads is not None and heads != hf_config.get("n_head", heads):
             raise UserError(
-                f"{path} has {said['n_head']} attention heads, {heads} were asked "
+                f"{path} has {hf_config['n_head']} attention heads, {heads} were asked "
                 "for; leave them out."
             )
-        heads = said.get("n_head", heads)
-    theirs = _read(path) if payload is None else payload
-    if not is_gpt2(theirs):
+        heads = hf_config.get("n_head", heads)
+    reference_state = _read(path) if payload is None else payload
+    if not is_gpt2(reference_state):
         raise UserError(
             f"{path} should hold the state dict of a GPT-2 "
             "(transformer.h.0.attn.c_attn.weight, ...)."
@@ -125,12 +123,13 @@ def read_gpt2(path: Path, payload: Any = None, *, heads: int | None = None) -> G
             "with DINO codes 4)."
         )
     try:
-        state = to_native(theirs)
+        state = to_native(reference_state)
         config = config_of(state, heads=heads)
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
-    masks = sum(bool(_MASKS.fullmatch(str(k).removeprefix(PREFIX))) for k in theirs)
-    report = f"gpt2: {len(theirs) - masks} of {len(theirs)} tensors used, {len(state)} in our names"
+    masks = sum(bool(_MASKS.fullmatch(str(k).removeprefix(PREFIX))) for k in reference_state)
+    total = len(reference_state)
+    report = f"gpt2: {total - masks} of {total} tensors used, {len(state)} in our names"
     if masks:
         report += f"\nleft out: {masks} attention masks, which follow from the sizes"
     return GPT2Reference(config=config, state=state, report=report)
@@ -163,7 +162,7 @@ def config_of(state: Mapping[str, Tensor], *, heads: int) -> GPT2Config:
     return config
 
 
-def to_native(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def to_native(reference_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Hugging Face's tensors, with or without the prefix "transformer.", in our names.
 
     Their matrices are stored (inputs, outputs), ours (outputs, inputs). The readout is the token
@@ -174,7 +173,7 @@ def to_native(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     state: dict[str, Tensor] = {}
     unknown: list[str] = []
-    for full, tensor in theirs.items():
+    for full, tensor in reference_state.items():
         name = str(full).removeprefix(PREFIX)
         if name in _PLAIN:
             state[_PLAIN[name]] = tensor
@@ -187,9 +186,9 @@ def to_native(theirs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         raise UserError(
             f"The GPT-2 holds {len(unknown)} tensors of no known part: {', '.join(unknown[:5])}."
         )
-    if HEAD in theirs:
-        embedding = state.setdefault("token_embedding.weight", theirs[HEAD])
-        if not torch.equal(embedding, theirs[HEAD]):
+    if HEAD in reference_state:
+        embedding = state.setdefault("token_embedding.weight", reference_state[HEAD])
+        if not torch.equal(embedding, reference_state[HEAD]):
             raise UserError(
                 f"The GPT-2 has a readout ({HEAD}) of its own; only one tied to its "
                 "embedding can be read."
@@ -213,24 +212,24 @@ def reference_key(name: str) -> str:
 
 
 def to_reference(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Inverse of `to_native`, with the prefix and the tied readout, as
-    `GPT2LMHeadModel.state_dict()` has them.
+    """Inverse of `to_native`: what `GPT2LMHeadModel.state_dict()` has, tied readout included.
 
     Raises:
         UserError: a tensor that a plain GPT-2 does not have, such as an occupancy model's embedding
             of actions.
     """
-    theirs = {
+    reference_state = {
         reference_key(name): t.t().contiguous() if t.ndim == 2 and _OURS.fullmatch(name) else t
         for name, t in state.items()
     }
-    theirs[HEAD] = state["token_embedding.weight"]
-    return theirs
+    reference_state[HEAD] = state["token_embedding.weight"]
+    return reference_state
 
 
 def write_gpt2(path: Path, config: GPT2Config, state: Mapping[str, Tensor]) -> None:
-    """Write a GPT-2, in our names, as a folder for `GPT2LMHeadModel.from_pretrained`; one at `path`
-    is replaced, and stays whole until the new one is.
+    """Write a GPT-2, in our names, as a folder for `GPT2LMHeadModel.from_pretrained`.
+
+    One at `path` is replaced, and stays whole until the new one is.
 
     Raises:
         UserError: the state is not that of a plain GPT-2, `path` holds something else, or the disk
@@ -246,7 +245,7 @@ def write_gpt2(path: Path, config: GPT2Config, state: Mapping[str, Tensor]) -> N
         for name, t in to_reference(state).items()
         if name != HEAD
     }
-    said = {
+    hf_config = {
         **_FIXED,
         "architectures": ["GPT2LMHeadModel"],
         "vocab_size": config.vocab,
@@ -266,7 +265,9 @@ def write_gpt2(path: Path, config: GPT2Config, state: Mapping[str, Tensor]) -> N
             shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir(parents=True)
         save_file(tensors, temporary / "model.safetensors", metadata={"format": "pt"})
-        (temporary / "config.json").write_text(json.dumps(said, indent=1) + "\n", encoding="utf-8")
+        (temporary / "config.json").write_text(
+            json.dumps(hf_config, indent=1) + "\n", encoding="utf-8"
+        )
         if path.exists():
             os.rename(path, retired)
         os.rename(temporary, path)
@@ -282,8 +283,9 @@ def write_gpt2(path: Path, config: GPT2Config, state: Mapping[str, Tensor]) -> N
 
 
 def _is_replaceable(path: Path) -> bool:
-    """Whether it is an empty folder or one of files alone, with the
-    config of a GPT-2; a run has a config.json too.
+    """Whether it is an empty folder, or one of files alone with the config of a GPT-2.
+
+    The folder of a run has a config.json too.
     """
     if not path.is_dir():
         return False
@@ -292,12 +294,12 @@ def _is_replaceable(path: Path) -> bool:
         return True
     if not all(p.is_file() for p in inside) or not (path / "config.json").is_file():
         return False
-    said = read_json(path / "config.json")
-    return isinstance(said, Mapping) and said.get("model_type") == "gpt2"
+    hf_config = read_json(path / "config.json")
+    return isinstance(hf_config, Mapping) and hf_config.get("model_type") == "gpt2"
 
 
 def occupancy_state(
-    found: GPT2Reference, config: VOCConfig, *, codebook: Tensor | None = None
+    reference: GPT2Reference, config: VOCConfig, *, codebook: Tensor | None = None
 ) -> dict[str, Tensor]:
     """State of a `VOC` whose model and target network are both a read GPT-2.
 
@@ -305,19 +307,19 @@ def occupancy_state(
     be trained, nor the target network, which is one moving average behind the model.
 
     Args:
-        found: the GPT-2.
+        reference: the GPT-2.
         config: of the occupancy model; its sizes must be those of the GPT-2.
         codebook: (V, c), rows of the tokenizer's codebook; zeros if left out.
 
     Raises:
         UserError: the sizes differ, or the config asks for conditions that the GPT-2 does not have.
     """
-    asked = config.gpt
+    gpt = config.gpt
     for name in ("vocab", "positions", "width", "heads", "layers"):
-        if getattr(asked, name) != getattr(found.config, name):
+        if getattr(gpt, name) != getattr(reference.config, name):
             raise UserError(
-                f"The GPT-2 has {name} {getattr(found.config, name)}, the occupancy model's "
-                f"config says {getattr(asked, name)}; give the sizes of the file."
+                f"The GPT-2 has {name} {getattr(reference.config, name)}, the occupancy model's "
+                f"config says {getattr(gpt, name)}; give the sizes of the file."
             )
     if config.condition:
         raise UserError(
@@ -327,7 +329,7 @@ def occupancy_state(
         torch.default_generator.manual_seed(0)
         model = VOC(config)
     for net in (model.gpt, model.target):
-        net.load_state_dict(found.state, strict=True)
+        net.load_state_dict(reference.state, strict=True)
     if codebook is not None:
         model.set_codebook(codebook)
     return model.state_dict()

@@ -1,6 +1,4 @@
-"""GPTs of Video Occupancy Models: their authors' files, bare Hugging
-Face state dicts, as our checkpoints and back.
-"""
+"""GPTs of VOC: the authors' files and Hugging Face state dicts as checkpoints, and back."""
 
 from __future__ import annotations
 
@@ -18,9 +16,7 @@ from foreact.released.layouts import Converted, Layout, Request, option, write_c
 from foreact.types import Codes
 
 DINO = "vqkd"
-"""Family whose codes the authors model in stacks of two frames,
-with four attention heads, tokens first.
-"""
+"""Family whose codes are published with 2 frames a stack, 4 attention heads, tokens first."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +35,7 @@ def _convert(request: Request, options: GPTOptions) -> Converted:
     """Write a GPT as a VOC checkpoint, with the tokenizer whose codes it models.
 
     The file holds the GPT alone: the target network starts as its copy, and the reward head
-        untrained.
+    untrained.
     """
     src, heads = request.src, options.heads
     if options.tokenizer is None or (heads is not None and len(heads) != 1):
@@ -56,8 +52,10 @@ def _convert(request: Request, options: GPTOptions) -> Converted:
             "a vqkd or a musik."
         )
     dino = codes.family == DINO
-    found = read_gpt2(src, request.payload, heads=(4 if dino else 8) if heads is None else heads[0])
-    gpt = found.config
+    reference = read_gpt2(
+        src, request.payload, heads=(4 if dino else 8) if heads is None else heads[0]
+    )
+    gpt = reference.config
     if gpt.vocab != module.vocab:
         raise UserError(
             f"{src} models {gpt.vocab} codes, the tokenizer {tokenizer} makes {module.vocab}; "
@@ -81,8 +79,9 @@ def _convert(request: Request, options: GPTOptions) -> Converted:
         config=config,
         spec=request.spec,
         tokenizer=tokenizer,
-        state=occupancy_state(found, config, codebook=module.codebook.detach()),
-        report=f"{found.report}\nnot in the file: reward head (untrained), target network (a copy)",
+        state=occupancy_state(reference, config, codebook=module.codebook.detach()),
+        report=f"{reference.report}\nnot in the file: reward head (untrained), "
+        "target network (a copy)",
     )
 
 
@@ -101,8 +100,7 @@ LAYOUTS = (
 
 
 def write(path: Path, out: Path) -> str:
-    """Write the GPT of a VOC checkpoint as a folder for Hugging Face's
-    `GPT2LMHeadModel.from_pretrained`.
+    """Write the GPT of a VOC as a folder for Hugging Face's `GPT2LMHeadModel.from_pretrained`.
 
     Raises:
         UserError: it is conditioned on gammas or actions, which a GPT-2 is not, or the disk
