@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import itertools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -123,6 +124,26 @@ def check_seeds(first_seed: int, episodes: int) -> None:
             f"Seeds from {FIRST_TEST_SEED} on are test seeds and "
             f"{first_seed}..{first_seed + episodes - 1} reaches into them; choose a smaller "
             "first_seed or fewer episodes."
+        )
+
+
+def require_same_collection(
+    writer: StoreWriter, notes: Mapping[str, Any], seeds: np.ndarray
+) -> None:
+    """Refuse to go on with a store that another collection began.
+
+    Args:
+        writer: of the store.
+        notes: the attributes that this collection writes.
+        seeds: of its episodes; those that are stored already must be the first of them.
+    """
+    shared = min(writer.episodes, len(seeds))
+    stored = open_store(writer.path).info("seed")[:shared] if shared else seeds[:0]
+    if writer.attrs != dict(notes) or not np.array_equal(stored, seeds[:shared]):
+        raise UserError(
+            f"The store {writer.path} holds another collection ({writer.attrs}, "
+            f"{writer.episodes} episodes) than {notes} from seed {seeds[0]}; choose another path "
+            "or the same arguments."
         )
 
 

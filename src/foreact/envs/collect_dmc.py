@@ -13,8 +13,8 @@ from typing import Literal, get_args
 import numpy as np
 from tqdm import tqdm
 
-from foreact.data.stores.store import StoreWriter, open_store
-from foreact.envs.collect import HELD_OUT_SEED, check_seeds
+from foreact.data.stores.store import StoreWriter
+from foreact.envs.collect import HELD_OUT_SEED, check_seeds, require_same_collection
 from foreact.envs.dmc import CAMERA, DMCEnv, split_name
 from foreact.envs.mppi import MPPI, MPPIConfig
 from foreact.envs.workers import ordered_map, process_count
@@ -134,13 +134,7 @@ def collect_store(
     with StoreWriter(path, _env(name, shadows).spec, attrs=notes) as writer:
         begun = writer.episodes
         seeds = np.arange(first_seed, first_seed + episodes)
-        if writer.attrs != notes or (
-            begun and not _continues(open_store(path).info("seed"), seeds)
-        ):
-            raise UserError(
-                f"The store {path} holds another collection ({writer.attrs}, {begun} episodes) "
-                f"than {notes} from seed {first_seed}; choose another path or the same arguments."
-            )
+        require_same_collection(writer, notes, seeds)
         threads = max(1, cores() // process_count(workers, episodes - begun))
         jobs = [
             Job(name, int(seeds[i]), turns[i], shadows, threads) for i in range(begun, episodes)
@@ -194,11 +188,6 @@ def _chooser(job: Job, env: DMCEnv, rng: np.random.Generator) -> Iterator[Callab
         yield lambda: planner.act() + rng.normal(0.0, demonstrator.noise, len(env.bounds[0]))
     finally:
         planner.close()
-
-
-def _continues(stored: np.ndarray, seeds: np.ndarray) -> bool:
-    shared = min(len(stored), len(seeds))
-    return np.array_equal(stored[:shared], seeds[:shared])
 
 
 @functools.lru_cache(maxsize=2)

@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from foreact.data.stores.store import open_store
 from foreact.data.stores.writer import StoreWriter
-from foreact.envs.collect import check_seeds
+from foreact.envs.collect import check_seeds, require_same_collection
 from foreact.envs.workers import ordered_map, process_count
 from foreact.errors import UserError
 from foreact.plugs import Simulator, load_object
@@ -68,14 +67,7 @@ def demonstrate(
     seeds = np.arange(first_seed, first_seed + episodes)
     with StoreWriter(path, env.spec, attrs=notes) as writer:
         begun = writer.episodes
-        shared = min(begun, episodes)
-        if writer.attrs != notes or (
-            shared and not np.array_equal(open_store(path).info("seed")[:shared], seeds[:shared])
-        ):
-            raise UserError(
-                f"The store {path} holds another collection ({writer.attrs}, {begun} episodes) "
-                f"than {notes} from seed {first_seed}; choose another path or the same arguments."
-            )
+        require_same_collection(writer, notes, seeds)
         jobs = [Job(simulator.make, simulator.expert, int(seed)) for seed in seeds[begun:]]
         bar = tqdm(
             total=max(episodes, begun),

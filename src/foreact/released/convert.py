@@ -90,13 +90,15 @@ def start_training(src: Path, dst: Path, **options: Any) -> Path:
     Raises:
         UserError: the file is damaged, unsafe or unknown, or tells no state of a training.
     """
-    layout = recognise(_read(src), src)
+    payload = _read(src)
+    layout = recognise(payload, src)
     if layout.start_training is None:
         raise UserError(
             f"{src} is {layout.title}, whose state of training is not read; convert "
             "its weights instead."
         )
-    return layout.start_training(src, dst, chosen_options(layout, src, options))
+    request = Request(src=src, dst=dst, payload=payload, spec=None, dtype=None)
+    return layout.start_training(request, chosen_options(layout, src, options))
 
 
 def write_back(weights: Path, out: Path) -> str:

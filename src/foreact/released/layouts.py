@@ -82,7 +82,7 @@ class Layout:
         convert: `(request, options) -> Converted`; raises a `UserError` before anything is written.
         options: frozen dataclass of what the file does not tell; see `option`.
         has_spec: whether its numbers have a meaning that a task can tell.
-        start_training: `(src, dst, options) -> Path`, which writes weights and moments of the
+        start_training: `(request, options) -> Path`, which writes weights and moments of the
             optimiser as a run to train on from; None where the files hold none.
     """
 
@@ -94,7 +94,7 @@ class Layout:
     convert: Callable[[Request, Any], Converted]
     options: type = NoOptions
     has_spec: bool = False
-    start_training: Callable[[Path, Path, Any], Path] | None = None
+    start_training: Callable[[Request, Any], Path] | None = None
 
 
 def option(help: str) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from foreact.data.stores.episodes import RowStore, open_episodes
 from foreact.data.stores.store import ZarrStore
 from foreact.data.windows.split import split_episodes
 from foreact.errors import UserError
+from foreact.plugs import load_object
 from foreact.runs.encoding import StreamEncoder, encode_stream
 from foreact.runs.run import process_count
 from foreact.tasks import find_task
@@ -94,9 +94,9 @@ def split_store(store: RowStore, val_ratio: float, seed: int) -> tuple[np.ndarra
 
 def _call(function: str, path: Path) -> None:
     """Make the store `path` by the function at an import path."""
-    module, _, name = function.partition(":")
+    make_store = load_object(function, "The maker of the store")
     path.parent.mkdir(parents=True, exist_ok=True)
-    getattr(importlib.import_module(module), name)(path)
+    make_store(path)
 
 
 def ensure_latents(

@@ -208,11 +208,11 @@ def _convert(request: Request, options: DrivingFileOptions) -> Converted:
     )
 
 
-def _start_training(src: Path, dst: Path, options: DrivingFileOptions) -> Path:
+def _start_training(request: Request, options: DrivingFileOptions) -> Path:
     # Imported here, since that module, which builds optimisers, imports this one.
     from foreact.families.driving.released.run import write_released_run
 
-    return write_released_run(src, dst, grid=options.grid)
+    return write_released_run(request.src, request.dst, grid=options.grid, payload=request.payload)
 
 
 LAYOUTS = (

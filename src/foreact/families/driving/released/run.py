@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from foreact.errors import UserError
 from foreact.families.driving.released.training_state import read_training_state
@@ -10,13 +11,16 @@ from foreact.train.checkpoint import write_start
 from foreact.train.optim import build_optimizer
 
 
-def write_released_run(src: Path, dst: Path, *, grid: tuple[int, int] | None = None) -> Path:
+def write_released_run(
+    src: Path, dst: Path, *, grid: tuple[int, int] | None = None, payload: Any = None
+) -> Path:
     """Write a Lightning .ckpt's or DeepSpeed directory's training state, for --train.start-from.
 
     Args:
         src: a VaViM or VaVAM checkpoint with the state of its optimiser.
         dst: the run folder; must not hold a run.
         grid: rows and columns of tokens in a frame, where they are not the published 18 x 32.
+        payload: what the file holds, where it has been read already.
 
     Returns:
         The checkpoint's folder, `dst/checkpoints/step-*`.
@@ -27,7 +31,7 @@ def write_released_run(src: Path, dst: Path, *, grid: tuple[int, int] | None = N
     """
     if dst.exists() and any(dst.iterdir()):
         raise UserError(f"{dst} is not empty; choose a new folder for the run.")
-    state = read_training_state(src, grid=grid)
+    state = read_training_state(src, grid=grid, payload=payload)
     model = state.reference.build()
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in state.first)

@@ -65,19 +65,19 @@ class TrainingState:
 
 
 def read_training_state(
-    path: Path, *, grid: tuple[int, int] | None = None, camera: str = "front"
+    path: Path, *, grid: tuple[int, int] | None = None, camera: str = "front", payload: Any = None
 ) -> TrainingState:
     """Read weights and training state of a Lightning .ckpt or a DeepSpeed directory.
 
     Args:
-        path, grid, camera: as in `read_vavam_checkpoint`.
+        path, grid, camera, payload: as in `read_vavam_checkpoint`.
 
     Raises:
         UserError: as in `read_vavam_checkpoint`; or the file has no training state, as fused and
             weights-only files, or one of another optimiser or other groups than muP's.
     """
     path = Path(path)
-    payload = read_content(path)
+    payload = read_content(path) if payload is None else payload
     reference = read_vavam_checkpoint(path, grid=grid, camera=camera, payload=payload)
     moments = (
         _from_zero(path, reference)
