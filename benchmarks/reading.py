@@ -20,7 +20,8 @@ import h5py
 import numpy as np
 
 from foreact.data.stores.derived import write_stream
-from foreact.data.stores.episodes import RowStore, open_episodes
+from foreact.data.stores.episodes import EpisodeStore
+from foreact.data.stores.opening import open_episodes
 from foreact.data.stores.store import StoreWriter
 from foreact.data.windows.loader import WindowDataset, batches
 from foreact.data.windows.window import Window
@@ -78,7 +79,7 @@ def resident_mb() -> float:
     return total
 
 
-def measure(store: RowStore, window: Window, windows: int, batch_size: int, workers: int) -> str:
+def measure(store: EpisodeStore, window: Window, windows: int, batch_size: int, workers: int) -> str:
     dataset = WindowDataset(store, window, np.arange(len(store)), None)
     stream = batches(dataset, batch_size=batch_size, seed=0, workers=workers)
     for _ in range(20):  # workers start, codes are read

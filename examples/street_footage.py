@@ -377,12 +377,12 @@ def per_shot(
     model: VaViM, copy: CopyBaseline, windows: DrivingWindows
 ) -> dict[str, dict[str, float]]:
     """Nats per token of model and baseline in every shot."""
-    episode = windows.index(np.arange(len(windows)))[:, 0]
+    episode = windows.anchors.at(np.arange(len(windows)))[:, 0]
     found = {
         e: compare(model, copy, windows, np.flatnonzero(episode == e)) for e in np.unique(episode)
     }
     return {
-        windows.drives.names[e]: {"model": f.model.mean, "copy": f.copy.mean}
+        windows.store.names[e]: {"model": f.model.mean, "copy": f.copy.mean}
         for e, f in found.items()
     }
 
@@ -421,7 +421,7 @@ def imagine(path: Path, model: VaViM, vq: Path, store: Path, stride: int) -> Non
         rows = np.arange(start, start + length, stride)
         if len(rows) <= context:
             continue
-        tokens = torch.from_numpy(drives.tokens(rows).astype(np.int64))[None]
+        tokens = torch.from_numpy(drives.gather(f"tokens_{FRONT}", rows).astype(np.int64))[None]
         ahead = model.generate(
             tokens[:, :context], frames=len(rows) - context, temperature=0.7, top_k=None, rng=rng
         )
@@ -429,7 +429,7 @@ def imagine(path: Path, model: VaViM, vq: Path, store: Path, stride: int) -> Non
             to_uint8(tokenizer.decode(t))[0].permute(0, 2, 3, 1).numpy()
             for t in (tokens, torch.cat([tokens[:, :context], ahead], dim=1))
         )
-        real = drives.store.gather(FRONT, rows)
+        real = drives.gather(FRONT, rows)
         videos.append(
             side_by_side(
                 {

@@ -8,7 +8,7 @@ import sys
 import warnings
 from typing import Any
 
-from foreact.errors import UserError
+from foreact.errors import UserError, on_one_line
 from foreact.plugs import FAMILIES, add_family
 
 # Import paths below `foreact`. A function named `command` parses for itself: what --size, --task or
@@ -234,7 +234,7 @@ def _take_families(argv: list[str]) -> tuple[list[str], list[str]]:
 
 
 def _show_warning(message: Warning | str, *_: object) -> None:
-    print(f"foreact: {message}", file=sys.stderr)
+    print(f"foreact: {on_one_line(str(message))}", file=sys.stderr)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -244,7 +244,7 @@ def main(argv: list[str] | None = None) -> None:
             warnings.showwarning = _show_warning
             run(sys.argv[1:] if argv is None else argv)
     except UserError as error:
-        print(f"foreact: {error}", file=sys.stderr)
+        print(f"foreact: {on_one_line(str(error))}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("foreact: interrupted.", file=sys.stderr)

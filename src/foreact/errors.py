@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import errno
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk without room, or a quota or a limit that is used up, answers."""
 
 
 class UserError(Exception):
@@ -11,6 +16,11 @@ class UserError(Exception):
 
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+def room_or(error: OSError, otherwise: str) -> str:
+    """What to do about a failed write: make room where that was missing, else something else."""
+    return "make room" if error.errno in NO_ROOM else otherwise
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -22,3 +32,39 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         if close
         else f"; known ones are {', '.join(known) or 'none'}."
     )
+
+
+@contextmanager
+def decoding(complaint: str, remedy: str = "copy or download it again") -> Iterator[None]:
+    """Around a decoder of another project: whatever it raises becomes a `UserError`.
+
+    Damaged bytes make decoders raise anything, from zlib.error to RecursionError, and no list of
+    that is ever whole.
+
+    Args:
+        complaint: the file and what is wrong with it, such as "a.npz is no whole .npz file".
+        remedy: what to do.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except MemoryError as error:
+        raise UserError(
+            f"{complaint} (it asks for more memory than there is); make room, or {remedy}."
+        ) from error
+    except Exception as error:
+        raise UserError(f"{complaint} ({in_short(error)}); {remedy}.") from error
+
+
+def on_one_line(text: str) -> str:
+    """A text whose characters all print: names in files may hold line ends, or a terminal's codes."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def in_short(error: BaseException) -> str:
+    """An exception of another project as part of a sentence: one line of printable text."""
+    text = " ".join(on_one_line(str(error)).split())
+    text = text if len(text) <= 200 else text[:197] + "..."
+    is_telling = isinstance(error, OSError) or type(error) in (ValueError, RuntimeError)
+    return text if text and is_telling else f"{type(error).__name__}: {text}".removesuffix(": ")

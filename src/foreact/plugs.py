@@ -61,6 +61,7 @@ class Plugs(Generic[T]):
         group: of the entry points.
         built_in: name -> import path "module:attribute" of ours.
         added: name -> value of those that this process was told of.
+        paths: name -> import path by which it was told of them.
     """
 
     kind: str
@@ -69,6 +70,7 @@ class Plugs(Generic[T]):
     group: str
     built_in: dict[str, str]
     added: dict[str, T] = field(default_factory=dict)
+    paths: dict[str, str] = field(default_factory=dict)
 
     def names(self) -> list[str]:
         """Names of built-in, installed and added plugs; no module is imported."""
@@ -228,6 +230,7 @@ def add_family(path: str) -> Family:
             "give it another name."
         )
     FAMILIES.added[family.name] = family
+    FAMILIES.paths[family.name] = path
     return family
 
 
@@ -302,7 +305,7 @@ class Format:
     Attributes:
         name: short.
         recognise: import path of `(path: Path) -> bool`, which looks at names only.
-        open: of `(path: Path, spec: StreamSpec | None, *, memory_limit: int) -> RowStore`; see
+        open: of `(path: Path, spec: StreamSpec | None, *, memory_limit: int) -> EpisodeStore`; see
             `foreact.data.stores.episodes`.
     """
 
@@ -316,5 +319,8 @@ FORMATS = Plugs(
     cls=Format,
     attribute="FORMAT",
     group="foreact.formats",
-    built_in={"d4rl": "foreact.data.formats:D4RL"},
+    built_in={
+        "d4rl": "foreact.data.formats:D4RL",
+        "dreamer": "foreact.data.formats:DREAMER",
+    },
 )

@@ -18,6 +18,7 @@ Images are uint8 (0..255) on disk and on the wire, and float in [-1, 1] inside m
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -26,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foreact.errors import UserError
+from foreact.errors import UserError, decoding
 
 
 def to_model_range(images: Tensor) -> Tensor:
@@ -101,27 +102,27 @@ class StreamSpec:
         return dataclasses.asdict(self)
 
     @staticmethod
-    def from_json(raw: Mapping[str, Any]) -> StreamSpec:
-        field_names = {f.name for f in dataclasses.fields(StreamSpec)}
-        if unknown := sorted(set(raw) - field_names):
-            raise UserError(
-                f"The spec has unknown entries {unknown}; known ones are {sorted(field_names)}."
+    def from_json(raw: Any) -> StreamSpec:
+        """The inverse of `to_json`.
+
+        Raises:
+            UserError: it is no spec.
+        """
+        with decoding("The spec of the streams is damaged", "restore it from its source"):
+            field_names = {f.name for f in dataclasses.fields(StreamSpec)}
+            if unknown := sorted(set(raw) - field_names):
+                raise UserError(
+                    f"The spec has unknown entries {unknown}; known ones are {sorted(field_names)}."
+                )
+            action = raw.get("action")
+            return StreamSpec(
+                cameras={name: _size(size) for name, size in raw["cameras"].items()},
+                fps=_rate(raw["fps"]),
+                action=None if action is None else _action_from_json(action),
+                state={name: _texts(names) for name, names in raw.get("state", {}).items()},
+                has_text=bool(raw.get("has_text", False)),
+                has_reward=bool(raw.get("has_reward", False)),
             )
-        action = raw.get("action")
-        if action is not None:
-            # JSON has lists where the dataclass has tuples.
-            fields: dict[str, Any] = {
-                name: tuple(v) if isinstance(v, list) else v for name, v in action.items()
-            }
-            action = ActionSpec(**fields)
-        return StreamSpec(
-            cameras={k: (int(v[0]), int(v[1])) for k, v in raw["cameras"].items()},
-            fps=float(raw["fps"]),
-            action=action,
-            state={k: tuple(v) for k, v in raw.get("state", {}).items()},
-            has_text=bool(raw.get("has_text", False)),
-            has_reward=bool(raw.get("has_reward", False)),
-        )
 
     def require_equal(self, other: StreamSpec, label: str, other_label: str) -> None:
         """Raise a `UserError` that names the first differing entry and both sides."""
@@ -137,23 +138,39 @@ class StreamSpec:
                 )
 
 
+def _action_from_json(raw: Mapping[str, Any]) -> ActionSpec:
+    # JSON has lists where the dataclass has tuples.
+    fields: dict[str, Any] = {
+        name: tuple(v) if isinstance(v, list) else v for name, v in raw.items()
+    }
+    for name in ("names", "units"):
+        fields[name] = _texts(raw[name])
+    bounds = [fields.get(name) or () for name in ("low", "high")]
+    if not all(isinstance(bound, int | float) for values in bounds for bound in values):
+        raise ValueError("bounds of actions should be numbers")
+    return ActionSpec(**{**fields, "rate_hz": _rate(raw["rate_hz"])})
+
+
+def _size(raw: Any) -> tuple[int, int]:
+    height, width = raw
+    if not all(type(n) is int and 1 <= n <= 2**16 for n in raw):
+        raise ValueError(f"{raw} is no height and width")
+    return height, width
+
+
+def _rate(raw: Any) -> float:
+    if isinstance(raw, bool) or not 0 < float(raw) < math.inf:
+        raise ValueError(f"{raw} is no rate")
+    return float(raw)
+
+
+def _texts(raw: Any) -> tuple[str, ...]:
+    if not isinstance(raw, list | tuple) or not raw or not all(isinstance(t, str) for t in raw):
+        raise ValueError("names should be a list of texts")
+    return tuple(raw)
+
+
 # --- data -----------------------------------------------------------------------------------------
-
-
-class EpisodeStore(Protocol):
-    """Read access to episodes, opened lazily. Implementations: `foreact.data.stores.store`.
-
-    `read` returns {stream: array}: uint8 (T, H, W, 3) for cameras, float32 (T, D) for state and
-    action, float32 (T, 1) for "reward". Values are as stored, never normalised. The action of step
-    t is what was done after its frame was seen; the reward of step t came with its frame.
-    """
-
-    spec: StreamSpec
-    lengths: np.ndarray  # (E,) int64 steps per episode
-
-    def read(
-        self, episode: int, start: int, stop: int, streams: Sequence[str]
-    ) -> dict[str, np.ndarray]: ...
 
 
 @dataclass
@@ -465,7 +482,7 @@ class Estimate:
     """A measured mean with its 95 % confidence interval.
 
     Attributes:
-        low, high: interval of the mean; equal to `mean` when n = 1.
+        low, high: interval of the mean; all that the mean can be where `has_interval` is False.
     """
 
     mean: float
@@ -475,6 +492,12 @@ class Estimate:
     unit: str
     higher_is_better: bool
 
+    @property
+    def has_interval(self) -> bool:
+        """Whether the values tell how far off the mean may be; one value never does."""
+        return self.n > 1 and math.isfinite(self.low) and math.isfinite(self.high)
+
     def __str__(self) -> str:
         unit = f" {self.unit}" if self.unit else ""
-        return f"{self.mean:.3f}{unit} [{self.low:.3f}, {self.high:.3f}] (n={self.n})"
+        ends = f"[{self.low:.3f}, {self.high:.3f}]" if self.has_interval else "[no interval]"
+        return f"{self.mean:.3f}{unit} {ends} (n={self.n})"

@@ -7,7 +7,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 
+import numpy as np
 import pytest
+import torch
 from torch import nn
 
 import foreact
@@ -94,6 +96,21 @@ def test_shipped_weights_open_by_the_two_calls(name: str) -> None:
     else:
         with pytest.raises(UserError, match="cannot act"):
             foreact.load_policy(name)
+
+
+def test_the_shipped_model_foresees_from_frames_alone() -> None:
+    policy = foreact.load_policy("uva-pusht", device="cpu", steps=2)
+    frames = np.full((1, policy.frames, 96, 96, 3), 255, np.uint8)
+
+    def rng() -> torch.Generator:
+        return torch.Generator().manual_seed(0)
+
+    future = policy.predict_video(frames, rng=rng())
+    assert (future.shape, future.dtype) == (frames.shape, np.uint8)
+    actions = policy.predict_inverse(frames, future, rng=rng())
+    assert policy.predict_dynamics(frames, actions, rng=rng()).shape == frames.shape
+    with pytest.raises(UserError, match="reads state 'state' of shape"):
+        policy.predict_video(frames, rng=rng(), state={})
 
 
 @dataclasses.dataclass

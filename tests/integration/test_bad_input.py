@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import zarr
+from support.refusals import listing
 from support.tiny_world import World
 
 from foreact.checkpoints.format import load_checkpoint
@@ -372,8 +373,8 @@ def test_config_that_is_no_json(run_dir: Path, refused: Callable[..., str]) -> N
         (["--model.heads", "3"], "width (256) should be a multiple of heads (3)"),
         (["--model.horizon", "9"], "horizon of 9 actions does not spread evenly over 2 frames"),
         (["--model.modes.policy", "-1"], "mode weights should be at least 0"),
-        (["--train.steps", "0"], "steps should be at least 1"),
-        (["--train.batch-size", "0"], "batch_size should be at least 1"),
+        (["--train.steps", "0"], "--train.steps should be at least 1"),
+        (["--train.batch-size", "0"], "--train.batch-size should be at least 1"),
         (["--train.lr", "nan"], "lr should be a positive number"),
         (["--val-ratio", "2"], "val_ratio should lie in 0..1"),
         (["--device", "cuda:99"], "cuda:99"),
@@ -403,14 +404,16 @@ def test_impossible_value(
 def test_changed_run_is_not_resumed(run_dir: Path, refused: Callable[..., str]) -> None:
     sentence = refused("train", "uva", "--from", run_dir, "--model.width", "32")
     assert (
-        f"{run_dir} holds a run with model.width = 16, now it is 32; give another --out" in sentence
+        f"{run_dir} holds a run with --model.width 16, now it is 32; give another --out" in sentence
     )
-    sentence = refused("train", "uva", "--from", run_dir, "--train.lr", "0.5", may_begin=True)
-    assert "has lr = 0.001, now it is 0.5" in sentence
+    sentence = refused("train", "uva", "--from", run_dir, "--train.lr", "0.5")
+    assert "has --train.lr 0.001, now it is 0.5" in sentence
+    before = listing(run_dir)
     sentence = refused(
         "train", "uva", "--from", run_dir, "--train.best-metric", "judge/score", may_begin=True
     )
-    assert "best_metric 'judge/score' belongs to no evaluator" in sentence
+    assert listing(run_dir) == before
+    assert "--train.best-metric 'judge/score' belongs to no evaluator" in sentence
 
 
 def test_missing_tokenizer(world: World, refused: Callable[..., str]) -> None:

@@ -393,14 +393,15 @@ def test_what_was_measured_by_the_same_protocol_is_read(
 
     monkeypatch.setattr(recipe, "measure", spy)
     first = compare(tmp_path, "random", f"voc:{made.voc}", gammas=(0.5,))
-    again = compare(
-        tmp_path, "random", f"voc:{made.voc}", f"bc:{made.bc}", gammas=(0.5,), prior=str(made.bc)
-    )
-    # With a prior, VOC plans otherwise; the random policy is the same.
-    assert measured == ["random", "voc-0.5", "voc-0.5", "bc"]
-    assert again["rows"][0] == first["rows"][0]
-    compare(tmp_path, "random", max_steps=2)
-    assert measured[4:] == ["random"]
+    again = compare(tmp_path, "random", f"voc:{made.voc}", "do-nothing", gammas=(0.5,))
+    assert measured == ["random", "voc-0.5", "do-nothing"]
+    assert again["rows"][:2] == first["rows"]
+    # With a prior VOC plans otherwise, and shorter episodes score otherwise: neither replaces.
+    with pytest.raises(UserError, match=r"voc-0.5 holds a measurement with other prior; name an"):
+        compare(tmp_path, "random", f"voc:{made.voc}", gammas=(0.5,), prior=str(made.bc))
+    with pytest.raises(UserError, match=r"holds the results of .*eval control.*; name another"):
+        compare(tmp_path, "random", max_steps=2)
+    assert len(measured) == 3
 
 
 def test_shadows_are_recorded_and_must_be_those_of_the_data(made: Made, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from foreact.errors import UserError
 from foreact.families.uva import train as recipe_uva
 from foreact.families.uva.imagine import generate, video
 from foreact.families.uva.model import UVA
+from foreact.families.uva.released.names import reference_names
 from foreact.families.uva.train import train_uva
 from foreact.released.pickles import read_torch_file
 from foreact.runs import training as runs
@@ -141,6 +143,25 @@ def test_second_stage_starts_from_the_first(world: World, tmp_path: Path) -> Non
     assert "heads.action" in report
 
 
+def test_the_first_stage_starts_from_the_image_model(
+    world: World, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """`train uva --init mar.pth`, as the authors do; which tensors came over is counted."""
+    torch.manual_seed(1)
+    mar = UVA(replace(MODEL, head="diffusion", readout="conv_fc"))
+    names = reference_names(mar.config)
+    parts = ("z_proj", "encoder_", "decoder_")
+    state = {names[k]: v for k, v in mar.state_dict().items() if names[k].startswith(parts)}
+    torch.save({"model_ema": state, "epoch": 1}, tmp_path / "mar.pth")
+    torch.manual_seed(0)
+    model = UVA(MODEL)
+    account = recipe_uva.start_from(model, str(tmp_path / "mar.pth"), find_task("pusht"))
+    new = len(model.state_dict()) - len(state)
+    assert f"loaded {len(state)} tensors, left {new} as initialised" in account
+    ours = next(k for k, theirs in names.items() if theirs == "encoder_blocks.0.mlp.fc1.weight")
+    assert torch.equal(model.state_dict()[ours], state["encoder_blocks.0.mlp.fc1.weight"])
+
+
 class Interrupted:
     """The recipe's batches, with Ctrl-C pressed while one of them is fetched."""
 
@@ -225,7 +246,7 @@ def test_pusht_m_is_collected_and_trained_on(
     weights = train_uva(
         world.run(tmp_path / "m", task="pusht-m", data=None, train={"steps": 1, "eval_every": 1})
     )
-    assert load_checkpoint(weights).card["recipe"].startswith("foreact train uva --task pusht-m")
+    assert load_checkpoint(weights).card["command"].startswith("foreact train uva --task pusht-m")
     assert open_store("data/pusht-m.zarr").info("goal").shape == (2, 3)
 
 
@@ -247,13 +268,14 @@ def test_closed_loop_writes_scores_films_and_a_report(
             device="cpu",
         )
     )
-    for name in ("weights", "do-nothing"):
+    run = world.uva.parent.name
+    for name in (run, "do-nothing"):
         raw = json.loads((out / name / "closed_loop.json").read_text())
         assert raw["seeds"] == [100_000, 100_001]
         assert raw["score"]["n"] == 2
         assert len(raw["episodes"]) == 2
-    assert (out / "weights" / "videos" / "seed-100000.mp4").stat().st_size > 0
-    raw = json.loads((out / "weights" / "closed_loop.json").read_text())
+    assert (out / run / "videos" / "seed-100000.mp4").stat().st_size > 0
+    raw = json.loads((out / run / "closed_loop.json").read_text())
     assert raw["protocol"]["weights"] == load_checkpoint(world.uva).hash
     text = read_page(out / "report.html")
     assert f"{raw['score']['mean']:.3f}" in text

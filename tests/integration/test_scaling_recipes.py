@@ -136,6 +136,6 @@ def test_runs_of_other_data_or_models_are_not_taken_for_these(
     run(f"{sweep} --sources {store}".split())
     sentence = refused(*f"{sweep} --sources {store} {store}".split())
     assert "width-32-lr-0.01 holds a run with sources = " in sentence
-    assert "holds a run with model.layers = 1, now it is 2" in refused(
+    assert "holds a run with --model.layers 1, now it is 2" in refused(
         *f"{sweep} --sources {store} --layers 2".split()
     )

@@ -62,7 +62,7 @@ def test_mistakes_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     with pytest.raises(UserError, match=r"needs a command after --"):
         submit(Job(hours=1, logs=tmp_path), [])
     with pytest.raises(
-        UserError, match=r"save_minutes should be positive and less than the job's time"
+        UserError, match=r"--save-minutes should be positive and less than the job's time"
     ):
         Job(hours=0.05, save_minutes=5)
     with pytest.raises(UserError, match=r"nodes should be at least 1, found 0"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -64,8 +65,14 @@ def test_best_and_newest_are_kept_also_across_a_resume(tmp_path: Path) -> None:
 
 
 def test_least_is_best_in_min_mode(tmp_path: Path) -> None:
-    run(tmp_path, Score({1: 3.0, 2: 1.0, 3: 2.0, 4: float("nan")}), best_mode="min", best_k=2)
-    assert kept(tmp_path) == [2, 3, 4]
+    run(
+        tmp_path,
+        Score({1: 3.0, 2: 1.0, 3: 2.0, 4: float("nan"), 5: 4.0}),
+        steps=5,
+        best_mode="min",
+        best_k=2,
+    )
+    assert kept(tmp_path) == [2, 3, 5]
 
 
 def test_evaluator_sees_the_average_and_training_goes_on_from_its_own_weights(
@@ -118,7 +125,28 @@ def test_evaluation_left_out_by_an_interruption_is_made_up_for_once(tmp_path: Pa
 
 
 def test_unknown_best_metric_is_refused_before_training(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"best_metric 'fvd/mean' belongs to no evaluator"):
+    with pytest.raises(UserError, match=r"--train.best-metric 'fvd/mean' belongs to no evaluator"):
         run(tmp_path, Score({}), best_metric="fvd/mean")
     with pytest.warns(UserWarning, match=r"'score/median' was not measured"):
         run(tmp_path, Score({4: 0.0}), best_metric="score/median", eval_every=4)
+
+
+def test_a_run_that_diverged_ends_in_a_sentence_and_a_record(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    nan = float("nan")
+    score = Score({1: 0.5, 2: nan, 3: 0.4, 4: nan})
+    for _ in range(2):  # a second start says the same, and writes nothing twice
+        with pytest.raises(UserError, match=r"diverged: after step 4 score/mean is nan.*-00000001"):
+            run(tmp_path, score)
+    assert capsys.readouterr().err.count("step 2: score/mean is nan; the training has") == 1
+    assert [entry["step"] for entry in read_log(tmp_path / "log.jsonl") if "diverged" in entry] == [
+        4
+    ]
+    record = json.loads((tmp_path / "checkpoints" / "step-00000004" / "train.json").read_text())
+    assert record["metrics"] == {"score/mean": None}
+
+
+def test_a_finished_run_that_is_started_again_still_knows_its_metrics(tmp_path: Path) -> None:
+    first = run(tmp_path, Score(dict.fromkeys(range(5), 0.5)))
+    assert run(tmp_path, Score({})).metrics == first.metrics == {"score/mean": 0.5}

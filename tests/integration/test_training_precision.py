@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from support.training_toy import config, run
 
 from foreact import machine
 from foreact.machine import BFloat16
-from foreact.runs.run import open_run, resources
+from foreact.runs.run import check_run, resources, write_run
 from foreact.train.config import TrainConfig
 
 CPU = torch.device("cpu")
@@ -20,6 +21,8 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class ToyRun:
+    free_on_resume: ClassVar[tuple[str, ...]] = ("train",)
+
     out: Path
     train: TrainConfig
 
@@ -67,13 +70,14 @@ def test_a_runs_config_says_the_precision_that_it_trains_in(
 ) -> None:
     asked = ToyRun(out=tmp_path / "run", train=config(precision="auto"))
     prefer("bf16", monkeypatch)
-    written = open_run(asked, CPU, free=("train",))
+    written = check_run(asked, CPU)
+    assert not asked.out.exists()
+    asked.out.mkdir()
+    write_run(written)
     assert written.train.precision == "bf16"
     assert json.loads((asked.out / "config.json").read_text())["train"]["precision"] == "bf16"
     assert resources(written.train, CPU)["precision"] == "bf16 (bf16 is fast here)"
     prefer("fp32", monkeypatch)
-    assert open_run(asked, CPU, free=("train",)).train.precision == "bf16"
-    assert (
-        open_run(ToyRun(asked.out, config(precision="fp32")), CPU, free=("train",)).train.precision
-        == "fp32"
-    )
+    assert check_run(asked, CPU).train.precision == "bf16"
+    fp32 = ToyRun(asked.out, config(precision="fp32"))
+    assert check_run(fp32, CPU).train.precision == "fp32"

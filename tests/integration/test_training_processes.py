@@ -99,6 +99,14 @@ def test_an_error_on_the_first_process_ends_all_with_its_sentence(tmp_path: Path
     assert "now it would be 2 (accumulate 1 x 2)" in both.errors
 
 
+def test_a_full_disk_ends_all_processes_and_leaves_nothing_unfinished(tmp_path: Path) -> None:
+    both = start(tmp_path, env={"TOY_LARGEST_FILE": "15000"}, steps=2)
+    assert any(both.wait())
+    assert "(File too large); earlier checkpoints are whole: make room" in both.errors
+    assert "Traceback" not in both.errors
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
 def test_a_process_that_hangs_is_named(tmp_path: Path) -> None:
     both = start(tmp_path, env={"TOY_HANG": "1"}, timeout_minutes=0.05)
     assert any(both.wait())
@@ -129,7 +137,7 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     first = toy.run(tmp_path / "first", steps=1)
     with pytest.raises(
         UserError,
-        match=r"start_from should be a run folder or one of its checkpoints; .*empty holds",
+        match=r"--train.start-from should be a run folder or one of its checkpoints; .*empty holds",
     ):
         toy.run(tmp_path / "second", start_from=tmp_path / "empty")
     frozen = toy.toy_model()
@@ -139,7 +147,7 @@ def test_a_start_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     ):
         toy.run(tmp_path / "second", model=frozen, start_from=first.checkpoint)
     toy.run(tmp_path / "second", steps=1)
-    with pytest.raises(UserError, match=r"has start_from = None, now it is"):
+    with pytest.raises(UserError, match=r"has --train.start-from None, now it is"):
         toy.run(tmp_path / "second", steps=2, start_from=first.checkpoint)
 
 

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -265,26 +266,85 @@ def test_full_disk_leaves_the_earlier_checkpoint_whole(
     assert toy.run(tmp_path, steps=4).step == 4
 
 
-def test_a_real_write_error_inside_torch_is_reported_as_such(tmp_path: Path) -> None:
-    toy.run(tmp_path, steps=2)
+@pytest.mark.parametrize(("width", "limit"), [(8, 2048), (8, 15_000), (5000, 100_000)])
+def test_a_full_disk_is_one_sentence_and_leaves_nothing_unfinished(
+    tmp_path: Path, width: int, limit: int
+) -> None:
+    # Torch says OSError for small tensors and RuntimeError ("unexpected pos") for large ones.
+    toy.run(tmp_path, steps=2, model=toy.Toy(width))
+    with largest_file(limit), pytest.raises(UserError) as refusal:
+        toy.run(tmp_path, steps=4, model=toy.Toy(width))
+    assert "(File too large); earlier checkpoints are whole: make room" in str(refusal.value)
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
+    assert toy.run(tmp_path, steps=4, model=toy.Toy(width)).step == 4
+
+
+def test_a_full_disk_under_tensorboard_is_one_sentence_too(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tensorboard")
+    with largest_file(1000), pytest.raises(UserError, match=r"failed \(.*\); make room"):
+        toy.run(tmp_path, steps=40, save_every=100, tensorboard=True)
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Writes beyond so many bytes of a file fail, as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2048, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
     try:
-        with pytest.raises(UserError, match=r"earlier checkpoints are whole"):
-            toy.run(tmp_path, steps=4)
+        yield
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["step-00000002"]
-    assert toy.run(tmp_path, steps=4).step == 4
+
+
+def test_what_the_run_is_is_written_when_nothing_refuses_it_any_more(tmp_path: Path) -> None:
+    def start(run_dir: Path, **changes: Any) -> None:
+        config = toy.config(**changes)
+        note = run_dir / "note.txt"
+
+        def begin() -> None:
+            note.write_text(str(config.steps))
+
+        train(toy.toy_model(), toy.toy_batches, config, run_dir, device="cpu", begin=begin)
+
+    with pytest.raises(UserError, match=r"belongs to no evaluator"):
+        start(tmp_path / "new", best_metric="judge/score")
+    assert not (tmp_path / "new").exists()
+    start(tmp_path / "run", steps=2)
+    before = files_below(tmp_path / "run")
+    with pytest.raises(UserError, match=r"has --train.batch-size 3, now it is 4"):
+        start(tmp_path / "run", steps=4, batch_size=4)
+    assert files_below(tmp_path / "run") == before
+    start(tmp_path / "run", steps=4)
+    assert (tmp_path / "run" / "note.txt").read_text() == "4"
+
+
+def test_more_steps_after_an_annealed_schedule_are_said_and_planned_ones_are_exact(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annealed: dict[str, Any] = {"schedule": "cosine", "warmup": 0, "save_every": 100}
+    whole = toy.run(tmp_path / "whole", steps=5, **annealed)
+    toy.run(tmp_path / "annealed", steps=3, **annealed)
+    assert "learning rate" not in capsys.readouterr().err
+    toy.run(tmp_path / "annealed", steps=5, **annealed)
+    said = capsys.readouterr().err
+    assert "cosine over 3 steps, it had come to 0.0025 by step 3; over 5 steps it goes on" in said
+    assert "at 0.00345 and ends at 0.000955" in said
+    toy.run(tmp_path / "planned", steps=3, schedule_steps=5, **annealed)
+    planned = toy.run(tmp_path / "planned", steps=5, schedule_steps=5, **annealed)
+    assert "learning rate" not in capsys.readouterr().err
+    assert_bitwise(planned.checkpoint, whole.checkpoint)
 
 
 def test_resume_refuses_changed_mathematics_and_allows_the_rest(tmp_path: Path) -> None:
     toy.run(tmp_path, steps=2)
-    with pytest.raises(UserError, match=r"has lr = 0.01, now it is 0.02"):
+    with pytest.raises(UserError, match=r"has --train.lr 0.01, now it is 0.02"):
         toy.run(tmp_path, steps=4, lr=0.02)
     with pytest.raises(UserError, match=r"1 micro-batches per step"):
         toy.run(tmp_path, steps=4, accumulate=2)
-    with pytest.raises(UserError, match=r"has done 2 steps, but steps is 1"):
+    with pytest.raises(UserError, match=r"has done 2 steps, but --train.steps is 1"):
         toy.run(tmp_path, steps=1)
     with pytest.raises(
         UserError, match=r"is of another model: 'body\.bias' has shape \(8,\) there and \(5,\) here"
@@ -314,8 +374,17 @@ def test_one_run_per_folder(tmp_path: Path) -> None:
         while not (tmp_path / "log.jsonl").exists():
             assert child.poll() is None
             time.sleep(0.02)
+        begun: list[str] = []
         with pytest.raises(UserError, match=r"Another training is running"):
-            toy.run(tmp_path)
+            train(
+                toy.toy_model(),
+                toy.toy_batches,
+                toy.config(),
+                tmp_path,
+                device="cpu",
+                begin=lambda: begun.append("again"),
+            )
+        assert not begun
     finally:
         child.kill()
     assert toy.run(tmp_path, steps=2).finished

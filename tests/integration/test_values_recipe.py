@@ -134,10 +134,10 @@ def test_values_are_measured_on_the_episodes_kept_for_validation(
         samples=4,
         states=9,
         all_episodes=True,
-        out=tmp_path,
+        out=tmp_path / "all",
         device="cpu",
     )
-    raw = json.loads((tmp_path / "values.json").read_text())
+    raw = json.loads((tmp_path / "all" / "values.json").read_text())
     assert [v["gamma"] for v in raw["values"]] == [0.7]
     assert set(raw["values"][0]["states"]["episode"]) == set(range(6))
 

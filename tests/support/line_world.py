@@ -13,41 +13,32 @@ import torch
 from torch import Tensor
 
 from foreact.types import StreamSpec
+from support.arrays import ArrayStore
 
 CAMERA = "pixels"
 
 
-class LineStore:
+class LineStore(ArrayStore):
     """Episodes of `length` steps in memory: one code per frame, which names its row; any reward."""
 
     path = Path("line")
-    info_names = ("grade",)
 
     def __init__(self, episodes: int, length: int, *, rewards: bool = True) -> None:
-        self.spec = StreamSpec(cameras={CAMERA: (2, 2)}, fps=10.0, has_reward=rewards)
-        self.lengths = np.full(episodes, length)
-        self.starts = np.arange(episodes) * length
         n = episodes * length
         draw = np.random.default_rng(0)
         level = np.linspace(0, 3, episodes).repeat(length)
         smooth = np.sin(np.arange(n) / 5) + 0.1 * draw.normal(size=n)
-        self.streams = {
+        streams = {
             "reward": (level + smooth).astype(np.float32)[:, None],
             f"tokens_{CAMERA}": np.arange(n, dtype=np.uint16)[:, None, None],
             CAMERA: np.tile(np.arange(n, dtype=np.uint8)[:, None, None, None], (1, 2, 2, 3)),
         }
+        spec = StreamSpec(cameras={CAMERA: (2, 2)}, fps=10.0, has_reward=rewards)
+        super().__init__(spec, [length] * episodes, streams)
 
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def gather(self, stream: str, rows: np.ndarray) -> np.ndarray:
-        return self.streams[stream][rows]
-
-    def has(self, stream: str) -> bool:
-        return stream in self.streams
-
-    def reader(self, stream: str) -> None:
-        assert stream in self.streams
+    @property
+    def info_names(self) -> list[str]:
+        return ["grade"]
 
     def info(self, name: str) -> np.ndarray:
         return np.array(["poor", "good"], object)[np.arange(len(self)) * 2 // len(self)]
@@ -60,7 +51,7 @@ class PerfectModel:
 
     def __init__(self, store: LineStore, frames: int) -> None:
         self.frames, self.length = frames, int(store.lengths[0])
-        self.rewards = torch.from_numpy(store.streams["reward"][:, 0])
+        self.rewards = torch.from_numpy(store.arrays["reward"][:, 0])
 
     def sample(
         self,

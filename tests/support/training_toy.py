@@ -4,7 +4,7 @@ a frozen part).
 `main` is one process of a training run and prints what `train` returned; so does the file as a
 program: `python training_toy.py RUN_DIR '{"steps": 4, ...}'`. Environment: TOY_SLEEP, seconds per
 batch; TOY_HANG, a rank whose second batch takes 8 s; TOY_LOADER, to fetch batches by loader
-processes.
+processes; TOY_LARGEST_FILE, bytes of a file beyond which writing fails.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import resource
 import signal
 import sys
 import time
@@ -136,6 +137,8 @@ def run(
 
 
 def main(run_dir: str | Path, changes: str) -> None:
+    if size := os.environ.get("TOY_LARGEST_FILE"):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (int(size), resource.RLIM_INFINITY))
     try:
         result = run(Path(run_dir), **json.loads(changes))
         print(

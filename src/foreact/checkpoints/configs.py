@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 from foreact.errors import UserError, did_you_mean
+from foreact.files import parse_json, read_text
 
 T = TypeVar("T")
 
@@ -96,10 +97,10 @@ def read_json(path: Path) -> Any:
         UserError: the file is missing, unreadable or no JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(read_text(path))
     except FileNotFoundError:
         raise UserError(f"The file {path} is missing.") from None
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"The file {path} is not readable JSON ({error}); restore it from its source."
         ) from None

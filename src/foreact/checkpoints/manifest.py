@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from foreact.errors import UserError
+from foreact.files import parse_json, read_text
 
 MANIFEST = "foreact-manifest.json"
 BLOCK = 2**20
@@ -70,7 +71,7 @@ def read_manifest(folder: Path) -> dict[str, FileFacts]:
     """
     path = Path(folder) / MANIFEST
     try:
-        return parse_checksums(path.read_text(encoding="utf-8"), str(path))
+        return parse_checksums(read_text(path), str(path))
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
@@ -113,7 +114,7 @@ def parse_checksums(text: str, where: str) -> dict[str, FileFacts]:
 
 
 def _from_json(text: str) -> dict[str, FileFacts]:
-    return {name: _checked(**facts) for name, facts in json.loads(text)["files"].items()}
+    return {name: _checked(**facts) for name, facts in parse_json(text)["files"].items()}
 
 
 def _from_lines(text: str) -> dict[str, FileFacts]:

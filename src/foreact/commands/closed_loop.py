@@ -17,12 +17,17 @@ from foreact.runs.acting import (
     BASELINES,
     TEST_SEED,
     open_policy,
+    policy_name,
     report_scores,
     run_closed_loop,
     with_variant,
 )
-from foreact.runs.parse import option_value, parse_parts
+from foreact.runs.command_line import options_of
+from foreact.runs.parse import parse_parts
+from foreact.runs.results import open_results
 from foreact.runs.run import say
+from foreact.runs.words import option_value
+from foreact.seeds import require_seeds
 from foreact.tasks import find_task
 
 
@@ -99,13 +104,18 @@ def closed_loop(asked: ClosedLoop, options: Any = None) -> None:
         options: the `policy_options` of the weights' family; None: its defaults.
     """
     task = with_variant(find_task(asked.task), asked.variant)
-    policies = {
-        asked.weights: open_policy(
-            asked.weights, task, options, execute=asked.execute, device=asked.device
-        )
-    }
+    require_seeds(asked.first_seed, asked.seeds)
+    policy = open_policy(asked.weights, task, options, execute=asked.execute, device=asked.device)
+    policies = {policy_name(asked.weights): policy}
     policies |= {name: open_policy(name, task, execute=asked.execute) for name in asked.baselines}
     seeds = range(asked.first_seed, asked.first_seed + asked.seeds)
+    folder = open_results(
+        asked.out,
+        "eval closed-loop",
+        options_of(asked),
+        options_of(options),
+        weights=str(policy.describe().get("weights", "")),
+    )
     say(
         "Closed loop",
         task=asked.task,
@@ -117,11 +127,12 @@ def closed_loop(asked: ClosedLoop, options: Any = None) -> None:
     for result in results:
         solved = "" if result.success is None else f"   solved {result.success}"
         print(f"{result.name:<24}score {result.score}{solved}")
-    facts = {
-        "command": f"foreact eval closed-loop --weights {asked.weights} --task {asked.task} "
-        f"--seeds {asked.seeds}"
-    }
     report = report_scores(
-        asked.out, task, results, title=f"Closed loop on {asked.task}", facts=facts
+        asked.out,
+        task,
+        results,
+        title=f"Closed loop on {asked.task}",
+        facts={"command": folder.command},
     )
+    folder.finish()
     print(f"{task.score_note}\nReport: {report}")

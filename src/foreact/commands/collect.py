@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,11 @@ from foreact.data.stores.store import open_store
 from foreact.envs import collect as traces_of
 from foreact.envs import collect_dmc
 from foreact.envs.demonstrate import demonstrate
+from foreact.envs.traces import load_traces
 from foreact.errors import UserError
 from foreact.plugs import SIMULATORS, Simulator, load_object
-from foreact.runs.parse import option_value
+from foreact.runs.words import option_value
+from foreact.seeds import require_seeds
 
 
 def command(args: Sequence[str]) -> None:
@@ -60,12 +64,14 @@ def pusht(
             turns.
         workers: processes; default one per core.
     """
+    require_seeds(first_seed, episodes)
     store = out or Path("data") / f"{env}.zarr"
     traces = store.with_suffix(".npz")
-    demonstrated = traces_of.collect(
-        env, episodes, traces, first_seed=first_seed, noise=noise, workers=workers
-    )
-    traces_of.render_traces(traces, store, workers=workers)
+    with _told_what_is_kept(traces, load_traces):
+        demonstrated = traces_of.collect(
+            env, episodes, traces, first_seed=first_seed, noise=noise, workers=workers
+        )
+        traces_of.render_traces(traces, store, workers=workers)
     print(
         f"{len(demonstrated)} episodes, mean score {demonstrated.score.mean():.3f}: {store} "
         f"(traces: {traces})"
@@ -98,10 +104,12 @@ def deepmind_control(
         raise UserError(
             f"Expected a task of DeepMind Control, such as dmc/cheetah_run, found '{env}'."
         )
+    require_seeds(first_seed, episodes)
     store = out or Path("data") / f"{env.removeprefix('dmc/').replace('_', '-')}.zarr"
-    collect_dmc.collect_store(
-        env, policy, episodes, store, first_seed=first_seed, shadows=shadows, workers=workers
-    )
+    with _told_what_is_kept(store, open_store):
+        collect_dmc.collect_store(
+            env, policy, episodes, store, first_seed=first_seed, shadows=shadows, workers=workers
+        )
     found = open_store(store)
     print(_by_grade(found.info("grade"), found.info("score")))
     print(f"{len(found)} episodes: {store}")
@@ -125,11 +133,28 @@ def by_expert(
         first_seed: of the first episode; seeds from 100000 on belong to evaluation.
         workers: processes; default one per core.
     """
+    require_seeds(first_seed, episodes)
     simulator = find_simulator(env)
     store = out or Path("data") / f"{simulator.name}.zarr"
-    demonstrate(simulator, episodes, store, first_seed=first_seed, workers=workers)
+    with _told_what_is_kept(store, open_store):
+        demonstrate(simulator, episodes, store, first_seed=first_seed, workers=workers)
     score = open_store(store).info("score")
     print(f"{len(score)} episodes, mean sum of rewards {score.mean():.3f}: {store}")
+
+
+@contextmanager
+def _told_what_is_kept(path: Path, read: Callable[[Path], Sized]) -> Iterator[None]:
+    """On Ctrl-C, say how many episodes are kept, and where."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        if path.exists():
+            print(
+                f"Stopped; {len(read(path))} episodes are kept in {path}, and the same command "
+                "goes on.",
+                file=sys.stderr,
+            )
+        raise
 
 
 def _by_grade(grade: np.ndarray, score: np.ndarray) -> str:

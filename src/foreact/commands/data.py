@@ -10,12 +10,13 @@ from foreact.checkpoints.format import load_checkpoint
 from foreact.checkpoints.shipped import resolve
 from foreact.data import inspect
 from foreact.data.formats import replay_buffer as importing
+from foreact.data.formats.importing import Account
 from foreact.errors import UserError
 from foreact.tasks import find_task
 from foreact.types import StreamSpec
 
 
-def import_(src: Path, out: Path, task: str | None = None, fill_missing: bool = False) -> None:
+def import_(src: Path, out: Path, task: str | None = None, fill_missing: bool = False) -> Account:
     """Copy a replay-buffer zarr (folder or zip, v2 or v3) of another project into a store of ours.
 
     Args:
@@ -24,8 +25,9 @@ def import_(src: Path, out: Path, task: str | None = None, fill_missing: bool = 
         task: what the streams mean; needed unless the store says so itself.
         fill_missing: read chunks that are absent as the store's fill value, instead of refusing.
     """
-    episodes = importing.import_store(src, out, _spec(task), fill_missing=fill_missing)
-    print(f"{episodes} episodes: {out}")
+    account = importing.import_store(src, out, _spec(task), fill_missing=fill_missing)
+    print(f"{account}\n{account.episodes} episodes: {out}")
+    return account
 
 
 def import_d4rl(
@@ -36,7 +38,7 @@ def import_d4rl(
     codes: str | None = None,
     grid: tuple[int, int] | None = None,
     vocab: int | None = None,
-) -> None:
+) -> Account:
     """Copy V-D4RL recordings, or shards with Video Occupancy Models' codes, into our store.
 
     A copy that was stopped goes on after its last whole episode.
@@ -47,15 +49,16 @@ def import_d4rl(
         task: what the streams mean; by default what the files say.
         fps: steps per second, where neither the task nor a folder's name (cheetah, walker,
             humanoid) tells.
-        codes: array of the codes to take along, such as vae_latents; by default the only one there
-            is.
-        grid: rows and columns of a frame's codes; by default a square.
+        codes: array of the codes to take along, such as vae_latents, or none; by default the only
+            one there is.
+        grid: rows and columns of a frame's codes; by default as they lie in the file, or a square.
         vocab: size of their codebook; codes outside are refused.
     """
-    episodes = importing.import_d4rl(
+    account = importing.import_d4rl(
         root, out, _spec(task), fps=fps, codes=codes, grid=grid, vocab=vocab
     )
-    print(f"{episodes} episodes: {out}")
+    print(f"{account}\n{account.episodes} episodes: {out}")
+    return account
 
 
 def check(store: Path, task: str | None = None, windows: int = 100) -> None:

@@ -11,7 +11,7 @@ from foreact.checkpoints.shipped import resolve
 from foreact.errors import UserError
 from foreact.plugs import FAMILIES, families_with
 from foreact.runs.acting import BASELINES
-from foreact.runs.parse import option_value
+from foreact.runs.words import option_value
 
 
 def generate_command(args: Sequence[str]) -> None:

@@ -57,12 +57,14 @@ class Job:
     def __post_init__(self) -> None:
         for name in ("nodes", "cpus_per_task"):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} should be at least 1, found {getattr(self, name)}.")
+                raise UserError(
+                    f"--{name.replace('_', '-')} should be at least 1, found {getattr(self, name)}."
+                )
         if self.gpus_per_node < 0:
-            raise UserError(f"gpus_per_node should be 0 or more, found {self.gpus_per_node}.")
+            raise UserError(f"--gpus-per-node should be 0 or more, found {self.gpus_per_node}.")
         if not 0 < 60 * self.save_minutes < 3600 * self.hours:
             raise UserError(
-                "save_minutes should be positive and less than the job's time, found "
+                "--save-minutes should be positive and less than the job's time, found "
                 f"{self.save_minutes} minutes of {self.hours} hours."
             )
 

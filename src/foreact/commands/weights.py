@@ -29,14 +29,21 @@ def list_() -> None:
         for key, value in (checkpoint.card or {}).items():
             print(f"{'':<16}{key}: {value}")
     print(
-        f"\nReleased by {catalogue().release}; `foreact weights get ID --out DIR` downloads them:"
+        "\nReleased by others; `foreact weights get ID --out DIR` downloads them. Hashes are not "
+        "published, and become known when a file is here."
     )
-    for title, entries in groupby(catalogue().entries, key=lambda entry: entry.title):
-        print(f"\n{title}{_parameters(title)}")
-        for entry in entries:
-            print(f"  {entry.id:<26}{_facts(entry)}")
-            if entry.note:
-                print(f"  {'':<26}note: {entry.note}")
+    for release, of_release in groupby(catalogue().entries, key=lambda entry: entry.release):
+        print(f"\n{release}")
+        for title, entries in groupby(of_release, key=lambda entry: entry.title):
+            print(f"\n{title}{_parameters(title)}")
+            for entry in entries:
+                print(f"  {entry.id:<26}{_facts(entry)}, {_size(entry)}")
+                if entry.note:
+                    print(f"  {'':<26}note: {entry.note}")
+
+
+def _size(entry: Entry) -> str:
+    return f"size {entry.published_size or 'unknown'}"
 
 
 def _parameters(title: str) -> str:
@@ -65,6 +72,8 @@ def _facts(entry: Entry) -> str:
 def _files(entry: Entry) -> str:
     if not entry.candidates:
         return "no known file"
+    if entry.folder:
+        return f"{entry.folder}: {len(entry.candidates[0])} files"
     names = [
         f"{name} ({len(rest) + 1} parts)" if rest else name for name, *rest in entry.candidates
     ]
@@ -97,20 +106,30 @@ def get(
             f"'{id}' cannot be downloaded: {entry.note}; if you know its files, name "
             "them with --files."
         )
-    url = catalogue().url if base_url is None else base_url
+    url, addresses, target = base_url, {}, out
+    if url is None:
+        url, addresses = f"{entry.url}/{entry.folder}".rstrip("/"), entry.addresses
+    if entry.folder:  # names the task, by which a data set is known
+        target = out / entry.folder
     print(f"{entry.id}: {entry.title}, {_files(entry)}")
-    print(f"from     {url}")
-    print(f"licence  {entry.licence or 'none stated; see the release'}")
+    print(f"from     {next(iter(addresses.values()), url)}")
+    print(f"size     {entry.published_size or 'unknown'}, SHA-256 unknown to this catalogue")
+    licence = entry.licence or "none stated; see the release"
+    print(f"licence  {'unknown: the catalogue has no such files' if files else licence}")
     if entry.note:
         print(f"note     {entry.note}")
     client = Client(timeout=timeout)
     known = None if sha256 is None else read_checksums(sha256, client)
-    paths = fetch(candidates, out, base_url=url, known=known, client=client)
-    print(f"\n{len(paths)} file{'s' * (len(paths) > 1)} in {out}, hashes in {out / MANIFEST}:")
+    paths = fetch(candidates, target, base_url=url, addresses=addresses, known=known, client=client)
+    print(
+        f"\n{len(paths)} file{'s' * (len(paths) > 1)} in {target}, hashes in {target / MANIFEST}:"
+    )
     for path in paths:
         print(f"  {path}")
     if paths[0].name.endswith(".gz") or ".part_" in paths[0].name:
         print(f"next: foreact weights unpack {paths[0]} --out {out}")
+    elif paths[0].suffix == ".hdf5":
+        print(f"next: foreact data check --store {target}")
     return paths
 
 

@@ -11,7 +11,9 @@ from typing import Literal
 import numpy as np
 
 from foreact.data.formats.video import contact_sheet, save_image, write_mp4
-from foreact.data.stores.episodes import RowStore, open_episodes
+from foreact.data.stores.episodes import EpisodeStore
+from foreact.data.stores.opening import open_episodes
+from foreact.data.windows.anchors import LARGEST_GAP, TIMESTAMP
 from foreact.data.windows.loader import WindowDataset, ordered_batches
 from foreact.data.windows.normalize import Normalizer
 from foreact.data.windows.window import Window
@@ -68,8 +70,9 @@ def check_store(
 ) -> Report:
     """Look for what would spoil a training.
 
-    Every number of states and actions is read, missing chunks of every stream are counted, and
-    `windows` windows drawn with `seed` are read with their pixels.
+    Every number of states and actions is read, missing chunks of every stream are counted, time
+    stamps are compared with the store's rate, and `windows` windows drawn with `seed` are read with
+    their pixels.
 
     Raises:
         UserError: the store cannot be opened at all; see `open_episodes`.
@@ -83,6 +86,7 @@ def check_store(
     if whole:
         for name in _number_streams(store):
             _check_numbers(store, name, report)
+        _check_times(store, report)
         _check_windows(store, windows, seed, report)
     return report
 
@@ -194,7 +198,7 @@ def show_store(
     return written
 
 
-def _describe(store: RowStore, report: Report) -> None:
+def _describe(store: EpisodeStore, report: Report) -> None:
     n, steps = store.lengths, int(store.lengths.sum())
     origin = "own spec" if store.native else "spec given by the task"
     report.add(
@@ -211,7 +215,7 @@ def _describe(store: RowStore, report: Report) -> None:
         )
 
 
-def _check_chunks(store: RowStore, name: str, report: Report) -> bool:
+def _check_chunks(store: EpisodeStore, name: str, report: Report) -> bool:
     """Whether every chunk is there and whole."""
     missing, short = store.bad_chunks(name)
     for label, keys in (("missing", missing), ("cut short", short)):
@@ -224,7 +228,7 @@ def _check_chunks(store: RowStore, name: str, report: Report) -> bool:
     return not missing and not short
 
 
-def _check_numbers(store: RowStore, name: str, report: Report) -> None:
+def _check_numbers(store: EpisodeStore, name: str, report: Report) -> None:
     values, names = _all_rows(store, name), _dimension_names(store, name)
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
@@ -253,7 +257,36 @@ def _check_numbers(store: RowStore, name: str, report: Report) -> None:
                 report.add("error" if outside > 0.05 else "warning", f"{text} {action.units[i]}")
 
 
-def _check_windows(store: RowStore, windows: int, seed: int, report: Report) -> None:
+def _check_times(store: EpisodeStore, report: Report) -> None:
+    """Compare the nominal rate with the time stamps, where there are any in microseconds."""
+    if not store.has(TIMESTAMP):
+        return
+    stamps = store.all_rows(TIMESTAMP)
+    if stamps.dtype.kind not in "iu" or stamps.size != len(stamps) or len(stamps) < 2:
+        return
+    periods = np.diff(stamps.reshape(-1).astype(np.int64)) / 1e6
+    periods = np.delete(periods, store.starts[1:] - 1)  # from one episode to the next
+    if len(periods) == 0:
+        return
+    usual, fps = float(np.median(periods)), store.spec.fps
+    gaps = (periods > LARGEST_GAP / fps) | (periods <= 0)
+    if gaps.mean() > 0.5 or not usual * fps > 0.75:
+        report.add(
+            "error",
+            f"by their time stamps the steps are {usual:g} s apart, by the store's {fps:g} Hz they "
+            f"should be {1 / fps:g} s apart: import it again from what is complete",
+        )
+    elif gaps.any():
+        report.add(
+            "warning",
+            f"{gaps.sum()} of {len(periods)} steps come after a gap of more than {LARGEST_GAP:g} "
+            f"periods, the longest of {periods.max():g} s: windows across them are left out",
+        )
+    else:
+        report.add("note", f"time stamps agree with {fps:g} Hz: {usual:g} s from step to step")
+
+
+def _check_windows(store: EpisodeStore, windows: int, seed: int, report: Report) -> None:
     span = int(min(CHECK_SPAN, store.lengths.max()))
     offsets = tuple(range(span))
     numbers = dict.fromkeys(store.spec.state, offsets)
@@ -265,7 +298,8 @@ def _check_windows(store: RowStore, windows: int, seed: int, report: Report) -> 
     plain = Normalizer.fit(
         {n: np.eye(2, _width(store, n)) for n in _number_streams(store)}, "identity"
     )
-    dataset = WindowDataset(store, window, np.arange(len(store)), plain)
+    # Gaps are told of by `_check_times`.
+    dataset = WindowDataset(store, window, np.arange(len(store)), plain, gaps="keep")
     chosen = np.random.default_rng(seed).choice(
         len(dataset), size=min(windows, len(dataset)), replace=False
     )
@@ -284,11 +318,11 @@ def _check_windows(store: RowStore, windows: int, seed: int, report: Report) -> 
         report.add("error", f"camera '{name}' shows one single colour in every window read")
 
 
-def _number_streams(store: RowStore) -> list[str]:
+def _number_streams(store: EpisodeStore) -> list[str]:
     return [name for name in store.streams if name not in store.spec.cameras]
 
 
-def _dimension_names(store: RowStore, name: str) -> tuple[str, ...]:
+def _dimension_names(store: EpisodeStore, name: str) -> tuple[str, ...]:
     if name in store.spec.state:
         return store.spec.state[name]
     if name == "reward":
@@ -297,9 +331,9 @@ def _dimension_names(store: RowStore, name: str) -> tuple[str, ...]:
     return store.spec.action.names
 
 
-def _width(store: RowStore, name: str) -> int:
+def _width(store: EpisodeStore, name: str) -> int:
     return len(_dimension_names(store, name))
 
 
-def _all_rows(store: RowStore, name: str) -> np.ndarray:
+def _all_rows(store: EpisodeStore, name: str) -> np.ndarray:
     return store.gather(name, np.arange(int(store.lengths.sum())))

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from foreact.data.stores.store import StoreWriter, open_store
 from foreact.envs.pusht import PUSHT_SPEC, WORLD_SIZE, PushTEnv, build_simulator, render_state
 from foreact.envs.pusht_expert import PushTExpert
 from foreact.envs.traces import TracedEpisode, Traces, demonstrations, load_traces, save_traces
-from foreact.envs.workers import ordered_map
+from foreact.envs.workers import keep_each, ordered_map
 from foreact.errors import UserError
+from foreact.progress import Progress
 
 FIRST_TEST_SEED = 100_000
 """Seeds from here on are for evaluation; no collection may hold them."""
@@ -65,8 +65,9 @@ def collect(
 ) -> Traces:
     """Run the expert of `env` on seeds first_seed, first_seed + 1, ...; write traces to `path`.
 
-    The file is replaced every few episodes. A run that was stopped goes on after the episodes that
-    are in the file, and the result is the same whatever the number of workers.
+    The file is replaced every few episodes, and when the collection ends, however it does. A run
+    that was stopped goes on after the episodes that are in the file, and the result is the same
+    whatever the number of workers.
 
     Args:
         env: "pusht" or "pusht-m".
@@ -97,15 +98,25 @@ def collect(
     noises = np.resize(np.array(levels, np.float32), episodes)
     done = _begun(path, env, seeds, noises)
     jobs = [(env, int(s), float(n)) for s, n in zip(seeds, noises, strict=True)][len(done) :]
-    bar = tqdm(
+    bar = Progress(
         total=episodes, initial=len(done), desc=f"collect {env}", unit="ep", disable=not progress
     )
-    with ordered_map(workers, len(jobs)) as run, bar:
-        for result in run(_demonstrate, jobs):
-            done.append(result)
-            bar.update()
-            if len(done) % SAVE_EVERY == 0 or len(done) == episodes:
-                save_traces(path, env, done)
+    saved = len(done)
+
+    def keep(episode: TracedEpisode) -> None:
+        nonlocal saved
+        done.append(episode)
+        bar.update()
+        if len(done) - saved >= SAVE_EVERY:
+            save_traces(path, env, done)
+            saved = len(done)
+
+    try:
+        with ordered_map(workers, len(jobs)) as run, bar:
+            keep_each(run(_demonstrate, jobs), keep)
+    finally:
+        if len(done) > saved:
+            save_traces(path, env, done)
     return load_traces(path)
 
 
@@ -248,7 +259,7 @@ def render_traces(
             )
         count = len(traces) if episodes is None else min(episodes, len(traces))
         jobs = [(traces.state[traces.rows(i)], traces.goal[i]) for i in range(begun, count)]
-        bar = tqdm(
+        bar = Progress(
             total=count,
             initial=begun,
             desc=f"render {store_path.name}",
@@ -256,7 +267,9 @@ def render_traces(
             disable=not progress,
         )
         with ordered_map(workers, len(jobs)) as run, bar:
-            for episode, images in enumerate(run(_draw, jobs), start=begun):
+
+            def keep(images: np.ndarray) -> None:
+                episode = writer.episodes
                 rows = traces.rows(episode)
                 writer.append(
                     {"img": images, "state": traces.state[rows], "action": traces.action[rows]},
@@ -266,6 +279,8 @@ def render_traces(
                     score=float(traces.score[episode]),
                 )
                 bar.update()
+
+            keep_each(run(_draw, jobs), keep)
     return store_path
 
 

@@ -11,15 +11,15 @@ from pathlib import Path
 from typing import Literal, get_args
 
 import numpy as np
-from tqdm import tqdm
 
 from foreact.data.stores.store import StoreWriter
 from foreact.envs.collect import HELD_OUT_SEED, check_seeds, require_same_collection
 from foreact.envs.dmc import CAMERA, DMCEnv, split_name
 from foreact.envs.mppi import MPPI, MPPIConfig
-from foreact.envs.workers import ordered_map, process_count
+from foreact.envs.workers import keep_each, ordered_map, process_count
 from foreact.errors import UserError
 from foreact.machine import cores
+from foreact.progress import Progress
 
 Grade = Literal["random", "medium", "expert"]
 PolicyName = Literal["random", "medium", "expert", "mixed"]
@@ -139,7 +139,7 @@ def collect_store(
         jobs = [
             Job(name, int(seeds[i]), turns[i], shadows, threads) for i in range(begun, episodes)
         ]
-        bar = tqdm(
+        bar = Progress(
             total=max(episodes, begun),
             initial=begun,
             desc=f"collect {env}",
@@ -147,7 +147,9 @@ def collect_store(
             disable=not progress,
         )
         with ordered_map(workers, len(jobs)) as run, bar:
-            for job, played in zip(jobs, run(play, jobs), strict=True):
+
+            def keep(played: Played) -> None:
+                job = jobs[writer.episodes - begun]
                 writer.append(
                     {CAMERA: played.pixels, "action": played.action, "reward": played.reward},
                     seed=job.seed,
@@ -156,6 +158,8 @@ def collect_store(
                     score=float(played.reward.sum()),
                 )
                 bar.update()
+
+            keep_each(run(play, jobs), keep)
     return path
 
 

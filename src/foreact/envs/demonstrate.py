@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from foreact.data.stores.writer import StoreWriter
 from foreact.envs.collect import check_seeds, require_same_collection
-from foreact.envs.workers import ordered_map, process_count
+from foreact.envs.workers import keep_each, ordered_map, process_count
 from foreact.errors import UserError
 from foreact.plugs import Simulator, load_object
+from foreact.progress import Progress
 from foreact.types import Env, Expert
 
 
@@ -69,7 +69,7 @@ def demonstrate(
         begun = writer.episodes
         require_same_collection(writer, notes, seeds)
         jobs = [Job(simulator.make, simulator.expert, int(seed)) for seed in seeds[begun:]]
-        bar = tqdm(
+        bar = Progress(
             total=max(episodes, begun),
             initial=begun,
             desc=f"collect {simulator.name}",
@@ -77,12 +77,16 @@ def demonstrate(
             disable=not progress,
         )
         with ordered_map(workers, len(jobs)) as run, bar:
-            for job, streams in zip(jobs, run(play, jobs), strict=True):
+
+            def keep(streams: dict[str, np.ndarray]) -> None:
                 rewards = streams.pop("rewards")
                 if env.spec.has_reward:
                     streams["reward"] = np.append(np.float32(0), rewards[:-1])[:, None]
-                writer.append(streams, seed=job.seed, score=float(rewards.sum()))
+                seed = int(seeds[writer.episodes])
+                writer.append(streams, seed=seed, score=float(rewards.sum()))
                 bar.update()
+
+            keep_each(run(play, jobs), keep)
     return path
 
 

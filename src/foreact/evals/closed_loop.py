@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-from tqdm import tqdm
 
-from foreact.errors import UserError
+from foreact.errors import UserError, room_or
 from foreact.evals.env_pool import EnvPool, Start
 from foreact.evals.estimate import estimate, share
 from foreact.machine import cores
+from foreact.progress import Progress
 from foreact.types import Estimate, Observation, Policy, StreamSpec
 
 RESULT = "closed_loop.json"
@@ -131,11 +131,11 @@ def closed_loop(
         _make_folder(out_dir / "videos" if films else out_dir)
     pool = EnvPool(make_env, workers=workers, max_steps=max_steps)
     scores, steps, calls = np.zeros(len(seeds)), np.zeros(len(seeds), dtype=int), []
-    bar = tqdm(
+    bar = Progress(
         total=len(seeds),
         desc=f"closed loop, {name}",
         unit="episode",
-        disable=None if progress else True,
+        disable=not progress,
     )
     try:
         policy.spec.require_equal(pool.facts.spec, "the policy", "the environment")
@@ -299,8 +299,8 @@ def _checked(seeds: Sequence[int], at_once: int, workers: int | None, videos: in
         )
     if at_once < 1 or videos < 0 or (workers is not None and workers < 0):
         raise UserError(
-            f"at_once ({at_once}) must be at least 1, workers ({workers}) and videos ({videos}) "
-            "at least 0."
+            f"--workers ({workers}) and --videos ({videos}) must be at least 0, and at_once "
+            f"({at_once}) at least 1."
         )
     return numbers
 
@@ -310,7 +310,7 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"The folder {folder} cannot be made ({error.strerror}); choose another output folder."
+            f"The folder {folder} cannot be made ({error.strerror}); choose another --out."
         ) from error
 
 
@@ -322,5 +322,6 @@ def _write(path: Path, raw: Mapping[str, Any]) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(
-            f"Writing {path} failed ({error.strerror}); make room, then measure again."
+            f"Writing {path} failed ({error.strerror}); "
+            f"{room_or(error, 'choose another --out')}, then measure again."
         ) from error

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from foreact.errors import UserError
-from foreact.evals.estimate import student_quantile
+from foreact.evals.estimate import ROUNDING, student_quantile
 from foreact.types import Estimate
 
 
@@ -25,7 +25,7 @@ def clustered_estimate(
     Overlapping windows are no independent draws, so the spread is that of the groups: the
     linearised variance of a ratio, G / (G - 1) sum_g (sum_i w_i (x_i - mean))^2 / (sum w)^2, with
     Student's quantile for G - 1 degrees of freedom. With one value per group it is the interval of
-    `estimate`.
+    `estimate`. One group, or values that do not differ at all, tell no interval: (-inf, inf).
 
     Args:
         values: finite numbers, (N,).
@@ -53,8 +53,8 @@ def clustered_estimate(
     _, of = np.unique(g, return_inverse=True)
     residuals = np.bincount(of, weights=w * (x - mean))
     n = len(residuals)
-    reach = 0.0
-    if n > 1:
+    reach = math.inf
+    if n > 1 and np.ptp(x) > ROUNDING * max(1.0, abs(mean)):
         reach = (
             student_quantile(n - 1)
             * math.sqrt(n / (n - 1) * np.square(residuals).sum())

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from foreact.errors import UserError
+from foreact.evals.estimate import ROUNDING
 from foreact.types import Estimate
 
 DRAWS = 1000
@@ -25,6 +26,7 @@ def correlation_estimate(
 
     Whole groups are drawn with replacement, since states of one episode resemble each other. With
     fewer than about ten groups the interval is too narrow, as every percentile bootstrap's is.
+    Where all draws agree, as those of one group do, they tell nothing: it is then [-1, 1].
 
     Args:
         x, y: finite numbers (N,), neither all alike.
@@ -57,12 +59,12 @@ def correlation_estimate(
     _, of = np.unique(groups, return_inverse=True)
     n = int(of.max()) + 1
     mean = float(_correlation(x, y, np.ones_like(x), ranks))
-    low = high = mean
+    low, high = -1.0, 1.0
     if n > 1:
         counts = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS)
         drawn = _correlation(x, y, counts[:, of].astype(np.float64), ranks)
         drawn = drawn[np.isfinite(drawn)]  # where a draw makes one side constant it has none
-        if len(drawn):
+        if len(drawn) and np.ptp(drawn) > ROUNDING:
             low, high = (float(q) for q in np.quantile(drawn, [0.025, 0.975]))
     return Estimate(
         mean=mean, n=n, low=min(low, mean), high=max(high, mean), unit="", higher_is_better=True

@@ -12,6 +12,10 @@ from foreact.types import Estimate
 
 NORMAL_QUANTILE = 1.959963984540054
 """97.5 % quantile of the standard normal distribution."""
+TAIL = 0.025
+"""Probability beyond either end of an interval."""
+ROUNDING = 1e-9
+"""Values that differ by no more than this share of their size are equal but for rounding."""
 
 
 def estimate(
@@ -21,12 +25,19 @@ def estimate(
     higher_is_better: bool = True,
     valid_range: tuple[float, float] | None = None,
 ) -> Estimate:
-    """Mean of independent values with Student's 95 % interval.
+    """Mean of independent values with a 95 % interval: Student's, or one that does not collapse.
+
+    Student's interval has no width where all values are equal, such as scores of episodes that all
+    failed, though the next one may well differ. Then all that is known is that other outcomes have
+    at most a share of 1 - 0.025^(1/n), with 97.5 % confidence, and where they can lie: at the
+    worst at either end of the range. For values at an end this is Clopper and Pearson's interval of
+    n in n. One value, or equal ones that could lie anywhere, tell no interval: it is then the whole
+    range, without a range (-inf, inf).
 
     Args:
         values: one finite number per independent unit, such as an episode.
         unit: unit of the values, "" for pure numbers.
-        valid_range: where the mean must lie by its meaning; the interval is cut to it.
+        valid_range: where each value must lie by its meaning, so that the mean lies there too.
 
     Raises:
         UserError: no value, or one that is not finite.
@@ -39,22 +50,28 @@ def estimate(
             f"An estimate needs at least one finite value, found {problem}; look at "
             "what was measured."
         )
-    mean = float(x.mean())
-    half_width = 0.0
-    if len(x) > 1:
-        half_width = student_quantile(len(x) - 1) * float(x.std(ddof=1)) / math.sqrt(len(x))
-    low, high = mean - half_width, mean + half_width
-    if valid_range is not None:
-        low, high = max(low, valid_range[0]), min(high, valid_range[1])
+    mean, n = float(x.mean()), len(x)
+    least, most = (-math.inf, math.inf) if valid_range is None else valid_range
+    if n == 1:
+        low, high = least, most
+    elif np.ptp(x) <= ROUNDING * max(1.0, abs(mean)):
+        others = 1.0 - TAIL ** (1.0 / n)
+        low, high = mean - others * (mean - least), mean + others * (most - mean)
+    else:
+        half_width = student_quantile(n - 1) * float(x.std(ddof=1)) / math.sqrt(n)
+        low, high = max(least, mean - half_width), min(most, mean + half_width)
     # A mean at the edge of its range may lie outside of the cut interval by a rounding error.
     low, high = min(low, mean), max(high, mean)
     return Estimate(
-        mean=mean, n=len(x), low=low, high=high, unit=unit, higher_is_better=higher_is_better
+        mean=mean, n=n, low=low, high=high, unit=unit, higher_is_better=higher_is_better
     )
 
 
 def share(successes: int, n: int, *, higher_is_better: bool = True) -> Estimate:
-    """Share of `n` independent trials with Wilson's 95 % interval, which stays honest at 0 and 1.
+    """Share of `n` independent trials with Clopper and Pearson's exact 95 % interval.
+
+    Its coverage is at least what it says for every n and every true share, 0 and 1 too, which no
+    approximation can promise for the few episodes of a closed loop; the price is some width.
 
     Raises:
         UserError: no trial, or more successes than trials.
@@ -63,11 +80,35 @@ def share(successes: int, n: int, *, higher_is_better: bool = True) -> Estimate:
         raise UserError(
             f"A share needs at least one trial and 0 to n successes, found {successes} of {n}."
         )
-    p, z2 = successes / n, NORMAL_QUANTILE**2
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half_width = NORMAL_QUANTILE / (1 + z2 / n) * math.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    low, high = max(0.0, min(centre - half_width, p)), min(1.0, max(centre + half_width, p))
-    return Estimate(mean=p, n=n, low=low, high=high, unit="", higher_is_better=higher_is_better)
+    return Estimate(
+        mean=successes / n,
+        n=n,
+        low=_least_share(successes, n),
+        high=1.0 - _least_share(n - successes, n),
+        unit="",
+        higher_is_better=higher_is_better,
+    )
+
+
+def interval_text(found: Estimate, *, digits: int = 3, scale: float = 1.0) -> str:
+    """The interval times `scale` for a table, such as "0.100 to 0.300", or "no interval"."""
+    if not found.has_interval:
+        return "no interval"
+    return f"{scale * found.low:.{digits}f} to {scale * found.high:.{digits}f}"
+
+
+def _least_share(successes: int, n: int) -> float:
+    """The true share at which so many successes or more have a probability of 2.5 %."""
+    if successes == 0:
+        return 0.0
+    k = np.arange(successes, n + 1)
+    ways = np.array([math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) for i in k])
+    low, high = 0.0, 1.0
+    for _ in range(60):
+        p = (low + high) / 2
+        tail = np.exp(ways + k * math.log(p) + (n - k) * math.log1p(-p)).sum()
+        low, high = (p, high) if tail < TAIL else (low, p)
+    return (low + high) / 2
 
 
 def student_quantile(df: int) -> float:

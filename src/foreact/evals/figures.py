@@ -81,10 +81,11 @@ def scores_figure(results: Sequence[ClosedLoopResult]) -> FigurePair | None:
             spread = ((np.arange(len(scores)) * 0.618) % 1.0 - 0.5) * 0.5
             ax.scatter(scores, row + spread, s=18, color=shade, alpha=0.55, linewidths=0)
             mean = result.score
+            reach = [[mean.mean - mean.low], [mean.high - mean.mean]] if mean.has_interval else None
             ax.errorbar(
                 [mean.mean],
                 [row],
-                xerr=[[mean.mean - mean.low], [mean.high - mean.mean]],
+                xerr=reach,
                 fmt="D",
                 ms=7,
                 lw=2.5,
@@ -124,8 +125,8 @@ def quality_figure(quality: VideoQuality) -> FigurePair:
                 )
                 ax.fill_between(
                     quality.steps_ahead,
-                    [e.low for e in line],
-                    [e.high for e in line],
+                    [e.low if e.has_interval else e.mean for e in line],
+                    [e.high if e.has_interval else e.mean for e in line],
                     color=shade,
                     alpha=0.2,
                     lw=0,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 import numpy as np
@@ -99,9 +100,13 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     """Squared 2-Wasserstein distance of the Gaussians with these moments (Dowson and Landau 1982).
 
     |m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2)).
-    The trace of the root is the sum of the square roots of the
-    eigenvalues of C_a^(1/2) C_b C_a^(1/2), which is symmetric and has those of C_a C_b; that needs
-    no general matrix root and stays real for covariances of deficient rank.
+    With C = R R^T, the trace of the root is the sum of the singular values of R_a^T R_b. That needs
+    no general matrix root, stays real for covariances of deficient rank, and takes no square root
+    of the product's rounding errors, so that a set is at distance 0 from itself. What rounding
+    alone can make is returned as 0.
+
+    With fewer samples than features on a side the covariance is of deficient rank and the distance
+    far too large; that is warned of.
 
     Raises:
         UserError: fewer than 2 samples on a side, or features of unlike width.
@@ -112,8 +117,24 @@ def frechet_distance(a: Moments, b: Moments) -> float:
             f"Features of width {len(mean_a)} and {len(mean_b)} have no distance; use one network."
         )
     cov_a, cov_b = a.covariance, b.covariance
-    values, vectors = np.linalg.eigh(cov_a)
-    root_a = (vectors * np.sqrt(values.clip(min=0.0))) @ vectors.T
-    between = root_a @ cov_b @ root_a
-    cross = np.sqrt(np.linalg.eigvalsh((between + between.T) / 2).clip(min=0.0)).sum()
-    return float(np.square(mean_a - mean_b).sum() + np.trace(cov_a) + np.trace(cov_b) - 2.0 * cross)
+    width = len(mean_a)
+    if (fewest := min(a.n, b.n)) <= width:
+        warnings.warn(
+            f"A Frechet distance between sets of {fewest} samples with {width} features is too "
+            "large and rough; measure more samples than features.",
+            stacklevel=2,
+        )
+    cross = np.linalg.svd(_root(cov_a).T @ _root(cov_b), compute_uv=False).sum()
+    size = np.trace(cov_a) + np.trace(cov_b)
+    distance = float(np.square(mean_a - mean_b).sum() + size - 2.0 * cross)
+    # Float32 sums, as the reference takes them, may give a covariance eigenvalues below 0.
+    same = np.array_equal(mean_a, mean_b) and np.array_equal(cov_a, cov_b)
+    rounding = np.finfo(np.float64).eps * width * (abs(size) + np.square(mean_a).max())
+    return 0.0 if same or distance <= rounding else distance
+
+
+def _root(covariance: np.ndarray) -> np.ndarray:
+    """R of a covariance R R^T, (D, rank)."""
+    values, vectors = np.linalg.eigh(covariance)
+    kept = values > values[-1] * len(values) * np.finfo(np.float64).eps
+    return vectors[:, kept] * np.sqrt(values[kept])

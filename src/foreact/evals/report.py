@@ -14,8 +14,9 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from foreact.errors import UserError
+from foreact.errors import UserError, room_or
 from foreact.evals.closed_loop import ClosedLoopResult, versions
+from foreact.evals.estimate import interval_text
 from foreact.evals.figures import FigurePair, curves_figure, quality_figure, scores_figure
 from foreact.evals.video import VideoQuality
 
@@ -118,6 +119,7 @@ def write_report(
         summary=_summary(results),
         score_note=score_note,
         results=results,
+        interval_text=interval_text,
         any_solved=any(r.success is not None for r in results),
         same_seeds=len({tuple(e.seed for e in r.episodes) for r in results}) <= 1,
         figures={name: _figure(pair) for name, pair in figures.items()},
@@ -139,8 +141,8 @@ def write_report(
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise UserError(
-            f"The report {path} could not be written ({error.strerror}); make room or choose a "
-            "folder."
+            f"The report {path} could not be written ({error.strerror}); "
+            f"{room_or(error, 'choose another --out')}."
         ) from error
     return path
 
@@ -152,7 +154,7 @@ def _summary(results: Sequence[ClosedLoopResult]) -> str:
     first, others = results[0], results[1:]
     text = (
         f"{first.name} scores {first.score.mean:.3f} on average over {first.score.n} episodes "
-        f"(95 % interval {first.score.low:.3f} to {first.score.high:.3f})"
+        f"({'95 % interval ' * first.score.has_interval}{interval_text(first.score)})"
     )
     if first.success is not None:
         text += f" and solves {first.success.mean:.0%} of them"

@@ -14,9 +14,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from foreact.data.formats.video import contact_sheet, save_image, write_mp4
+from foreact.data.stores.episodes import EpisodeStore
 from foreact.errors import UserError
 from foreact.evals.estimate import estimate
-from foreact.types import EpisodeStore, Estimate
+from foreact.types import Estimate
 
 ROUNDING_PSNR = 10.0 * float(np.log10(255.0**2 * 12.0))
 """58.9 dB, of rounding to uint8 (variance 1/12): a cap, as equal frames have an infinite PSNR."""

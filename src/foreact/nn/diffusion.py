@@ -35,40 +35,54 @@ def spaced_steps(steps: int, spacing: str) -> np.ndarray:
 
     Args:
         steps: number of training steps.
-        spacing: "N" for N steps from the first to the last, evenly spread and rounded; "ddimN" for
-            N steps at a whole stride from step 0 (only the spacing of DDIM; sampling stays
+        spacing: "N" for N steps from the first to the last, evenly spread and rounded; "N,M,..."
+            for as many sections of the training steps, as equal as can be and the longer ones
+            first, of which the first keeps N, the second M, each spread like that; "ddimN" for N
+            steps at a whole stride from step 0 (only the spacing of DDIM; sampling stays
             ancestral); "" for all.
 
     Raises:
-        UserError: the text is neither, or N does not fit.
+        UserError: the text is none of them, or a number does not fit.
     """
     if spacing == "":
         return np.arange(steps)
-    strided = spacing.startswith("ddim")
+    if spacing.startswith("ddim"):
+        return _strided(steps, spacing)
+    counts = [int(part) if part.strip().isdecimal() else 0 for part in spacing.split(",")]
+    lengths = [steps // len(counts) + (i < steps % len(counts)) for i in range(len(counts))]
+    if not all(1 <= count <= length for count, length in zip(counts, lengths, strict=True)):
+        raise _no_spacing(steps, spacing)
+    kept, start = [], 0
+    for count, length in zip(counts, lengths, strict=True):
+        stride, position = (length - 1) / max(count - 1, 1), 0.0
+        # A running sum and Python's round-half-even, as in the reference, decide the ties.
+        for _ in range(count):
+            kept.append(start + round(position))
+            position += stride
+        start += length
+    return np.array(kept)
+
+
+def _strided(steps: int, spacing: str) -> np.ndarray:
+    """Steps at a whole stride from 0, as "ddimN" asks for."""
     digits = spacing.removeprefix("ddim")
     count = int(digits) if digits.isdecimal() else 0
     if not 1 <= count <= steps:
-        raise UserError(
-            f"Sampling steps should be a number in 1..{steps}, or 'ddimN' with such a number, "
-            f"found '{spacing}'."
-        )
-    if strided:
-        for stride in range(1, steps + 1):
-            if len(kept := np.arange(0, steps, stride)) == count:
-                return kept
-        raise UserError(
-            f"No whole stride visits {count} of {steps} steps; choose another number "
-            f"than in '{spacing}'."
-        )
-    if count == 1:
-        return np.zeros(1, dtype=np.int64)
-    stride = (steps - 1) / (count - 1)
-    kept, position = [], 0.0
-    # A running sum and Python's round-half-even, as in the reference, decide the ties.
-    for _ in range(count):
-        kept.append(round(position))
-        position += stride
-    return np.array(kept)
+        raise _no_spacing(steps, spacing)
+    for stride in range(1, steps + 1):
+        if len(kept := np.arange(0, steps, stride)) == count:
+            return kept
+    raise UserError(
+        f"No whole stride visits {count} of {steps} steps; choose another number "
+        f"than in '{spacing}'."
+    )
+
+
+def _no_spacing(steps: int, spacing: str) -> UserError:
+    return UserError(
+        f"Sampling steps should be a number in 1..{steps}, one for each of several equal sections "
+        f"of these steps such as '10,15,20', or 'ddimN', found '{spacing}'."
+    )
 
 
 class GaussianDiffusion:

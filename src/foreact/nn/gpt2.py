@@ -58,7 +58,8 @@ class GPT2Config:
         for name in ("vocab", "positions", "width", "heads", "layers"):
             if getattr(self, name) < 1:
                 raise UserError(
-                    f"The GPT's {name} should be at least 1, found {getattr(self, name)}."
+                    f"The GPT's {name.replace('_', '-')} should be at least 1, found "
+                    f"{getattr(self, name)}."
                 )
         if self.width % self.heads:
             raise UserError(
@@ -67,7 +68,8 @@ class GPT2Config:
         for name in ("dropout", "attention_dropout"):
             if not 0.0 <= getattr(self, name) < 1.0:
                 raise UserError(
-                    f"The GPT's {name} should be in [0, 1), found {getattr(self, name)}."
+                    f"The GPT's {name.replace('_', '-')} should be in [0, 1), found "
+                    f"{getattr(self, name)}."
                 )
 
 

@@ -14,8 +14,6 @@ from contextlib import closing, contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, cast
 
-from tqdm import tqdm
-
 from foreact.checkpoints.manifest import (
     BLOCK,
     MANIFEST,
@@ -25,6 +23,7 @@ from foreact.checkpoints.manifest import (
     sha256_of,
 )
 from foreact.errors import UserError
+from foreact.progress import Progress
 from foreact.released.parts import PartsReader, PartsWriter, find_parts, suffixes
 
 MAX_PART = 1_900_000_000
@@ -121,7 +120,7 @@ def pack(
     try:
         with (
             _scratch(stem.parent, ".pack-") as scratch,
-            tqdm(
+            Progress(
                 total=total,
                 unit="B",
                 unit_scale=True,
@@ -251,7 +250,7 @@ def unpack(
         _check_parts(parts, total, progress)
         with (
             _scratch(out, ".unpack-") as scratch,
-            tqdm(
+            Progress(
                 total=total, unit="B", unit_scale=True, desc="unpack", disable=not progress
             ) as bar,
             closing(PartsReader(parts, bar.update)) as reader,
@@ -384,7 +383,9 @@ def _check_parts(parts: Sequence[Path], total: int, progress: bool) -> None:
     for name in sorted(manifest):
         if whole and name.startswith(f"{whole}.part_") and not (parts[0].parent / name).is_file():
             raise UserError(f"{name} is missing, which {MANIFEST} names; download it again.")
-    with tqdm(total=total, unit="B", unit_scale=True, desc="check", disable=not progress) as bar:
+    with Progress(
+        total=total, unit="B", unit_scale=True, desc="check", disable=not progress
+    ) as bar:
         for path in parts:
             actual = FileFacts(sha256=sha256_of(path, bar.update), bytes=path.stat().st_size)
             expected = manifest.get(path.name, actual)

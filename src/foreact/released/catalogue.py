@@ -1,12 +1,13 @@
-"""The released models by id: what each is, its files, and errors in the release's own table.
+"""What was released, by id: what each is, its files, and errors in a release's own table.
 
-Sizes and hashes of the files are not part of it: the release publishes none.
+No release publishes hashes of its files, and few their sizes.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -51,12 +52,22 @@ class Entry:
         total_steps: the same including the fine-tuning, where there was one.
         size: the published size, for a model.
         licence: of the files, as the release states it; None where it states none.
-        note: what is wrong with this entry in the release's own table, or None.
+        note: what is wrong with this entry in the release's own table, or what to know of it.
+        release: the project that released it.
+        url: address that names of files are appended to.
+        folder: below the address, and below the folder that the files are put into.
+        addresses: name -> address of its own, where the file lies elsewhere.
+        published_size: of the files, as published and rounded; None: unknown.
     """
 
     id: str
     title: str
     candidates: tuple[tuple[str, ...], ...]
+    release: str
+    url: str
+    folder: str = ""
+    addresses: Mapping[str, str] = field(default_factory=dict)
+    published_size: str | None = None
     stage: str | None = None
     pretraining_steps: int | None = None
     total_steps: int | None = None
@@ -67,10 +78,8 @@ class Entry:
 
 @dataclass(frozen=True, kw_only=True)
 class Catalogue:
-    """A release: its name, base URL, and entries in the order of its table."""
+    """All entries, release after release, each in the order of its table."""
 
-    release: str
-    url: str
     entries: tuple[Entry, ...]
 
     def entry(self, id: str) -> Entry:
@@ -83,22 +92,26 @@ class Catalogue:
             if entry.id == id:
                 return entry
         raise UserError(
-            f"The release has nothing called '{id}'{did_you_mean(id, [e.id for e in self.entries])}"
+            f"The releases have nothing called '{id}'"
+            f"{did_you_mean(id, [entry.id for entry in self.entries])}"
         )
 
 
 @cache
 def catalogue() -> Catalogue:
-    """The catalogue of valeoai/VideoActionModel v1.0.0."""
+    """What is released of VaViM and VaVAM, of UVA and what it starts from, and of VOC."""
     raw = json.loads((files("foreact.released") / "catalogue.json").read_text(encoding="utf-8"))
     sizes = {name: Size(**facts) for name, facts in raw["sizes"].items()}
 
-    def entry(facts: dict[str, Any]) -> Entry:
-        candidates = tuple(tuple(names) for names in facts["candidates"])
-        return Entry(
-            **{**facts, "candidates": candidates, "size": sizes.get(facts.get("size", ""))}
-        )
+    def entry(facts: dict[str, Any], release: dict[str, Any]) -> Entry:
+        read = {
+            "candidates": tuple(tuple(names) for names in facts["candidates"]),
+            "size": sizes.get(facts.get("size", "")),
+        }
+        return Entry(**facts | read, release=release["release"], url=release["url"])
 
     return Catalogue(
-        release=raw["release"], url=raw["url"], entries=tuple(map(entry, raw["entries"]))
+        entries=tuple(
+            entry(facts, release) for release in raw["releases"] for facts in release["entries"]
+        )
     )

@@ -12,9 +12,8 @@ import torch
 from foreact.checkpoints.format import family_of
 from foreact.errors import UserError
 from foreact.plugs import FAMILIES, families_with
+from foreact.released.content import is_ours, read_content
 from foreact.released.layouts import Converted, Layout, Request
-from foreact.released.pickles import read_torch_file
-from foreact.released.zero import is_zero_directory, read_zero_directory
 from foreact.types import StreamSpec
 
 
@@ -23,11 +22,6 @@ def layouts() -> list[Layout]:
     return [
         layout for name in families_with("layouts") for layout in FAMILIES.find(name).get("layouts")
     ]
-
-
-def read_content(path: Path) -> Any:
-    """Content of a torch.save file, or of a DeepSpeed directory as its fused file would have it."""
-    return read_zero_directory(path) if is_zero_directory(path) else read_torch_file(path)
 
 
 def recognise(payload: Any, path: Path) -> Layout:
@@ -60,7 +54,7 @@ def convert(
     """Write a foreign checkpoint as our folder.
 
     Args:
-        src: the foreign file, or a DeepSpeed directory.
+        src: the foreign file, or a folder of Hugging Face's or of DeepSpeed.
         dst: the folder to write.
         spec: what the numbers mean; checked against the file's sizes.
         dtype: type to store floating-point tensors in; None keeps theirs.
@@ -127,7 +121,7 @@ def chosen_options(layout: Layout, src: Path, options: Mapping[str, Any]) -> Any
 
 
 def _read(src: Path) -> Any:
-    if (src / "config.json").is_file():
+    if is_ours(src):
         raise UserError(
             f"{src} is a checkpoint of this project already; nothing is to be converted."
         )

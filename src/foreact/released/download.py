@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from tqdm import tqdm
-
 from foreact.checkpoints.manifest import (
     FileFacts,
     parse_checksums,
@@ -19,7 +17,9 @@ from foreact.checkpoints.manifest import (
     record,
     sha256_of,
 )
-from foreact.errors import UserError
+from foreact.errors import UserError, room_or
+from foreact.files import read_text
+from foreact.progress import Progress
 from foreact.released.transfer import Client, MissingFileError
 
 
@@ -28,6 +28,7 @@ def fetch(
     out: Path,
     *,
     base_url: str,
+    addresses: Mapping[str, str] | None = None,
     known: Mapping[str, FileFacts] | None = None,
     client: Client | None = None,
     progress: bool = True,
@@ -41,6 +42,7 @@ def fetch(
         candidates: sets of file names, in the order to try them; a set is taken whole.
         out: the folder; made where it is missing.
         base_url: the address that the names are appended to.
+        addresses: name -> address, of files that lie elsewhere.
         known: name -> what the file should be, from a source that the caller trusts. Must then name
             every file.
         client: how patient to be.
@@ -69,10 +71,16 @@ def fetch(
     try:
         out.mkdir(parents=True, exist_ok=True)
         with _sole_writer(out):
-            return _fetch_first(candidates, out, base_url, known, client, progress)
+            urls = {
+                name: (addresses or {}).get(name)
+                or f"{base_url.rstrip('/')}/{urllib.parse.quote(name)}"
+                for names in candidates
+                for name in names
+            }
+            return _fetch_first(candidates, out, base_url, urls, known, client, progress)
     except OSError as error:
         raise UserError(
-            f"{out} cannot be written ({error}); choose another folder or make room."
+            f"{out} cannot be written ({error}); {room_or(error, 'choose another --out')}."
         ) from None
     finally:
         if made and out.is_dir() and not any(out.iterdir()):
@@ -92,7 +100,7 @@ def read_checksums(source: str, client: Client | None = None) -> dict[str, FileF
     if "://" in source:
         return parse_checksums((client or Client()).text(source), source)
     try:
-        return parse_checksums(Path(source).read_text(encoding="utf-8"), source)
+        return parse_checksums(read_text(source), source)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The checksums {source} cannot be read ({error}).") from None
 
@@ -101,6 +109,7 @@ def _fetch_first(
     candidates: Sequence[Sequence[str]],
     out: Path,
     base_url: str,
+    urls: Mapping[str, str],
     known: Mapping[str, FileFacts] | None,
     client: Client,
     progress: bool,
@@ -113,7 +122,7 @@ def _fetch_first(
     ]
     for names in present[:1] or candidates:
         try:
-            return _fetch_set(names, out, base_url, expected, client, progress)
+            return _fetch_set(names, out, urls, expected, client, progress)
         except MissingFileError:
             if len(candidates) == 1:
                 raise
@@ -123,12 +132,11 @@ def _fetch_first(
 def _fetch_set(
     names: Sequence[str],
     out: Path,
-    base_url: str,
+    urls: Mapping[str, str],
     expected: Mapping[str, FileFacts],
     client: Client,
     progress: bool,
 ) -> list[Path]:
-    urls = {name: f"{base_url.rstrip('/')}/{urllib.parse.quote(name)}" for name in names}
     absent = [name for name in names if not (out / name).is_file()]
     sizes = {
         name: client.size(urls[name]) if name in absent else (out / name).stat().st_size
@@ -137,7 +145,7 @@ def _fetch_set(
     _require_room(out, sum(sizes[name] or 0 for name in absent))
     total = None if None in sizes.values() else sum(size or 0 for size in sizes.values())
     done = 0
-    with tqdm(total=total, unit="B", unit_scale=True, disable=not progress) as bar:
+    with Progress(total=total, unit="B", unit_scale=True, disable=not progress) as bar:
 
         def show(count: int) -> None:
             bar.update(done + count - bar.n)

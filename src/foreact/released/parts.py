@@ -16,6 +16,7 @@ from string import ascii_lowercase
 
 from foreact.checkpoints.manifest import FileFacts
 from foreact.errors import UserError
+from foreact.files import listed
 
 PART = re.compile(r"(?P<whole>.+)\.part_(?P<suffix>[a-z]{2,})")
 
@@ -51,7 +52,7 @@ def find_parts(src: Path) -> list[Path]:
         return [src]
     parts = {
         other["suffix"]: path
-        for path in src.parent.iterdir()
+        for path in listed(src.parent)
         if (other := PART.fullmatch(path.name)) and other["whole"] == found["whole"]
     }
     expected = list(islice(_sequence(parts), len(parts)))
@@ -71,7 +72,7 @@ def _sequence(parts: Iterable[str]) -> Iterator[str]:
 
 def _only_archive(folder: Path) -> Path:
     first: dict[str, Path] = {}
-    for path in sorted(folder.iterdir()):
+    for path in listed(folder):
         match = PART.fullmatch(path.name)
         whole = match["whole"] if match else path.name
         if whole.endswith((".tar.gz", ".tgz")):

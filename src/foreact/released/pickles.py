@@ -20,27 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foreact.errors import UserError
+from foreact.errors import UserError, decoding
 from foreact.released.standins import GLOBALS, plain
-
-# What a damaged or hostile byte stream can make an unpickler raise; each becomes one sentence.
-DAMAGE = (
-    pickle.UnpicklingError,
-    EOFError,
-    AttributeError,
-    ImportError,
-    IndexError,
-    KeyError,
-    TypeError,
-    ValueError,
-    RuntimeError,
-    OverflowError,
-    MemoryError,
-    AssertionError,
-    struct.error,
-    zipfile.BadZipFile,
-    NotImplementedError,
-)
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # first pickle of a torch.save file before torch 1.6
 
@@ -59,18 +40,11 @@ def read_torch_file(path: Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"There is no file {path}; give the path of a checkpoint file.")
-    try:
-        with open(path, "rb") as file:
-            is_zip = file.read(4) == b"PK\x03\x04"
-            file.seek(0)
-            return plain(_read_zip(path) if is_zip else _read_legacy(file, path))
-    except DAMAGE as error:
-        raise UserError(
-            f"{path} is cut short, damaged or no torch.save file ({type(error).__name__}: "
-            f"{error}); copy it again."
-        ) from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error}).") from None
+    complaint = f"{path} is cut short, damaged or no torch.save file"
+    with decoding(complaint, "copy it again"), open(path, "rb") as file:
+        is_zip = file.read(4) == b"PK\x03\x04"
+        file.seek(0)
+        return plain(_read_zip(path) if is_zip else _read_legacy(file, path))
 
 
 def read_pickle_bytes(data: bytes, where: str) -> Any:
@@ -83,12 +57,8 @@ def read_pickle_bytes(data: bytes, where: str) -> Any:
     Raises:
         UserError: it is damaged or names a global that is not on the list.
     """
-    try:
+    with decoding(f"{where} is damaged", "copy the file again"):
         return plain(_Reader(io.BytesIO(data), where, _no_storage).load())
-    except DAMAGE as error:
-        raise UserError(
-            f"{where} is damaged ({type(error).__name__}: {error}); copy the file again."
-        ) from None
 
 
 class _Reader(pickle.Unpickler):

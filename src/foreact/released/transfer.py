@@ -17,6 +17,8 @@ from typing import Any
 
 from foreact.checkpoints.manifest import SHA256, FileFacts, sha256_of
 from foreact.errors import UserError
+from foreact.files import decode_text
+from foreact.released.pages import confirmed_address, is_page, page_title
 
 READ = 2**16
 LONGEST_WAIT = 60.0
@@ -76,6 +78,8 @@ class Client:
 
         def ask(method: str) -> int | None:
             with self._open(url, method=method) as response:
+                if method == "HEAD" and is_page(response):
+                    raise BrokenTransferError("a page was announced")
                 return _content_length(response)
 
         try:
@@ -96,7 +100,7 @@ class Client:
                 return b"".join(_received(response, limit=LARGEST_TEXT))
 
         try:
-            return self.patiently(read, url).decode("utf-8")
+            return decode_text(self.patiently(read, url))
         except UnicodeDecodeError:
             raise UserError(f"{url} is no text.") from None
 
@@ -230,14 +234,29 @@ class Client:
         self, url: str, headers: Mapping[str, str] | None = None, method: str = "GET"
     ) -> http.client.HTTPResponse:
         _require_http(url)
-        opener = urllib.request.build_opener(_Redirects)
-        request = urllib.request.Request(
-            url,
-            headers={"Accept-Encoding": "identity", "User-Agent": "foreact", **(headers or {})},
-            method=method,
-        )
-        try:
+        opener = urllib.request.build_opener(_Redirects, urllib.request.HTTPCookieProcessor())
+
+        def ask(address: str) -> http.client.HTTPResponse:
+            sent = {"Accept-Encoding": "identity", "User-Agent": "foreact", **(headers or {})}
+            request = urllib.request.Request(address, headers=sent, method=method)
             return opener.open(request, timeout=self.timeout)
+
+        try:
+            response = ask(url)
+            if method == "GET" and is_page(response):
+                with response:
+                    page = response.read(LARGEST_TEXT)
+                    further = confirmed_address(page, response.url)
+                response = None
+                if further is not None:
+                    _require_http(further, secure=url.startswith("https:"))
+                    response = ask(further)
+                if response is None or is_page(response):
+                    raise UserError(
+                        f"{url} answers with a page{page_title(page)}, not with the file; get it "
+                        "in a browser and put it where it is needed."
+                    )
+            return response
         except urllib.error.HTTPError as error:
             with error:
                 raise _refusal(url, error) from None

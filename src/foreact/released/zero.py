@@ -21,9 +21,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from foreact.errors import UserError
+from foreact.files import listed, read_text
+from foreact.progress import Progress
 from foreact.released.pickles import read_torch_file
 
 OPTIMIZER_FILE = re.compile(r"(?:bf16_)?zero_pp_rank_(\d+)_mp_rank_(\d+)_optim_states\.pt")
@@ -192,7 +193,7 @@ class _Directory:
                 f"holds files of ranks {extra}, but was written by {self.world} "
                 "ranks; copy it afresh"
             )
-        ranks = tqdm(range(self.world), desc="ranks", disable=self.world < 8, leave=False)
+        ranks = Progress(range(self.world), desc="ranks", disable=self.world < 8, leave=False)
         self.optimizer = [self._optimizer(files[r]) for r in ranks]
         self.model = self.model_of(0)
         shapes = self.model.get("param_shapes")
@@ -218,7 +219,7 @@ class _Directory:
 
     def _optimizer_files(self) -> dict[int, Path]:
         files: dict[int, Path] = {}
-        for file in sorted(self.folder.iterdir()):
+        for file in listed(self.folder):
             if not (match := OPTIMIZER_FILE.fullmatch(file.name)):
                 continue
             rank, split = int(match[1]), int(match[2])
@@ -249,7 +250,7 @@ class _Directory:
 
 def _folder(path: Path) -> Path:
     latest = path / "latest"
-    tag = latest.read_text(encoding="utf-8").strip() if latest.is_file() else "checkpoint"
+    tag = read_text(latest).strip() if latest.is_file() else "checkpoint"
     if not tag or Path(tag).name != tag:
         raise UserError(f"The file {latest} should name a folder beside it, found '{tag[:80]}'.")
     if latest.is_file() and not (path / tag).is_dir():

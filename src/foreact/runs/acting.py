@@ -95,19 +95,32 @@ def run_closed_loop(
     videos: int,
     workers: int | None,
 ) -> list[loop.ClosedLoopResult]:
-    """Every policy on the same seeds; only the first is filmed."""
+    """Every policy on the same seeds; only the first is filmed.
+
+    Args:
+        task: where they act.
+        policies: what each is called in tables -> itself.
+        seeds: one per episode.
+        out: folder of the results, which go to `out / name`.
+        videos: episodes of the first to film.
+        workers: simulator processes; None: one per core.
+    """
     return [
-        measure(
-            task,
-            policy,
-            seeds,
-            Path(name).name,
-            out,
-            videos=videos if i == 0 else 0,
-            workers=workers,
-        )
+        measure(task, policy, seeds, name, out, videos=videos if i == 0 else 0, workers=workers)
         for i, (name, policy) in enumerate(policies.items())
     ]
+
+
+def policy_name(weights: str) -> str:
+    """What tables call the policy of some weights: its run, where they are those of a run."""
+    if weights in BASELINES:
+        return weights
+    path = Path(weights).expanduser().absolute()
+    folder = path.parent if path.name == "weights" else path
+    name = folder.name
+    if folder.parent.name == "checkpoints":  # of one step of a run
+        name = f"{folder.parent.parent.name}-{name}"
+    return f"{name}-weights" if name in BASELINES else name
 
 
 def measure(

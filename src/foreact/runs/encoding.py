@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from foreact.checkpoints.tokenizers import LoadedTokenizer
 from foreact.data.stores.derived import Shard, open_stream
 from foreact.data.stores.store import ZarrStore
 from foreact.errors import UserError
 from foreact.machine import Precision, autocast, choose_precision
+from foreact.progress import Progress
 from foreact.runs.ranks import Ranks
 
 SHARD_STEPS = 4096
@@ -58,7 +58,7 @@ class StreamEncoder:
         precision: Precision = "fp32",
     ) -> None:
         if batch_size < 1:
-            raise UserError(f"Expected batch_size >= 1, found {batch_size}.")
+            raise UserError(f"--batch-size should be at least 1, found {batch_size}.")
         self.store, self.camera, self.batch_size, self.hash = (
             store,
             camera,
@@ -158,7 +158,7 @@ class StreamEncoder:
         """
         if self.stream.finished:
             return
-        with tqdm(total=self.stream.rows, unit="frame", desc="verify") as bar:
+        with Progress(total=self.stream.rows, unit="frame", desc="verify") as bar:
             for shard in self.stream.shards(steps):
                 try:
                     self.require_valid(self.stream.read(shard), shard.start)
@@ -207,7 +207,7 @@ def encode_stream(
     total = sum(map(len, missing))
     with (
         ranks.working(stream.notes),
-        tqdm(total=total, unit="frame", desc="encode", disable=ranks.rank > 0) as bar,
+        Progress(total=total, unit="frame", desc="encode", disable=ranks.rank > 0) as bar,
     ):
 
         def progress(frames: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from foreact.train.config import TrainConfig
 
@@ -28,6 +28,8 @@ class Episodes:
 @dataclass(frozen=True, kw_only=True)
 class TrainingRun:
     """Where to train, what and how."""
+
+    free_on_resume: ClassVar[tuple[str, ...]] = ("train", "device", "out")
 
     out: Path
     """Folder of the run; an interrupted run in it is resumed."""

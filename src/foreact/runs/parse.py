@@ -12,18 +12,9 @@ import tyro
 
 from foreact.checkpoints.configs import config_from_json, read_json
 from foreact.errors import UserError
+from foreact.runs.schedule import implied_options
 
 T = TypeVar("T")
-
-
-def option_value(args: Sequence[str], option: str) -> str | None:
-    """The raw value of `--option value` or `--option=value`, None where it is absent."""
-    for word, following in zip(args, [*args[1:], ""], strict=True):
-        if word == option:
-            return following or None
-        if word.startswith(f"{option}="):
-            return word.partition("=")[2]
-    return None
 
 
 def parse_parts(parts: Sequence[Any], args: Sequence[str], *, prog: str) -> list[Any]:
@@ -82,6 +73,7 @@ def parse_run(
         f"{cls.__doc__}\n\n--from FOLDER goes on with the run in that folder, with its "
         "configuration as the defaults."
     )
+    rest = [*implied_options(default, rest), *rest]
     return tyro.cli(cls, prog=prog, args=rest, default=default, description=about)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,11 +18,11 @@ from foreact.data.windows.normalize import Normalizer
 from foreact.data.windows.window import Window
 from foreact.plugs import Family
 from foreact.runs.options import Episodes, TrainingRun
-from foreact.runs.parse import parse_run
 from foreact.runs.run import pick_device
 from foreact.runs.stores import open_task_store, split_store
 from foreact.runs.training import begin, publish, train_on
 from foreact.runs.validation import ValidationLoss
+from foreact.runs.verb import TrainingVerb
 from foreact.tasks import find_task
 from foreact.train.config import TrainConfig
 from foreact.types import StreamSpec
@@ -74,14 +73,13 @@ def train_plain(
     )
     cls.__doc__ = f"Train {family.title}."
     default = cls(task=task, out=Path("runs") / family.verb, train=train or TrainConfig())
-    prog = f"foreact train {family.verb}"
-    run: PlainRun = parse_run(
-        cls,
-        args,
-        prog=prog,
+    verb = TrainingVerb[PlainRun](
+        name=f"train {family.verb}",
+        cls=cls,
         recipe=lambda chosen: dataclasses.replace(default, **chosen),
         choices=("task",),
     )
+    run = verb.parse(args)
 
     device = pick_device(run.device)
     store = open_task_store(find_task(run.task), run.data)
@@ -119,10 +117,10 @@ def train_plain(
         training,
         model,
         run,
-        verb=f"train {family.verb}",
+        verb=verb.name,
         evaluators=[ValidationLoss(validation)],
         export=export,
         device=device,
     )
-    card = {"recipe": shlex.join(["foreact", "train", family.verb, *args])}
+    card = {"command": verb.command(run)}
     return publish(run, result, config=run.model, card=card, best=True)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from foreact.errors import UserError
+from foreact.errors import UserError, room_or
 
 POLL_SECONDS = 0.2
 
@@ -131,5 +131,6 @@ class Ranks:
             os.replace(temporary, self._folder / f"{self.rank}.json")
         except OSError as problem:
             raise UserError(
-                f"Process {self.rank} cannot write to {self._folder} ({problem}); make room."
+                f"Process {self.rank} cannot write to {self._folder} ({problem}); "
+                f"{room_or(problem, 'give it the rights, or choose another --out')}."
             ) from problem

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -14,13 +13,20 @@ import torch
 from foreact.checkpoints.configs import config_to_json, read_json
 from foreact.errors import UserError
 from foreact.machine import choose_precision, cores, explain_precision
-from foreact.train.config import TrainConfig
+from foreact.train.checkpoint import newest_record, require_same_training
+from foreact.train.config import TrainConfig, first_difference
 
 
 class Run(Protocol):
-    """What every run of training has; it is a dataclass."""
+    """What every run of training has; it is a dataclass.
+
+    Attributes:
+        free_on_resume: top-level entries that a resumed run may change ("train": the training loop
+            checks it entry by entry).
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
+    free_on_resume: ClassVar[tuple[str, ...]]
 
     @property
     def out(self) -> Path: ...
@@ -31,42 +37,60 @@ class Run(Protocol):
 R = TypeVar("R", bound=Run)
 
 
-def open_run(run: R, device: torch.device, *, free: Sequence[str] = ()) -> R:
-    """Create the run's folder with `config.json`; in an existing one check it is the same run.
+def check_run(run: R, device: torch.device) -> R:
+    """Check that the run's folder is new or holds this very run; nothing is written.
 
     Args:
         run: as asked for.
         device: where it trains, which decides what precision "auto" means.
-        free: top-level entries that a resumed run may change (the loop checks its own config
-            itself).
 
     Returns:
-        The run as written, with the precision that it trains in.
+        The run with the precision that it trains in.
+
+    Raises:
+        UserError: the folder holds another run, or this one has done all these steps.
     """
-    folder, path = run.out, run.out / "config.json"
-    before = read_json(path) if path.exists() else None
+    before = _written(run.out)
     run = dataclasses.replace(
         run, train=run.train.with_precision(device, (before or {}).get("train"))
     )
-    raw = config_to_json(run)
-    if before is not None:
-        for name, value in raw.items():
-            if name not in free and before.get(name) != value:
-                entry, old, new = _first_difference(name, before.get(name), value)
-                raise UserError(
-                    f"{folder} holds a run with {entry} = {old}, now it is {new}; give another "
-                    f"--out, or resume it with --from {folder}."
-                )
-    if is_main_process():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            write_json(path, raw)
-        except OSError as error:
-            raise UserError(
-                f"The run folder {folder} cannot be written ({error.strerror}); choose another "
-                "--out."
-            ) from None
+    _require_same(run, before)
+    if (record := newest_record(run.out)) is not None:
+        require_same_training(run.out, record, run.train, process_count())
     return run
+
+
+def write_run(run: Run) -> None:
+    """Write down what the run is, once: by the first process, which holds the folder's lock.
+
+    Raises:
+        UserError: another start has made it another run's folder meanwhile, or the disk refuses.
+    """
+    _require_same(run, _written(run.out))
+    try:
+        write_json(run.out / "config.json", config_to_json(run))
+    except OSError as error:
+        raise UserError(
+            f"The run folder {run.out} cannot be written ({error.strerror}); choose another --out."
+        ) from None
+
+
+def _written(folder: Path) -> dict[str, Any] | None:
+    """config.json of a run's folder, where there is one."""
+    path = folder / "config.json"
+    return read_json(path) if path.exists() else None
+
+
+def _require_same(run: Run, before: dict[str, Any] | None) -> None:
+    if before is None:
+        return
+    for name, value in config_to_json(run).items():
+        if name not in run.free_on_resume and before.get(name) != value:
+            entry, old, new = first_difference(name, before.get(name), value)
+            raise UserError(
+                f"{run.out} holds a run with --{entry.replace('_', '-')} {old}, now it is {new}; "
+                f"give another --out, or resume it with --from {run.out}."
+            )
 
 
 def resources(train: TrainConfig, device: torch.device) -> dict[str, Any]:
@@ -81,20 +105,14 @@ def resources(train: TrainConfig, device: torch.device) -> dict[str, Any]:
     }
 
 
-def _first_difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
-    """Dotted name and values of the first entry in which two unequal JSON values differ."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        for key in [*new, *old]:
-            if old.get(key) != new.get(key):
-                return _first_difference(f"{name}.{key}", old.get(key), new.get(key))
-    return name, old, new
-
-
 def write_json(path: Path, value: Any) -> None:
     """Write JSON atomically."""
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(value, indent=2) + "\n")
-    os.replace(temporary, path)
+    try:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def is_main_process() -> bool:

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from foreact.checkpoints.tokenizers import LoadedTokenizer
-from foreact.data.stores.episodes import RowStore, open_episodes
+from foreact.data.stores.episodes import EpisodeStore
+from foreact.data.stores.opening import open_episodes
 from foreact.data.stores.store import ZarrStore
 from foreact.data.windows.split import split_episodes
 from foreact.errors import UserError
@@ -27,7 +28,7 @@ DEFAULT_TASK = "pusht"
 
 def open_pictures(
     task: str | None, data: Path | None, camera: str | None
-) -> tuple[RowStore, list[str]]:
+) -> tuple[EpisodeStore, list[str]]:
     """The episodes and the cameras that a tokenizer learns from.
 
     Args:
@@ -52,7 +53,7 @@ def open_pictures(
     return store, cameras
 
 
-def open_task_store(task: Task, path: Path | None) -> RowStore:
+def open_task_store(task: Task, path: Path | None) -> EpisodeStore:
     """Open `path` or the default `data/<task>.zarr`, made from demonstrations if missing."""
     if path is None:
         path = Path("data") / f"{task.name}.zarr"
@@ -67,7 +68,7 @@ def open_task_store(task: Task, path: Path | None) -> RowStore:
     return open_episodes(path, task.spec, memory_limit=MEMORY_LIMIT)
 
 
-def open_held_out_store(task: Task, path: Path | None) -> RowStore:
+def open_held_out_store(task: Task, path: Path | None) -> EpisodeStore:
     """Open `path` or `data/<task>-held-out.zarr`, made by the expert on held-out seeds."""
     if path is None:
         path = Path("data") / f"{task.name}-held-out.zarr"
@@ -80,7 +81,7 @@ def open_held_out_store(task: Task, path: Path | None) -> RowStore:
     return open_episodes(path, task.spec, memory_limit=MEMORY_LIMIT)
 
 
-def split_store(store: RowStore, val_ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def split_store(store: EpisodeStore, val_ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Episode numbers (train, validation); neither side is empty."""
     training, validation = split_episodes(len(store), val_ratio, seed)
     if len(training) == 0 or len(validation) == 0:
@@ -100,7 +101,7 @@ def _call(function: str, path: Path) -> None:
 
 
 def ensure_latents(
-    store: RowStore,
+    store: EpisodeStore,
     camera: str,
     vae: KLVAE,
     vae_hash: str,
@@ -125,7 +126,7 @@ def ensure_latents(
 
 
 def ensure_codes(
-    store: RowStore, camera: str, tokenizer: LoadedTokenizer, *, device: torch.device | str
+    store: EpisodeStore, camera: str, tokenizer: LoadedTokenizer, *, device: torch.device | str
 ) -> None:
     """Encode `camera` into the stream `tokens_<camera>`, unless the store has codes.
 
@@ -167,7 +168,7 @@ def ensure_codes(
 
 
 def _encode(
-    store: RowStore,
+    store: EpisodeStore,
     camera: str,
     tokenizer: LoadedTokenizer,
     batch_size: int,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,28 +12,42 @@ from torch import nn
 
 from foreact.checkpoints.format import load_checkpoint, save_checkpoint
 from foreact.data.windows.loader import Windows, batches
-from foreact.runs.run import R, Run, is_main_process, open_run, resources, say
+from foreact.runs.run import R, Run, check_run, is_main_process, resources, say, write_run
 from foreact.train.checkpoint import Export
+from foreact.train.config import TrainConfig
 from foreact.train.evaluation import Evaluator
 from foreact.train.loop import Prepare, TrainResult, train
 from foreact.types import Batch
 
 
-def begin(run: R, device: torch.device, title: str, *, free: Sequence[str] = (), **facts: Any) -> R:
-    """Open the run's folder and say what was resolved; see `foreact.runs.run.open_run`.
+def begin(run: R, device: torch.device, title: str, **facts: Any) -> R:
+    """Check the run and say what was resolved; its folder is written to by `train_on` alone.
 
     Args:
         run: as asked for.
         device: where it trains.
         title, facts: what to say, before what it computes on.
-        free: what else a resumed run may change, beside its device and its training settings.
 
     Returns:
-        The run as written.
+        The run as it will be written; see `foreact.runs.run.check_run`.
     """
-    run = open_run(run, device, free=("train", "device", "out", *free))
-    say(title, **facts, **resources(run.train, device), seed=run.train.seed, out=run.out)
+    run = check_run(run, device)
+    schedule = describe_schedule(run.train)
+    facts = {**facts, "schedule": schedule, **resources(run.train, device)}
+    say(title, **facts, seed=run.train.seed, out=run.out)
     return run
+
+
+def describe_schedule(config: TrainConfig) -> str:
+    """One line for people: how many steps, and what the learning rate does in them."""
+    length = config.schedule_steps or config.steps
+    parts = [
+        f"{config.steps} steps",
+        f"{config.schedule} over {length}" if length != config.steps else config.schedule,
+        *([f"warm-up {config.warmup}"] if config.warmup else []),
+        *([f"drop {config.drop}"] if config.drop else []),
+    ]
+    return ", ".join(parts)
 
 
 def train_on(
@@ -48,7 +63,8 @@ def train_on(
 ) -> TrainResult:
     """Train on windows, in the order that the run's seed decides; see `foreact.train.loop.train`.
 
-    An interruption ends the program with the line that says how to go on.
+    What the run is, is written down once its folder is locked and nothing refuses it any more. An
+    interruption ends the program with the line that says how to go on.
 
     Args:
         windows: what to learn from.
@@ -78,6 +94,7 @@ def train_on(
         evaluators=evaluators,
         export=export,
         device=device,
+        begin=lambda: write_run(run),
     )
     if result.interrupted:
         if is_main_process():
@@ -127,8 +144,13 @@ def publish(
             spec=trained.spec,
             stats=trained.stats,
             tokenizer=tokenizer or trained.tokenizer_path or trained.tokenizer,
-            card={**card, "steps": result.step, **result.metrics},
+            # JSON knows no infinity, such as the PSNR of equal pictures.
+            card={**card, "steps": result.step, **_finite(result.metrics)},
         )
         facts = {k: f"{v:.4f}" for k, v in result.metrics.items()} if facts is None else facts
         say("Done", weights=final, hash=digest, **facts)
     return final
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

@@ -38,7 +38,8 @@ def decode_picture(text: str, where: str) -> np.ndarray:
         UserError: it is none of these, damaged, too large, or asks to run something.
     """
     try:
-        data = base64.b64decode(text, validate=True)
+        # Encoders that follow MIME end a line after 76 letters.
+        data = base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError):
         raise UserError(f"{where} is not base64; send the base64 text of a picture.") from None
     if data.startswith((b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff")):

@@ -48,7 +48,7 @@ class AdversarialConfig:
         for name, least in (("start", 0), ("channels", 1), ("layers", 1)):
             if getattr(self, name) < least:
                 raise UserError(
-                    f"The adversarial {name} should be at least {least}, found "
+                    f"The adversarial {name.replace('_', '-')} should be at least {least}, found "
                     f"{getattr(self, name)}."
                 )
 
@@ -77,7 +77,7 @@ class AdversarialTraining(nn.Module):
         if min(tokenizer.config.image_size) < smallest_side(config.layers):
             raise UserError(
                 f"A discriminator of {config.layers} layers needs pictures of at least "
-                f"{smallest_side(config.layers)} pixels along either side, found image_size "
+                f"{smallest_side(config.layers)} pixels along either side, found image-size "
                 f"{tokenizer.config.image_size}; use fewer layers."
             )
         self.config = config

@@ -43,14 +43,14 @@ def check_shape(
     # The first level normalises the base width itself; every other width is a multiple of it.
     if channels % norm_groups:
         raise UserError(
-            f"The {name}'s norm_groups should divide its channels, found {norm_groups} groups for "
-            f"{channels} channels; choose another norm_groups."
+            f"The {name}'s norm-groups should divide its channels, found {norm_groups} groups for "
+            f"{channels} channels; choose another number of groups."
         )
     stride = 2 ** (len(multipliers) - 1)
     if len(image_size) != 2 or any(side < stride or side % stride for side in image_size):
         raise UserError(
-            f"The {name}'s image_size should be two multiples of its stride {stride}, found "
-            f"{image_size}; change image_size or the number of multipliers."
+            f"The {name}'s image-size should be two multiples of its stride {stride}, found "
+            f"{image_size}; change image-size or the number of multipliers."
         )
 
 

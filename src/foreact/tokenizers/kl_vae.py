@@ -65,7 +65,8 @@ class KLVAEConfig:
         for name in ("channels", "latent_channels", "nominal_resolution", "norm_groups"):
             if getattr(self, name) < 1:
                 raise UserError(
-                    f"The autoencoder's {name} should be at least 1, found {getattr(self, name)}."
+                    f"--model.{name.replace('_', '-')} should be at least 1, found "
+                    f"{getattr(self, name)}."
                 )
         # Only a residual block can change the width.
         fewest = 0 if set(self.multipliers) == {1} else 1
@@ -92,7 +93,7 @@ class KLVAEConfig:
         for name in ("kl_weight", "perceptual_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise UserError(
-                    f"The autoencoder's {name} should be a number >= 0, found "
+                    f"--model.{name.replace('_', '-')} should be a number >= 0, found "
                     f"{getattr(self, name)}."
                 )
 

@@ -92,7 +92,8 @@ class MusikConfig:
         ):
             if getattr(self, name) < 1:
                 raise UserError(
-                    f"MUSIK's {name} should be at least 1, found {getattr(self, name)}."
+                    f"MUSIK's {name.replace('_', '-')} should be at least 1, found "
+                    f"{getattr(self, name)}."
                 )
         check_shape(
             "MUSIK encoder",
@@ -110,7 +111,8 @@ class MusikConfig:
         for name in ("codebook_weight", "commitment_weight", "entropy_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise UserError(
-                    f"MUSIK's {name} should be a number >= 0, found {getattr(self, name)}."
+                    f"MUSIK's {name.replace('_', '-')} should be a number >= 0, found "
+                    f"{getattr(self, name)}."
                 )
 
     @property

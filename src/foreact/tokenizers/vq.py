@@ -84,7 +84,8 @@ class VQConfig:
         for name in ("channels", "blocks", "features", "codes", "code_dim", "norm_groups"):
             if getattr(self, name) < 1:
                 raise UserError(
-                    f"The tokenizer's {name} should be at least 1, found {getattr(self, name)}."
+                    f"The tokenizer's {name.replace('_', '-')} should be at least 1, found "
+                    f"{getattr(self, name)}."
                 )
         check_shape(
             "tokenizer",
@@ -107,7 +108,8 @@ class VQConfig:
         for name in ("codebook_weight", "commitment_weight", "entropy_weight", "perceptual_weight"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
                 raise UserError(
-                    f"The tokenizer's {name} should be a number >= 0, found {getattr(self, name)}."
+                    f"The tokenizer's {name.replace('_', '-')} should be a number >= 0, found "
+                    f"{getattr(self, name)}."
                 )
 
     @property

@@ -82,7 +82,8 @@ class VQKDConfig:
         ):
             if getattr(self, name) < 1:
                 raise UserError(
-                    f"VQ-KD's {name} should be at least 1, found {getattr(self, name)}."
+                    f"--model.{name.replace('_', '-')} should be at least 1, found "
+                    f"{getattr(self, name)}."
                 )
         if self.width % self.heads:
             raise UserError(
@@ -90,11 +91,11 @@ class VQKDConfig:
             )
         if min(self.position_grid) < 1:
             raise UserError(
-                f"VQ-KD's position_grid should be at least 1 x 1, found {self.position_grid}."
+                f"--model.position-grid should be at least 1 x 1, found {self.position_grid}."
             )
         if min(self.image_size) < self.patch or any(s % self.patch for s in self.image_size):
             raise UserError(
-                f"VQ-KD's image_size should be multiples of its patch of {self.patch} pixels, "
+                f"--model.image-size should be multiples of its patch of {self.patch} pixels, "
                 f"found {self.image_size}."
             )
         if self.preprocessing not in ("symmetric", "legacy"):
@@ -104,12 +105,12 @@ class VQKDConfig:
             )
         if not (math.isfinite(self.commitment_weight) and self.commitment_weight >= 0):
             raise UserError(
-                "VQ-KD's commitment_weight should be a number >= 0, found "
+                "--model.commitment-weight should be a number >= 0, found "
                 f"{self.commitment_weight}."
             )
         if not 0.0 <= self.codebook_decay < 1.0:
             raise UserError(
-                f"VQ-KD's codebook_decay should be in [0, 1), found {self.codebook_decay}."
+                f"--model.codebook-decay should be in [0, 1), found {self.codebook_decay}."
             )
 
     @property

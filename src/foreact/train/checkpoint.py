@@ -36,7 +36,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 
-from foreact.errors import UserError
+from foreact.errors import UserError, room_or
+from foreact.train.config import TrainConfig
 from foreact.train.ema import EMA
 from foreact.train.parallel import World
 from foreact.train.rng import rng_state, set_rng_state
@@ -163,7 +164,7 @@ class Checkpoints:
             self._together(tensors)
             exported = {} if export is None else weights()
             self._together(finish, only_main=True)
-        except UserError:
+        except Exception:
             if self.world.rank == 0:
                 shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -277,20 +278,52 @@ class Checkpoints:
 
     def _together(self, action: Callable[[], None], *, only_main: bool = False) -> None:
         """Run `action`; a disk error on any process raises the same `UserError` on all."""
-        message = None
+        failure: tuple[bool, str, str] | None = None  # whether the disk said why
         if not only_main or self.world.rank == 0:
             try:
                 action()
             except OSError as error:
-                message = f"{error.strerror or error}"
-            except UserError as error:  # of the export; it must reach the other processes too
-                message = str(error)
-        failed = [m for m in self.world.gather(message) if m is not None]
-        if failed:
+                remedy = room_or(error, "mend the disk or its rights")
+                failure = True, f"{error.strerror or error}", remedy
+            except (UserError, UnwrittenError) as error:  # must reach the other processes too
+                failure = False, str(error).removesuffix("."), "see to that"
+        failures = [f for f in self.world.gather(failure) if f is not None]
+        if failures:
+            # A process whose own file is whole only knows that another one's is not.
+            _, why, remedy = max(failures, key=lambda f: f[0])
             raise UserError(
-                f"Saving a checkpoint in {self.folder} failed ({failed[0]}); earlier checkpoints "
-                "are whole: make room or mend the disk, then start again to resume."
+                f"Saving a checkpoint in {self.folder} failed ({why}); earlier checkpoints are "
+                f"whole: {remedy}, then start again to resume."
             )
+
+
+def require_same_training(
+    run_dir: Path, record: dict[str, Any], config: TrainConfig, world: int
+) -> None:
+    """Check that the run of a checkpoint may go on with these settings.
+
+    Args:
+        run_dir: folder of the run.
+        record: train.json of its newest checkpoint.
+        config: the settings now.
+        world: number of processes now.
+
+    Raises:
+        UserError: a setting that changes the mathematics differs, or the steps are done already.
+    """
+    config.require_resumable(record["config"], world=world, saved_world=record["world"])
+    if config.steps < record["step"]:
+        raise UserError(
+            f"{run_dir} has done {record['step']} steps, but --train.steps is {config.steps}; "
+            "raise it."
+        )
+
+
+def newest_record(run_dir: Path) -> dict[str, Any] | None:
+    """train.json of a run's newest checkpoint; None: there is no checkpoint."""
+    checkpoints = Checkpoints(run_dir / "checkpoints", World())
+    steps = checkpoints.steps()
+    return checkpoints.record(steps[-1]) if steps else None
 
 
 def find_checkpoint(path: Path) -> tuple[Path, int] | None:
@@ -331,9 +364,12 @@ def write_start(
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
     temporary = folder / ".train.json.unfinished"
-    temporary.write_text(json.dumps(record, indent=1) + "\n")
-    sync(temporary)
-    os.replace(temporary, folder / "train.json")
+    try:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+        sync(temporary)
+        os.replace(temporary, folder / "train.json")
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def unreadable(folder: Path, why: BaseException) -> UserError:
@@ -372,7 +408,25 @@ def _dcp_save(state: dict[str, Any], folder: Path, world: World) -> None:
             )
     except CheckpointException as error:
         # Torch wraps errors of any rank; a full disk or Ctrl-C should be raised as itself.
-        raise _first(error) from error
+        first = _first(error)
+        if not isinstance(first, RuntimeError):
+            raise first from error
+        # Its writer of archives says "unexpected pos" where the disk refused a tensor.
+        _try_to_write_on(folder)
+        raise UnwrittenError(str(first).strip().splitlines()[0]) from error
+
+
+class UnwrittenError(RuntimeError):
+    """Torch could not write, and the disk does not say why."""
+
+
+def _try_to_write_on(folder: Path) -> None:
+    """Lengthen what was written last by a mebibyte; raises the disk's own `OSError`."""
+    files = sorted(folder.glob("*.distcp"), key=lambda path: path.stat().st_mtime_ns)
+    with open(files[-1] if files else folder / "probe", "ab") as file:
+        file.write(bytes(2**20))
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _first(error: CheckpointException) -> BaseException:

@@ -14,8 +14,9 @@ import torch
 from foreact import machine
 from foreact.errors import UserError
 from foreact.machine import AnyPrecision
+from foreact.seeds import require_seeds
 from foreact.train.ema import EMAConfig
-from foreact.train.schedules import Schedule
+from foreact.train.schedules import Schedule, lr_factor
 
 # Free to change on resume: they do not affect the gradient of a given step, except the precision,
 # which is kept unless another one is asked for (see `with_precision`). `accumulate` is checked
@@ -50,7 +51,10 @@ class TrainConfig:
     """How to train; what is trained (model, data) is configured elsewhere."""
 
     steps: int = 10_000
-    """Optimiser steps of the run and its schedule; a resumed run may raise it."""
+    """Optimiser steps of the run and its schedule; a resumed run may raise it.
+
+    On the command line, fewer than a recipe's shorten its warm-up and drop in proportion.
+    """
     batch_size: int = 32
     """Samples per micro-batch and process; the global batch is batch_size * accumulate * processes.
     """
@@ -72,7 +76,8 @@ class TrainConfig:
     """Optimiser steps of linear warmup."""
     schedule_steps: int | None = None
     """Optimiser steps over which the schedule is stretched; None: `steps`. More than `steps` ends
-    it half way, as in the published VOC runs.
+    it half way, as in the published VOC runs; such a run, resumed with more `steps`, is bitwise one
+    that had never stopped.
     """
     drop: int = 0
     """Schedule wsd: optimiser steps at the end over which the learning rate falls; 0: none."""
@@ -143,16 +148,21 @@ class TrainConfig:
             "max_skipped",
         ):
             if getattr(self, name) < 1:
-                raise UserError(f"{name} should be at least 1, found {getattr(self, name)}.")
-        for name in ("warmup", "drop", "workers", "best_k", "weight_decay", "seed"):
+                raise UserError(
+                    f"{_option(name)} should be at least 1, found {getattr(self, name)}."
+                )
+        require_seeds(self.seed, option="--train.seed")
+        for name in ("warmup", "drop", "workers", "best_k", "weight_decay"):
             if getattr(self, name) != "auto" and getattr(self, name) < 0:
-                raise UserError(f"{name} should be 0 or more, found {getattr(self, name)}.")
+                raise UserError(
+                    f"{_option(name)} should be 0 or more, found {getattr(self, name)}."
+                )
         for name in ("lr", "clip_grad", "max_minutes", "timeout_minutes"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
-                raise UserError(f"{name} should be a positive number, found {value}.")
+                raise UserError(f"{_option(name)} should be a positive number, found {value}.")
         if len(self.betas) != 2 or not all(0.0 <= b < 1.0 for b in self.betas):
-            raise UserError(f"betas should be two numbers in [0, 1), found {self.betas}.")
+            raise UserError(f"--train.betas should be two numbers in [0, 1), found {self.betas}.")
         for name, choices in (
             ("schedule", get_args(Schedule)),
             ("accumulation", ("mean", "sum_first_alone")),
@@ -162,28 +172,29 @@ class TrainConfig:
         ):
             if getattr(self, name) not in choices:
                 raise UserError(
-                    f"{name} should be one of {', '.join(choices)}, found '{getattr(self, name)}'."
+                    f"{_option(name)} should be one of {', '.join(choices)}, found "
+                    f"'{getattr(self, name)}'."
                 )
-        if self.warmup > self.steps:
-            raise UserError(f"warmup ({self.warmup}) should not exceed steps ({self.steps}).")
         if self.schedule_steps is not None and self.schedule_steps < self.steps:
             raise UserError(
-                f"schedule_steps ({self.schedule_steps}) should be at least steps ({self.steps})."
+                f"--train.schedule-steps ({self.schedule_steps}) should be at least --train.steps "
+                f"({self.steps})."
             )
         if self.drop and self.schedule != "wsd":
             raise UserError(
-                "drop belongs to the schedule wsd; leave it out with "
+                "--train.drop belongs to --train.schedule wsd; leave it out with "
                 f"'{self.schedule}', or choose wsd."
             )
         if self.warmup + self.drop > self.steps:
+            parts = [f"{_option(n)} ({v})" for n in ("warmup", "drop") if (v := getattr(self, n))]
             raise UserError(
-                f"warmup ({self.warmup}) and drop ({self.drop}) should not exceed steps "
-                f"({self.steps}) together."
+                f"{' and '.join(parts)} should not exceed --train.steps ({self.steps}); raise the "
+                "steps, or lower what comes before."
             )
         if not 0.0 <= self.floor <= 1.0:
-            raise UserError(f"floor should be in [0, 1], found {self.floor}.")
+            raise UserError(f"--train.floor should be in [0, 1], found {self.floor}.")
         if any(step < 1 for step in self.keep_at):
-            raise UserError(f"keep_at should hold steps from 1 on, found {self.keep_at}.")
+            raise UserError(f"--train.keep-at should hold steps from 1 on, found {self.keep_at}.")
 
     def with_precision(
         self, device: torch.device, saved: Mapping[str, Any] | None = None
@@ -211,6 +222,10 @@ class TrainConfig:
     def loader_processes(self, device: torch.device) -> int:
         """How many processes prepare batches for one that trains on a device."""
         return machine.loader_processes(device) if self.workers == "auto" else self.workers
+
+    def lr_factor(self, step: int) -> float:
+        """Factor on `lr` at optimiser step `step`, counted from 0."""
+        return _factor(vars(self), step)
 
     def micro_batches(self, step: int) -> range:
         """Numbers, per process, of the micro-batches of optimiser step `step`, counted from 0."""
@@ -248,23 +263,81 @@ class TrainConfig:
         saved = {**TrainConfig().to_json(), **saved}
         for name in sorted(set(now) - FREE_ON_RESUME):
             if saved[name] != now[name]:
+                entry, old, new = first_difference(name, saved[name], now[name])
                 raise UserError(
-                    f"The run to resume has {name} = {saved[name]}, now it is {now[name]}; "
-                    f"give the same {name}, or start a new run folder."
+                    f"The run to resume has {_option(entry)} {old}, now it is {new}; give the "
+                    "same, or another --out for a new run."
                 )
         if self.accumulation == "sum_first_alone" and (self.accumulate, world) != (
             saved["accumulate"],
             saved_world,
         ):
             raise UserError(
-                f"With accumulation {self.accumulation} a run goes on as it began, with "
-                f"accumulate {saved['accumulate']} on {saved_world} processes; found "
+                f"With --train.accumulation {self.accumulation} a run goes on as it began, with "
+                f"--train.accumulate {saved['accumulate']} on {saved_world} processes; found "
                 f"{self.accumulate} on {world}."
             )
         if self.accumulate * world != saved["accumulate"] * saved_world:
             raise UserError(
                 f"The run to resume takes {saved['accumulate'] * saved_world} micro-batches per "
-                f"step (accumulate {saved['accumulate']} x {saved_world} processes), now it would "
-                f"be {self.accumulate * world} (accumulate {self.accumulate} x {world}); keep the "
+                f"step (--train.accumulate {saved['accumulate']} x {saved_world} processes), now "
+                f"it would be {self.accumulate * world} ({self.accumulate} x {world}); keep the "
                 "product."
             )
+
+
+def first_difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
+    """Dotted name and values of the first entry in which two unequal JSON values differ."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in [*new, *old]:
+            if old.get(key) != new.get(key):
+                return first_difference(f"{name}.{key}", old.get(key), new.get(key))
+    return name, old, new
+
+
+def schedule_change(saved: Mapping[str, Any], config: TrainConfig, step: int) -> str:
+    """What the learning rate of a resumed run does, where its schedule is stretched or shortened.
+
+    Args:
+        saved: config of the run to resume, as from `to_json`.
+        config: the settings now.
+        step: optimiser steps done.
+
+    Returns:
+        Sentences; empty where the steps done had the learning rates of the schedule as it is now.
+    """
+    saved, now = {**TrainConfig().to_json(), **saved}, config.to_json()
+    if all(math.isclose(_factor(saved, s), _factor(now, s), abs_tol=1e-9) for s in range(step)):
+        return ""
+    before, after = _length(saved), _length(now)
+    last, following = config.lr * _factor(saved, step - 1), config.lr * _factor(now, step)
+    goes_on = ""
+    if step < config.steps:
+        end = config.lr * _factor(now, config.steps - 1)
+        goes_on = f"; over {after} steps it goes on at {following:.3g} and ends at {end:.3g}"
+    return (
+        f"learning rate: {config.schedule} over {before} steps, it had come to {last:.3g} by step "
+        f"{step}{goes_on}. This is another training than {after} steps without a stop; for that, a "
+        f"run begins with --train.schedule-steps {after}."
+    )
+
+
+def _factor(settings: Mapping[str, Any], step: int) -> float:
+    return lr_factor(
+        settings["schedule"],
+        step,
+        warmup=settings["warmup"],
+        steps=_length(settings),
+        drop=settings["drop"],
+        floor=settings["floor"],
+    )
+
+
+def _length(settings: Mapping[str, Any]) -> int:
+    """Optimiser steps of the schedule."""
+    return settings["schedule_steps"] or settings["steps"]
+
+
+def _option(name: str) -> str:
+    """A setting as the command line spells it."""
+    return f"--train.{name.replace('_', '-')}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -49,7 +50,7 @@ def require_known(metric: str | None, evaluators: Sequence[Evaluator]) -> None:
     names = [e.name for e in evaluators]
     if metric is not None and metric.split("/")[0] not in names:
         raise UserError(
-            f"best_metric '{metric}' belongs to no evaluator; give <evaluator>/<metric> with one "
+            f"--train.best-metric '{metric}' belongs to no evaluator; give <evaluator>/<metric> with one "
             f"of {names}, or leave it out."
         )
 
@@ -86,6 +87,11 @@ def measure(
             metrics |= {f"{evaluator.name}/{name}": float(value) for name, value in values.items()}
     model.train()
     return metrics
+
+
+def not_finite(metrics: Mapping[str, float]) -> str:
+    """The metrics that are NaN or infinite, as part of a sentence; empty: none is."""
+    return ", ".join(f"{name} is {v}" for name, v in metrics.items() if not math.isfinite(v))
 
 
 def ranking_value(

@@ -8,15 +8,16 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
-from foreact.errors import UserError
+from foreact.errors import UserError, room_or
+from foreact.progress import Progress, on_terminal
 from foreact.train.config import TrainConfig
 
 
@@ -85,14 +86,15 @@ class Logs:
 
     def __init__(self, run_dir: Path, step: int, config: TrainConfig) -> None:
         self.path = run_dir / "log.jsonl"
+        # First: without it the run is refused, and its log stays as it was.
+        self._wandb = self._open_wandb(run_dir, config) if config.wandb else None
         try:
             self._truncate(step)
             # No rest to write, and to fail again, at closing.
             self._file = self.path.open("ab", buffering=0)
+            self._board = self._open_board(run_dir, step) if config.tensorboard else None
         except OSError as error:
             raise self._unwritable(error) from error
-        self._board = self._open_board(run_dir, step) if config.tensorboard else None
-        self._wandb = self._open_wandb(run_dir, config) if config.wandb else None
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append one entry; values are plain numbers (NaN and infinities are written as null)."""
@@ -101,24 +103,27 @@ class Logs:
         try:
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            if self._board is not None:
+                for name, value in values.items():
+                    self._board.add_scalar(name, value, step)
         except OSError as error:
             raise self._unwritable(error) from error
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(name, value, step)
         if self._wandb is not None:
             self._wandb.log(dict(values), step=step)
 
     def close(self) -> None:
         self._file.close()
         if self._board is not None:
-            self._board.close()
+            with suppress(OSError):  # a disk that is full has been told of by `write`
+                self._board.close()
+            threading.excepthook = self._previous_hook
         if self._wandb is not None:
             self._wandb.finish()
 
     def _unwritable(self, error: OSError) -> UserError:
+        remedy = room_or(error, "mend the disk or its rights")
         return UserError(
-            f"Writing {self.path} failed ({error.strerror}); make room, then start again to resume."
+            f"Writing {self.path} failed ({error.strerror}); {remedy}, then start again to resume."
         )
 
     def _truncate(self, step: int) -> None:
@@ -126,16 +131,26 @@ class Logs:
             return
         kept = [json.dumps(e) + "\n" for e in read_log(self.path) if e["step"] <= step]
         temporary = self.path.with_name(".log.jsonl.unfinished")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, self.path)
+        try:
+            temporary.write_text("".join(kept))
+            os.replace(temporary, self.path)
+        finally:
+            temporary.unlink(missing_ok=True)
 
-    @staticmethod
-    def _open_board(run_dir: Path, step: int) -> Any:
+    def _open_board(self, run_dir: Path, step: int) -> Any:
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
             return None
-        return SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+        board = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1)
+        self._previous_hook, threading.excepthook = threading.excepthook, self._hear_thread
+        return board
+
+    def _hear_thread(self, args: threading.ExceptHookArgs) -> None:
+        """Leave out the traceback of TensorBoard's thread on a full disk: `write` raises it too."""
+        of_board = type(args.thread).__module__.startswith("tensorboard")
+        if not (of_board and issubclass(args.exc_type, OSError)):
+            self._previous_hook(args)
 
     @staticmethod
     def _open_wandb(run_dir: Path, config: TrainConfig) -> Any:
@@ -202,7 +217,7 @@ class Clock:
             self._warned = True
             warnings.warn(
                 f"Training waits for data {self._all_waited / self._all_elapsed:.0%} of the time; "
-                "raise `workers`, or store latents instead of video.",
+                "raise --train.workers, or store latents instead of video.",
                 stacklevel=2,
             )
         self.reset()
@@ -210,23 +225,21 @@ class Clock:
 
 
 class ProgressLine:
-    """A tqdm bar on a terminal, else one plain line per log entry."""
+    """A bar on a terminal, else one plain line per log entry."""
 
     def __init__(self, *, start: int, total: int, shown: bool) -> None:
-        self._live = shown and sys.stderr.isatty()
+        self._live = shown and on_terminal()
         self._plain = shown and not self._live
         self._began, self._first, self._total = time.perf_counter(), start, total
-        self._bar = tqdm(
+        self._bar = Progress(
             total=total,
             initial=start,
             disable=not self._live,
             unit="step",
-            dynamic_ncols=True,
-            smoothing=0.05,
         )
 
     def advance(self) -> None:
-        self._bar.update(1)
+        self._bar.update()
 
     def show(self, step: int, values: Mapping[str, float]) -> None:
         words = f"loss {values['loss']:.4f}  " if "loss" in values else ""
@@ -245,7 +258,7 @@ class ProgressLine:
     def say(self, text: str) -> None:
         """One line that does not disturb the bar."""
         if self._live:
-            self._bar.write(text, file=sys.stderr)
+            self._bar.write(text)
         elif self._plain:
             print(text, file=sys.stderr, flush=True)
 

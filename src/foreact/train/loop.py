@@ -24,8 +24,15 @@ from torch import Tensor, nn
 from foreact.errors import UserError
 from foreact.machine import Precision, autocast, choose_precision
 from foreact.train import parallel
-from foreact.train.checkpoint import BestTable, Checkpoints, Export, capture, find_checkpoint
-from foreact.train.config import TrainConfig
+from foreact.train.checkpoint import (
+    BestTable,
+    Checkpoints,
+    Export,
+    capture,
+    find_checkpoint,
+    require_same_training,
+)
+from foreact.train.config import TrainConfig, schedule_change
 from foreact.train.ema import EMA
 from foreact.train.evaluation import (
     Evaluator,
@@ -33,13 +40,13 @@ from foreact.train.evaluation import (
     filled,
     hollow_copy,
     measure,
+    not_finite,
     ranking_value,
     require_known,
 )
-from foreact.train.logs import Averages, Clock, Logs, ProgressLine
+from foreact.train.logs import Averages, Clock, Logs, ProgressLine, read_log
 from foreact.train.optim import build_optimizer, clip_gradients, set_lr
 from foreact.train.rng import seeded
-from foreact.train.schedules import lr_factor
 from foreact.train.signals import StopSignals, only_run_in
 from foreact.types import Batch
 
@@ -60,7 +67,7 @@ class TrainResult:
         best: exported weights of the best checkpoint by `best_metric` (its folder without
             `export`), None if unranked.
         best_value: its metric.
-        metrics: the last evaluation's metrics in this call.
+        metrics: the last evaluation's metrics.
         skipped: steps left out because of a non-finite loss or gradient, in the whole run.
     """
 
@@ -86,6 +93,7 @@ def train(
     export: Export | None = None,
     device: torch.device | str | None = None,
     resume: Literal["auto", "never", "must"] = "auto",
+    begin: Callable[[], None] | None = None,
 ) -> TrainResult:
     """Train `model` in place, and leave checkpoints and a log in `run_dir`.
 
@@ -105,13 +113,15 @@ def train(
         device: where to train; None for this process's GPU, else the CPU.
         resume: "auto" goes on from the newest checkpoint in `run_dir` if there is one, "must"
             demands one, "never" demands that there is none.
+        begin: called on the first process as soon as nothing can refuse the run any more and its
+            folder is locked, such as to write down what the run is.
 
     Returns:
         How it ended; on Ctrl-C too, after the current step is saved.
 
     Raises:
-        UserError: another run's folder, a changed setting, data that end, a full disk, a loss that
-            stays non-finite.
+        UserError: another run's folder, a changed setting, data that end, a full disk, a loss or a
+            last evaluation that is not finite.
     """
     began = time.perf_counter()
     if resume not in ("auto", "never", "must"):
@@ -123,7 +133,7 @@ def train(
     ):
         run = _Run(model, config, run_dir, world, list(evaluators), export, prepare)
         run.restore(resume)
-        return run.go(batches, signals, began)
+        return run.go(batches, signals, began, begin)
 
 
 class _Run:
@@ -195,20 +205,18 @@ class _Run:
                 self.start_from(self.config.start_from)
             return
         record = self.checkpoints.record(steps[-1])
-        self.config.require_resumable(
-            record["config"], world=self.world.size, saved_world=record["world"]
-        )
-        if self.config.steps < record["step"]:
-            raise UserError(
-                f"{self.run_dir} has done {record['step']} steps, but steps is "
-                f"{self.config.steps}; raise steps."
-            )
+        require_same_training(self.run_dir, record, self.config, self.world.size)
         self.checkpoints.load(steps[-1], self.model, self.optimizer, self.ema)
         self.step = self.saved = record["step"]
         self.evaluated = record["evaluated"]
         self.skipped, self.skipped_in_a_row = record["skipped"], record["skipped_in_a_row"]
         self.seconds_before = record["seconds"]
         self.averages = Averages(record["averages"] if self.world.rank == 0 else None)
+        self.metrics = {
+            name: math.nan if value is None else value
+            for name, value in record.get("metrics", {}).items()  # older records have none
+        }
+        self.earlier_config = record["config"]
         if (record["best_metric"], record["config"]["best_mode"]) == (
             self.config.best_metric,
             self.config.best_mode,
@@ -223,7 +231,7 @@ class _Run:
         located = self.world.broadcast(find_checkpoint(path) if self.world.rank == 0 else None)
         if located is None:
             raise UserError(
-                f"start_from should be a run folder or one of its checkpoints; {path} holds none."
+                f"--train.start-from should be a run folder or one of its checkpoints; {path} holds none."
             )
         folder, step = located
         Checkpoints(folder, self.world).load_start(step, self.model, self.optimizer)
@@ -246,6 +254,7 @@ class _Run:
             "skipped_in_a_row": self.skipped_in_a_row,
             "seconds": seconds,
             "averages": self.averages.sums,
+            "metrics": {k: v if math.isfinite(v) else None for k, v in self.metrics.items()},
             "best_metric": self.config.best_metric,
             "best": [list(entry) for entry in self.best.entries],
         }
@@ -286,9 +295,15 @@ class _Run:
 
     # --- the loop ---------------------------------------------------------------------------------
 
-    def go(self, batches: Batches, signals: StopSignals, began: float) -> TrainResult:
+    def go(
+        self,
+        batches: Batches,
+        signals: StopSignals,
+        began: float,
+        begin: Callable[[], None] | None,
+    ) -> TrainResult:
         config, world = self.config, self.world
-        logs = Logs(self.run_dir, self.step, config) if world.rank == 0 else None
+        logs = self.open_logs(begin)
         bar = ProgressLine(start=self.step, total=config.steps, shown=logs is not None)
         stopping = interrupted = False
 
@@ -298,6 +313,8 @@ class _Run:
         try:
             if self.saved is not None:
                 bar.say(f"resumed at step {self.step} from {self.checkpoints.path(self.saved)}")
+                if change := schedule_change(self.earlier_config, config, self.step):
+                    bar.say(change)
             # An interruption left out the evaluation of the restored step.
             if self.evaluated < self.step:
                 self.evaluate(logs, bar)
@@ -322,21 +339,57 @@ class _Run:
                 if self.step % config.log_every == 0 or self.step == config.steps:
                     self.log(logs, bar, seconds())
                 if skipped and self.skipped_in_a_row >= config.max_skipped:
+                    self.record_divergence(logs)
                     raise UserError(
                         f"The loss or its gradient was not finite in {self.skipped_in_a_row} "
-                        f"steps in a row (last: step {self.step}); lower lr, set clip_grad, or "
-                        "look for bad samples in the data."
+                        f"steps in a row (last: step {self.step}); lower --train.lr, set "
+                        "--train.clip-grad, or look for bad samples in the data."
                     )
                 paused = time.perf_counter()
                 ranked = False if interrupted else self.evaluate(logs, bar)
                 if stopping or ranked or self.must_save():
                     self.save(seconds())
                 self.clock.leave_out(time.perf_counter() - paused)
+            if self.step >= config.steps and (wrong := not_finite(self.metrics)):
+                self.record_divergence(logs)
+                raise UserError(self.about_divergence(wrong))
             return self.result(interrupted=interrupted)
         finally:
             bar.close()
             if logs is not None:
                 logs.close()
+
+    def open_logs(self, begin: Callable[[], None] | None) -> Logs | None:
+        """The logs on rank 0, then `begin`; an error of either is raised on every process."""
+        logs, error = None, None
+        if self.world.rank == 0:
+            try:
+                logs = Logs(self.run_dir, self.step, self.config)
+                if begin is not None:
+                    begin()
+            except UserError as problem:
+                error = str(problem)
+        if (error := self.world.broadcast(error)) is not None:
+            if logs is not None:
+                logs.close()
+            raise UserError(error)
+        return logs
+
+    def record_divergence(self, logs: Logs | None) -> None:
+        """The last entry of log.jsonl says how the run ended, once."""
+        entry = {"step": self.step, "diverged": 1.0}
+        if logs is not None and read_log(logs.path)[-1:] != [entry]:
+            logs.write(self.step, {"diverged": 1.0})
+
+    def about_divergence(self, wrong: str) -> str:
+        skipped = f", {self.skipped} steps had no finite loss or gradient" if self.skipped else ""
+        best = self.best.best
+        kept = "" if best is None else f"; the best checkpoint is {self.checkpoints.path(best[0])}"
+        return (
+            f"The run diverged: after step {self.step} {wrong}{skipped}, so no weights are "
+            f"published{kept}; {self.run_dir / 'log.jsonl'} tells when it began: lower --train.lr "
+            "or lengthen --train.warmup, in another --out."
+        )
 
     def must_save(self) -> bool:
         config = self.config
@@ -349,15 +402,7 @@ class _Run:
     def one_step(self, module: nn.Module, stream: Iterator[Batch]) -> bool:
         """One optimiser step; returns True if skipped for a non-finite loss or gradient."""
         config, world = self.config, self.world
-        factor = lr_factor(
-            config.schedule,
-            self.step,
-            warmup=config.warmup,
-            steps=config.schedule_steps or config.steps,
-            drop=config.drop,
-            floor=config.floor,
-        )
-        self.lr = set_lr(self.optimizer, factor)
+        self.lr = set_lr(self.optimizer, config.lr_factor(self.step))
         self.optimizer.zero_grad(set_to_none=True)
         parts: list[dict[str, Tensor]] = []
         own_numbers = config.micro_batches(self.step)
@@ -450,6 +495,11 @@ class _Run:
                 )
             logs.write(self.step, metrics)
             bar.say("  ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+            if (wrong := not_finite(metrics)) and self.step < self.config.steps:
+                bar.say(
+                    f"step {self.step}: {wrong}; the training has diverged, or validation data are "
+                    "bad: stop it (Ctrl-C) and lower --train.lr, unless you expect this."
+                )
         metrics = self.metrics = self.world.broadcast(metrics)
         value = ranking_value(metrics, self.config.best_metric, evaluators)
         return value is not None and self.best.offer(self.step, value)

@@ -54,12 +54,15 @@ class StopSignals:
 def only_run_in(folder: Path) -> Iterator[None]:
     """Hold the folder's lock; the system frees it when the process ends, however it ends.
 
+    A folder that is made here and holds nothing but the lock after a refusal is taken away again.
+
     Raises:
         UserError: another process trains in this folder, or it cannot be written.
     """
+    lock_file, is_new = folder / ".lock", not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
+        lock = lock_file.open("a")  # not "w": a refused start leaves even its time as it was
     except OSError as error:
         raise UserError(
             f"The run folder {folder} cannot be written ({error.strerror}); choose another."
@@ -71,6 +74,12 @@ def only_run_in(folder: Path) -> Iterator[None]:
             fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(
-                f"Another training is running in {folder}; wait for it or choose another folder."
+                f"Another training is running in {folder}; wait for it, or choose another --out."
             ) from error
-        yield
+        try:
+            yield
+        except UserError:
+            if is_new and list(folder.iterdir()) == [lock_file]:
+                lock_file.unlink()
+                folder.rmdir()
+            raise

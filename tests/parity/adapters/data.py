@@ -11,8 +11,10 @@ import numpy as np
 import torch
 import zarr
 from parity.registry import Case, adapter
+from support.arrays import bare_store
 
 from foreact.data.stores.store import open_store
+from foreact.data.windows.anchors import find_anchors
 from foreact.data.windows.loader import WindowDataset
 from foreact.data.windows.normalize import Mode, Normalizer, fit_stream
 from foreact.data.windows.split import downsample_episodes, split_episodes
@@ -81,6 +83,11 @@ def window_of(length: int, pad_before: int, pad_after: int, **streams: Any) -> W
     return Window(pad_before=pad_before, pad_after=pad_after, **offsets)
 
 
+def every_anchor(window: Window, lengths: np.ndarray, episodes: np.ndarray) -> np.ndarray:
+    anchors = find_anchors(bare_store(lengths.tolist()), window, episodes)
+    return anchors.at(np.arange(len(anchors)))
+
+
 @adapter("uva", "sequence_sampler")
 def sequence_sampler(case: Case) -> None:
     ends = case.io["in/episode_ends"].numpy()
@@ -95,7 +102,7 @@ def sequence_sampler(case: Case) -> None:
             ("masked", np.flatnonzero(case.io["in/episode_mask"].numpy())),
         ):
             rows = []
-            for episode, anchor in window.all_anchors(lengths, episodes):
+            for episode, anchor in every_anchor(window, lengths, episodes):
                 steps, inside = place(window.actions, anchor, lengths[episode])
                 seen = np.flatnonzero(inside)
                 first, last = starts[episode] + steps[seen[0]], starts[episode] + steps[seen[-1]]
@@ -119,7 +126,7 @@ def sequence_sampler(case: Case) -> None:
     window = window_of(
         sizes["sequence_length"], sizes["pad_before"], sizes["pad_after"], actions=None
     )
-    anchors = window.all_anchors(lengths, np.flatnonzero(case.io["in/episode_mask"].numpy()))
+    anchors = every_anchor(window, lengths, np.flatnonzero(case.io["in/episode_mask"].numpy()))
     for i in case.io["sample/picked"].tolist():
         episode, anchor = anchors[i]
         rows = starts[episode] + place(window.actions, anchor, lengths[episode])[0]

@@ -73,7 +73,7 @@ def ego_trajectories(case: Case) -> None:
             case.check(f"{name}.yaw_rate", ego.yaw_rate(rotations)[0])
             assert reference.yaw_rates(chosen)[0] == ego.yaw_rate(rotations)[0].max()
         assert [trajectories.files[row] for row in frames] == item["file_paths"]
-        (episode, last), *_ = reference.index(chosen).tolist()
+        (episode, last), *_ = reference.anchors.at(chosen).tolist()
         assert [trajectories.names[episode]] * len(frames) == item["scene_names"]
         assert item["tokens_only_video_id"] == trajectories.names[episode]
         assert last == frames[-1] - trajectories.starts[episode]
@@ -89,7 +89,7 @@ def opendv(case: Case) -> None:
     )
     assert len(windows) == case.meta["len"]
     assert int(drives.lengths.sum()) == case.meta["total_nb_frames"]
-    index, rows = windows.index(np.arange(len(windows))), windows.rows(np.arange(len(windows)))
+    index, rows = windows.anchors.at(np.arange(len(windows))), windows.rows(np.arange(len(windows)))
     found = [
         [drives.names[e], int(row - drives.starts[e])]
         for (e, _), row in zip(index, rows[:, 0], strict=True)

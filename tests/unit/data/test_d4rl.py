@@ -27,9 +27,10 @@ from support.d4rl_worlds import (
 from foreact.data import inspect
 from foreact.data.formats import d4rl
 from foreact.data.formats.d4rl import TOKENS, open_d4rl
-from foreact.data.formats.replay_buffer import import_d4rl
+from foreact.data.formats.d4rl_spec import resolve_spec
+from foreact.data.formats.replay_buffer import import_d4rl, import_store
 from foreact.data.stores import hdf5
-from foreact.data.stores.episodes import open_episodes
+from foreact.data.stores.opening import open_episodes
 from foreact.data.stores.store import open_store
 from foreact.data.windows.loader import WindowDataset, batches, ordered_batches
 from foreact.data.windows.normalize import Normalizer
@@ -448,10 +449,32 @@ def test_paths_without_shards_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is an empty folder"):
         open_d4rl(tmp_path)
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UserError, match=r"holds no \.hdf5 file"):
+    with pytest.raises(UserError, match=r"holds no \.hdf5 or \.h5 file"):
         open_d4rl(tmp_path)
     with pytest.raises(UserError, match="does not exist"):
         open_d4rl(tmp_path / "nowhere")
+
+
+def test_shards_are_found_as_a_mac_leaves_them_and_in_natural_order(tmp_path: Path) -> None:
+    for name in ("10_walker.hdf5", "9_walker.H5", "2_walker.h5"):
+        write_shard(tmp_path / name, shard_arrays((4,)))
+        (tmp_path / f"._{name}").write_bytes(b"\x00\x05\x16\x07" + bytes(200))
+    (tmp_path / ".DS_Store").touch()
+    assert d4rl.is_d4rl(tmp_path)
+    names = [file.name for file in open_d4rl(tmp_path).files]
+    assert names == ["2_walker.h5", "9_walker.H5", "10_walker.hdf5"]
+
+
+def test_npz_episodes_are_named_with_the_verb_that_reads_them(tmp_path: Path) -> None:
+    root = tmp_path / "walker_walk"
+    write_npz_episode(root / "a.npz", 6)
+    (root / "._a.npz").write_bytes(bytes(200))
+    for path in (root, root / "a.npz"):
+        with pytest.raises(UserError, match=rf"`foreact data import-d4rl --root {path} --out"):
+            open_episodes(path)
+    with pytest.raises(UserError, match="import-d4rl --root"):
+        import_store(root, tmp_path / "native.zarr", progress=False)
+    assert not (tmp_path / "native.zarr").exists()
 
 
 def test_a_path_that_names_no_domain_needs_a_rate(tmp_path: Path) -> None:
@@ -491,7 +514,7 @@ def test_a_path_gets_its_reader(folder: Path, tmp_path: Path) -> None:
 def test_an_import_holds_all_streams_and_where_each_episode_comes_from(
     folder: Path, tmp_path: Path
 ) -> None:
-    assert import_d4rl(folder, tmp_path / "native.zarr", progress=False) == 3
+    assert import_d4rl(folder, tmp_path / "native.zarr", progress=False).episodes == 3
     store, shards = open_store(tmp_path / "native.zarr"), open_d4rl(folder)
     assert store.spec == shards.spec
     for name in STREAMS:
@@ -519,16 +542,16 @@ def test_an_import_that_was_stopped_goes_on(
     monkeypatch.setattr(d4rl.D4RLStore, "read", dying)
     with pytest.raises(KeyboardInterrupt):
         import_d4rl(folder, out, progress=False)
-    assert len(open_store(out)) == 2
-    assert not open_store(out).has(TOKENS)
+    assert not out.exists()
+    assert len(open_store(tmp_path / ".native.zarr.unfinished")) == 2
     again = []
     monkeypatch.setattr(
         d4rl.D4RLStore, "read", lambda self, e, *args: again.append(e) or read(self, e, *args)
     )
-    assert import_d4rl(folder, out, progress=False) == 3
+    assert import_d4rl(folder, out, progress=False).episodes == 3
     assert again == [2]
     assert open_store(out).has(TOKENS)
-    assert import_d4rl(folder, out, progress=False) == 3
+    assert import_d4rl(folder, out, progress=False).episodes == 3
     assert again == [2]
 
 
@@ -544,7 +567,7 @@ def test_npz_episodes_import_alike(tmp_path: Path) -> None:
     root = tmp_path / "walker_walk" / "medium_replay" / "64px"
     raw = write_npz_episode(root / "a-6.npz", 6)
     write_npz_episode(root / "b-3.npz", 3, seed=1)
-    assert import_d4rl(root, tmp_path / "native.zarr", progress=False) == 2
+    assert import_d4rl(root, tmp_path / "native.zarr", progress=False).episodes == 2
     store = open_store(tmp_path / "native.zarr")
     assert (store.spec.fps, store.spec.cameras) == (20.0, {"pixels": (8, 8)})
     assert store.info("grade").tolist() == ["medium_replay"] * 2
@@ -589,7 +612,7 @@ def test_npz_episodes_have_no_codes(tmp_path: Path) -> None:
 
 def test_codes_of_any_grid_are_imported(tmp_path: Path) -> None:
     path = write_shard(tmp_path / "walker.hdf5", shard_arrays((4,), codes=6))
-    assert import_d4rl(path, tmp_path / "native.zarr", grid=(2, 3), progress=False) == 1
+    assert import_d4rl(path, tmp_path / "native.zarr", grid=(2, 3), progress=False).episodes == 1
     assert open_store(tmp_path / "native.zarr").gather(TOKENS, np.arange(4)).shape == (4, 2, 3)
 
 
@@ -600,3 +623,93 @@ def test_an_npz_episode_cut_short_is_one_sentence(tmp_path: Path) -> None:
     (root / "b.npz").write_bytes(raw[: len(raw) // 2])
     with pytest.raises(UserError, match=r"b\.npz is no whole \.npz file"):
         import_d4rl(root, tmp_path / "native.zarr", progress=False)
+
+
+@pytest.mark.parametrize(
+    ("path", "rate"),
+    [
+        ("walker_walk/random/64px/a.hdf5", 20.0),
+        ("cheetah_train/vq_latents/a.hdf5", 50.0),
+        ("Walker-expert.hdf5", 20.0),
+        ("skywalker/hopper_hop/a.hdf5", None),
+        ("skywalker/a.hdf5", None),
+        ("walker/hopper_hop/a.hdf5", None),
+        ("cheetahs/a.hdf5", None),
+        ("humanoid/cheetah_run/a.hdf5", 50.0),
+    ],
+)
+def test_the_rate_follows_whole_names_of_folders(path: str, rate: float | None) -> None:
+    file = Path("/data") / path
+    if rate is None:
+        with pytest.raises(UserError, match="give --fps"):
+            resolve_spec(file, (64, 64), 6, given=None, fps=None)
+    else:
+        assert resolve_spec(file, (64, 64), 6, given=None, fps=None).fps == rate
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((4, 4), np.float32), ((4, 2, 2), np.int64), ((4, 2, 2), np.float64)]
+)
+def test_codes_as_floats_or_in_a_grid_are_codes(
+    shape: tuple[int, ...], dtype: type, tmp_path: Path
+) -> None:
+    arrays = shard_arrays((4,))
+    codes = arrays["vae_latents"]
+    arrays["vae_latents"] = codes.reshape(shape).astype(dtype)
+    path = write_shard(tmp_path / "walker.hdf5", arrays)
+    account = import_d4rl(path, tmp_path / "native.zarr", progress=False)
+    assert account.taken("codes") == 1
+    stored = open_store(tmp_path / "native.zarr").gather(TOKENS, np.arange(4))
+    np.testing.assert_array_equal(stored, codes.reshape(4, 2, 2))
+
+
+def test_codes_that_lie_in_a_grid_have_no_other(tmp_path: Path) -> None:
+    arrays = shard_arrays((4,), codes=6)
+    arrays["vae_latents"] = arrays["vae_latents"].reshape(4, 2, 3)
+    path = write_shard(tmp_path / "walker.hdf5", arrays)
+    assert open_d4rl(path).gather(TOKENS, np.arange(4)).shape == (4, 2, 3)
+    with pytest.raises(UserError, match="which lie as 2 x 3, fill no grid of 3 x 2"):
+        open_d4rl(path, grid=(3, 2)).gather(TOKENS, np.arange(4))
+
+
+def test_whole_numbers_at_first_are_codes_to_the_end(tmp_path: Path) -> None:
+    arrays = shard_arrays((80,))
+    arrays["vae_latents"] = arrays["vae_latents"].astype(np.float32)
+    arrays["vae_latents"][70, 1] = 0.5
+    path = write_shard(tmp_path / "walker.hdf5", arrays)
+    with pytest.raises(UserError, match=r"should hold codes .*, found 0\.5 in row 70"):
+        import_d4rl(path, tmp_path / "native.zarr", progress=False)
+    assert not (tmp_path / "native.zarr").exists()
+
+
+def test_arrays_without_a_place_are_counted(tmp_path: Path) -> None:
+    arrays = {**shard_arrays((4,)), "physics": np.full((4, 9), 0.5)}
+    path = write_shard(tmp_path / "walker.hdf5", arrays)
+    account = import_d4rl(path, tmp_path / "native.zarr", progress=False)
+    assert account.reasons("arrays") == "2 without a place in a store, such as discount"
+    assert "arrays" in str(account)
+
+
+def test_codes_of_two_kinds_are_chosen_or_refused(tmp_path: Path) -> None:
+    arrays = shard_arrays((4,))
+    arrays["dino_latents"] = arrays["vae_latents"] + 1
+    path = write_shard(tmp_path / "walker.hdf5", arrays)
+    with pytest.warns(UserWarning, match="which hold several kinds"):
+        assert not open_d4rl(path).has(TOKENS)
+    with (
+        pytest.warns(UserWarning, match="No codes are taken"),
+        pytest.raises(UserError, match="say which to take with --codes, or --codes none"),
+    ):
+        import_d4rl(path, tmp_path / "native.zarr", progress=False)
+    account = import_d4rl(path, tmp_path / "native.zarr", codes="dino_latents", progress=False)
+    assert account.reasons("codes") == "1 not asked for, such as vae_latents"
+    account = import_d4rl(path, tmp_path / "bare.zarr", codes="none", progress=False)
+    assert account.left_out("codes") == 2
+    assert not open_store(tmp_path / "bare.zarr").has(TOKENS)
+
+
+def test_codes_of_some_shards_only_are_not_dropped_silently(tmp_path: Path) -> None:
+    write_shard(tmp_path / "walker/a.hdf5", shard_arrays((4,)))
+    write_shard(tmp_path / "walker/b.hdf5", shard_arrays((4,), codes=None))
+    with pytest.warns(UserWarning, match=r"not all of them one \('vae_latents' in 1\)"):
+        assert not open_d4rl(tmp_path / "walker").has(TOKENS)

@@ -14,6 +14,7 @@ import zarr
 from foreact.data.formats.replay_buffer import import_store
 from foreact.data.formats.video import read_video
 from foreact.data.inspect import check_store, format_stats, show_store, store_stats
+from foreact.data.stores.derived import write_stream
 from foreact.data.stores.store import StoreWriter, open_store
 from foreact.data.windows.normalize import Normalizer
 from foreact.errors import UserError
@@ -174,8 +175,9 @@ def test_import_makes_a_native_copy_and_resumes(
     monkeypatch.setattr(StoreWriter, "append", dies_at_the_third)
     with pytest.raises(KeyboardInterrupt):
         import_store(source, target, SPEC, progress=False)
-    assert len(open_store(target)) == 2
-    assert import_store(source, target, SPEC, progress=False) == 3
+    assert not target.exists()
+    assert len(open_store(target.with_name(".ours.zarr.unfinished"))) == 2
+    assert import_store(source, target, SPEC, progress=False).episodes == 3
     assert len(calls) == 4
     store = open_store(target)
     assert store.spec == SPEC
@@ -185,7 +187,7 @@ def test_import_makes_a_native_copy_and_resumes(
         for name, values in make_arrays().items():
             np.testing.assert_array_equal(got[name], values[start : start + n])
         start += n
-    assert import_store(source, target, SPEC, progress=False) == 3
+    assert import_store(source, target, SPEC, progress=False).episodes == 3
 
 
 def test_import_keeps_what_meta_says_of_episodes(tmp_path: Path) -> None:
@@ -208,3 +210,36 @@ def test_import_refuses_another_source(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="There is no store at"):
         import_store(tmp_path / "none.zarr", tmp_path / "new.zarr", SPEC, progress=False)
     assert not (tmp_path / "new.zarr").exists()
+
+
+def test_import_says_which_streams_stay_behind(tmp_path: Path) -> None:
+    arrays = make_arrays()
+    with StoreWriter(tmp_path / "a.zarr", SPEC) as writer:
+        writer.append({k: v[:20] for k, v in arrays.items()})
+    write_stream(tmp_path / "a.zarr", "depth", np.zeros((20, 4), np.float32), attrs={})
+    account = import_store(tmp_path / "a.zarr", tmp_path / "b.zarr", progress=False)
+    assert account.reasons("streams") == "1 that the spec does not name, such as depth"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "severity", "text"),
+    [
+        (np.full(19, 0.1), "note", "time stamps agree with 10 Hz"),
+        (np.full(19, 0.5), "error", "0.5 s apart, by the store's 10 Hz they should be 0.1 s"),
+        (np.full(19, 0.02), "error", "0.02 s apart"),
+        (np.array([0.1] * 9 + [2.5] + [0.1] * 9), "warning", "2 of 38 steps come after a gap"),
+    ],
+)
+def test_check_compares_time_stamps_with_the_rate(
+    seconds: np.ndarray, severity: str, text: str, tmp_path: Path
+) -> None:
+    spec = StreamSpec(cameras={"img": (4, 4)}, fps=10.0)
+    frames = np.random.default_rng(0).integers(0, 255, (20, 4, 4, 3)).astype(np.uint8)
+    with StoreWriter(tmp_path / "s.zarr", spec) as writer:
+        writer.append({"img": frames})
+        writer.append({"img": frames})
+    stamps = np.rint(np.cumsum([0, *seconds, 1e4, *seconds]) * 1e6).astype(np.int64)
+    write_stream(tmp_path / "s.zarr", "timestamp", stamps, attrs={})
+    report = check_store(tmp_path / "s.zarr", windows=5)
+    matches = [finding for finding in report.findings if text in finding.text]
+    assert [finding.severity for finding in matches] == [severity]

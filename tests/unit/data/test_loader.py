@@ -98,7 +98,7 @@ def test_batch_against_plain_reading(path: Path, memory_limit: int) -> None:
             return np.clip(np.array(offsets) + anchor, 0, length - 1)
 
         frames = at((-2, 0, 2))
-        video = store.read_steps(episode, frames, ["img"])["img"]
+        video = store.gather("img", start + frames)
         np.testing.assert_array_equal(batch.video["img"][b].numpy(), video.transpose(0, 3, 1, 2))
         assert (batch.latents["img"][b, :, 0, 0, 0] == torch.from_numpy(start + frames)).all()
         assert (batch.tokens["img"][b, :, 0, 0] == torch.from_numpy(start + frames)).all()

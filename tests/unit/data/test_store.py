@@ -93,11 +93,11 @@ def assert_same_content(store, spec_streams=("img", "state", "action")) -> None:
     for i, episode in enumerate(EPISODES):
         got = store.read(i, 3, 31, spec_streams)
         picked = np.array([[0, 0, 5], [LENGTHS[i] - 1, 17, 2]])
-        steps = store.read_steps(i, picked, spec_streams)
         for name in spec_streams:
             assert got[name].dtype == episode[name].dtype
             np.testing.assert_array_equal(got[name], episode[name][3:31])
-            np.testing.assert_array_equal(steps[name], episode[name][picked])
+            steps = store.gather(name, store.starts[i] + picked)
+            np.testing.assert_array_equal(steps, episode[name][picked])
 
 
 @pytest.mark.parametrize("memory_limit", [0, 2**30], ids=["block-wise", "in memory"])
@@ -500,8 +500,6 @@ def test_reading_what_is_not_there(tmp_path: Path) -> None:
         store.read(3, 0, 1, ["img"])
     with pytest.raises(UserError, match=r"steps 0\.\.40; steps 0\.\.41 were asked for"):
         store.read(0, 0, 41, ["img"])
-    with pytest.raises(UserError, match=r"steps 0\.\.40"):
-        store.read_steps(0, np.array([-1, 3]), ["img"])
     with pytest.raises(UserError, match="no stream 'depth'"):
         store.read(0, 0, 1, ["depth"])
     with pytest.raises(

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from support.turned_video import turn
 
 from foreact.data.formats.video import (
     contact_sheet,
@@ -43,6 +44,15 @@ def test_mp4_round_trip(tmp_path: Path, fps: float) -> None:
 def test_odd_sizes_are_padded_and_single_frames_work(tmp_path: Path) -> None:
     write_mp4(tmp_path / "v.mp4", gradient(1, 47, 63), 10)
     assert read_video(tmp_path / "v.mp4")[0].shape == (1, 48, 64, 3)
+
+
+@pytest.mark.parametrize(("degrees", "turns"), [(0, 0), (90, 3), (180, 2), (270, 1)])
+def test_a_turned_camera_comes_upright(tmp_path: Path, degrees: int, turns: int) -> None:
+    frames = gradient()
+    write_mp4(tmp_path / "v.MP4", frames, 10)
+    turn(tmp_path / "v.MP4", degrees)
+    got, _ = read_video(tmp_path / "v.MP4")
+    assert np.abs(got.astype(int) - np.rot90(frames, turns, axes=(1, 2))).mean() < 6
 
 
 def test_bad_frames_leave_nothing(tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.arrays import bare_store
 
+from foreact.data.windows.anchors import find_anchors
 from foreact.data.windows.split import downsample_episodes, split_episodes
 from foreact.data.windows.window import Window, place
 from foreact.errors import UserError
@@ -68,13 +70,14 @@ def test_all_anchors_lists_every_window_of_the_chosen_episodes(
     offsets: tuple[int, ...], lengths: list[int], before: int, after: int
 ) -> None:
     window = Window(actions=offsets, pad_before=before, pad_after=after)
-    chosen = np.arange(0, len(lengths), 2)
+    chosen, store = np.arange(0, len(lengths), 2), bare_store(lengths)
     expected = [(e, t) for e in chosen for t in window.anchors(lengths[e])]
     if expected:
-        assert window.all_anchors(lengths, chosen).tolist() == [list(pair) for pair in expected]
+        anchors = find_anchors(store, window, chosen)
+        assert anchors.at(np.arange(len(anchors))).tolist() == [list(pair) for pair in expected]
     else:
         with pytest.raises(UserError, match="none fits"):
-            window.all_anchors(lengths, chosen)
+            find_anchors(store, window, chosen)
 
 
 def test_uva_window_matches_the_papers_timing() -> None:
@@ -142,9 +145,9 @@ def test_a_split_without_windows_names_lengths() -> None:
     with pytest.raises(
         UserError, match=r"spans 20 steps .* none fits into 2 episodes of 5 to 9 steps"
     ):
-        window.all_anchors([5, 30, 9], np.array([0, 2]))
+        find_anchors(bare_store([5, 30, 9]), window, np.array([0, 2]))
     with pytest.raises(UserError, match="no episode at all"):
-        window.all_anchors([5, 30, 9], np.array([], int))
+        find_anchors(bare_store([5, 30, 9]), window, np.array([], int))
 
 
 @given(st.integers(1, 60), st.floats(0, 1), st.integers(0, 5))

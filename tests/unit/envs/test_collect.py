@@ -102,7 +102,6 @@ def test_killed_collection_goes_on(
         return real(job)
 
     monkeypatch.setattr(collecting, "_demonstrate", dies_at_22)
-    monkeypatch.setattr(collecting, "SAVE_EVERY", 1)
     arguments = {"first_seed": 20, "noise": (0.0, 10.0), **QUIET}
     with pytest.raises(KeyboardInterrupt):
         collect("pusht-m", 3, path, **arguments)

@@ -65,11 +65,26 @@ def test_gaussians_along_one_axis_differ_by_their_deviations() -> None:
 
 def test_fewer_samples_than_features_still_give_a_finite_distance() -> None:
     draw = np.random.default_rng(0)
-    distance = frechet_distance(
-        moments(draw.normal(size=(5, 40))), moments(draw.normal(size=(6, 40)))
-    )
+    with pytest.warns(UserWarning, match="sets of 5 samples with 40 features"):
+        distance = frechet_distance(
+            moments(draw.normal(size=(5, 40))), moments(draw.normal(size=(6, 40)))
+        )
     assert np.isfinite(distance)
     assert distance > 0
+
+
+@pytest.mark.filterwarnings("ignore:A Frechet distance")
+@pytest.mark.parametrize("accumulation", ["exact", "reference"])
+@pytest.mark.parametrize(("n", "width"), [(2, 1), (9, 30), (60, 300), (500, 8)])
+def test_a_set_is_at_no_distance_from_itself(
+    n: int, width: int, accumulation: Accumulation
+) -> None:
+    rows = np.random.default_rng(0).normal(3.0, 5.0, size=(n, width))
+    found = moments(rows, accumulation)
+    assert frechet_distance(found, found) == 0.0
+    assert frechet_distance(found, moments(rows, accumulation)) == 0.0
+    if accumulation == "exact":
+        assert frechet_distance(found, moments(rows[::-1], parts=2)) == 0.0
 
 
 def test_float32_sums_lose_what_centred_moments_keep() -> None:

@@ -135,7 +135,7 @@ def test_scores_that_solve_nothing_have_no_share_of_solved(tmp_path: Path) -> No
     returns = replace(solved, name="b", success=None, episodes=episodes)
     page = Page(write_report(tmp_path / "returns.html", title="t", results=[returns]).read_text())
     assert "solve" not in page.text
-    assert "Wilson" not in page.text
+    assert "Clopper" not in page.text
     page = Page(
         write_report(tmp_path / "both.html", title="t", results=[returns, solved]).read_text()
     )

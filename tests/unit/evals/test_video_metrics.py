@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+from support.arrays import ArrayStore
 
 from foreact.data.formats.video import read_video
 from foreact.errors import UserError
@@ -21,30 +22,18 @@ SPEC = StreamSpec(
 )
 
 
-class Store:
-    """Episodes whose frames are a flat grey that rises by `slope` per
-    step; the action of a step is its number.
+def grey_episodes(lengths: Sequence[int], slope: int = 3, noise: bool = False) -> ArrayStore:
+    """Episodes whose frames are a flat grey that rises by `slope` per step; the action of a step
+    is its number.
     """
-
-    spec = SPEC
-
-    def __init__(self, lengths: Sequence[int], slope: int = 3, noise: bool = False) -> None:
-        self.lengths = np.array(lengths)
-        self.slope, self.noise = slope, noise
-
-    def read(
-        self, episode: int, start: int, stop: int, streams: Sequence[str]
-    ) -> dict[str, np.ndarray]:
-        assert 0 <= start < stop <= self.lengths[episode], "a window left its episode"
-        steps = np.arange(start, stop)
-        grey = (10 * episode + self.slope * steps).astype(np.uint8)
-        frames = np.broadcast_to(grey[:, None, None, None], (len(steps), 24, 32, 3)).copy()
-        if self.noise:
-            for i, step in enumerate(steps):
-                draw = np.random.default_rng([episode, int(step)])
-                frames[i] += draw.integers(0, 60, frames[i].shape, dtype=np.uint8)
-        found = {"img": frames, "action": steps[:, None].astype(np.float32)}
-        return {name: found[name] for name in streams}
+    steps = np.concatenate([np.arange(length) for length in lengths])
+    episode = np.arange(len(lengths)).repeat(lengths)
+    grey = (10 * episode + slope * steps).astype(np.uint8)
+    frames = np.broadcast_to(grey[:, None, None, None], (len(steps), 24, 32, 3)).copy()
+    if noise:
+        draw = np.random.default_rng(0)
+        frames += draw.integers(0, 60, frames.shape, dtype=np.uint8)
+    return ArrayStore(SPEC, lengths, {"img": frames, "action": steps[:, None].astype(np.float32)})
 
 
 class Seer:
@@ -140,7 +129,7 @@ def test_ssim_refuses_images_smaller_than_its_window() -> None:
 @pytest.mark.parametrize("mode", ["video", "dynamics"])
 def test_a_model_that_knows_the_future_is_perfect_and_copying_is_not(mode) -> None:
     found = video_quality(
-        Seer(), Store([40, 22, 60]), [0, 1, 2], mode=mode, windows_per_episode=3, batch=2
+        Seer(), grey_episodes([40, 22, 60]), [0, 1, 2], mode=mode, windows_per_episode=3, batch=2
     )
     assert found.estimates["psnr"].mean == pytest.approx(ROUNDING_PSNR)
     assert found.estimates["ssim"].mean == pytest.approx(1.0)
@@ -155,13 +144,13 @@ def test_a_model_that_knows_the_future_is_perfect_and_copying_is_not(mode) -> No
 
 
 def test_a_known_error_shows_in_every_frame() -> None:
-    found = video_quality(Seer(error=5), Store([40, 50]), [0, 1])
+    found = video_quality(Seer(error=5), grey_episodes([40, 50]), [0, 1])
     assert [e.mean for e in found.curves["psnr"]] == pytest.approx([20 * np.log10(51)] * 3)
 
 
 def test_dynamics_is_given_the_actions_that_start_now() -> None:
     model = Seer()
-    found = video_quality(model, Store([60]), [0], mode="dynamics", windows_per_episode=5)
+    found = video_quality(model, grey_episodes([60]), [0], mode="dynamics", windows_per_episode=5)
     actions = np.concatenate(model.actions)
     assert actions.shape == (5, 12, 1)
     assert found.windows == 5
@@ -173,24 +162,28 @@ def test_dynamics_is_given_the_actions_that_start_now() -> None:
 
 def test_windows_fill_short_episodes_and_repeat_with_the_seed() -> None:
     # 8 steps before now and 12 after: 21 steps give one window, 20 none.
-    short = video_quality(Seer(), Store([20, 21, 23]), [0, 1, 2], windows_per_episode=4, seed=5)
+    short = video_quality(
+        Seer(), grey_episodes([20, 21, 23]), [0, 1, 2], windows_per_episode=4, seed=5
+    )
     assert short.windows == 1 + 3
     assert short.estimates["psnr"].n == 2
-    again = video_quality(Seer(), Store([20, 21, 23]), [0, 1, 2], windows_per_episode=4, seed=5)
+    again = video_quality(
+        Seer(), grey_episodes([20, 21, 23]), [0, 1, 2], windows_per_episode=4, seed=5
+    )
     assert [(e.episode, e.anchor) for e in short.examples] == [
         (e.episode, e.anchor) for e in again.examples
     ]
     with pytest.raises(UserError, match="21 steps"):
-        video_quality(Seer(), Store([20, 5]), [0, 1])
+        video_quality(Seer(), grey_episodes([20, 5]), [0, 1])
 
 
 def test_an_unknown_mode_is_refused() -> None:
     with pytest.raises(UserError, match="'dreams'"):
-        video_quality(Seer(), Store([40]), [0], mode="dreams")  # pyright: ignore[reportArgumentType]
+        video_quality(Seer(), grey_episodes([40]), [0], mode="dreams")  # pyright: ignore[reportArgumentType]
 
 
 def test_examples_become_a_strip_and_a_film(tmp_path: Path) -> None:
-    found = video_quality(Seer(), Store([40, 50], noise=True), [0, 1], examples=2)
+    found = video_quality(Seer(), grey_episodes([40, 50], noise=True), [0, 1], examples=2)
     paths = save_examples(found, tmp_path, fps=10.0)
     assert [p.suffix for p in paths] == [".png", ".mp4"] * 2
     picture = Image.open(paths[0])

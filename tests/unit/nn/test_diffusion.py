@@ -34,6 +34,13 @@ def test_shorter_samplers_keep_the_noise_levels_of_the_kept_steps() -> None:
     assert spaced_steps(1000, "ddim4").tolist() == [0, 250, 500, 750]
     assert spaced_steps(7, "").tolist() == list(range(7))
     assert spaced_steps(7, "1").tolist() == [0]
+    # Sections of 4, 3 and 3 steps, each from its first to its last step.
+    assert spaced_steps(10, "2,1,3").tolist() == [0, 3, 4, 7, 8, 9]
+    sections = spaced_steps(1000, "10,15,20")  # of 334, 333 and 333 steps
+    assert sections[:10].tolist() == [0, 37, 74, 111, 148, 185, 222, 259, 296, 333]
+    assert sections[[10, 11, 24, 25, 26, 44]].tolist() == [334, 358, 666, 667, 684, 999]
+    assert len(sections) == 45
+    assert spaced_steps(1000, "100").tolist() == spaced_steps(1000, " 100 ").tolist()
 
 
 @pytest.mark.parametrize("spacing", ["0", "8", "ddim5", "ten", "-3", "ddim", "2.5"])

@@ -13,11 +13,13 @@ from foreact.released.catalogue import Entry, catalogue
 
 ENTRIES = catalogue().entries
 BY_ID = {entry.id: entry for entry in ENTRIES}
+DRIVING = [entry for entry in ENTRIES if entry.release.startswith("valeoai/")]
 MODELS = [entry for entry in ENTRIES if entry.size is not None]
 
 
 def test_what_there_is() -> None:
-    assert len(BY_ID) == len(ENTRIES) == 31
+    assert len(BY_ID) == len(ENTRIES)
+    assert len(DRIVING) == 31
     assert len(MODELS) == 27
     families = [
         (f"{family}-{size}", steps)
@@ -30,9 +32,9 @@ def test_what_there_is() -> None:
             e.stage for e in MODELS if (e.title, e.pretraining_steps) == (title, steps * 1000)
         }
         assert stages == ({"pretrained", "finetuned"} if "VaViM" in title else {"action"})
-    assert catalogue().url.startswith(
+    assert {entry.url for entry in DRIVING} == {
         "https://github.com/valeoai/VideoActionModel/releases/download/v1.0.0"
-    )
+    }
 
 
 @pytest.mark.parametrize("entry", MODELS, ids=lambda entry: entry.id)
@@ -64,7 +66,7 @@ def test_the_large_models_come_in_parts() -> None:
 
 
 def test_errors_of_the_table_are_told() -> None:
-    noted = {entry.id: entry.note for entry in ENTRIES if entry.note}
+    noted = {entry.id: entry.note for entry in DRIVING if entry.note}
     assert set(noted) == {"vavim-l-139k-pretrained", "vavim-l-139k-finetuned", "vavam-s-77k-action"}
     assert "VaVAM-L archive" in str(noted["vavim-l-139k-pretrained"])
     assert "VAM_width_1024_pretrained_77k" in str(noted["vavam-s-77k-action"])
@@ -72,7 +74,7 @@ def test_errors_of_the_table_are_told() -> None:
 
 
 def test_files_that_are_no_models() -> None:
-    others = {entry.id: entry.candidates for entry in ENTRIES if entry.size is None}
+    others = {entry.id: entry.candidates for entry in DRIVING if entry.size is None}
     assert others == {
         "llamagen-encoder": (("VQ_ds16_16384_llamagen_encoder.jit",),),
         "llamagen-decoder": (("VQ_ds16_16384_llamagen_decoder.jit",),),
@@ -82,9 +84,41 @@ def test_files_that_are_no_models() -> None:
 
 
 def test_names_are_plain_and_belong_to_one_entry() -> None:
-    names = [name for entry in ENTRIES for candidate in entry.candidates for name in candidate]
-    assert all(re.fullmatch(r"[A-Za-z0-9_.]+", name) for name in names)
+    names = [
+        (entry.folder, name)
+        for entry in ENTRIES
+        for candidate in entry.candidates
+        for name in candidate
+    ]
+    assert all(re.fullmatch(r"[A-Za-z0-9_.-]+", name) for _, name in names)
     assert len(set(names)) == len(names)
+
+
+def test_the_other_two_systems_are_there() -> None:
+    """Models, tokenizers and data sets of UVA and VOC, each with an address of its own."""
+    drive = {
+        "uva-authors-pusht": "1OduHcxfc2hqUYSccMQNf9g-vAt-q2UhF",
+        "uva-authors-pusht-m": "1ZppZJyQdEdjhu8TIt4ddyaWy_mSdjoAZ",
+        "uva-authors-libero10": "11c2VrmaRp48yw__5A5xpcu8EPzkexHSi",
+        "uva-authors-umi": "1rUWtpXReULf8h42P80Go7GeTiZs3irFS",
+    }
+    for id, file in drive.items():
+        (address,) = BY_ID[id].addresses.values()
+        assert f"id={file}&" in address
+    for entry in ENTRIES:
+        names = {name for candidate in entry.candidates for name in candidate}
+        assert set(entry.addresses) in (set(), names), entry.id
+        assert all(address.startswith("https://") for address in entry.addresses.values())
+    hub = "https://huggingface.co/"
+    assert BY_ID["voc-walker-vq"].url == f"{hub}manantomar/video-occupancy-models/resolve/main"
+    for id, folder in {
+        "voc-cheetah-vq-latents": "cheetah_train/vq_latents",
+        "voc-walker-vq-latents": "walker_train/vq_latents",
+        "voc-cheetah-dino-latents": "cheetah_train/dino_latents",
+    }.items():
+        assert BY_ID[id].folder == folder
+        assert len(BY_ID[id].candidates[0]) == 12
+    assert "663c55d7" in BY_ID["beit-vqkd-dino"].candidates[0][0]
 
 
 def test_an_unknown_id_is_corrected() -> None:

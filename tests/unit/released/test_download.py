@@ -568,7 +568,7 @@ def test_what_is_no_checksums(server: Server, tmp_path: Path, text: str) -> None
 
 
 def test_checksums_that_are_no_text_or_too_long(server: Server) -> None:
-    server.files |= {"bin": b"\xff\xfe", "long": b"a" * (2**22 + 1)}
+    server.files |= {"bin": b"\xff\xfa", "long": b"a" * (2**22 + 1)}
     with pytest.raises(UserError, match="is no text"):
         read_checksums(f"{server.url}/bin")
     with pytest.raises(UserError, match="more than 4,194,304 bytes"):

@@ -96,6 +96,15 @@ def server(tokenizer: BrightnessTokenizer | None = None, **options: Any) -> Neur
     return NeuroNCAP(lambda: DrivingPolicy(model, tokenizer, acting_spec(SIZE)), **options)
 
 
+@pytest.mark.parametrize("end", ["\r\n", "\n"])
+def test_base64_may_be_broken_into_lines(end: str) -> None:
+    body = text(image_bytes(picture(70), "PNG"))
+    lines = end.join(body[i : i + 76] for i in range(0, len(body), 76)) + end
+    np.testing.assert_array_equal(decode_picture(lines, "It"), picture(70))
+    with pytest.raises(UserError, match="is not base64"):
+        decode_picture(lines.replace(body[10], "!", 1), "It")
+
+
 def ask(to: NeuroNCAP, body: Any, query: str = "") -> tuple[int, Any]:
     return to.handle(
         "POST", f"/infer{query}", body if isinstance(body, bytes) else json.dumps(body).encode()

@@ -168,23 +168,26 @@ def test_global_generators_are_restored() -> None:
         ({"keep": 0}, "keep should be at least 1"),
         ({"workers": -1}, "workers should be 0 or more"),
         ({"lr": float("nan")}, "lr should be a positive number, found nan"),
-        ({"clip_grad": 0.0}, "clip_grad should be a positive number"),
-        ({"max_minutes": -1.0}, "max_minutes should be a positive number"),
+        ({"clip_grad": 0.0}, "--train.clip-grad should be a positive number"),
+        ({"max_minutes": -1.0}, "--train.max-minutes should be a positive number"),
         ({"betas": (0.9, 1.0)}, "betas should be two numbers"),
         (
             {"schedule": "cosin"},
             "schedule should be one of cosine, linear, constant_with_warmup, wsd, found 'cosin'",
         ),
         ({"precision": "fp16"}, "precision should be one of auto, bf16, fp32, found 'fp16'"),
-        ({"steps": 10, "warmup": 11}, "warmup \\(11\\) should not exceed steps \\(10\\)"),
-        ({"drop": 5}, "drop belongs to the schedule wsd"),
+        (
+            {"steps": 10, "warmup": 11},
+            "--train.warmup \\(11\\) should not exceed --train.steps \\(10\\)",
+        ),
+        ({"drop": 5}, "--train.drop belongs to --train.schedule wsd"),
         (
             {"schedule": "wsd", "drop": 5, "steps": 10, "warmup": 6},
-            "warmup \\(6\\) and drop \\(5\\) should not exceed",
+            "--train.warmup \\(6\\) and --train.drop \\(5\\) should not exceed",
         ),
         ({"floor": 1.5}, "floor should be in \\[0, 1\\], found 1.5"),
         ({"parallel": "zero"}, "parallel should be one of ddp, fsdp, found 'zero'"),
-        ({"keep_at": (0,)}, "keep_at should hold steps from 1 on"),
+        ({"keep_at": (0,)}, "--train.keep-at should hold steps from 1 on"),
     ],
 )
 def test_impossible_settings_are_refused(bad: dict[str, Any], sentence: str) -> None:
@@ -199,14 +202,14 @@ def test_settings_survive_json_and_decide_about_resuming() -> None:
     TrainConfig(steps=9, warmup=1, accumulate=2, workers=0).require_resumable(
         saved, world=4, saved_world=2
     )
-    with pytest.raises(UserError, match=r"has seed = 42, now it is 1"):
+    with pytest.raises(UserError, match=r"has --train.seed 42, now it is 1"):
         TrainConfig(steps=5, warmup=1, accumulate=4, seed=1).require_resumable(
             saved, world=2, saved_world=2
         )
     with pytest.raises(UserError, match=r"8 micro-batches per step .* now it would be 4"):
         config.require_resumable(saved, world=1, saved_world=2)
     changed = {**saved, "ema": {**saved["ema"], "max": 0.5}}
-    with pytest.raises(UserError, match=r"has ema = .*0\.5"):
+    with pytest.raises(UserError, match=r"has --train.ema.max 0\.5"):
         config.require_resumable(changed, world=2, saved_world=2)
 
 
@@ -217,7 +220,7 @@ def test_settings_younger_than_the_run_count_as_their_defaults() -> None:
         if k not in ("drop", "floor", "start_from", "parallel")
     }
     TrainConfig().require_resumable(saved, world=1, saved_world=1)
-    with pytest.raises(UserError, match=r"has floor = 0\.1, now it is 0\.2"):
+    with pytest.raises(UserError, match=r"has --train.floor 0\.1, now it is 0\.2"):
         TrainConfig(floor=0.2).require_resumable(saved, world=1, saved_world=1)
 
 

@@ -20,6 +20,7 @@ from foreact.families.uva.opening import open_imagining
 from foreact.families.uva.policy import UVAPolicy
 from foreact.families.uva.train import recipe, train_uva
 from foreact.runs.acting import TEST_SEED, open_policy, run_closed_loop
+from foreact.runs.command_line import arguments_of, command_line
 from foreact.runs.stores import open_held_out_store, open_task_store
 from foreact.tasks import find_task
 from foreact.train.logs import read_log
@@ -45,6 +46,7 @@ def demo(
         seeds: closed-loop episodes.
         workers: simulator processes; default one per core.
     """
+    command = command_line("demo", arguments_of(demo, locals()))
     stages = Stages("demo", "Demonstrations", "Training", "Acting", "Imagining")
     task = find_task("pusht")
     stages.begin()
@@ -110,7 +112,7 @@ def demo(
         futures=futures,
         config=config_to_json(run),
         facts={
-            "command": f"foreact demo --steps {steps} --seeds {seeds}",
+            "command": command,
             "minutes": f"{stages.minutes:.1f}",
             "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads",
         },

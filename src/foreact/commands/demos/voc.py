@@ -31,6 +31,7 @@ from foreact.families.voc.evals.value_figures import values_section
 from foreact.families.voc.evaluate_values import values
 from foreact.families.voc.imagine import generate
 from foreact.families.voc.policy import PlanningConfig
+from foreact.runs.command_line import arguments_of, command_line
 from foreact.tasks import find_task
 from foreact.train.config import TrainConfig
 from foreact.train.logs import read_log
@@ -71,6 +72,7 @@ def demo(
         effort: factor on all training steps and on the number of states measured.
         decisions: length of the planned episode, in actions.
     """
+    command = command_line("demo voc", arguments_of(demo, locals()))
     if episodes < 4 or not effort > 0 or decisions < 1:
         raise UserError(
             "The demo needs 4 episodes or more, a positive effort and 1 decision or more, found "
@@ -158,7 +160,6 @@ def demo(
         read_closed_loop(out / "acting" / name) for name in (f"voc-{PLANNED:g}", "bc", "random")
     ]
 
-    source = f"--episodes {episodes}" if data is None else f"--data {data}"
     report = write_report(
         out / "report.html",
         title=f"Foreact demo: a video occupancy model of {definition.name}",
@@ -171,8 +172,7 @@ def demo(
         futures=futures,
         config=config_to_json(run),
         facts={
-            "command": f"foreact demo voc --task {task} {source} --effort {effort:g} "
-            f"--decisions {decisions}",
+            "command": command,
             "minutes": f"{stages.minutes:.1f}",
             "hardware": f"{platform.machine()}, {torch.get_num_threads()} threads",
         },

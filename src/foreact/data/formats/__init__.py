@@ -7,3 +7,8 @@ D4RL = Format(
     recognise="foreact.data.formats.d4rl:is_d4rl",
     open="foreact.data.formats.d4rl:open_shards",
 )
+DREAMER = Format(
+    name="dreamer",
+    recognise="foreact.data.formats.dreamer:is_dreamer",
+    open="foreact.data.formats.dreamer:refuse_to_open",
+)

@@ -6,7 +6,7 @@ A shard holds whole episodes one after another, in arrays of one length N:
     observation  uint8 (N, 3, H, W)
     action       float (N, A)        that led to the row's frame; meaningless in a first row
     reward       float (N,)          that came with it; likewise
-    <codes>      int (N, L)          optional: vae_latents (L = 25), dino_latents (L = 196)
+    <codes>      (N, L) or (N, h, w)  optional: vae_latents (L = 25), dino_latents (L = 196)
 
 As everywhere in Foreact, a step holds the action that was done after its frame was seen: actions
 move up by one row, the last step of an episode gets zeros, and the reward of the first step is 0.
@@ -22,8 +22,9 @@ thousand rows of pixels. To learn from such frames in random order, import them 
 
 from __future__ import annotations
 
+import math
+import warnings
 from collections.abc import Sequence
-from math import isqrt
 from pathlib import Path
 from typing import Any
 
@@ -32,19 +33,23 @@ import numpy as np
 from foreact.data.formats.d4rl_shard import open_shard, require_alike
 from foreact.data.formats.d4rl_spec import CAMERA, grade_of, resolve_spec
 from foreact.data.stores.chunks import BlockCache
-from foreact.data.stores.hdf5 import Rows, open_hdf5, read_whole
+from foreact.data.stores.episodes import EpisodeStore, Rows
+from foreact.data.stores.hdf5 import open_hdf5, read_whole
 from foreact.errors import UserError
+from foreact.files import listed
 from foreact.types import StreamSpec
 
 TOKENS = f"tokens_{CAMERA}"
+ENDINGS = (".hdf5", ".h5")
+"""Of shards' names, in lower or upper case."""
 CACHE_LIMIT = 64 * 2**20
 """Bytes of decoded blocks of compressed frames that are kept."""
 
 
 def is_d4rl(path: str | Path) -> bool:
-    """Whether the path is an .hdf5 file or a folder that holds some."""
+    """Whether the path is an HDF5 file or a folder that holds some."""
     path = Path(path)
-    return path.suffix == ".hdf5" or (path.is_dir() and next(path.glob("*.hdf5"), None) is not None)
+    return path.suffix.lower() in ENDINGS or (path.is_dir() and bool(listed(path, endings=ENDINGS)))
 
 
 def open_d4rl(
@@ -59,13 +64,14 @@ def open_d4rl(
     """Open shards lazily: episodes, actions and rewards are checked, frames and codes are not.
 
     Args:
-        path: a folder, whose *.hdf5 files are taken in the order of their names, or one file.
+        path: a folder, whose .hdf5 and .h5 files are taken in the natural order of their names, or
+            one file.
         spec: what the streams mean, such as a task's; by default what the files and `fps` say.
         fps: steps per second; by default the spec's, or those of the domain in the path (cheetah,
             walker, ...).
-        codes: key of the codes; by default the only such array that the files hold, if there is
-            one.
-        grid: height and width of a frame's codes; by default a square.
+        codes: key of the codes; by default the only such array that all files hold. Where they hold
+            several, or not all of them one, none is taken, with a warning; "none": without one.
+        grid: height and width of a frame's codes; by default as they lie, or a square.
         vocab: size of the codebook; codes outside are refused when they are read.
 
     Raises:
@@ -81,8 +87,8 @@ def open_shards(path: Path, spec: StreamSpec | None, *, memory_limit: int) -> D4
     return open_d4rl(path, spec=spec)
 
 
-class D4RLStore:
-    """Meets `foreact.data.stores.episodes.RowStore`; see `open_d4rl`.
+class D4RLStore(EpisodeStore):
+    """See `open_d4rl`.
 
     Streams: "pixels" uint8 (N, H, W, 3), "action" float32 (N, A), "reward" float32 (N, 1), and,
     where there are codes, "tokens_pixels" uint16 (N, h, w).
@@ -91,7 +97,9 @@ class D4RLStore:
         path: where the shards lie.
         spec: what the streams mean.
         native: whether the spec was read off the shards.
-        codes: key of the codes, or None.
+        codes: key of the codes that are taken, or None.
+        code_kinds: keys of all arrays of codes.
+        unused: keys of the arrays that are neither a stream nor codes.
         lengths, starts: int64 (E,) steps and first row of each episode. An episode ends with its
             file.
     """
@@ -111,6 +119,8 @@ class D4RLStore:
         cache = BlockCache(CACHE_LIMIT)
         self._shards = [open_shard(file, cache) for file in _shard_files(path)]
         require_alike(self._shards)
+        self.code_kinds = sorted({key for shard in self._shards for key in shard.codes})
+        self.unused = sorted({key for shard in self._shards for key in shard.unused})
         self.codes = self._choose_codes(codes)
         self.native = spec is None
         first = self._shards[0]
@@ -121,12 +131,6 @@ class D4RLStore:
         )
         self.starts = np.cumsum(self.lengths) - self.lengths
         self._readers: dict[str, Rows] = {}
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __repr__(self) -> str:
-        return f"D4RLStore({self.path}, {len(self)} episodes, {int(self.lengths.sum())} steps)"
 
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes that are spawned, not forked, open the shards anew.
@@ -140,51 +144,18 @@ class D4RLStore:
         return [shard.file for shard in self._shards]
 
     @property
-    def streams(self) -> list[str]:
-        """Streams that the spec names: camera, action, reward."""
-        return [CAMERA, "action", "reward"]
-
-    @property
-    def attrs(self) -> dict[str, Any]:
-        """Shards carry no notes."""
-        return {}
-
-    @property
     def info_names(self) -> list[str]:
         return ["grade", "source"] if any(grade_of(file) for file in self.files) else ["source"]
 
     def info(self, name: str) -> np.ndarray:
         """One text per episode, (E,): "source", its file name; "grade", of the policy, if known."""
         if name not in self.info_names:
-            raise UserError(
-                f"The shards in {self.path} have no '{name}' per episode; they have "
-                f"{self.info_names}."
-            )
+            return super().info(name)
         texts = [
             file.name if name == "source" else (grade_of(file) or "unknown") for file in self.files
         ]
         episodes = [len(shard.firsts) for shard in self._shards]
         return np.repeat(np.array(texts, object), episodes)
-
-    def read(
-        self, episode: int, start: int, stop: int, streams: Sequence[str]
-    ) -> dict[str, np.ndarray]:
-        """Steps start..stop of one episode: {stream: array}."""
-        if not 0 <= episode < len(self):
-            raise UserError(
-                f"The shards in {self.path} have episodes 0..{len(self) - 1}; "
-                f"{episode} was asked for."
-            )
-        if not 0 <= start <= stop <= (length := int(self.lengths[episode])):
-            raise UserError(
-                f"Episode {episode} has steps 0..{length}; steps {start}..{stop} were asked for."
-            )
-        rows = np.arange(start, stop) + self.starts[episode]
-        return {name: self.gather(name, rows) for name in streams}
-
-    def gather(self, stream: str, rows: np.ndarray) -> np.ndarray:
-        """Rows of the whole stream, counted over all episodes: (*rows.shape, *row shape)."""
-        return self.reader(stream).rows(rows)
 
     def reader(self, stream: str) -> Rows:
         """The reader of one stream; numbers and codes are held in memory from the first use on."""
@@ -195,14 +166,6 @@ class D4RLStore:
     def has(self, stream: str) -> bool:
         """Whether there is such a stream."""
         return stream in self.streams or (stream == TOKENS and self.codes is not None)
-
-    def tokenizer_hash(self, stream: str) -> None:
-        """Shards do not say which tokenizer made their codes."""
-        return
-
-    def bad_chunks(self, stream: str) -> tuple[list[str], list[str]]:
-        """None: shards that lack parts do not open."""
-        return [], []
 
     # --- opening ----------------------------------------------------------------------------------
 
@@ -217,10 +180,9 @@ class D4RLStore:
             return _InMemory(np.concatenate([shard.reward for shard in self._shards]))
         if stream == TOKENS and self.codes is not None:
             return _InMemory(self._read_codes(self.codes))
-        found = sorted({key for shard in self._shards for key in shard.codes})
         raise UserError(
             f"The shards in {self.path} have no stream '{stream}'; they have {self.streams} and "
-            f"the codes {found}."
+            f"the codes {self.code_kinds}."
         )
 
     @property
@@ -228,9 +190,23 @@ class D4RLStore:
         return np.cumsum([0, *map(len, self._shards[:-1])])
 
     def _choose_codes(self, wanted: str | None) -> str | None:
-        everywhere = set.intersection(*(set(shard.codes) for shard in self._shards))
+        if wanted == "none" or (wanted is None and not self.code_kinds):
+            return None
         if wanted is None:
-            return next(iter(everywhere)) if len(everywhere) == 1 else None
+            wanted = self.code_kinds[0]
+            if len(self.code_kinds) == 1 and all(wanted in shard.codes for shard in self._shards):
+                return wanted
+            has = "; ".join(
+                f"'{key}' in {sum(key in shard.codes for shard in self._shards)}"
+                for key in self.code_kinds
+            )
+            warnings.warn(
+                f"No codes are taken from the {len(self._shards)} shards in {self.path}, which "
+                f"hold several kinds, or not all of them one ({has}): `foreact data import-d4rl "
+                "--codes` chooses.",
+                stacklevel=2,
+            )
+            return None
         for shard in self._shards:
             if wanted not in shard.codes:
                 raise UserError(
@@ -241,7 +217,7 @@ class D4RLStore:
 
     def _read_codes(self, key: str) -> np.ndarray:
         """All codes: uint16 (N, h, w)."""
-        counts = {shard.codes[key]: shard.file for shard in self._shards}
+        counts = {math.prod(shard.codes[key]): shard.file for shard in self._shards}
         if len(counts) > 1:
             (a, one), (b, other), *_ = counts.items()
             raise UserError(
@@ -249,19 +225,24 @@ class D4RLStore:
                 "kind per folder."
             )
         count = next(iter(counts))
-        grid = self._grid or (isqrt(count), isqrt(count))
-        if grid[0] * grid[1] != count:
+        shapes = {shape for shard in self._shards if len(shape := shard.codes[key]) == 2}
+        side = math.isqrt(count)
+        grid = self._grid or min(shapes, default=(side, side))
+        if grid[0] * grid[1] != count or shapes - {grid}:
+            lie = f", which lie as {min(shapes)[0]} x {min(shapes)[1]}," if shapes else ""
             raise UserError(
-                f"The {count} codes a frame in '{key}' of {self.path} fill no grid of {grid[0]} x "
-                f"{grid[1]}; give grid."
+                f"The {count} codes a frame in '{key}' of {self.path}{lie} fill no grid of "
+                f"{grid[0]} x {grid[1]}; give grid."
             )
         limit = min(self._vocab or 2**16, 2**16)
         whole = np.empty((sum(map(len, self._shards)), count), np.uint16)
         for start, shard in zip(self._shard_starts, self._shards, strict=True):
             with open_hdf5(shard.file) as file:
-                codes = read_whole(shard.file, file[key])
-            if codes.min() < 0 or codes.max() >= limit:
-                row, place = np.argwhere((codes < 0) | (codes >= limit))[0]
+                codes = read_whole(shard.file, file[key]).reshape(len(shard), count)
+            are_whole = codes.dtype.kind != "f" or bool((codes == np.rint(codes)).all())
+            if not are_whole or codes.min() < 0 or codes.max() >= limit:
+                wrong = (codes < 0) | (codes >= limit) | (codes != np.rint(codes))
+                row, place = np.argwhere(wrong)[0]
                 raise UserError(
                     f"'{key}' of {shard.file} should hold codes 0..{limit - 1}, found "
                     f"{codes[row, place]} in row {row}; use the tokenizer that made them."
@@ -296,12 +277,12 @@ class _Frames:
 def _shard_files(path: Path) -> list[Path]:
     if path.is_file():
         return [path]
-    files = sorted(path.glob("*.hdf5"))
+    files = listed(path, endings=ENDINGS)
     if not files:
         if not path.is_dir():
             state = "does not exist"
         elif any(path.iterdir()):
-            state = "holds no .hdf5 file"
+            state = f"holds no {' or '.join(ENDINGS)} file"
         else:
             state = "is an empty folder"
         raise UserError(f"{path} {state}; name the folder of V-D4RL's shards.")

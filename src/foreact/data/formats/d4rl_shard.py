@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from foreact.data.stores.chunks import BlockCache
-from foreact.data.stores.hdf5 import DAMAGE, Rows, open_hdf5, open_rows, read_whole
-from foreact.errors import UserError
+from foreact.data.stores.episodes import Rows
+from foreact.data.stores.hdf5 import open_hdf5, open_rows, read_whole
+from foreact.errors import UserError, decoding
 
 if TYPE_CHECKING:
     import h5py
@@ -32,7 +33,8 @@ class Shard:
         reward: float32 (N, 1), 0 in an episode's first row.
         frames: reader of uint8 (N, 3, H, W).
         size: height and width of the frames.
-        codes: key of each array of codes -> codes a frame.
+        codes: key of each array of codes -> shape of a frame's codes, (L,) or (h, w).
+        unused: keys of the arrays that are none of these.
     """
 
     file: Path
@@ -41,7 +43,8 @@ class Shard:
     reward: np.ndarray
     frames: Rows
     size: tuple[int, int]
-    codes: Mapping[str, int]
+    codes: Mapping[str, tuple[int, ...]]
+    unused: Sequence[str]
 
     def __len__(self) -> int:
         return len(self.reward)
@@ -53,11 +56,8 @@ def open_shard(path: Path, cache: BlockCache) -> Shard:
     Raises:
         UserError: it is cut short, lacks arrays, or holds something else than it should.
     """
-    with open_hdf5(path) as file:
-        try:
-            return _read(path, file, cache)
-        except DAMAGE as error:
-            raise UserError(f"{path} is damaged ({error}); copy or download it again.") from None
+    with open_hdf5(path) as file, decoding(f"{path} is damaged"):
+        return _read(path, file, cache)
 
 
 def _read(path: Path, file: h5py.File, cache: BlockCache) -> Shard:
@@ -84,6 +84,7 @@ def _read(path: Path, file: h5py.File, cache: BlockCache) -> Shard:
     action, reward = (
         _finite(path, arrays[key], key, kinds == FIRST) for key in ("action", "reward")
     )
+    codes = {key: array.shape[1:] for key, array in arrays.items() if _are_codes(key, array)}
     return Shard(
         file=path,
         firsts=firsts,
@@ -92,7 +93,8 @@ def _read(path: Path, file: h5py.File, cache: BlockCache) -> Shard:
         reward=reward[:, :1],
         frames=open_rows(path, frames, cache),
         size=(int(frames.shape[2]), int(frames.shape[3])),
-        codes={key: array.shape[1] for key, array in arrays.items() if _are_codes(key, array)},
+        codes=codes,
+        unused=sorted(set(map(str, file)) - {*KEYS, *codes}),
     )
 
 
@@ -161,4 +163,13 @@ def _finite(path: Path, array: Any, key: str, first: np.ndarray) -> np.ndarray:
 
 
 def _are_codes(key: str, array: Any) -> bool:
-    return key not in KEYS and array.ndim == 2 and array.shape[1] > 0 and array.dtype.kind in "iu"
+    """Whether an array is (N, L) or (N, h, w) of whole numbers, as integers or, some rows, floats.
+
+    One number a frame is something else, such as the discount.
+    """
+    if key in KEYS or array.ndim not in (2, 3) or array.dtype.kind not in "iuf":
+        return False
+    if np.prod(array.shape[1:]) < 2 or array.dtype.kind in "iu":
+        return bool(np.prod(array.shape[1:]) > 1)
+    rows = array[:64]
+    return bool((np.isfinite(rows) & (rows >= 0) & (rows == np.rint(rows))).all())

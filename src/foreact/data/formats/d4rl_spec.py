@@ -13,6 +13,8 @@ from foreact.types import ActionSpec, StreamSpec
 CAMERA = "pixels"
 RATE_HZ = {"cheetah": 50.0, "walker": 20.0, "humanoid": 20.0}
 """Steps per second of the tasks: DeepMind Control Suite's rates at an action repeat of 2."""
+OTHER_DOMAINS = {"acrobot", "cartpole", "hopper", "pendulum", "quadruped", "reacher", "swimmer"}
+"""Of the suite's other tasks; none of the rates above is theirs."""
 GRADES = ("random", "medium_replay", "medium_expert", "medium", "expert")
 """Of the policies that acted; where one name begins with another, the longer comes first."""
 
@@ -53,7 +55,7 @@ def resolve_spec(
     if rate is None:
         raise UserError(
             f"Nothing tells how many steps a second {file} has; name the task "
-            "(--task), or give fps."
+            "(--task), or give --fps."
         )
     action = ActionSpec(
         names=tuple(f"a{i}" for i in range(dims)),
@@ -75,9 +77,13 @@ def grade_of(file: Path) -> str | None:
 
 
 def _domain_rate(file: Path) -> float | None:
-    """Rate of the domain that the file, or the nearest folder above it, is named after."""
+    """Rate of the domain that the file, or the nearest folder above it, is named after.
+
+    A name counts where the domain is a word of it, as in walker_walk and 0-walker.hdf5; skywalker
+    names none.
+    """
     for name in reversed(file.absolute().parts):
-        for domain, rate in RATE_HZ.items():
-            if domain in name:
-                return rate
+        for word in re.findall(r"[a-z]+", name.lower()):
+            if word in RATE_HZ or word in OTHER_DOMAINS:
+                return RATE_HZ.get(word)
     return None

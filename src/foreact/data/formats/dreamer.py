@@ -7,30 +7,45 @@ Steps here follow our convention, see `foreact.data.formats.d4rl`.
 
 from __future__ import annotations
 
-import zipfile
-import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any, NoReturn
 
 import numpy as np
 
+from foreact.data.formats.d4rl import is_d4rl
 from foreact.data.formats.d4rl_spec import CAMERA, grade_of, resolve_spec
-from foreact.errors import UserError
+from foreact.errors import UserError, decoding
+from foreact.files import listed
 from foreact.types import StreamSpec
 
 KEYS = ("image", "action", "reward")
+ENDING = ".npz"
 
 
 def is_dreamer(path: Path) -> bool:
-    """Whether the path is a folder that holds .npz files and no .hdf5."""
-    return path.is_dir() and any(path.glob("*.npz")) and not any(path.glob("*.hdf5"))
+    """Whether the path is an .npz file, or a folder that holds some and no shards."""
+    return bool(_episode_files(path)) and not is_d4rl(path)
+
+
+def refuse_to_open(path: Path, spec: StreamSpec | None, *, memory_limit: int) -> NoReturn:
+    """As a format's opener: such episodes are not read in place, so name the verb that reads them.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError(
+        f"{path} holds .npz episodes, which are not opened in place; copy them with `foreact data "
+        f"import-d4rl --root {path} --out STORE.zarr` and give that store."
+    )
 
 
 class DreamerEpisodes:
-    """The *.npz files of a folder, sorted by name, as a `foreact.types.EpisodeStore` to copy from.
+    """The *.npz files of a folder, sorted by name, to copy from.
 
     Args:
-        folder: where they lie.
+        folder: where they lie, or one file.
         spec, fps: as in `foreact.data.formats.d4rl.open_d4rl`.
 
     Raises:
@@ -38,7 +53,9 @@ class DreamerEpisodes:
     """
 
     def __init__(self, folder: Path, *, spec: StreamSpec | None, fps: float | None) -> None:
-        self.files = sorted(folder.glob("*.npz"))
+        self.files = _episode_files(folder)
+        with _opened(self.files[0]) as archive:
+            self.unused = sorted(set(archive.files) - set(KEYS))
         frames, action, _ = _episode(self.files[0])
         self.spec = resolve_spec(
             self.files[0], frames.shape[1:3], action.shape[1], given=spec, fps=fps
@@ -83,6 +100,12 @@ class DreamerEpisodes:
         return {name: steps[name][start:stop] for name in streams}
 
 
+def _episode_files(path: Path) -> list[Path]:
+    if path.is_dir():
+        return listed(path, endings=[ENDING])
+    return [path] if path.suffix.lower() == ENDING and path.is_file() else []
+
+
 def _episode(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Frames uint8 (T, H, W, 3), actions float32 (T, A), rewards (T, 1), by our convention."""
     frames, action, reward = (values := _arrays(file, KEYS)).values()
@@ -109,21 +132,17 @@ def _episode(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _arrays(file: Path, keys: Sequence[str]) -> dict[str, np.ndarray]:
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            return {key: np.atleast_1d(archive[key]) for key in keys}
-    except KeyError as error:
-        raise UserError(
-            f"{file} lacks an array ({error}); expected {list(KEYS)} of V-D4RL's episodes."
-        ) from None
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        NotImplementedError,
-        zipfile.BadZipFile,
-        zlib.error,
-    ) as error:
-        raise UserError(
-            f"{file} is no whole .npz file ({error}); copy or download it again."
-        ) from None
+    with _opened(file) as archive:
+        if missing := [key for key in keys if key not in archive.files]:
+            raise UserError(
+                f"{file} lacks an array ('{missing[0]}'); expected {list(KEYS)} of V-D4RL's "
+                "episodes."
+            )
+        return {key: np.atleast_1d(archive[key]) for key in keys}
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[Any]:
+    """The archive of a file; whatever numpy raises over it, also while it is read, is told."""
+    with decoding(f"{file} is no whole .npz file"), np.load(file, allow_pickle=False) as archive:
+        yield archive

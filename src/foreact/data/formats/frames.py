@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
-from foreact.errors import UserError
+from foreact.errors import UserError, decoding, room_or
+from foreact.files import parse_json, parse_list, read_text
 from foreact.machine import cores
 
 READ_AHEAD = 32
@@ -32,16 +32,16 @@ def read_frames(paths: Sequence[Path], size: tuple[int, int]) -> Iterator[np.nda
 def read_frame(path: Path, size: tuple[int, int]) -> np.ndarray:
     """Read an image as RGB uint8 (H, W, 3), downscaled with antialiased bilinear, never cropped.
 
+    A picture that says that its camera was turned comes upright.
+
     Raises:
         UserError: the image is damaged, or of another aspect ratio than `size`.
     """
-    try:
-        with Image.open(path) as image:
-            pixels = np.array(image.convert("RGB"))
-    except (OSError, SyntaxError) as error:
-        raise UserError(
-            f"{path} cannot be decoded ({error}); copy it again, or remove it to go on."
-        ) from None
+    with (
+        decoding(f"{path} cannot be decoded", "copy it again, or remove it to go on"),
+        Image.open(path) as image,
+    ):
+        pixels = np.array(ImageOps.exif_transpose(image).convert("RGB"))
     height, width = pixels.shape[:2]
     if height * size[1] != width * size[0]:
         raise UserError(
@@ -72,7 +72,8 @@ def kept_on_disk(frames: Iterable[np.ndarray], near: Path) -> Iterator[np.ndarra
             )
     except OSError as error:
         raise UserError(
-            f"Frames for {near} could not be kept on disk ({error}); make room and run again."
+            f"Frames for {near} could not be kept on disk ({error}); "
+            f"{room_or(error, 'give it the rights')} and run again."
         ) from error
 
 
@@ -84,17 +85,17 @@ def read_names(path: str | Path) -> list[str]:
     """
     path = Path(path)
     try:
-        text = path.read_text()
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"The list of names {path} cannot be read ({error}).") from None
     try:
-        names = (
-            json.loads(text)
-            if path.suffix == ".json"
-            else [*filter(None, map(str.strip, text.splitlines()))]
-        )
-    except ValueError:
+        is_json = path.suffix.lower() == ".json" or text.lstrip().startswith("[")
+        names = parse_json(text) if is_json else parse_list(text)
+    except (ValueError, RecursionError):
         names = None
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+    are_names = isinstance(names, list) and all(
+        isinstance(name, str) and name.isprintable() for name in names
+    )
+    if not names or not are_names:
         raise UserError(f"{path} should hold names, as a JSON list of texts or one per line.")
     return names

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
-from tqdm import tqdm
 
-from foreact.data.formats.d4rl import TOKENS, open_d4rl
-from foreact.data.formats.dreamer import DreamerEpisodes, is_dreamer
+from foreact.data.formats.d4rl import TOKENS, is_d4rl, open_d4rl
+from foreact.data.formats.d4rl_shard import KEYS as SHARD_KEYS
+from foreact.data.formats.dreamer import KEYS, DreamerEpisodes, is_dreamer
+from foreact.data.formats.importing import Account, store_to_import
 from foreact.data.stores.derived import write_stream
 from foreact.data.stores.store import open_store
 from foreact.data.stores.writer import StoreWriter
 from foreact.errors import UserError
-from foreact.types import EpisodeStore, StreamSpec
+from foreact.progress import Progress
+from foreact.types import StreamSpec
 
 
 def import_store(
@@ -24,11 +27,11 @@ def import_store(
     *,
     fill_missing: bool = False,
     progress: bool = True,
-) -> int:
+) -> Account:
     """Copy any zarr in the replay-buffer layout, v2 or v3, folder or zip, into a native store.
 
     Streams that the spec does not name stay behind; what `meta` says of each episode comes along. A
-    copy that was cut short goes on after its last whole episode.
+    copy that was cut short goes on after its last whole episode; see `store_to_import`.
 
     Args:
         src: the foreign store.
@@ -38,14 +41,24 @@ def import_store(
         progress: show a bar.
 
     Returns:
-        Number of episodes in `dst`.
+        What was found and taken.
 
     Raises:
         UserError: `src` cannot be read under the spec, `dst` holds something else, or the disk
             refuses.
     """
-    store = open_store(src, spec, fill_missing=fill_missing)
-    return _copy(store, Path(src), dst, progress)
+    if is_d4rl(src) or is_dreamer(Path(src)):
+        raise UserError(
+            f"{src} holds V-D4RL's recordings, not a zarr store; copy them with `foreact data "
+            f"import-d4rl --root {src} --out {dst}`."
+        )
+    store, account = open_store(src, spec, fill_missing=fill_missing), Account()
+    with store_to_import(Path(dst)) as draft:
+        _copy(store, Path(src), draft, account, progress)
+    extra = [name for name in store.stored_streams if name not in store.streams]
+    account.find("streams", len(store.streams) + len(extra))
+    account.leave_out("streams", len(extra), "that the spec does not name", *extra)
+    return account
 
 
 def import_d4rl(
@@ -58,45 +71,69 @@ def import_d4rl(
     grid: tuple[int, int] | None = None,
     vocab: int | None = None,
     progress: bool = True,
-) -> int:
+) -> Account:
     """Copy V-D4RL recordings, or shards with Video Occupancy Models' codes, into a native store.
 
     Each episode keeps the name of its file as `source` and, where the path tells, the policy's
     `grade`. Codes become the stream `tokens_pixels`, whose tokenizer nobody knows. A copy that was
-    cut short goes on after its last whole episode.
+    cut short goes on after its last whole episode; see `store_to_import`.
 
     Args:
-        root: folder of HDF5 shards, or of .npz files with one episode each.
+        root: folder of HDF5 shards, or of .npz files with one episode each; or one such file.
         dst: the native store, new or begun before from the same source.
         spec, fps, codes, grid, vocab: as in `open_d4rl`.
         progress: show a bar.
 
     Returns:
-        Number of episodes in `dst`.
+        What was found and taken.
 
     Raises:
-        UserError: the source is no such thing or damaged, `dst` holds something else, or the disk
-            refuses.
+        UserError: the source is no such thing or damaged, its codes are of several kinds and
+            `codes` names none, `dst` holds something else, or the disk refuses.
     """
-    root = Path(root)
+    root, account = Path(root), Account()
     if is_dreamer(root):
         if (codes, grid, vocab) != (None, None, None):
             raise UserError(
                 f"{root} holds .npz episodes, which have no codes; leave out codes, grid and vocab."
             )
-        return _copy(DreamerEpisodes(root, spec=spec, fps=fps), root, dst, progress)
+        episodes = DreamerEpisodes(root, spec=spec, fps=fps)
+        with store_to_import(Path(dst)) as draft:
+            _copy(episodes, root, draft, account, progress)
+        _count_arrays(account, len(KEYS), episodes.unused)
+        return account
     store = open_d4rl(root, spec=spec, fps=fps, codes=codes, grid=grid, vocab=vocab)
-    tokens = (
-        store.gather(TOKENS, np.arange(int(store.lengths.sum()))) if store.has(TOKENS) else None
-    )
-    episodes = _copy(store, root, dst, progress)
-    if tokens is not None:
-        write_stream(dst, TOKENS, tokens, attrs={"tokenizer": None, "codes": store.codes})
-    return episodes
+    if codes is None and store.codes is None and store.code_kinds:
+        raise UserError(
+            f"{root} holds the codes {', '.join(store.code_kinds)}, of which no single kind is in "
+            "every shard; say which to take with --codes, or --codes none."
+        )
+    tokens = store.all_rows(TOKENS) if store.has(TOKENS) else None
+    with store_to_import(Path(dst)) as draft:
+        _copy(store, root, draft, account, progress)
+        if tokens is not None:
+            write_stream(draft, TOKENS, tokens, attrs={"tokenizer": None, "codes": store.codes})
+    left = [key for key in store.code_kinds if key != store.codes]
+    account.find("codes", len(store.code_kinds))
+    account.leave_out("codes", len(left), "not asked for", *left)
+    _count_arrays(account, len(SHARD_KEYS), store.unused)
+    return account
 
 
-class _Source(EpisodeStore, Protocol):
-    """Episodes with one value each per name in `info_names`."""
+def _count_arrays(account: Account, taken: int, unused: Sequence[str]) -> None:
+    account.find("arrays", taken + len(unused))
+    account.leave_out("arrays", len(unused), "without a place in a store", *unused)
+
+
+class _Source(Protocol):
+    """Episodes to copy; see `EpisodeStore`, which is one."""
+
+    spec: StreamSpec
+    lengths: np.ndarray
+
+    def read(
+        self, episode: int, start: int, stop: int, streams: Sequence[str]
+    ) -> dict[str, np.ndarray]: ...
 
     @property
     def streams(self) -> list[str]: ...
@@ -109,7 +146,7 @@ class _Source(EpisodeStore, Protocol):
     def info(self, name: str) -> np.ndarray: ...
 
 
-def _copy(store: _Source, src: Path, dst: str | Path, progress: bool) -> int:
+def _copy(store: _Source, src: Path, dst: Path, account: Account, progress: bool) -> None:
     infos = {name: store.info(name) for name in store.info_names}
     facts = {
         "source": src.name,
@@ -122,9 +159,14 @@ def _copy(store: _Source, src: Path, dst: str | Path, progress: bool) -> int:
             raise UserError(
                 f"{dst} was begun from another source ({notes.get('source')}, "
                 f"{notes.get('source_episodes')} episodes), not from {src} with {len(store)} "
-                "episodes; choose another path."
+                "episodes; choose another path, or remove it."
             )
-        bar = tqdm(
+        partial = [name for name, values in infos.items() if len(values) != len(store)]
+        account.find("episodes", len(store))
+        account.find("steps", facts["source_steps"])
+        account.find("values per episode", len(infos))
+        account.leave_out("values per episode", len(partial), "not there for all", *partial)
+        bar = Progress(
             total=len(store),
             initial=writer.episodes,
             unit="episode",
@@ -133,13 +175,8 @@ def _copy(store: _Source, src: Path, dst: str | Path, progress: bool) -> int:
         )
         with bar:
             for episode in range(writer.episodes, len(store)):
-                info = {
-                    name: values[episode]
-                    for name, values in infos.items()
-                    if len(values) == len(store)
-                }
+                info = {n: values[episode] for n, values in infos.items() if n not in partial}
                 writer.append(
                     store.read(episode, 0, int(store.lengths[episode]), store.streams), **info
                 )
                 bar.update()
-        return writer.episodes

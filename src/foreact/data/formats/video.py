@@ -10,7 +10,9 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.error import FFmpegError
+from av.video.stream import VideoStream
 from PIL import Image, ImageDraw, ImageFont
 
 from foreact.errors import UserError
@@ -19,6 +21,8 @@ LABEL_HEIGHT = 14
 CRF = "18"
 """H.264 quality; 18 looks lossless at these sizes."""
 MP4_OPTIONS = {"movflags": "+faststart"}
+ENDINGS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".ts", ".mts", ".mpg", ".mpeg", ".wmv")
+"""Of the names of video files, in lower or upper case."""
 
 
 def write_mp4(path: str | Path, frames: np.ndarray, fps: float) -> None:
@@ -61,7 +65,7 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
     """Decode a whole video.
 
     Returns:
-        Frames uint8 (T, H, W, 3) and frames per second.
+        Frames uint8 (T, H, W, 3), turned as the container says, and frames per second.
 
     Raises:
         UserError: the file is missing, no video, or has no frame.
@@ -73,15 +77,29 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
         with av.open(str(path)) as container:
             if not container.streams.video:
                 raise UserError(f"{path} has no video stream.")
-            stream = container.streams.video[0]
+            stream = picture_stream(container)
             stream.thread_type = "AUTO"
-            frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(stream)]
+            frames = [
+                np.rot90(frame.to_ndarray(format="rgb24"), quarter_turns(frame))
+                for frame in container.decode(stream)
+            ]
             rate = stream.average_rate or stream.base_rate
     except FFmpegError as error:
         raise UserError(f"{path} cannot be decoded as a video ({error}).") from error
     if not frames or rate is None:
         raise UserError(f"{path} has no frame that can be decoded.")
     return np.stack(frames), float(rate)
+
+
+def picture_stream(container: InputContainer) -> VideoStream:
+    """The moving pictures of a container that has some; a cover that is attached is passed over."""
+    stream = container.streams.best("video")
+    return stream if isinstance(stream, VideoStream) else container.streams.video[0]
+
+
+def quarter_turns(frame: av.VideoFrame) -> int:
+    """How often `np.rot90` turns a decoded frame until it stands as its container says."""
+    return frame.rotation // 90 % 4 if frame.rotation % 90 == 0 else 0
 
 
 def contact_sheet(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import zipfile
 from collections import OrderedDict
@@ -15,7 +16,7 @@ import zarr
 from zarr.codecs import BloscCodec
 from zarr.core.metadata import ArrayV2Metadata
 
-from foreact.errors import UserError
+from foreact.errors import UserError, decoding
 
 BULK_BYTES = 64 * 2**20
 """How much is decoded at once while a whole array is read into memory."""
@@ -60,7 +61,7 @@ class ChunkFiles:
                 self._zipped = set(archive.namelist())
 
     def exists(self, key: str) -> bool:
-        return key in self._zipped if self._zipped is not None else (self.root / key).exists()
+        return key in self._zipped if self._zipped is not None else (self.root / key).is_file()
 
     def is_short(self, key: str) -> bool:
         """Whether a Blosc-compressed chunk file lacks bytes; zip archives have own checksums."""
@@ -140,7 +141,7 @@ class RowReader:
 
     @property
     def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def in_memory(self) -> bool:
@@ -189,16 +190,12 @@ class RowReader:
                     "and is not; copy or collect the store again (`foreact data import "
                     "--fill-missing` takes one whose writer left out chunks of zeros on purpose)."
                 )
-        short = next(damaged_chunks(self.array, start, stop, self._files), None)
-        try:
+        with decoding(
+            f"Steps {start}..{stop} of stream '{self.name}' in {self.store} cannot be decoded",
+            "the store is damaged, copy or collect it again",
+        ):
+            short = next(damaged_chunks(self.array, start, stop, self._files), None)
             if short is not None:
                 raise ValueError(f"the chunk '{short}' is shorter than it says")
             raw = np.asarray(self.array[start:stop])
-        except MemoryError:
-            raise
-        except Exception as error:  # codecs raise every kind of exception on damaged bytes
-            raise UserError(
-                f"Steps {start}..{stop} of stream '{self.name}' in {self.store} cannot be decoded "
-                f"({error}); the store is damaged, copy or collect it again."
-            ) from error
         return self._convert(raw)

@@ -11,21 +11,19 @@ from __future__ import annotations
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from foreact.data.stores.chunks import BlockCache
-from foreact.errors import UserError
+from foreact.data.stores.episodes import Rows
+from foreact.errors import UserError, decoding
 
 if TYPE_CHECKING:
     import h5py
 
 UNCHUNKED_ROWS = 64
 """Rows per block of a data set that is neither in one piece nor in chunks."""
-
-DAMAGE = (OSError, KeyError, RuntimeError, TypeError, ValueError)
-"""What the HDF5 library raises over bytes that make no sense, depending on where they lie."""
 
 
 def open_hdf5(path: Path) -> h5py.File:
@@ -40,31 +38,15 @@ def open_hdf5(path: Path) -> h5py.File:
         raise UserError(
             'Reading HDF5 files needs h5py; run `pip install "foreact[hdf5]"`.'
         ) from None
-    try:
+    with decoding(f"{path} is no whole HDF5 file"):
         return h5py.File(path, "r")
-    except OSError as error:
-        raise UserError(
-            f"{path} is no whole HDF5 file ({error}); copy or download it again."
-        ) from None
 
 
 def read_whole(path: Path, dataset: Any) -> np.ndarray:
     """Read a whole data set of the file at `path`; `UserError` if it is damaged or unfinished."""
-    try:
+    with decoding(f"'{dataset.name}' of {path} cannot be read"):
         _require_written(path, dataset)
         return dataset[:]
-    except DAMAGE as error:
-        raise UserError(
-            f"'{dataset.name}' of {path} cannot be read ({error}); copy or download it again."
-        ) from None
-
-
-class Rows(Protocol):
-    """Rows (first axis) of one array, wherever it lies."""
-
-    def rows(self, index: np.ndarray) -> np.ndarray:
-        """Rows of an integer array of any shape: (*index.shape, *row shape)."""
-        ...
 
 
 def open_rows(path: Path, dataset: h5py.Dataset, cache: BlockCache) -> Rows:
@@ -167,11 +149,6 @@ class BlockRows:
         # The library keeps state of its own per open file: a forked process must not share it.
         if self._opened is None or self._opened[0] != os.getpid():
             self._opened = (os.getpid(), open_hdf5(self.path))
-        try:
+        with decoding(f"Rows {start}..{stop} of '{self.name}' in {self.path} cannot be decoded"):
             dataset: Any = self._opened[1][self.name]
             return dataset[start:stop]
-        except DAMAGE as error:
-            raise UserError(
-                f"Rows {start}..{stop} of '{self.name}' in {self.path} cannot be decoded "
-                f"({error}); copy it again."
-            ) from None

@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 from numcodecs import Blosc
 
-from foreact.errors import UserError
+from foreact.errors import UserError, decoding
 from foreact.types import StreamSpec
 
 SPEC_ATTRIBUTE = "foreact_spec"
@@ -38,12 +38,17 @@ def stream_shapes(spec: StreamSpec) -> dict[str, tuple[tuple[int, ...], np.dtype
     return shapes
 
 
-def create_store(path: Path, spec: StreamSpec, attrs: Mapping[str, Any]) -> None:
+def require_store_name(path: Path) -> None:
+    """Raise a `UserError` where no store can be written to a path of this name."""
     if path.suffix == ".zip":
         raise UserError(
             "Stores are written as folders; give a path such as "
             f"{path.with_suffix('')}, not {path}."
         )
+
+
+def create_store(path: Path, spec: StreamSpec, attrs: Mapping[str, Any]) -> None:
+    require_store_name(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     try:
@@ -82,12 +87,8 @@ def create_stream(
 def open_for_writing(path: Path, *, foreign_too: bool = False) -> zarr.Group:
     if not path.is_dir():
         raise UserError(f"Only a store that is a folder can be written to; {path} is none.")
-    try:
+    with decoding(f"{path} exists and is not an episode store", "choose another path"):
         group = zarr.open_group(str(path), mode="r+", use_consolidated=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"{path} exists and is not an episode store ({error}); choose another path."
-        ) from error
     if SPEC_ATTRIBUTE not in group.attrs and not foreign_too:
         raise UserError(
             f"{path} is a zarr store of another make; `foreact data import` copies it into ours."

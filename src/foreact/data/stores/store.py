@@ -11,10 +11,9 @@ under the spec that the caller gives.
 from __future__ import annotations
 
 import os
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import zarr
@@ -27,15 +26,19 @@ from foreact.data.stores.chunks import (
     damaged_chunks,
     missing_chunks,
 )
+from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.stores.layout import SPEC_ATTRIBUTE, committed_ends
 from foreact.data.stores.writer import StoreWriter
-from foreact.errors import UserError
+from foreact.errors import UserError, decoding
 from foreact.types import StreamSpec
 
 __all__ = ["StoreWriter", "ZarrStore", "open_store"]
 
 MEMORY_LIMIT = 2**30
 """Default of `memory_limit`: bytes of one store that may be held decoded in memory."""
+
+ARRAY_METADATA = (".zarray", "zarr.json")
+"""Files that make a folder an array, in versions 2 and 3."""
 
 CACHE_LIMIT = 64 * 2**20
 """Bytes of decoded blocks kept for the streams that are too large to be held."""
@@ -69,16 +72,8 @@ def open_store(
     return ZarrStore(Path(path), spec, memory_limit=memory_limit, fill_missing=fill_missing)
 
 
-class ZarrStore:
-    """Meets `foreact.types.EpisodeStore`; see `open_store`.
-
-    Attributes:
-        path: where it lies.
-        spec: what its streams mean.
-        native: whether the store carries its own spec.
-        lengths: int64 (E,) steps per episode.
-        starts: int64 (E,) first row of each episode.
-    """
+class ZarrStore(EpisodeStore):
+    """See `open_store`; derived streams: latents float16 (T, c, h, w), tokens uint16 (T, h, w)."""
 
     def __init__(
         self, path: Path, spec: StreamSpec | None, *, memory_limit: int, fill_missing: bool
@@ -95,20 +90,15 @@ class ZarrStore:
         self._cache = BlockCache(CACHE_LIMIT)
         self._held = 0
         group = self._group()
-        self.native = SPEC_ATTRIBUTE in group.attrs
+        with decoding(f"{self.path} cannot be opened"):
+            self._files = ChunkFiles(self.path)
+            self.native = SPEC_ATTRIBUTE in group.attrs
         self.spec = self._resolve_spec(group)
         ends = self._episode_ends()
         self.lengths = np.diff(ends, prepend=0)
         self.starts = ends - self.lengths
-        self._files = ChunkFiles(self.path)
         for name in self.streams:
             self._check_stream(name, int(ends[-1]))
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __repr__(self) -> str:
-        return f"ZarrStore({self.path}, {len(self)} episodes, {int(self.lengths.sum())} steps)"
 
     def __getstate__(self) -> dict[str, Any]:
         # Worker processes that are spawned, not forked, open the store anew.
@@ -117,16 +107,8 @@ class ZarrStore:
         }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
+        vars(self).update(state)
         self.refresh()
-
-    @property
-    def streams(self) -> list[str]:
-        """Streams that the spec names: cameras, states, action, reward."""
-        spec = self.spec
-        action = ["action"] if spec.action is not None else []
-        reward = ["reward"] if spec.has_reward else []
-        return [*spec.cameras, *spec.state, *action, *reward]
 
     @property
     def attrs(self) -> dict[str, Any]:
@@ -136,45 +118,10 @@ class ZarrStore:
     def read(
         self, episode: int, start: int, stop: int, streams: Sequence[str]
     ) -> dict[str, np.ndarray]:
-        """Steps start..stop of one episode.
-
-        Returns:
-            {stream: array}: uint8 (T, H, W, 3) for cameras, float32 (T, D) for states and action,
-            derived streams as stored (latents float16 (T, c, h, w), tokens uint16 (T, h, w)). Never
-            normalised.
-
-        Raises:
-            UserError: no such episode, stream or steps, or a damaged store.
-        """
-        length = self._length(episode)
-        if not 0 <= start <= stop <= length:
-            raise UserError(
-                f"Episode {episode} has steps 0..{length}; steps {start}..{stop} were asked for."
-            )
-        offset = int(self.starts[episode])
-        return {name: self.reader(name).slice(offset + start, offset + stop) for name in streams}
-
-    def read_steps(
-        self, episode: int, steps: np.ndarray, streams: Sequence[str]
-    ) -> dict[str, np.ndarray]:
-        """As `read`, for any steps (integer array, clamped by the caller) in any order."""
-        length, steps = self._length(episode), np.asarray(steps)
-        if steps.size and (steps.min() < 0 or steps.max() >= length):
-            raise UserError(
-                f"Episode {episode} has steps 0..{length}; "
-                f"{steps.min()}..{steps.max()} were asked for."
-            )
-        return {name: self.gather(name, self.starts[episode] + steps) for name in streams}
-
-    def gather(self, stream: str, rows: np.ndarray) -> np.ndarray:
-        """Rows of the whole stream, counted over all episodes: (*rows.shape, *row shape).
-
-        The fast way to batches.
-        """
-        return self.reader(stream).rows(rows)
+        first = self._first_row(episode, start, stop)  # a slice decodes each chunk once
+        return {name: self.reader(name).slice(first + start, first + stop) for name in streams}
 
     def reader(self, stream: str) -> RowReader:
-        """The reader of one stream, held in memory from the first use on where it fits."""
         if self._opened is None or self._opened[0] != os.getpid():
             self._readers = {
                 name: reader for name, reader in self._readers.items() if reader.in_memory
@@ -196,7 +143,9 @@ class ZarrStore:
     def info(self, name: str) -> np.ndarray:
         """One value per episode from `meta/<name>`: (E, ...); text as an object array of str."""
         try:
-            values = np.asarray(self._array(f"meta/{name}")[: len(self)])
+            array = self._array(f"meta/{name}")
+            with decoding(f"'{name}' of the episodes of {self.path} is damaged"):
+                values = np.asarray(array[: len(self)])
             return values.astype(object) if values.dtype.kind == "T" else values
         except KeyError:
             raise UserError(
@@ -204,8 +153,15 @@ class ZarrStore:
             ) from None
 
     @property
+    def stored_streams(self) -> list[str]:
+        """All streams on disk, also those that the spec does not name."""
+        with decoding(f"The group 'data' of {self.path} is damaged"):
+            return sorted(self._node("data").array_keys())
+
+    @property
     def info_names(self) -> list[str]:
-        return sorted(set(self._node("meta").array_keys()) - {"episode_ends"})
+        with decoding(f"The group 'meta' of {self.path} is damaged"):
+            return sorted(set(self._node("meta").array_keys()) - {"episode_ends"})
 
     def tokenizer_hash(self, stream: str) -> str | None:
         """Tokenizer hash of a stream of latents or tokens that covers every step, or None."""
@@ -215,14 +171,15 @@ class ZarrStore:
             return None
         if array.shape[0] < int(self.lengths.sum()):
             return None
-        # A stream's attributes are any JSON; this one is written as text, or null.
-        return cast("str | None", array.attrs.get("tokenizer"))
+        tokenizer = array.attrs.get("tokenizer")  # any JSON, in a store of another make
+        return tokenizer if isinstance(tokenizer, str) else None
 
     def bad_chunks(self, stream: str) -> tuple[list[str], list[str]]:
         """Names of the chunk files of the stream's steps that are (missing, too short)."""
         array, total = self._stream_array(stream), int(self.lengths.sum())
-        missing = missing_chunks(array, 0, total, self._files)
-        return list(missing), list(damaged_chunks(array, 0, total, self._files))
+        with decoding(f"The chunks of stream '{stream}' in {self.path} cannot be read"):
+            missing = missing_chunks(array, 0, total, self._files)
+            return list(missing), list(damaged_chunks(array, 0, total, self._files))
 
     # --- opening ----------------------------------------------------------------------------------
 
@@ -233,7 +190,8 @@ class ZarrStore:
         return self._opened[1]
 
     def _node(self, name: str) -> zarr.Group:
-        node = self._group().get(name)
+        with decoding(f"The group '{name}' of {self.path} is damaged"):
+            node = self._group().get(name)
         if not isinstance(node, zarr.Group):
             raise UserError(
                 f"{self.path} is a zarr store without a group '{name}'; expected the "
@@ -243,15 +201,16 @@ class ZarrStore:
 
     def _array(self, name: str) -> zarr.Array:
         """Raises KeyError where there is none."""
-        try:
-            node = self._group()[name]
-        except KeyError:
-            raise
-        except ValueError as error:
-            node = self._array_with_image_codec(name, error)
-        if not isinstance(node, zarr.Array):
+        if not any(self._files.exists(f"{name}/{file}") for file in ARRAY_METADATA):
             raise KeyError(name)
-        return node
+        with decoding(f"The metadata of '{name}' in {self.path} is damaged"):
+            try:
+                node = self._group()[name]
+            except ValueError as error:
+                node = self._array_with_image_codec(name, error)
+            if not isinstance(node, zarr.Array):
+                raise ValueError("no array")
+            return node
 
     def _array_with_image_codec(self, name: str, cause: ValueError) -> object:
         """The array again, with the image codecs of UMI's files known to zarr."""
@@ -274,7 +233,10 @@ class ZarrStore:
                     "a task (--task)."
                 )
             return self._given
-        own = StreamSpec.from_json(dict(cast("Mapping[str, Any]", group.attrs[SPEC_ATTRIBUTE])))
+        try:
+            own = StreamSpec.from_json(group.attrs[SPEC_ATTRIBUTE])
+        except UserError as error:
+            raise UserError(f"{self.path}: {error}") from None
         if self._given is not None:
             own.require_equal(self._given, f"The store {self.path}", "the task")
         return own
@@ -283,7 +245,12 @@ class ZarrStore:
         for part in ("data", "meta"):
             self._node(part)
         try:
-            ends = np.asarray(self._array("meta/episode_ends")[:])
+            array = self._array("meta/episode_ends")
+            with decoding(f"meta/episode_ends of {self.path} is damaged"):
+                # Before memory is asked for a length that may be a lie.
+                if missing := next(missing_chunks(array, 0, array.shape[0], self._files), None):
+                    raise ValueError(f"its chunk '{missing}' is not there")
+                ends = np.asarray(array[:])
         except KeyError:
             raise UserError(
                 f"{self.path} has no meta/episode_ends; expected the replay-buffer layout."
@@ -305,13 +272,6 @@ class ZarrStore:
                 f"after {ends[at - 1] if at else 0}; the store is damaged."
             )
         return ends
-
-    def _length(self, episode: int) -> int:
-        if not 0 <= episode < len(self):
-            raise UserError(
-                f"The store {self.path} has episodes 0..{len(self) - 1}; {episode} was asked for."
-            )
-        return int(self.lengths[episode])
 
     def _check_stream(self, name: str, total: int) -> None:
         array = self._stream_array(name)
@@ -347,9 +307,8 @@ class ZarrStore:
         try:
             return self._array(f"data/{name}")
         except KeyError:
-            has = sorted(self._node("data").array_keys())
             raise UserError(
-                f"The store {self.path} has no stream '{name}'; it has {has}."
+                f"The store {self.path} has no stream '{name}'; it has {self.stored_streams}."
             ) from None
 
     def _make_reader(self, name: str) -> RowReader:
@@ -398,11 +357,8 @@ def as_uint8(images: np.ndarray, label: str) -> np.ndarray:
 def _open_group(path: Path) -> zarr.Group:
     if not path.exists():
         raise UserError(f"There is no store at {path}; collect or import one, or correct the path.")
-    try:
+    complaint = f"{path} is not a zarr store in the replay-buffer layout"
+    with decoding(complaint, "name another one, or copy or collect it again"):
         target = str(path) if path.is_dir() else ZipStore(path, mode="r")
         # Consolidated metadata would hide streams that were added after it was written.
         return zarr.open_group(target, mode="r", use_consolidated=False)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise UserError(
-            f"{path} is not a zarr store in the replay-buffer layout ({error})."
-        ) from error

@@ -13,7 +13,7 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import zarr
@@ -28,7 +28,7 @@ from foreact.data.stores.layout import (
     open_for_writing,
     stream_shapes,
 )
-from foreact.errors import UserError
+from foreact.errors import UserError, decoding
 from foreact.types import StreamSpec
 
 
@@ -54,9 +54,7 @@ class StoreWriter:
         if not self.path.exists():
             create_store(self.path, spec, attrs or {})
         self._group = open_for_writing(self.path)
-        own = StreamSpec.from_json(
-            dict(cast("Mapping[str, Any]", self._group.attrs[SPEC_ATTRIBUTE]))
-        )
+        own = StreamSpec.from_json(self._group.attrs[SPEC_ATTRIBUTE])
         own.require_equal(spec, f"The store {self.path}", "the new episodes")
         self._arrays = {
             name: get_array(self._group, f"data/{name}") for name in stream_shapes(spec)
@@ -209,3 +207,19 @@ class StoreWriter:
                 config=ARRAY_CONFIG,
             )
         return self._info[name]
+
+
+def committed_episodes(path: Path) -> int:
+    """Whole episodes of the store at `path`.
+
+    Raises:
+        UserError: there is no store of ours.
+    """
+    group = open_for_writing(path)
+    with decoding(f"meta/episode_ends of {path} is damaged", "begin a new store"):
+        return len(committed_ends(np.asarray(get_array(group, "meta/episode_ends")[:])))
+
+
+def drop_episodes(path: Path, keep: int) -> None:
+    """Take back all but the first `keep` episodes; the next writer cuts off their rows."""
+    get_array(open_for_writing(path), "meta/episode_ends").resize((keep,))

@@ -56,7 +56,8 @@ class FutureWindows:
             )
         self.windows, self.frames, self.reach, self.augment = windows, frames, reach, augment
         (self.camera,) = windows.window.video
-        steps_left = windows.store.lengths[windows.index[:, 0]] - 1 - windows.index[:, 1]
+        episodes, anchors = windows.index.T
+        steps_left = windows.store.lengths[episodes] - 1 - anchors
         if steps_left.min() < 1:
             raise UserError(
                 "A later state needs a step after every anchor; let the window's span "
@@ -84,7 +85,9 @@ class FutureWindows:
         batch = self.windows.batch(chosen)
         later, inside = self._later(chosen, steps)
         video = torch.cat([batch.video[self.camera], later], dim=1)
-        batch.valid[self.camera] = torch.cat([batch.valid[self.camera], inside], dim=1)
+        everywhere = torch.ones(batch.video[self.camera].shape[:2], dtype=torch.bool)
+        own = batch.valid.get(self.camera, everywhere)
+        batch.valid[self.camera] = torch.cat([own, inside], dim=1)
         if rngs is not None and self.augment is not None:
             video = torch.stack(
                 [self.augment(clip, rng) for clip, rng in zip(video, rngs, strict=True)]
@@ -95,7 +98,7 @@ class FutureWindows:
     def _later(self, chosen: np.ndarray, steps: np.ndarray) -> tuple[Tensor, Tensor]:
         """Later states, uint8 (B, T, 3, H, W), and which frames are in the episode, bool (B, T)."""
         store = self.windows.store
-        episodes, anchors = self.windows.index[chosen].T
+        episodes, anchors = self.windows.anchors.at(chosen).T
         offsets = range(1 - self.frames, 1)
         rows, inside = place(offsets, anchors + steps, store.lengths[episodes])
         frames = store.gather(self.camera, store.starts[episodes, None] + rows)

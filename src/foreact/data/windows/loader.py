@@ -17,12 +17,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from foreact.data.stores.episodes import RowStore
+from foreact.data.stores.episodes import EpisodeStore
+from foreact.data.windows.anchors import Gaps, find_anchors
 from foreact.data.windows.augment import Augment
 from foreact.data.windows.normalize import Normalizer
 from foreact.data.windows.window import Window, place
 from foreact.errors import UserError
-from foreact.types import Batch
+from foreact.types import Batch, StreamSpec
 
 # Separate streams of one seed, so that augmentation and order never share draws.
 ORDER, SAMPLE = 0, 1
@@ -59,9 +60,9 @@ class WindowDataset:
         episodes: episode numbers, such as one side of `split_episodes`.
         normalizer: scales actions and states; None only where the window has neither.
         augment: changes the pixels of training samples; None for validation.
-
-    Attributes:
-        index: int64 (N, 2), episode and anchor of every window.
+        gaps: see `find_anchors`.
+        vocab: number of token ids; ids beyond are an error. None: not checked.
+        spec: what the batches should fit; the store's own by default.
 
     Raises:
         UserError: no window fits, a stream is missing in the store or in the statistics, or
@@ -70,14 +71,19 @@ class WindowDataset:
 
     def __init__(
         self,
-        store: RowStore,
+        store: EpisodeStore,
         window: Window,
         episodes: np.ndarray | Sequence[int],
-        normalizer: Normalizer | None,
+        normalizer: Normalizer | None = None,
         augment: Augment | None = None,
+        *,
+        gaps: Gaps = "leave_out",
+        vocab: int | None = None,
+        spec: StreamSpec | None = None,
     ) -> None:
         self.store, self.window, self.normalizer, self.augment = store, window, normalizer, augment
-        self.index = window.all_anchors(store.lengths, np.asarray(episodes, np.int64))
+        self.spec, self.vocab = spec or store.spec, vocab
+        self.anchors = find_anchors(store, window, np.asarray(episodes, np.int64), gaps)
         if augment is not None and not window.video:
             raise UserError(
                 "Augmentation changes pixels, and this window has none; leave it out "
@@ -102,7 +108,12 @@ class WindowDataset:
         return self.augment is not None
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.anchors)
+
+    @property
+    def index(self) -> np.ndarray:
+        """Episode and anchor of every window: int64 (N, 2)."""
+        return self.anchors.at(np.arange(len(self)))
 
     def load(self) -> None:
         """Take in memory what fits, now: worker processes forked afterwards share it."""
@@ -113,30 +124,51 @@ class WindowDataset:
         """Collate windows.
 
         Args:
-            chosen: int (B,) rows of `index`.
+            chosen: int (B,) their numbers.
             rngs: one generator per window for augmentation; None for no augmentation.
+
+        Raises:
+            UserError: rows that are missing or damaged, or token ids outside the vocabulary.
         """
-        at = self.index[chosen]
+        at = self.anchors.at(chosen)
         lengths, starts = self.store.lengths[at[:, 0]], self.store.starts[at[:, 0]]
         batch = Batch(index=torch.from_numpy(at))
         for entry in self.window.entries:
             steps, inside = place(entry.offsets, at[:, 1], lengths)
-            batch.valid[entry.name] = torch.from_numpy(inside)
-            values = self.store.gather(entry.stream, starts[:, None] + steps)
-            if entry.kind == "video":
+            if self.window.leaves(entry.offsets):
+                batch.valid[entry.name] = torch.from_numpy(inside)
+            rows = starts[:, None] + steps
+            values = self.store.gather(entry.stream, rows)
+            if entry.compute is not None:
+                setattr(batch, entry.kind, torch.from_numpy(entry.compute(values)))
+            elif entry.kind == "video":
                 video = torch.from_numpy(values).permute(0, 1, 4, 2, 3).contiguous()
                 batch.video[entry.name] = video if rngs is None else self._augmented(video, rngs)
             elif entry.kind == "latents":
                 batch.latents[entry.name] = torch.from_numpy(values.astype(np.float32))
             elif entry.kind == "tokens":
-                batch.tokens[entry.name] = torch.from_numpy(values.astype(np.int64))
+                tokens = values.astype(np.int64, copy=False)
+                self._require_known(tokens, rows)
+                batch.tokens[entry.name] = torch.from_numpy(tokens)
             elif entry.kind == "rewards":
                 batch.rewards = torch.from_numpy(values.astype(np.float32, copy=False)[..., 0])
             elif entry.kind == "state":
                 batch.state[entry.name] = self._normalize(values, entry.stream)
             else:
                 setattr(batch, entry.kind, self._normalize(values, entry.stream))
-        return batch.check(self.store.spec)
+        return batch.check(self.spec)
+
+    def _require_known(self, tokens: np.ndarray, rows: np.ndarray) -> None:
+        """Raise a `UserError` for an id of `tokens` (B, T, h, w) outside the vocabulary."""
+        if self.vocab is None or not tokens.size:
+            return
+        if tokens.min() < 0 or tokens.max() >= self.vocab:
+            bad = tuple(np.argwhere((tokens < 0) | (tokens >= self.vocab))[0])  # window, step, ...
+            raise UserError(
+                f"Token ids should be in 0..{self.vocab - 1}, found {tokens[bad]} in "
+                f"{self.store.where(int(rows[bad[:2]]))}; use tokens and weights of the same "
+                "tokenizer."
+            )
 
     def _augmented(self, video: Tensor, rngs: Sequence[np.random.Generator]) -> Tensor:
         if self.augment is None:

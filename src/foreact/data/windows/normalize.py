@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foreact.data.stores.episodes import RowStore
+from foreact.data.stores.episodes import EpisodeStore
 from foreact.errors import UserError
 
 Mode = Literal["limits", "range", "symmetric", "gaussian", "identity", "positions"]
@@ -107,7 +107,7 @@ class Normalizer:
 
     @staticmethod
     def fit_store(
-        store: RowStore,
+        store: EpisodeStore,
         episodes: np.ndarray | None = None,
         modes: Mapping[str, Mode] | Mode = "limits",
     ) -> Normalizer:

@@ -10,7 +10,7 @@ so.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -26,16 +26,19 @@ class Entry:
 
     Attributes:
         kind: field of `Batch`: "video", "latents", "tokens", "state", "actions", "past_actions" or
-            "rewards".
+            "rewards"; or any field that `compute` makes.
         name: key in `Batch.valid` and, for the first four kinds, in that field.
         stream: stream of the store.
         offsets: steps relative to the anchor.
+        compute: the stream's rows (B, T, ...) -> the tensor (B, ...), such as plans from poses;
+            None where the rows are taken as they are.
     """
 
     kind: str
     name: str
     stream: str
     offsets: Offsets
+    compute: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,7 @@ class Window:
         video, latents, tokens: camera -> offsets.
         actions, past_actions, rewards: offsets; empty for none.
         state: stream -> offsets.
+        computed: entries that are computed from their stream's rows.
         span: first and last offset that decide where anchors may lie; by default the least and
             greatest of all offsets.
         pad_before, pad_after: how many steps the span may reach beyond the episode's ends. The span
@@ -59,6 +63,7 @@ class Window:
     past_actions: Offsets = ()
     rewards: Offsets = ()
     state: Mapping[str, Offsets] = field(default_factory=dict)
+    computed: tuple[Entry, ...] = ()
     span: tuple[int, int] | None = None
     pad_before: int = 0
     pad_after: int = 0
@@ -115,7 +120,7 @@ class Window:
             result.append(
                 Entry(kind="rewards", name="reward", stream="reward", offsets=self.rewards)
             )
-        return result
+        return [*result, *self.computed]
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -125,35 +130,26 @@ class Window:
         offsets = [o for entry in self.entries for o in entry.offsets]
         return min(offsets), max(offsets)
 
-    def anchors(self, length: int) -> range:
-        """Anchors of an episode of `length` steps; empty where the episode is too short."""
+    def leaves(self, offsets: Offsets) -> bool:
+        """Whether a step at one of these offsets may lie outside the episode."""
+        first, last = self.bounds
+        return min(offsets) < first + self.pad_before or max(offsets) > last - self.pad_after
+
+    def anchors(self, length: int, start: int = 0, stop: int | None = None) -> range:
+        """Anchors in an episode of `length` steps; empty where the window does not fit.
+
+        Args:
+            length: steps of the episode.
+            start, stop: the run of steps that the span may touch; the whole episode by default.
+                Padding reaches beyond the episode's ends only, never out of a run inside it.
+        """
+        stop = length if stop is None else stop
         first, last = self.bounds
         most = last - first  # one step of the span lies inside, at least
-        start = -first - min(self.pad_before, most)
-        stop = length - last + min(self.pad_after, most)
-        return range(start, max(start, stop))
-
-    def all_anchors(self, lengths: Sequence[int] | np.ndarray, episodes: np.ndarray) -> np.ndarray:
-        """Every window of the chosen episodes, in order: int64 (N, 2), episode and anchor.
-
-        Raises:
-            UserError: there is none.
-        """
-        ranges = [self.anchors(int(lengths[episode])) for episode in episodes]
-        counts = np.array([len(r) for r in ranges], dtype=np.int64)
-        if counts.sum() == 0:
-            first, last = self.bounds
-            chosen = [int(lengths[e]) for e in episodes]
-            found = "no episode at all"
-            if chosen:
-                found = f"{len(chosen)} episodes of {min(chosen)} to {max(chosen)} steps"
-            raise UserError(
-                f"A window spans {last - first + 1} steps and may reach {self.pad_before} before "
-                f"and {self.pad_after} after an episode; none fits into {found}: collect longer "
-                "episodes or shorten the window."
-            )
-        anchors = np.concatenate([np.arange(r.start, r.stop, dtype=np.int64) for r in ranges])
-        return np.stack([np.repeat(np.asarray(episodes, np.int64), counts), anchors], axis=1)
+        before = min(self.pad_before, most) if start == 0 else 0
+        after = min(self.pad_after, most) if stop == length else 0
+        begin, end = start - first - before, stop - last + after
+        return range(begin, max(begin, end))
 
 
 def place(

@@ -57,7 +57,7 @@ def tokenize(
             they count as lost.
     """
     if shard_steps < 1:
-        raise UserError(f"Expected shard_steps >= 1, found {shard_steps}.")
+        raise UserError(f"--shard-steps should be at least 1, found {shard_steps}.")
     if is_d4rl(store):
         raise UserError(
             f"{store} holds HDF5 shards, which are not written to; `foreact data import-d4rl` "

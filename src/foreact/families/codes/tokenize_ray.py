@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from foreact.checkpoints.tokenizers import open_tokenizer
 from foreact.data.stores.derived import Shard
 from foreact.data.stores.store import open_store
 from foreact.errors import UserError
 from foreact.machine import Precision
+from foreact.progress import Progress
 from foreact.runs.encoding import SHARD_STEPS, StreamEncoder, Throughput
 from foreact.types import StreamSpec
 
@@ -109,7 +109,7 @@ def encode_with_ray(
     total = sum(map(len, missing))
     local = Path(tokenizer).expanduser()
     if missing:
-        with connected(ray), tqdm(total=total, unit="frame", desc="encode") as bar:
+        with connected(ray), Progress(total=total, unit="frame", desc="encode") as bar:
             job = Job(
                 store=encoder.store.path.resolve(),
                 spec=spec,

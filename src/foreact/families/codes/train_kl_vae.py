@@ -16,10 +16,10 @@ from foreact.data.windows.loader import WindowDataset, spread_batches
 from foreact.data.windows.window import Window
 from foreact.families.codes.training import SHORT
 from foreact.runs.options import Episodes, TrainingRun
-from foreact.runs.parse import parse_run
 from foreact.runs.run import is_main_process, pick_device
 from foreact.runs.stores import open_task_store, split_store
 from foreact.runs.training import begin, publish, train_on
+from foreact.runs.verb import TrainingVerb
 from foreact.tasks import find_task
 from foreact.tokenizers.images import prepare
 from foreact.tokenizers.kl_vae import KLVAE, KLVAEConfig, with_scale
@@ -107,7 +107,7 @@ def train_kl_vae(run: KLVAERun) -> Path:
     )
     assert result.weights is not None
     config = with_measured_scale(result.weights, evaluator) if is_main_process() else run.model
-    card = {"recipe": "foreact train kl-vae", "task": run.task}
+    card = {"command": VERB.command(run), "task": run.task}
     facts = {"scale": f"{config.scale:.4f}", "steps": result.step, **result.metrics}
     return publish(run, result, config=config, card=card, facts=facts)
 
@@ -124,12 +124,13 @@ def with_measured_scale(weights: Path, evaluator: ReconstructionError) -> KLVAEC
     return with_scale(model.config, torch.cat(means))
 
 
+def _defaults(chosen: dict[str, str]) -> KLVAERun:
+    return dataclasses.replace(KLVAERun(), **chosen)
+
+
+VERB = TrainingVerb(name="train kl-vae", cls=KLVAERun, recipe=_defaults, choices=("task",))
+
+
 def command(args: Sequence[str]) -> None:
     """`foreact train kl-vae`."""
-
-    def recipe(chosen: dict[str, str]) -> KLVAERun:
-        return dataclasses.replace(KLVAERun(), **chosen)
-
-    train_kl_vae(
-        parse_run(KLVAERun, args, prog="foreact train kl-vae", recipe=recipe, choices=("task",))
-    )
+    train_kl_vae(VERB.parse(args))

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from foreact.checkpoints.format import save_checkpoint
-from foreact.data.stores.episodes import open_episodes
+from foreact.data.stores.opening import open_episodes
 from foreact.data.windows.augment import RandomShift
 from foreact.data.windows.future import FutureWindows
 from foreact.data.windows.loader import WindowDataset, spread_batches
@@ -20,10 +20,10 @@ from foreact.data.windows.window import Window
 from foreact.errors import UserError
 from foreact.families.codes.training import SHORT, Pictures
 from foreact.runs.options import TrainingRun
-from foreact.runs.parse import parse_run
 from foreact.runs.run import pick_device
 from foreact.runs.stores import DEFAULT_TASK, open_pictures, split_store
 from foreact.runs.training import begin, publish, train_on
+from foreact.runs.verb import TrainingVerb
 from foreact.tasks import find_task
 from foreact.tokenizers.images import prepare
 from foreact.tokenizers.musik import Musik, MusikConfig
@@ -155,7 +155,7 @@ def train_musik(run: MusikRun) -> Path:
         export=export,
         device=device,
     )
-    card = {"recipe": "foreact train musik", "data": store.path.name}
+    card = {"command": VERB.command(run), "data": store.path.name}
     return publish(
         run, result, config=config, card=card, facts={"steps": result.step, **result.metrics}
     )
@@ -170,20 +170,19 @@ def actions_mode(action: ActionSpec) -> Mode:
     return "identity" if unit else "limits"
 
 
+def _defaults(chosen: dict[str, str]) -> MusikRun:
+    data = Path(chosen["data"]) if "data" in chosen else None
+    run = MusikRun(task=chosen.get("task"), data=data)
+    action = _spec(run).action
+    return run if action is None else replace(run, model=replace(run.model, actions=action.dim))
+
+
+VERB = TrainingVerb(name="train musik", cls=MusikRun, recipe=_defaults, choices=("task", "data"))
+
+
 def command(args: Sequence[str]) -> None:
     """`foreact train musik`."""
-
-    def recipe(chosen: dict[str, str]) -> MusikRun:
-        data = Path(chosen["data"]) if "data" in chosen else None
-        run = MusikRun(task=chosen.get("task"), data=data)
-        action = _spec(run).action
-        return run if action is None else replace(run, model=replace(run.model, actions=action.dim))
-
-    train_musik(
-        parse_run(
-            MusikRun, args, prog="foreact train musik", recipe=recipe, choices=("task", "data")
-        )
-    )
+    train_musik(VERB.parse(args))
 
 
 def _spec(run: MusikRun) -> StreamSpec:

@@ -21,10 +21,10 @@ from foreact.errors import UserError
 from foreact.families.codes.released.taming import read_lpips
 from foreact.families.codes.training import SHORT, Pictures
 from foreact.runs.options import TrainingRun
-from foreact.runs.parse import parse_run
 from foreact.runs.run import pick_device
 from foreact.runs.stores import open_pictures, split_store
 from foreact.runs.training import begin, publish, train_on
+from foreact.runs.verb import TrainingVerb
 from foreact.tokenizers.adversarial import AdversarialConfig, AdversarialTraining
 from foreact.tokenizers.images import prepare
 from foreact.tokenizers.lpips import SMALLEST_SIDE
@@ -138,7 +138,7 @@ def train_vq(run: VQRun) -> Path:
     result = train_on(
         training, model, run, verb="train vq", evaluators=[evaluator], export=export, device=device
     )
-    card = {"recipe": "foreact train vq", "data": store.path.name, "start": run.init}
+    card = {"command": VERB.command(run), "data": store.path.name, "start": run.init}
     return publish(
         run, result, config=run.model, card=card, facts={"steps": result.step, **result.metrics}
     )
@@ -162,7 +162,8 @@ def _perceptual(run: VQRun) -> PerceptualDistance | None:
         if min(run.model.image_size) < SMALLEST_SIDE:
             raise UserError(
                 f"LPIPS needs pictures of at least {SMALLEST_SIDE} pixels along either side, "
-                f"found image_size {run.model.image_size}; choose larger pictures or another "
+                f"found --model.image-size {run.model.image_size}; choose larger pictures or "
+                "another "
                 "distance."
             )
         return read_lpips(run.lpips)
@@ -178,17 +179,18 @@ def _perceptual(run: VQRun) -> PerceptualDistance | None:
         ) from None
 
 
+def _defaults(chosen: dict[str, str]) -> VQRun:
+    run = dataclasses.replace(VQRun(), **chosen)
+    if run.init is None:
+        return run
+    return dataclasses.replace(
+        run, model=config_from_json(VQConfig, weights_of(run.init, "vq").config)
+    )
+
+
+VERB = TrainingVerb(name="train vq", cls=VQRun, recipe=_defaults, choices=("task", "init"))
+
+
 def command(args: Sequence[str]) -> None:
     """`foreact train vq`."""
-
-    def recipe(chosen: dict[str, str]) -> VQRun:
-        run = dataclasses.replace(VQRun(), **chosen)
-        if run.init is None:
-            return run
-        return dataclasses.replace(
-            run, model=config_from_json(VQConfig, weights_of(run.init, "vq").config)
-        )
-
-    train_vq(
-        parse_run(VQRun, args, prog="foreact train vq", recipe=recipe, choices=("task", "init"))
-    )
+    train_vq(VERB.parse(args))

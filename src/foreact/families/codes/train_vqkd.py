@@ -22,10 +22,11 @@ from foreact.evals.features import open_features
 from foreact.families.codes.tokenize import own_device
 from foreact.families.codes.training import SHORT, Pictures
 from foreact.runs.options import TrainingRun
-from foreact.runs.parse import checked, parse_run
+from foreact.runs.parse import checked
 from foreact.runs.run import pick_device, process_count
 from foreact.runs.stores import open_pictures, split_store
 from foreact.runs.training import begin, publish, train_on
+from foreact.runs.verb import TrainingVerb
 from foreact.tokenizers.quantize import codebook_use
 from foreact.tokenizers.vqkd import VQKD, Teacher, VQKDConfig
 from foreact.train.config import TrainConfig
@@ -168,7 +169,7 @@ def train_vqkd(run: VQKDRun) -> Path:
         device=device,
     )
     card = {
-        "recipe": "foreact train vqkd",
+        "command": VERB.command(run),
         "data": store.path.name,
         "teacher": run.teacher,
         "start": run.init,
@@ -235,24 +236,21 @@ def start_codebook(model: VQKD, dataset: WindowDataset, seed: int) -> None:
     model.quantizer.initialise(z, order.to(device))
 
 
+def _defaults(chosen: dict[str, str]) -> VQKDRun:
+    options = checked(chosen, size=[*SIZES])
+    run = dataclasses.replace(recipe(options.get("size", "small")), **options)
+    if run.init is None:
+        return run
+    return dataclasses.replace(
+        run, model=config_from_json(VQKDConfig, weights_of(run.init, "vqkd").config)
+    )
+
+
+VERB = TrainingVerb(
+    name="train vqkd", cls=VQKDRun, recipe=_defaults, choices=("size", "task", "init")
+)
+
+
 def command(args: Sequence[str]) -> None:
     """`foreact train vqkd`."""
-
-    def defaults(chosen: dict[str, str]) -> VQKDRun:
-        options = checked(chosen, size=[*SIZES])
-        run = dataclasses.replace(recipe(options.get("size", "small")), **options)
-        if run.init is None:
-            return run
-        return dataclasses.replace(
-            run, model=config_from_json(VQKDConfig, weights_of(run.init, "vqkd").config)
-        )
-
-    train_vqkd(
-        parse_run(
-            VQKDRun,
-            args,
-            prog="foreact train vqkd",
-            recipe=defaults,
-            choices=("size", "task", "init"),
-        )
-    )
+    train_vqkd(VERB.parse(args))

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from tqdm import tqdm
 
 from foreact.checkpoints.configs import read_json
 from foreact.data.formats.frames import read_names
+from foreact.data.formats.importing import Account, store_to_import
 from foreact.errors import UserError
 from foreact.families.driving.data import nuplan, nuscenes, opendv
 from foreact.families.driving.data import toy_street as toy
@@ -25,7 +25,9 @@ from foreact.families.driving.data.trajectories import (
     read_trajectories,
     write_trajectories,
 )
+from foreact.progress import Progress
 from foreact.runs.run import say, write_json
+from foreact.seeds import require_seeds
 
 REFERENCE_SEED = 84924
 """Seed of the released models' pre-training."""
@@ -40,7 +42,7 @@ def import_opendv(
     damage: Literal["warn", "error"] = "warn",
     height: int = 288,
     width: int = 512,
-) -> None:
+) -> Account:
     """Cut OpenDV's videos, sample and shrink them into a store, one episode per video, at 10 Hz.
 
     An import that was stopped goes on after its last whole video.
@@ -59,10 +61,11 @@ def import_opendv(
     frames = f"{width}x{height}, 10 Hz"
     say("OpenDV", source=root, split=split or "all", cutting=cutting, frames=frames)
     ids = None if names is None else read_names(names)
-    count = opendv.import_opendv(
+    account = opendv.import_opendv(
         root, out, split=split, names=ids, cutting=cutting, damage=damage, size=(height, width)
     )
-    print(f"{count} episodes: {out}")
+    print(f"{account}\n{account.episodes} episodes: {out}")
+    return account
 
 
 def import_nuscenes(
@@ -73,7 +76,7 @@ def import_nuscenes(
     camera: str = "CAM_FRONT",
     height: int = 288,
     width: int = 512,
-) -> None:
+) -> Account:
     """Read nuScenes' tables and key frames into a store with ego poses, and write trajectories.
 
     Args:
@@ -86,8 +89,12 @@ def import_nuscenes(
         width: of the frames.
     """
     names = None if scenes is None else read_names(scenes)
-    records = nuscenes.nuscenes_records(root, version=version, camera=camera, scenes=names)
-    _import("nuScenes", records, camera, root, out, nuscenes.RATE_HZ, (height, width))
+    account = Account()
+    records = nuscenes.nuscenes_records(
+        root, version=version, camera=camera, scenes=names, account=account
+    )
+    size = (height, width)
+    return _import("nuScenes", records, camera, root, out, nuscenes.RATE_HZ, size, account)
 
 
 def import_nuplan(
@@ -98,7 +105,7 @@ def import_nuplan(
     camera: str = "CAM_F0",
     height: int = 288,
     width: int = 512,
-) -> None:
+) -> Account:
     """Read nuPlan's logs and images into a store with ego poses, and write trajectories.
 
     Args:
@@ -112,8 +119,11 @@ def import_nuplan(
         width: of the frames.
     """
     files = nuplan.nuplan_logs(databases, None if logs is None else read_names(logs))
-    records = nuplan.nuplan_records(tqdm(files, unit="log", desc="read"), camera=camera)
-    _import("nuPlan", records, camera, images, out, nuplan.RATE_HZ, (height, width))
+    account = Account()
+    bar = Progress(files, unit="log", desc="read")
+    records = nuplan.nuplan_records(bar, camera=camera, account=account)
+    size = (height, width)
+    return _import("nuPlan", records, camera, images, out, nuplan.RATE_HZ, size, account)
 
 
 def _import(
@@ -124,21 +134,40 @@ def _import(
     out: Path,
     rate_hz: float,
     size: tuple[int, int],
-) -> None:
+    account: Account,
+) -> Account:
+    """Write the store and the file of trajectories, both or none; see `store_to_import`.
+
+    Args:
+        source: name of the data set.
+        records: of its frames; whoever makes them counts in `account` what is left out before.
+        camera, images, out, rate_hz, size: as in `write_drives`.
+        account: filled, and printed at the end.
+    """
     file = out.with_suffix(".trajectories.jsonl")
     draft = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        write_trajectories(draft, records)
-        trajectories = Trajectories.from_records(read_trajectories(draft), camera, str(file))
-        count = f"{len(trajectories.files)} in {len(trajectories.names)} scenes"
-        frames = f"{count}, {size[1]}x{size[0]}, {rate_hz:g} Hz"
-        say(source, images=images, camera=camera, frames=frames)
-        facts = {"source": source, "camera": camera}
-        episodes = write_drives(trajectories, images, out, rate_hz=rate_hz, size=size, facts=facts)
-        os.replace(draft, file)
-    finally:
-        draft.unlink(missing_ok=True)
-    print(f"{episodes} episodes: {out} (trajectories: {file})")
+    with store_to_import(out) as store:
+        try:
+            write_trajectories(draft, records)
+            trajectories = Trajectories.from_records(read_trajectories(draft), camera, str(file))
+            count = f"{len(trajectories.files)} in {len(trajectories.names)} scenes"
+            frames = f"{count}, {size[1]}x{size[0]}"
+            say(source, images=images, camera=camera, frames=frames)
+            facts = {"source": source, "camera": camera}
+            write_drives(
+                trajectories,
+                images,
+                store,
+                rate_hz=rate_hz,
+                size=size,
+                facts=facts,
+                account=account,
+            )
+            os.replace(draft, file)
+        finally:
+            draft.unlink(missing_ok=True)
+    print(f"{account}\n{account.episodes} episodes: {out} (trajectories: {file})")
+    return account
 
 
 def toy_street(out: Path = Path("data/toy-nuscenes"), scenes: int = 60, seed: int = 0) -> None:
@@ -149,6 +178,7 @@ def toy_street(out: Path = Path("data/toy-nuscenes"), scenes: int = 60, seed: in
         scenes: how many, of 40 pictures each at 2 Hz.
         seed: of roads and speeds.
     """
+    require_seeds(seed, option="--seed")
     write_toy_street(out, scenes=scenes, seed=seed)
     print(
         f"{scenes} scenes: {out}; next: foreact data import-nuscenes --root {out} --out "
@@ -178,6 +208,7 @@ def remaining(
         seed: its seed.
         drop_last: whether its sampler dropped the tail that does not fill all ranks.
     """
+    require_seeds(seed, option="--seed")
     of_reference = (world, batch_size, steps)
     if run is not None and any(value is not None for value in of_reference):
         raise UserError(

@@ -7,20 +7,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from tqdm import tqdm
 from tyro.conf import arg
 
 from foreact.data.formats.video import save_image
 from foreact.data.windows.loader import ordered_batches
 from foreact.evals.report import Media
 from foreact.families.driving import measuring
-from foreact.families.driving.data.drives import FRONT, StoreDrives
+from foreact.families.driving.data.drives import FRONT
 from foreact.families.driving.data.windows import DrivingWindows
 from foreact.families.driving.evals import open_loop as driving
 from foreact.families.driving.evals.plan_pictures import GroundCamera, plan_picture
 from foreact.families.driving.sources import open_drives
 from foreact.machine import AnyPrecision, Precision, autocast, choose_precision
+from foreact.progress import Progress
+from foreact.runs.command_line import options_of
+from foreact.runs.results import open_results
 from foreact.runs.run import pick_device, say, write_json
+from foreact.seeds import require_seeds
 from foreact.types import Batch
 
 
@@ -81,18 +84,23 @@ class Opened:
 
     def __init__(self, asked: OpenLoop) -> None:
         measuring.require_batch_size(asked.batch_size)
+        require_seeds(asked.seed, option="--seed")
         self.asked = asked
         self.device = pick_device(asked.device)
         self.precision: Precision = choose_precision(asked.precision, self.device)
         self.models = measuring.open_models(asked.weights, self.device)
+        self.results = open_results(
+            asked.out, "eval open-loop", options_of(asked), weights=self.models.checkpoint.hash
+        )
         self.drives = open_drives(asked.data)
         self.ground = None if asked.calibration is None else GroundCamera.read(asked.calibration)
         self.stride = measuring.model_stride(
-            self.drives.label, self.drives.rate_hz, self.models.rate_hz, asked.stride
+            self.drives.label, self.drives.spec.fps, self.models.rate_hz, asked.stride
         )
 
     def describe(self) -> dict[str, Any]:
         return {
+            "command": self.results.command,
             "weights": f"{self.asked.weights} {self.models.checkpoint.hash}",
             "data": self.drives.label,
             "window": f"{self.models.vavim.config.frames} frames, {self.stride} apart",
@@ -163,6 +171,7 @@ class Opened:
         measuring.conclude(
             asked.out, "Open loop on recorded drives", result, facts=facts, pictures=pictures
         )
+        self.results.finish()
 
     def _batches(self, name: str, **options: Any) -> Iterable[Batch]:
         """Batches as the model reads them, with a bar; `options`: see `DrivingWindows`."""
@@ -172,13 +181,13 @@ class Opened:
         )
         chosen = measuring.choose(windows, self.asked.max_windows)
         batches = ordered_batches(windows, batch_size=size, chosen=chosen)
-        return tqdm(batches, total=-(-len(chosen) // size), desc=name, unit="batch")
+        return Progress(batches, total=-(-len(chosen) // size), desc=name, unit="batch")
 
     def _draw(self, plan: driving.Plan) -> Media:
         """A plan from above and, where the drives have pictures, on its first frame."""
         drives, frame = self.drives, None
-        if isinstance(drives, StoreDrives) and drives.store.has(FRONT):
-            frame = drives.store.read(plan.episode, plan.step, plan.step + 1, [FRONT])[FRONT][0]
+        if drives.has(FRONT):
+            frame = drives.read(plan.episode, plan.step, plan.step + 1, [FRONT])[FRONT][0]
         path = self.asked.out / f"plan-episode-{plan.episode}-step-{plan.step}.png"
         save_image(path, plan_picture(plan, frame, self.ground))
         return Media(path, f"{drives.names[plan.episode]}, step {plan.step}")

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from tyro.conf import arg
 
 from foreact.evals.features import COMPARABLE, FeatureNetwork, open_features
@@ -17,7 +16,11 @@ from foreact.evals.video import save_examples
 from foreact.families.driving import measuring
 from foreact.families.driving.evals import driving_video as imagining
 from foreact.machine import AnyPrecision, Precision, autocast, choose_precision
+from foreact.progress import Progress
+from foreact.runs.command_line import options_of
+from foreact.runs.results import open_results
 from foreact.runs.run import pick_device, say
+from foreact.seeds import require_seeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,7 @@ class Opened:
 
     def __init__(self, asked: DrivingVideo) -> None:
         measuring.require_batch_size(asked.batch_size)
+        require_seeds(asked.seed, option="--seed")
         self.asked = asked
         self.device = pick_device(asked.device)
         self.precision: Precision = choose_precision(asked.precision, self.device)
@@ -97,6 +101,8 @@ class Opened:
         tokenizer = measuring.code_tokenizer(
             self.models, asked.tokenizer, self.device, decoder=asked.decoder
         )
+        hashes = {} if self.models is None else {"weights": self.models.checkpoint.hash}
+        self.results = open_results(asked.out, "eval video", options_of(asked), **hashes)
         self.fid_network = self._network(asked.features, asked.preprocessing)
         self.fvd_network = self._network(asked.clip_features, asked.clip_preprocessing)
         self.pictures = measuring.open_pictures(
@@ -119,6 +125,7 @@ class Opened:
         if models is not None:
             weights = f"{asked.weights} {models.checkpoint.hash}"
         facts = {
+            "command": self.results.command,
             "weights": weights,
             "tokenizer": str(asked.tokenizer or "embedded"),
             "data": str(asked.data),
@@ -158,7 +165,7 @@ class Opened:
             accumulation="reference" if asked.reference else "exact",
         )
         return imagining.driving_video(
-            tqdm(batches, total=total, desc="imagine", unit="batch"),
+            Progress(batches, total=total, desc="imagine", unit="batch"),
             imaginer,
             distances=distances,
             stride=pictures.windows.stride,
@@ -193,3 +200,4 @@ class Opened:
             futures=[Media(path, path.stem) for path in paths],
             quality=[result.quality],
         )
+        self.results.finish()

@@ -8,7 +8,6 @@ from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from tyro.conf import arg
 
 from foreact.evals.video import VideoQuality, save_examples
@@ -17,7 +16,11 @@ from foreact.families.driving.evals.driving_video import driving_video
 from foreact.families.driving.vavim import VaViM
 from foreact.machine import choose_precision
 from foreact.nn.weight_only import WeightPrecision, reduce_weights
+from foreact.progress import Progress
+from foreact.runs.command_line import options_of
+from foreact.runs.results import open_results
 from foreact.runs.run import pick_device, say
+from foreact.seeds import require_seeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +63,11 @@ def generate(asked: Annotated[Imagining, arg(name="")]) -> None:  # --weights, n
     Shown are the true frames, what the tokenizer makes of them, and the imagined ones, with PSNR
     and SSIM over all windows.
     """
+    require_seeds(asked.seed, option="--seed")
     device = pick_device(asked.device)
     models = measuring.open_models(asked.weights, device)
     tokenizer = measuring.code_tokenizer(models, asked.tokenizer, device, decoder=asked.decoder)
+    folder = open_results(asked.out, "generate", options_of(asked), weights=models.checkpoint.hash)
     precision = (
         "int8" if asked.precision == "int8" else choose_precision(asked.precision, device, "rows")
     )
@@ -91,6 +96,7 @@ def generate(asked: Annotated[Imagining, arg(name="")]) -> None:  # --weights, n
         print(f"  {name:<16}{value}")
     for path in save_examples(quality, asked.out, fps=pictures.store.spec.fps):
         print(path)
+    folder.finish()
 
 
 def imagine(
@@ -100,7 +106,7 @@ def imagine(
     windows = len(pictures.chosen)
     rng = torch.Generator(device).manual_seed(asked.seed)
     tokens_to_draw = windows * asked.future * vavim.config.tokens_per_frame
-    with tqdm(total=tokens_to_draw, unit="token", desc="imagine") as bar:
+    with Progress(total=tokens_to_draw, unit="token", desc="imagine") as bar:
 
         def draw(tokens: Tensor, frames: int) -> Tensor:
             return vavim.generate(

@@ -16,7 +16,7 @@ from foreact.data.stores.store import ZarrStore, open_store
 from foreact.data.windows.loader import spread
 from foreact.errors import UserError
 from foreact.evals.report import write_report
-from foreact.families.driving.data.drives import FRONT, StoreDrives
+from foreact.families.driving.data.drives import FRONT
 from foreact.families.driving.data.windows import DrivingWindows
 from foreact.families.driving.evals.driving_video import Generate, Imaginer
 from foreact.families.driving.sources import even_stride
@@ -90,7 +90,7 @@ class PictureWindows(NamedTuple):
             frames = self.store.gather(FRONT, self.windows.rows(numbers))  # (B, T, H, W, 3)
             pictures = torch.from_numpy(np.ascontiguousarray(frames)).movedim(-1, 2)
             video = to_uint8(self.tokenizer.prepare(pictures))
-            index = torch.from_numpy(self.windows.index(numbers))
+            index = torch.from_numpy(self.windows.anchors.at(numbers))
             yield Batch(video={FRONT: video}, index=index)
 
     def imaginer(self, context: int, generate: Generate | None, device: torch.device) -> Imaginer:
@@ -116,7 +116,7 @@ def open_pictures(
     """At most so many windows of a store, of `frames` frames `stride` apart, or at `rate_hz`."""
     store = open_store(data)
     stride = model_stride(str(data), store.spec.fps, rate_hz, stride)
-    windows = DrivingWindows(StoreDrives(store), frames=frames, stride=stride, horizon=None)
+    windows = DrivingWindows(store, frames=frames, stride=stride, horizon=None)
     return PictureWindows(store, windows, choose(windows, most), tokenizer)
 
 
@@ -128,13 +128,13 @@ def model_stride(label: str, rate_hz: float, model_hz: float, stride: int | None
 def choose(windows: DrivingWindows, most: int | None) -> np.ndarray:
     """Numbers of the windows to measure: all, or at most `most` spread evenly."""
     if most is not None and most < 1:
-        raise UserError(f"max_windows should be at least 1, found {most}.")
+        raise UserError(f"--max-windows should be at least 1, found {most}.")
     return spread(len(windows), len(windows) if most is None else most)
 
 
 def require_batch_size(batch_size: int) -> None:
     if batch_size < 1:
-        raise UserError(f"batch_size should be at least 1, found {batch_size}.")
+        raise UserError(f"--batch-size should be at least 1, found {batch_size}.")
 
 
 def conclude(out: Path, title: str, result: dict[str, Any], **page: Any) -> None:

@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from tyro.conf import arg
 
 from foreact.data.formats.video import save_image
@@ -28,7 +27,11 @@ from foreact.families.driving.evals.dense_data import (
 )
 from foreact.families.driving.evals.dense_pictures import probe_picture
 from foreact.machine import AnyPrecision, Precision, autocast, choose_precision
+from foreact.progress import Progress
+from foreact.runs.command_line import options_of
+from foreact.runs.results import open_results
 from foreact.runs.run import pick_device, say
+from foreact.seeds import require_seeds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,11 +93,15 @@ class Opened:
 
     def __init__(self, asked: Probe) -> None:
         measuring.require_batch_size(asked.batch_size)
+        require_seeds(asked.seed, option="--seed")
         self.asked = asked
         self.device = pick_device(asked.device)
         self.precision: Precision = choose_precision(asked.precision, self.device)
         self.models = measuring.open_models(asked.weights, self.device)
         self.tokenizer = measuring.code_tokenizer(self.models, asked.tokenizer, self.device)
+        self.results = open_results(
+            asked.out, "eval probe", options_of(asked), weights=self.models.checkpoint.hash
+        )
         rows, columns = self.models.vavim.config.grid
         if SIZE[0] % rows or SIZE[0] // rows * columns != SIZE[1]:
             raise UserError(
@@ -126,6 +133,7 @@ class Opened:
     def describe(self) -> dict[str, Any]:
         asked, per_image = self.asked, self.config.per_image
         return {
+            "command": self.results.command,
             "weights": f"{asked.weights} {self.models.checkpoint.hash}",
             "layer": asked.layer,
             "data": f"{asked.dataset} {asked.data}: {len(self.train)} to remember, "
@@ -159,11 +167,12 @@ class Opened:
             pictures.append(Media(path, "what was seen, what is true, what was found"))
         title, raw = f"Probing for {self.asked.task}", {"facts": facts} | result.to_json()
         measuring.conclude(self.asked.out, title, raw, facts=facts, pictures=pictures)
+        self.results.finish()
 
     def _batches(self, part: DenseData, name: str) -> Iterable[tuple[Tensor, Tensor]]:
         size = self.asked.batch_size
         batches = part.batches(self.asked.task, size)
-        return tqdm(batches, total=-(-len(part) // size), desc=name, unit="batch")
+        return Progress(batches, total=-(-len(part) // size), desc=name, unit="batch")
 
     def _features(self, images: Tensor) -> Tensor:
         with autocast(self.device, self.precision):

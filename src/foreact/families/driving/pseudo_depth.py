@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
-from tqdm import tqdm
 
 from foreact.errors import UserError
 from foreact.evals.features import FeatureNetwork, open_features
 from foreact.families.driving.evals.dense_data import open_dense, read_depth, write_depth
+from foreact.progress import Progress
 from foreact.runs.run import pick_device, say
 from foreact.types import to_model_range
 
@@ -51,7 +51,7 @@ def pseudo_depth(
         out=out,
     )
     made = 0
-    for i in tqdm(range(len(pictures)), desc="depth", unit="picture"):
+    for i in Progress(range(len(pictures)), desc="depth", unit="picture"):
         path = pictures.samples[i].depth
         assert path is not None
         if not _readable(path):

@@ -7,12 +7,11 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 from tyro.conf import OmitArgPrefixes
 
 from foreact.checkpoints.configs import read_json
@@ -22,8 +21,10 @@ from foreact.families.driving.evals.scaling_law import ScalingLaw, fit_scaling_l
 from foreact.families.driving.sources import DrivingData, DrivingSplit, load_driving
 from foreact.families.driving.vavim import VaViM, VaViMConfig
 from foreact.nn.gpt import CausalBlock
-from foreact.runs.run import open_run, pick_device, say, write_json
+from foreact.progress import Progress
+from foreact.runs.run import check_run, pick_device, say, write_json, write_run
 from foreact.runs.validation import ValidationLoss
+from foreact.seeds import require_seeds
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
 from foreact.train.loop import train
@@ -55,10 +56,13 @@ class Setting:
     device: str | None = None
     """Where to compute; default CUDA if there is one."""
 
+    def __post_init__(self) -> None:
+        require_seeds(self.seed, option="--seed")
+
     def model(self, width: int, *, base_width: int) -> VaViMConfig:
         """A VaViM of a width, with heads of one size."""
         if width % HEAD:
-            raise UserError(f"Widths should be multiples of {HEAD}, found {width}.")
+            raise UserError(f"--widths should be multiples of {HEAD}, found {width}.")
         return VaViMConfig(
             width=width,
             heads=width // HEAD,
@@ -91,7 +95,7 @@ def coord_check(
     """
     if not widths or steps < 1:
         raise UserError(
-            f"Expected one width and one step at least, found widths {widths} and {steps} steps."
+            f"--widths needs one width at least and --steps one step, found {widths} and {steps}."
         )
     device = pick_device(setting.device)
     data = DrivingData(sources=setting.sources)
@@ -101,7 +105,7 @@ def coord_check(
     say("Coordinate check", **facts, device=device, out=out)
     changes: dict[str, dict[int, list[dict[str, float]]]] = {"muP": {}, "standard": {}}
     for name, rows in changes.items():
-        for width in tqdm(widths, desc=name, unit="width"):
+        for width in Progress(widths, desc=name, unit="width"):
             config = setting.model(width, base_width=widths[0] if name == "muP" else width)
             rows[width] = movements(setting, config, split, steps=steps, lr=lr)
     out.mkdir(parents=True, exist_ok=True)
@@ -186,7 +190,7 @@ def lr_sweep(
     """
     if not widths or not lrs:
         raise UserError(
-            f"Expected one width and one learning rate at least, found {widths} and {lrs}."
+            f"--widths and --lrs need one value at least, found {widths} and {lrs}."
         )
     rows = []
     for width in widths:
@@ -252,6 +256,8 @@ def laws(
 class ShortRun:
     """What a run of a sweep is; the same run is not repeated, another one is not taken for it."""
 
+    free_on_resume: ClassVar[tuple[str, ...]] = ("out", "train")
+
     out: Path
     sources: tuple[str, ...]
     model: VaViMConfig
@@ -283,7 +289,7 @@ def short_run(
     evaluator = ValidationLoss(split.validation)
     device = pick_device(setting.device)
     run = ShortRun(out=folder, sources=setting.sources, model=config, train=training)
-    training = open_run(run, device, free=("out", "train")).train
+    run = check_run(run, device)
     loss_file = folder / "loss.json"
     if loss_file.is_file():
         return read_json(loss_file)["val/loss"]
@@ -295,7 +301,10 @@ def short_run(
 
     torch.manual_seed(seed)
     model = VaViM(config)
-    if train(model, micro_batches, training, folder, device=device).interrupted:
+    result = train(
+        model, micro_batches, run.train, folder, device=device, begin=lambda: write_run(run)
+    )
+    if result.interrupted:
         raise KeyboardInterrupt
     model.eval()
     with torch.no_grad():

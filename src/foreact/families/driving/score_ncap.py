@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from foreact.checkpoints.configs import read_json
 from foreact.errors import UserError
 from foreact.families.driving.evals.ncap import aggregate, read_runs
+from foreact.runs.command_line import arguments_of, command_line
 from foreact.runs.run import say, write_json
 
 REFERENCE_DECIMALS = 3
@@ -23,6 +25,10 @@ def ncap(
             reference does.
         out: file of the summary; default: ncap.json in `rootdir`.
     """
+    options = arguments_of(ncap, locals())
+    command = command_line("eval ncap", options)
+    out = rootdir / "ncap.json" if out is None else out
+    _require_free(out, command)
     say(
         "NeuroNCAP",
         rootdir=rootdir,
@@ -31,10 +37,9 @@ def ncap(
     )
     runs = read_runs(rootdir, check=check)
     summary = aggregate(runs, decimals=REFERENCE_DECIMALS if reference_rounding else None)
-    out = rootdir / "ncap.json" if out is None else out
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        write_json(out, summary.to_json())
+        write_json(out, {"command": command, **summary.to_json()})
     except OSError as error:
         raise UserError(
             f"The summary {out} cannot be written ({error.strerror}); choose another --out."
@@ -44,3 +49,16 @@ def ncap(
         "Mean (standard deviation over what one line averages). All metrics per sequence: "
         + str(out)
     )
+
+
+def _require_free(out: Path, command: str) -> None:
+    """See that no other summary lies there; that of the same command may be brought up to date."""
+    if not out.is_file():
+        return
+    before = read_json(out)
+    measured = before.get("command") if isinstance(before, dict) else None
+    if measured != command:
+        raise UserError(
+            f"{out} holds the results of {f'`{measured}`' if measured else 'something else'}; name "
+            "another --out."
+        )

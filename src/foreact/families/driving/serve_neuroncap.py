@@ -14,6 +14,7 @@ from foreact.errors import UserError
 from foreact.families.driving.policy import Choice, DrivingOptions, open_policy
 from foreact.machine import AnyPrecision
 from foreact.runs.run import pick_device, say
+from foreact.seeds import require_seeds
 from foreact.serving.http import Handle, make_server
 from foreact.serving.neuroncap import Gaps, NeuroNCAP
 
@@ -53,7 +54,8 @@ class ServeNeuroNCAP:
 def neuroncap(asked: Annotated[ServeNeuroNCAP, arg(name="")]) -> None:  # --host, not --asked.host
     """Let a NeuroNCAP simulator ask VaVAM for trajectories over HTTP, until interrupted."""
     if asked.sessions < 1:
-        raise UserError(f"sessions is {asked.sessions}; at least one is needed to drive.")
+        raise UserError(f"--sessions is {asked.sessions}; at least one is needed to drive.")
+    require_seeds(asked.seed, option="--seed")
     options = DrivingOptions(
         samples=asked.samples,
         choose=asked.choose,

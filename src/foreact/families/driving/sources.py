@@ -12,12 +12,12 @@ import numpy as np
 from foreact.checkpoints.configs import read_json
 from foreact.checkpoints.format import TokenizerRef
 from foreact.data.formats.frames import read_names
+from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.stores.store import open_store
 from foreact.data.windows.loader import Windows
 from foreact.data.windows.mixing import Concat, HardTurns, Subset, mix
 from foreact.data.windows.split import split_episodes
 from foreact.errors import UserError
-from foreact.families.driving.data.drives import Drives, StoreDrives
 from foreact.families.driving.data.token_folders import TokenFolders, TrajectoryTokens
 from foreact.families.driving.data.windows import DrivingWindows, plan_spec
 from foreact.families.driving.released.trajectories import open_trajectories
@@ -60,7 +60,7 @@ class DrivingData:
     """Of each batch that is drawn, keep this many windows with the sharpest turns; 0: all."""
 
 
-def open_drives(source: str) -> Drives:
+def open_drives(source: str) -> EpisodeStore:
     """Open one source; see `DrivingData`.
 
     Raises:
@@ -73,7 +73,7 @@ def open_drives(source: str) -> Drives:
             raise UserError(
                 f"The files of {path} do not tell their frame rate; write it after them: {path}@10."
             )
-        return StoreDrives(open_store(Path(path), memory_limit=4 * 2**30))
+        return open_store(Path(path), memory_limit=4 * 2**30)
     try:
         rate_hz = float(rate)
     except ValueError:
@@ -149,7 +149,8 @@ def load_driving(
         )
     sources = [open_drives(source) for source in data.sources]
     val_sources = [open_drives(source) for source in data.val_sources]
-    hashes = {tokenizer_hash(drives) for drives in (*sources, *val_sources)} - {None}
+    stream = f"tokens_{model.camera}"
+    hashes = {drives.tokenizer_hash(stream) for drives in (*sources, *val_sources)} - {None}
     if len(hashes) > 1:
         raise UserError(
             "The sources were made with different tokenizers "
@@ -158,10 +159,10 @@ def load_driving(
     parts, held_out = [], []
     val_ratio = 0.0 if data.val_sources else data.val_ratio
     for drives in sources:
-        training, validation = split_episodes(len(drives.names), val_ratio, seed)
+        training, validation = split_episodes(len(drives), val_ratio, seed)
         if not data.val_sources and len(validation) == 0:
             raise UserError(
-                f"Of {drives.label} (drives: {len(drives.names)}) none is left to validate with; "
+                f"Of {drives.label} (drives: {len(drives)}) none is left to validate with; "
                 "name others with --data.val-sources, or take a share with --data.val-ratio."
             )
         parts.append(windows_of(drives, data, model, horizon=horizon, episodes=training))
@@ -183,14 +184,14 @@ def load_driving(
         spec=spec_of(sources[0], model, data.rate_hz, plans=horizon is not None),
         tokenizer=None if tokenizer is None else TokenizerRef(family="vq", hash=tokenizer),
         about=", ".join(
-            f"{drives.label} ({len(drives.names)} drives, {int(drives.lengths.sum())} frames)"
+            f"{drives.label} ({len(drives)} drives, {int(drives.lengths.sum())} frames)"
             for drives in sources
         ),
     )
 
 
 def windows_of(
-    drives: Drives,
+    drives: EpisodeStore,
     data: DrivingData,
     model: VaViMConfig,
     *,
@@ -204,14 +205,14 @@ def windows_of(
     windows = DrivingWindows(
         drives,
         frames=model.frames,
-        stride=even_stride(drives.label, drives.rate_hz, data.rate_hz, remedy),
+        stride=even_stride(drives.label, drives.spec.fps, data.rate_hz, remedy),
         horizon=horizon,
         command_horizon=data.command_horizon,
         vocab=model.vocab,
         camera=model.camera,
         episodes=episodes,
     )
-    grid = tuple(drives.tokens(np.zeros(1, np.int64)).shape[1:])
+    grid = tuple(drives.gather(f"tokens_{model.camera}", np.zeros(1, np.int64)).shape[1:])
     if grid != tuple(model.grid):
         raise UserError(
             f"{drives.label} holds grids of {grid[0]} x {grid[1]} tokens, the model reads "
@@ -245,16 +246,10 @@ def rows_of(path: Path) -> np.ndarray:
     return np.array(rows, np.int64)
 
 
-def tokenizer_hash(drives: Drives) -> str | None:
-    """Hash of the tokenizer that a store's tokens come from, where the store says so."""
-    return drives.tokenizer_hash if isinstance(drives, StoreDrives) else None
-
-
-def spec_of(drives: Drives, model: VaViMConfig, rate_hz: float, *, plans: bool) -> StreamSpec:
+def spec_of(drives: EpisodeStore, model: VaViMConfig, rate_hz: float, *, plans: bool) -> StreamSpec:
     """What a driving model sees and plans; token files do not tell the size of their pictures."""
-    size = (model.grid[0] * PATCH, model.grid[1] * PATCH)
-    if isinstance(drives, StoreDrives):
-        size = next(iter(drives.store.spec.cameras.values()))
+    tokenized = (model.grid[0] * PATCH, model.grid[1] * PATCH)
+    size = next(iter(drives.spec.cameras.values()), tokenized)
     return StreamSpec(
         cameras={model.camera: size}, fps=rate_hz, action=plan_spec(rate_hz) if plans else None
     )

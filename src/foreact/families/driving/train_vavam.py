@@ -19,8 +19,9 @@ from foreact.families.driving.sources import load_driving
 from foreact.families.driving.training import DrivingRun, accumulation, fit, show_plan
 from foreact.families.driving.vavam import SIZES, VaVAM, VaVAMConfig
 from foreact.families.driving.vavim import VaViMConfig
-from foreact.runs.parse import checked, parse_run
+from foreact.runs.parse import checked
 from foreact.runs.run import pick_device
+from foreact.runs.verb import TrainingVerb
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
 
@@ -108,18 +109,17 @@ def train_vavam(run: VaVAMRun) -> Path:
         start_from(model, init, tokenizer=split.tokenizer and split.tokenizer.hash)
         start = f"weights of {run.init}"
     return fit(
-        run, "vavam", model, split, tokenizer=tokenizer, device=device, start=start, stage="action"
+        run, VERB, model, split, tokenizer=tokenizer, device=device, start=start, stage="action"
     )
+
+
+def _defaults(chosen: dict[str, str]) -> VaVAMRun:
+    return recipe(**checked(chosen, size=[*SIZES]))
+
+
+VERB = TrainingVerb(name="train vavam", cls=VaVAMRun, recipe=_defaults, choices=("size", "video"))
 
 
 def command(args: Sequence[str]) -> None:
     """`foreact train vavam`."""
-
-    def defaults(chosen: dict[str, str]) -> VaVAMRun:
-        return recipe(**checked(chosen, size=[*SIZES]))
-
-    train_vavam(
-        parse_run(
-            VaVAMRun, args, prog="foreact train vavam", recipe=defaults, choices=("size", "video")
-        )
-    )
+    train_vavam(VERB.parse(args))

@@ -15,8 +15,9 @@ from foreact.errors import UserError
 from foreact.families.driving.sources import load_driving
 from foreact.families.driving.training import DrivingRun, accumulation, fit, show_plan
 from foreact.families.driving.vavim import SIZES, VaViM, VaViMConfig
-from foreact.runs.parse import checked, parse_run
+from foreact.runs.parse import checked
 from foreact.runs.run import pick_device
+from foreact.runs.verb import TrainingVerb
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
 
@@ -94,18 +95,17 @@ def train_vavim(run: VaViMRun) -> Path:
         start = f"weights of {run.init}"
     tokenizer = None if run.tokenizer is None else resolve(run.tokenizer)
     return fit(
-        run, "vavim", model, split, tokenizer=tokenizer, device=device, start=start, stage=run.stage
+        run, VERB, model, split, tokenizer=tokenizer, device=device, start=start, stage=run.stage
     )
+
+
+def _defaults(chosen: dict[str, str]) -> VaViMRun:
+    return recipe(**checked(chosen, size=[*SIZES], stage=["pretrain", "finetune"]))
+
+
+VERB = TrainingVerb(name="train vavim", cls=VaViMRun, recipe=_defaults, choices=("size", "stage"))
 
 
 def command(args: Sequence[str]) -> None:
     """`foreact train vavim`."""
-
-    def defaults(chosen: dict[str, str]) -> VaViMRun:
-        return recipe(**checked(chosen, size=[*SIZES], stage=["pretrain", "finetune"]))
-
-    train_vavim(
-        parse_run(
-            VaViMRun, args, prog="foreact train vavim", recipe=defaults, choices=("size", "stage")
-        )
-    )
+    train_vavim(VERB.parse(args))

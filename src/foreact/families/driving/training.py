@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,7 @@ from foreact.runs.plan import plan
 from foreact.runs.run import process_count
 from foreact.runs.training import begin, publish, train_on
 from foreact.runs.validation import ValidationLoss
+from foreact.runs.verb import TrainingVerb
 
 GLOBAL_BATCH = 384
 """Windows per optimiser step in all stages of the released models."""
@@ -36,6 +38,12 @@ class Drives:
 @dataclass(frozen=True, kw_only=True)
 class DrivingRun(TrainingRun, Drives):
     """What the runs of both families have."""
+
+    free_on_resume: ClassVar[tuple[str, ...]] = (
+        *TrainingRun.free_on_resume,
+        "plan",
+        "plan_tflops",
+    )
 
     plan: bool = False
     """Print what the run would cost (parameters, memory, steps, tokens) and stop."""
@@ -90,7 +98,7 @@ def embedded_tokenizer(path: Path | None, split: DrivingSplit) -> Path | None:
 
 def fit(
     run: DrivingRun,
-    family: str,
+    verb: TrainingVerb[Any],
     model: nn.Module,
     split: DrivingSplit,
     *,
@@ -100,6 +108,7 @@ def fit(
     stage: str,
 ) -> Path:
     """Train; returns the folder of the finished weights, `run.out/weights`, with `tokenizer`."""
+    family = verb.name.removeprefix("train ")
     tokenizer = embedded_tokenizer(tokenizer, split)
     evaluator = ValidationLoss(split.validation)  # reads its windows, before anything is written
     parameters = sum(p.numel() for p in model.parameters())
@@ -108,7 +117,6 @@ def fit(
         run,
         device,
         f"Training {family}, stage '{stage}'",
-        free=("plan", "plan_tflops"),
         data=split.about,
         windows=f"{len(split.training)} to train on, {len(split.validation)} to validate, "
         f"{run.data.rate_hz:g} Hz",
@@ -130,13 +138,13 @@ def fit(
         split.training,
         model,
         run,
-        verb=f"train {family}",
+        verb=verb.name,
         evaluators=[evaluator],
         export=export,
         device=device,
     )
     card = {
-        "recipe": f"foreact train {family} --size {run.size}",
+        "command": verb.command(run),
         "stage": stage,
         "start": start,
         "data": split.about,

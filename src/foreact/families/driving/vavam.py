@@ -91,7 +91,8 @@ class VaVAMConfig:
     def __post_init__(self) -> None:
         if self.context is not None and not 1 <= self.context <= self.vavim.frames:
             raise UserError(
-                f"context should be in 1..{self.vavim.frames}, the video model's frames, not "
+                f"--model.context should be in 1..{self.vavim.frames}, the video model's frames, "
+                "not "
                 f"{self.context}."
             )
         if self.steps < 1 or (self.clip is not None and not self.clip > 0):
@@ -103,7 +104,9 @@ class VaVAMConfig:
                 f"The expert's width should be even and at least 4, found {self.expert.width}."
             )
         if not self.action_scale > 0:
-            raise UserError(f"action_scale should be positive, found {self.action_scale}.")
+            raise UserError(
+                f"--model.expert.action-scale should be positive, found {self.action_scale}."
+            )
 
 
 SIZES = {

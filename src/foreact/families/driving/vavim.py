@@ -64,7 +64,8 @@ class VaViMConfig:
         for name in ("width", "heads", "layers", "mlp_ratio", "vocab", "frames", "base_width"):
             if getattr(self, name) < 1:
                 raise UserError(
-                    f"VaViM's {name} should be at least 1, found {getattr(self, name)}."
+                    f"--model.{name.replace('_', '-')} should be at least 1, found "
+                    f"{getattr(self, name)}."
                 )
         if self.width % self.heads:
             raise UserError(
@@ -237,10 +238,10 @@ class VaViM(nn.Module):
                 "Drawing tokens needs a generator; give rng, or top_k=1 for the likeliest ones."
             )
         if not temperature > 0:
-            raise UserError(f"temperature should be positive, found {temperature}.")
+            raise UserError(f"--temperature should be positive, found {temperature}.")
         if top_k is not None and not 1 <= top_k <= self.config.vocab:
             raise UserError(
-                f"top_k should be in 1..{self.config.vocab} or None for all, found {top_k}."
+                f"--top-k should be in 1..{self.config.vocab}, or None for all, found {top_k}."
             )
 
         per_frame, longest_context = self.config.tokens_per_frame, self.config.frames - 1

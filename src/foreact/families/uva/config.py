@@ -196,7 +196,7 @@ class UVAConfig:
     def _check_sizes(self) -> None:
         if len(self.grid) != 2:
             raise UserError(
-                f"UVA's grid should be (height, width) of the latents, found {self.grid}."
+                f"--model.grid should be (height, width) of the latents, found {self.grid}."
             )
         names = ["latent_channels", "patch", "frames", "horizon", "action_dim"]
         names += ["width", "depth", "heads"]
@@ -207,21 +207,25 @@ class UVAConfig:
         sizes |= {name: getattr(self, name) for name in names}
         for name, size in sizes.items():
             if size < 1:
-                raise UserError(f"UVA's {name} should be at least 1, found {size}.")
+                raise UserError(
+                    f"--model.{name.replace('_', '-')} should be at least 1, found {size}."
+                )
         for axis, length in zip(("height", "width"), self.grid, strict=True):
             if length % self.patch:
                 raise UserError(
-                    f"UVA's grid {axis} ({length}) should be a multiple of patch ({self.patch})."
+                    f"The {axis} of --model.grid ({length}) should be a multiple of --model.patch "
+                    f"({self.patch})."
                 )
         for width, heads in (("width", "heads"), ("decoder_width", "decoder_heads")):
             if getattr(self, width) % getattr(self, heads):
                 raise UserError(
-                    f"UVA's {width} ({getattr(self, width)}) should be a multiple of {heads} "
+                    f"--model.{width.replace('_', '-')} ({getattr(self, width)}) should be a "
+                    f"multiple of --model.{heads.replace('_', '-')} "
                     f"({getattr(self, heads)})."
                 )
         if self.mlp_ratio * min(self.width, self.decoder_width) < 1:
             raise UserError(
-                f"UVA's mlp_ratio ({self.mlp_ratio}) leaves no hidden channel; 4 is usual."
+                f"--model.mlp-ratio ({self.mlp_ratio}) leaves no hidden channel; 4 is usual."
             )
         if self.horizon > self.tokens:
             raise UserError(
@@ -232,12 +236,13 @@ class UVAConfig:
         for name in ("dropout", "attention_dropout", "text_drop", "past_action_keep"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise UserError(
-                    f"UVA's {name} is a probability and should lie in [0, 1], found "
+                    f"--model.{name.replace('_', '-')} is a probability and should lie in [0, 1], "
+                    "found "
                     f"{getattr(self, name)}."
                 )
         if not 0.0 < self.mask_ratio_min < 1.0:
             raise UserError(
-                f"UVA's mask_ratio_min should lie between 0 and 1, found {self.mask_ratio_min}."
+                f"--model.mask-ratio-min should lie between 0 and 1, found {self.mask_ratio_min}."
             )
 
     def _check_modes(self) -> None:
@@ -245,20 +250,20 @@ class UVAConfig:
             raise UserError(f"UVA has no mode {unknown[0]!r}; the modes are {', '.join(MODES)}.")
         if any(w < 0 for w in self.modes.values()) or not any(w > 0 for w in self.modes.values()):
             raise UserError(
-                f"UVA's mode weights should be at least 0 and not all 0, found {dict(self.modes)}."
+                f"--model.modes should be at least 0 and not all 0, found {dict(self.modes)}."
             )
         for name, weight in self.modes.items():
             no_video = MODES[name].video and not self.predict_video
             no_action = MODES[name].action and not self.predict_action
             if weight > 0 and (no_video or no_action):
-                lacking = "predict_video" if no_video else "predict_action"
+                lacking = "--model.predict-video" if no_video else "--model.predict-action"
                 raise UserError(
                     f"UVA's mode '{name}' needs {lacking}; turn it on or leave the "
-                    "mode out of `modes`."
+                    "mode out of --model.modes."
                 )
         if self.readout not in READOUTS:
             raise UserError(
-                f"UVA's readout should be one of {', '.join(READOUTS)}, found {self.readout!r}."
+                f"--model.readout should be one of {', '.join(READOUTS)}, found {self.readout!r}."
             )
         if self.readout == "conv_ori":
             frame_stride(self.horizon, self.frames)
@@ -267,21 +272,23 @@ class UVAConfig:
         if self.wrist_camera is not None:
             if self.wrist_camera == self.camera:
                 raise UserError(
-                    f"UVA's camera and wrist_camera are both '{self.camera}'; name two streams."
+                    f"--model.camera and --model.wrist-camera are both '{self.camera}'; name two "
+                    "streams."
                 )
             if not (self.wrist_context or self.wrist_prediction):
                 raise UserError(
-                    "UVA's wrist_camera is neither shown nor foreseen; turn one on or "
-                    "set it to None."
+                    "--model.wrist-camera is neither shown nor foreseen; turn one on or "
+                    "leave it out."
                 )
             if self.wrist_prediction and not self.predict_video:
                 raise UserError(
-                    "UVA's wrist_prediction needs predict_video; turn one on or the other off."
+                    "--model.wrist-prediction needs --model.predict-video; turn one on or the "
+                    "other off."
                 )
         if self.text_dim is not None and (self.text_dim < 1 or self.text_tokens < 1):
             raise UserError(
-                f"UVA's text_dim ({self.text_dim}) and text_tokens ({self.text_tokens}) should be "
-                "at least 1; set text_dim to None for a model without instructions."
+                f"--model.text-dim ({self.text_dim}) and --model.text-tokens ({self.text_tokens}) "
+                "should be at least 1; leave --model.text-dim out for a model without instructions."
             )
         for name, streams in (
             ("proprioception", self.proprioception),
@@ -290,20 +297,24 @@ class UVAConfig:
             for stream, dim in streams.items():
                 if dim < 1:
                     raise UserError(
-                        f"UVA's {name} of '{stream}' should have at least 1 dimension, found {dim}."
+                        f"--model.{name.replace('_', '-')} of '{stream}' should have at least 1 "
+                        f"dimension, found {dim}."
                     )
         if self.proprioception and not 1 <= self.proprioception_steps <= self.tokens:
             raise UserError(
-                f"UVA's proprioception_steps should lie in 1..{self.tokens} (the number of "
+                f"--model.proprioception-steps should lie in 1..{self.tokens} (the number of "
                 f"tokens), found {self.proprioception_steps}."
             )
 
     def _check_sampling(self) -> None:
         if self.head not in ("diffusion", "flow"):
-            raise UserError(f"UVA's head should be diffusion or flow, found {self.head!r}.")
+            raise UserError(f"--model.head should be diffusion or flow, found {self.head!r}.")
         for name in ("video_diffusion_steps", "action_diffusion_steps"):
             if getattr(self, name) < 1:
-                raise UserError(f"UVA's {name} should be at least 1, found {getattr(self, name)}.")
+                raise UserError(
+                    f"--model.{name.replace('_', '-')} should be at least 1, found "
+                    f"{getattr(self, name)}."
+                )
         if self.predict_video:
             self.check_sampling_steps("video", self.video_sampling_steps)
         if self.predict_action:
@@ -370,7 +381,7 @@ def state_offsets(config: UVAConfig) -> list[int]:
     stride, rest = divmod(config.horizon, config.proprioception_steps)
     if rest:
         raise UserError(
-            f"UVA's proprioception_steps ({config.proprioception_steps}) should divide its "
-            f"horizon ({config.horizon})."
+            f"--model.proprioception-steps ({config.proprioception_steps}) should divide "
+            f"--model.horizon ({config.horizon})."
         )
     return context_offsets(config.proprioception_steps, stride)

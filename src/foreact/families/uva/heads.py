@@ -260,9 +260,9 @@ class ConvOriReadout(nn.Module):
         super().__init__()
         if horizon % frames:
             raise UserError(
-                "The readout conv_ori gives every frame the same number of actions: the horizon "
-                f"({horizon}) should be a multiple of frames ({frames}); choose such a horizon or "
-                "another readout."
+                "The readout conv_ori gives every frame as many actions as any: --model.horizon "
+                f"({horizon}) should be a multiple of --model.frames ({frames}); choose such a "
+                "horizon or another readout."
             )
         self.frames = frames
         self.expand = nn.ConvTranspose3d(

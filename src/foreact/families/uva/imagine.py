@@ -9,15 +9,18 @@ import numpy as np
 import torch
 
 from foreact.checkpoints.shipped import resolve
-from foreact.data.stores.episodes import RowStore
+from foreact.data.stores.episodes import EpisodeStore
 from foreact.errors import UserError
 from foreact.evals.figures import actions_figure
 from foreact.evals.report import Media, write_report
 from foreact.evals.video import VideoQuality, read_states, save_examples, video_quality
 from foreact.families.uva.opening import open_imagining
 from foreact.families.uva.policy import UVAPolicy
+from foreact.runs.command_line import arguments_of
+from foreact.runs.results import open_results
 from foreact.runs.run import pick_device, say, write_json
 from foreact.runs.stores import open_held_out_store
+from foreact.seeds import require_seeds
 from foreact.tasks import find_task
 from foreact.types import Task
 
@@ -49,8 +52,11 @@ def generate(
         out: folder of the pictures.
         device: where to compute; default CUDA if there is one.
     """
+    options = arguments_of(generate, locals())
+    require_seeds(seed, option="--seed")
     loaded_task = find_task(task)
     policy = _open_for_task(weights, loaded_task, device)
+    folder = open_results(out, "generate", options, weights=policy.weights)
     store = open_held_out_store(loaded_task, data)
     episodes = range(min(windows, len(store.lengths)))
     say(
@@ -64,6 +70,7 @@ def generate(
     )
     if mode == "inverse":
         _inverse(policy, store, episodes, seed, out)
+        folder.finish()
         return
     quality = video_quality(
         policy, store, episodes, mode=mode, windows_per_episode=1, seed=seed, examples=windows
@@ -72,6 +79,7 @@ def generate(
         print(f"  {name:<12}{value}")
     for path in save_examples(quality, out, fps=loaded_task.spec.fps):
         print(path)
+    folder.finish()
 
 
 def video(
@@ -99,8 +107,11 @@ def video(
         out: folder of the results.
         device: where to compute; default CUDA if there is one.
     """
+    options = arguments_of(video, locals())
+    require_seeds(seed, option="--seed")
     loaded_task = find_task(task)
     policy = _open_for_task(weights, loaded_task, device)
+    folder = open_results(out, "eval video", options, weights=policy.weights)
     store = open_held_out_store(loaded_task, data)
     held_out = list(range(min(episodes, len(store.lengths))))
     say(
@@ -130,8 +141,13 @@ def video(
             futures.append(Media(path, f"{mode}: {path.stem}"))
         write_json(out / f"{mode}.json", quality.to_json())
     report = write_report(
-        out / "report.html", title=f"Imagined futures on {task}", quality=qualities, futures=futures
+        out / "report.html",
+        title=f"Imagined futures on {task}",
+        quality=qualities,
+        futures=futures,
+        facts={"command": folder.command, "weights": f"{weights} {policy.weights}"},
     )
+    folder.finish()
     print(f"Report: {report}")
 
 
@@ -142,7 +158,7 @@ def _open_for_task(weights: str, task: Task, device: str | None) -> UVAPolicy:
     return policy
 
 
-def _inverse(policy: UVAPolicy, store: RowStore, episodes: range, seed: int, out: Path) -> None:
+def _inverse(policy: UVAPolicy, store: EpisodeStore, episodes: range, seed: int, out: Path) -> None:
     """Plot the actions predicted between true frames beside the true ones, per episode."""
     rng = np.random.default_rng(seed)
     torch_rng = torch.Generator().manual_seed(seed)

@@ -88,7 +88,7 @@ class UVAPolicy:
         self.action = _require_fit(config, tokenizer, spec)
         if not 1 <= execute <= config.horizon:
             raise UserError(
-                f"execute is {execute}; the model plans {config.horizon} actions, "
+                f"--execute is {execute}; the model plans {config.horizon} actions, "
                 "choose 1 to that many."
             )
         stride, batch_size, steps = options.context_stride, options.batch_size, options.steps
@@ -96,7 +96,7 @@ class UVAPolicy:
             stride = frame_stride(config.horizon, config.frames)
         if stride < 1 or batch_size < 1:
             raise UserError(
-                f"context_stride ({stride}) and batch_size ({batch_size}) must be at least 1."
+                f"--context-stride ({stride}) and --batch-size ({batch_size}) must be at least 1."
             )
         if steps is not None and config.predict_video:
             config.check_sampling_steps("video", str(steps))
@@ -203,7 +203,8 @@ class UVAPolicy:
                 being now.
             rng: row i's draws depend on it and on i, not on the number of rows.
             state: stream -> (B, P, S) at `state_offsets`, in the environment's units, for a model
-                that reads any.
+                that reads any. None: the middle of what training saw, for who has frames alone;
+                the answer is the better, the truer the state.
             iterations: rounds of unmasking; 1 predicts every token at once.
 
         Returns:
@@ -265,7 +266,7 @@ class UVAPolicy:
         context, ahead = (
             self._encode(torch.from_numpy(np.ascontiguousarray(x)), rngs) for x in (frames, future)
         )
-        states = self._normalised(state or {}, len(frames))
+        states = self._normalised(state, len(frames))
         question = Question(mode="inverse", context=context, future=ahead, proprioception=states)
         return self._actions(question, rngs)
 
@@ -279,7 +280,7 @@ class UVAPolicy:
         iterations: int,
     ) -> np.ndarray:
         self._check_frames("frames", frames)
-        states = self._normalised(state or {}, len(frames))
+        states = self._normalised(state, len(frames))
         rngs = _rows_of(rng, len(frames))
         context = self._encode(torch.from_numpy(np.ascontiguousarray(frames)), rngs)
         question = Question(mode=mode, context=context, actions=actions, proprioception=states)
@@ -293,11 +294,14 @@ class UVAPolicy:
         video = self._answers(question, sampling, rngs, pictures)  # uint8 (B, F, 3, H, W)
         return video.permute(0, 1, 3, 4, 2).cpu().numpy()
 
-    def _normalised(self, state: States, rows: int) -> dict[str, Tensor]:
-        """stream -> (B, P, dims shown), normalised."""
+    def _normalised(self, state: States | None, rows: int) -> dict[str, Tensor]:
+        """stream -> (B, P, dims shown), normalised; of no state, the middle of each range."""
         normalised = {}
         for name, dim in self.model.config.proprioception.items():
             expected = (rows, len(self.state_offsets), len(self.spec.state[name]))
+            if state is None:
+                normalised[name] = torch.zeros(*expected[:2], dim)
+                continue
             values = np.asarray(state.get(name, np.zeros(0)), np.float32)
             if values.shape != expected:
                 raise UserError(

@@ -51,7 +51,7 @@ class Sampling:
                 "This UVA takes no instruction that guidance could strengthen; set guidance to 1."
             )
         if not self.temperature >= 0.0:
-            raise UserError(f"temperature should be at least 0, found {self.temperature}.")
+            raise UserError(f"--temperature should be at least 0, found {self.temperature}.")
         if self.steps is not None:
             for head in ("video", "action"):
                 if getattr(asked, head):

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from foreact.checkpoints.format import Checkpoint, TokenizerRef, build, save_checkpoint
 from foreact.checkpoints.partial import load_partial
 from foreact.checkpoints.start import weights_of
-from foreact.data.stores.episodes import RowStore
+from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.windows.augment import CropAndBlur
 from foreact.data.windows.loader import WindowDataset, spread_batches
 from foreact.data.windows.normalize import Normalizer
@@ -25,17 +25,21 @@ from foreact.evals.closed_loop import closed_loop
 from foreact.families.uva.config import SIZES, state_offsets
 from foreact.families.uva.model import UVA, UVAConfig, uva_config
 from foreact.families.uva.policy import UVAPolicy
+from foreact.families.uva.released.read import init_from_mar
 from foreact.families.uva.timing import (
     action_offsets,
     context_offsets,
     frame_stride,
     future_offsets,
 )
+from foreact.released.content import is_foreign
 from foreact.runs.options import Episodes, TrainingRun
-from foreact.runs.parse import checked, parse_run
+from foreact.runs.parse import checked
 from foreact.runs.run import pick_device
 from foreact.runs.stores import ensure_latents, open_task_store, split_store
 from foreact.runs.training import begin, publish, train_on
+from foreact.runs.verb import TrainingVerb
+from foreact.seeds import require_seeds
 from foreact.tasks import find_task
 from foreact.tokenizers.images import prepare
 from foreact.tokenizers.kl_vae import KLVAE
@@ -50,6 +54,8 @@ TOKENIZERS = {"pusht": "kl-vae-pusht", "pusht-m": "kl-vae-pusht"}
 class UVARun(TrainingRun, Episodes):
     """Train the Unified Video Action model."""
 
+    free_on_resume: ClassVar[tuple[str, ...]] = (*TrainingRun.free_on_resume, "eval_seeds")
+
     task: str = "pusht"
     size: str = "pocket"
     """pocket (two cores) or a published size: tiny, small, base, large, huge. Sets the defaults."""
@@ -58,7 +64,8 @@ class UVARun(TrainingRun, Episodes):
     tokenizer: str = ""
     """KL autoencoder: a checkpoint folder or a shipped name; empty: the task's own."""
     init: str | None = None
-    """Weights to start from, such as the first stage's; tensors that do not fit are listed."""
+    """Weights to start from, such as the first stage's, or the file of the image model MAR from
+    which the paper's first stage starts; tensors that do not fit are listed."""
     out: Path = Path("runs/uva")
     pixels: bool = False
     """Learn from augmented pictures, encoded in every step, instead of stored latents."""
@@ -210,13 +217,13 @@ class ClosedLoopCheck:
 class Data:
     """What a run learns from."""
 
-    store: RowStore
+    store: EpisodeStore
     training: WindowDataset
     validation: WindowDataset
     normalizer: Normalizer
 
 
-def load_data(run: UVARun, store: RowStore) -> Data:
+def load_data(run: UVARun, store: EpisodeStore) -> Data:
     """Split by episode, fit statistics on the training side, and cut windows."""
     train_episodes, val_episodes = split_store(store, run.val_ratio, run.train.seed)
     normalizer = Normalizer.fit_store(store, train_episodes, "limits")
@@ -233,6 +240,7 @@ def load_data(run: UVARun, store: RowStore) -> Data:
 def train_uva(run: UVARun) -> Path:
     """Train; returns the folder of the finished weights, `run.out/weights`."""
     task = find_task(run.task)
+    _require_trainable(run, task)
     device = pick_device(run.device)
     reference = weights_of(run.tokenizer or _default_tokenizer(task), "kl_vae", "--tokenizer")
     vae = build(reference, device)
@@ -244,19 +252,11 @@ def train_uva(run: UVARun) -> Path:
     model = UVA(run.model)
     start = "random weights"
     if run.init is not None:
-        start = fill_from(model, weights_of(run.init, "uva"), task)
-    if run.eval_seeds < 0:
-        raise UserError(f"eval_seeds should be 0 or more, found {run.eval_seeds}.")
-    if run.eval_seeds and (task.env is None or not run.model.predict_action):
-        raise UserError(
-            "Closed-loop checks need a task with a simulator and a model with "
-            "actions; set --eval-seeds 0."
-        )
+        start = start_from(model, run.init, task)
     run = begin(
         run,
         device,
         f"Training UVA, stage '{run.stage}'",
-        free=("eval_seeds",),
         task=task.name,
         data=f"{store.path}: {len(data.training)} windows to train on, {len(data.validation)} to "
         "validate",
@@ -296,7 +296,7 @@ def train_uva(run: UVARun) -> Path:
         prepare=prepare,
     )
     card = {
-        "recipe": f"foreact train uva --task {run.task} --size {run.size} --stage {run.stage}",
+        "command": VERB.command(run),
         "start": run.init,
     }
     # The head that foresees states shapes the features in training and is never asked again.
@@ -310,6 +310,22 @@ def train_uva(run: UVARun) -> Path:
         tokenizer=reference.path,
         leave_out=("heads.proprioception.",),
     )
+
+
+def start_from(model: UVA, init: str, task: Task) -> str:
+    """Fill `model` from weights of ours or from the image model MAR; returns the account of both.
+
+    Args:
+        model: changed in place.
+        init: a checkpoint folder, a shipped name, or MAR's own file.
+        task: what the weights should be for, where they say.
+
+    Raises:
+        UserError: it is none of these, of another task, or nothing of it fits.
+    """
+    if is_foreign(Path(init)):
+        return f"the image model MAR in {init}: {init_from_mar(model, Path(init))}"
+    return fill_from(model, weights_of(init, "uva"), task)
 
 
 def fill_from(model: UVA, checkpoint: Checkpoint, task: Task) -> str:
@@ -336,6 +352,45 @@ def _default_tokenizer(task: Task) -> str:
     return TOKENIZERS[task.name]
 
 
+NO_DATA = ("wrist_camera", "text_dim", "past_actions")
+"""Inputs of the released models that no training gives its model yet."""
+
+
+def _require_trainable(run: UVARun, task: Task) -> None:
+    """Refuse, before anything is read or written, what the training would ignore or fail at."""
+    config, default = run.model, UVAConfig()
+    for name in NO_DATA:
+        if getattr(config, name) != getattr(default, name):
+            raise UserError(
+                f"--model.{name.replace('_', '-')} needs data that no training reads yet; leave it "
+                "out."
+            )
+    without_effect = {
+        "wrist_context": "a wrist camera",
+        "wrist_prediction": "a wrist camera",
+        "text_tokens": "instructions",
+        "text_drop": "instructions",
+        "past_action_keep": "past actions",
+    }
+    other_head = ("flow_time", "flow_solver")
+    if config.head == "flow":
+        other_head = ("video_diffusion_steps", "action_diffusion_steps")
+    without_effect |= dict.fromkeys(other_head, "the other --model.head")
+    for name, needed in without_effect.items():
+        if getattr(config, name) != getattr(default, name):
+            raise UserError(
+                f"--model.{name.replace('_', '-')} has no effect without {needed}; leave it out."
+            )
+    if run.eval_seeds < 0:
+        raise UserError(f"--eval-seeds should be 0 or more, found {run.eval_seeds}.")
+    require_seeds(CHECK_SEED, run.eval_seeds, "--eval-seeds")
+    if run.eval_seeds and (task.env is None or not config.predict_action):
+        raise UserError(
+            "Closed-loop checks need a task with a simulator and a model with "
+            "actions; set --eval-seeds 0."
+        )
+
+
 def _require_grid(config: UVAConfig, vae: KLVAE) -> None:
     expected = (config.latent_channels, *config.grid)
     found = (vae.config.latent_channels, *vae.grid)
@@ -347,18 +402,15 @@ def _require_grid(config: UVAConfig, vae: KLVAE) -> None:
         )
 
 
+def _defaults(chosen: dict[str, str]) -> UVARun:
+    return recipe(**checked(chosen, size=["pocket", *SIZES], stage=["video", "joint"]))
+
+
+VERB = TrainingVerb(
+    name="train uva", cls=UVARun, recipe=_defaults, choices=("task", "size", "stage")
+)
+
+
 def command(args: Sequence[str]) -> None:
     """`foreact train uva`."""
-
-    def defaults(chosen: dict[str, str]) -> UVARun:
-        return recipe(**checked(chosen, size=["pocket", *SIZES], stage=["video", "joint"]))
-
-    train_uva(
-        parse_run(
-            UVARun,
-            args,
-            prog="foreact train uva",
-            recipe=defaults,
-            choices=("task", "size", "stage"),
-        )
-    )
+    train_uva(VERB.parse(args))

@@ -72,7 +72,10 @@ class VOCConfig:
             "reward_hidden",
         ):
             if getattr(self, name) < 1:
-                raise UserError(f"VOC's {name} should be at least 1, found {getattr(self, name)}.")
+                raise UserError(
+                    f"--model.{name.replace('_', '-')} should be at least 1, found "
+                    f"{getattr(self, name)}."
+                )
         if self.actions < 0:
             raise UserError(f"VOC's actions should be 0 or more, found {self.actions}.")
         if len(self.grid) != 2 or min(self.grid) < 1:
@@ -84,15 +87,15 @@ class VOCConfig:
         if len(set(self.gammas)) < len(self.gammas):
             raise UserError(f"VOC's gammas should differ from one another, found {self.gammas}.")
         if not 0.0 <= self.target_decay < 1.0:
-            raise UserError(f"VOC's target_decay should be in [0, 1), found {self.target_decay}.")
+            raise UserError(f"--model.target-decay should be in [0, 1), found {self.target_decay}.")
         if self.target_top_k is not None and not 1 <= self.target_top_k <= self.vocab:
             raise UserError(
-                f"VOC's target_top_k should be in 1..{self.vocab} or None, found "
+                f"--model.target-top-k should be in 1..{self.vocab} or None for all, found "
                 f"{self.target_top_k}."
             )
         if self.feature_order not in ("channels_first", "tokens_first"):
             raise UserError(
-                "VOC's feature_order should be channels_first or tokens_first, found "
+                "--model.feature-order should be channels_first or tokens_first, found "
                 f"'{self.feature_order}'."
             )
         if self.positions is not None and self.positions < self.sequence:

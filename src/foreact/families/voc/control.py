@@ -30,7 +30,10 @@ from foreact.runs.acting import (
     seconds_per_plan,
     with_variant,
 )
+from foreact.runs.command_line import arguments_of, command_line
+from foreact.runs.results import open_results
 from foreact.runs.run import say, write_json
+from foreact.seeds import require_seeds
 from foreact.tasks import find_task
 from foreact.types import Policy, Task
 
@@ -96,6 +99,11 @@ def control(
         out: folder of the results.
         device: where the policies compute; default CUDA if there is one.
     """
+    asked = arguments_of(control, locals())
+    require_seeds(first_seed, episodes)
+    # A table may be extended by more policies; what they are measured by stays.
+    protocol = {k: v for k, v in asked.items() if k not in ("policies", "gammas", "prior")}
+    folder = open_results(out, "eval control", protocol)
     if planning.rollouts:
         raise UserError(
             "Rollouts are asked for as one-step:WEIGHTS among --policies; leave out "
@@ -125,6 +133,19 @@ def control(
             row.weights, loaded_task, options, execute=execute, device=device
         )
     seeds = range(first_seed, first_seed + episodes)
+    requests = {
+        name: {
+            "env": loaded_task.env,
+            "score": loaded_task.score,
+            "seeds": list(seeds),
+            "max_steps": max_steps,
+            "videos": videos,
+            **policy.describe(),
+        }
+        for name, policy in opened.items()
+    }
+    for name, request in requests.items():
+        _require_same(out / name, request)
     say(
         "Control",
         task=f"{loaded_task.name} ({loaded_task.env})",
@@ -135,24 +156,17 @@ def control(
     )
     results = []
     for name, policy in opened.items():
-        request = {
-            "env": loaded_task.env,
-            "score": loaded_task.score,
-            "seeds": list(seeds),
-            "max_steps": max_steps,
-            "videos": videos,
-            **policy.describe(),
-        }
-        results.append(_measured(loaded_task, policy, name, out, request, workers))
+        results.append(_measured(loaded_task, policy, name, out, requests[name], workers))
         print(_line(results[-1]))
     write_json(out / "control.json", to_json(loaded_task, results))
-    chosen = " ".join(["--policies", *policies])
-    if gammas:
-        chosen += f" --gammas {' '.join(map(str, gammas))}"
-    facts = {"command": f"foreact eval control --task {task} {chosen} --episodes {episodes}"}
     report = report_scores(
-        out, loaded_task, results, title=f"Control: {loaded_task.name}", facts=facts
+        out,
+        loaded_task,
+        results,
+        title=f"Control: {loaded_task.name}",
+        facts={"command": command_line("eval control", asked)},
     )
+    folder.finish()
     print(f"{loaded_task.score_note}\nTable: {out / 'control.json'}\nReport: {report}")
 
 
@@ -231,11 +245,10 @@ def _measured(
     request: Mapping[str, Any],
     workers: int | None,
 ) -> ClosedLoopResult:
-    """The result in `out / name` if it answers the same request, else a new one."""
+    """The result in `out / name`, which answers the same request, or a new one."""
     request_file = out / name / "request.json"
-    if request_file.is_file() and read_json(request_file) == request:
+    if request_file.is_file():
         return read_closed_loop(out / name)
-    request_file.unlink(missing_ok=True)
     result = measure(
         task,
         policy,
@@ -248,6 +261,17 @@ def _measured(
     )
     write_json(request_file, dict(request))
     return result
+
+
+def _require_same(folder: Path, request: Mapping[str, Any]) -> None:
+    """See that no other measurement lies in the folder of a policy."""
+    path = folder / "request.json"
+    if path.is_file() and (before := read_json(path)) != request:
+        differing = [name for name in request if before.get(name) != request[name]]
+        raise UserError(
+            f"{folder} holds a measurement with other {' and '.join(differing) or 'settings'}; "
+            "name another --out."
+        )
 
 
 def _line(result: ClosedLoopResult) -> str:

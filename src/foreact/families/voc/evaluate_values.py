@@ -8,12 +8,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from foreact.checkpoints.format import Checkpoint, build, load_checkpoint
 from foreact.checkpoints.shipped import resolve
 from foreact.checkpoints.tokenizers import LoadedTokenizer, tokenizer_of
-from foreact.data.stores.episodes import RowStore, open_episodes
+from foreact.data.stores.episodes import EpisodeStore
+from foreact.data.stores.opening import open_episodes
 from foreact.data.windows.loader import WindowDataset
 from foreact.errors import UserError
 from foreact.evals.report import write_report
@@ -29,8 +29,12 @@ from foreact.families.voc.evals.values import (
 )
 from foreact.families.voc.model import VOC
 from foreact.families.voc.train import normalizer
+from foreact.progress import Progress
+from foreact.runs.command_line import arguments_of
+from foreact.runs.results import open_results
 from foreact.runs.run import pick_device, say, write_json
 from foreact.runs.stores import ensure_codes, split_store
+from foreact.seeds import require_seeds
 from foreact.types import Estimate
 
 
@@ -49,7 +53,7 @@ class OpenedOccupancy(NamedTuple):
     voc: VOC
     checkpoint: Checkpoint
     tokenizer: LoadedTokenizer
-    store: RowStore
+    store: EpisodeStore
     training: np.ndarray
     held_out: np.ndarray
     split: str
@@ -101,14 +105,18 @@ def values(
         out: folder of the results.
         device: where to compute; default CUDA if there is one.
     """
+    options = arguments_of(values, locals())
+    require_seeds(seed, option="--seed")
     torch_device = pick_device(device)
     opened = open_occupancy(
         weights, data, torch_device, tokenizer=tokenizer, all_episodes=all_episodes
     )
     chosen = choose_gammas(opened.voc, gammas)
+    folder = open_results(out, "eval values", options, weights=opened.checkpoint.hash)
     windows, grades = opened.windows(), episode_grades(opened.store)
     measured_states = {gamma: min(states, len(known_states(windows, gamma))) for gamma in chosen}
     facts: dict[str, Any] = {
+        "command": folder.command,
         "weights": f"{weights} {opened.checkpoint.hash}",
         "data": str(data),
         "episodes": opened.split,
@@ -122,7 +130,7 @@ def values(
     say("Values", **facts, device=torch_device, out=out)
     results = []
     for gamma in chosen:
-        with tqdm(total=measured_states[gamma], unit="state", desc=f"gamma {gamma:g}") as bar:
+        with Progress(total=measured_states[gamma], unit="state", desc=f"gamma {gamma:g}") as bar:
             result = measure_values(
                 opened.voc,
                 windows,
@@ -155,6 +163,7 @@ def values(
         sections=[values_section(results)],
         facts=facts | {"truth": note},
     )
+    folder.finish()
     print(f"{note}\nNumbers: {out / 'values.json'}\nReport: {report}")
     return results
 
@@ -184,7 +193,7 @@ def open_occupancy(
 
 
 def _episodes(
-    checkpoint: Checkpoint, store: RowStore, all_episodes: bool
+    checkpoint: Checkpoint, store: EpisodeStore, all_episodes: bool
 ) -> tuple[np.ndarray, np.ndarray, str]:
     """Episodes of the training, episodes to measure, and what these are in words."""
     if all_episodes:
@@ -225,7 +234,7 @@ def choose_gammas(voc: VOC, asked: Sequence[float]) -> tuple[float, ...]:
     return tuple(asked) or valued
 
 
-def episode_grades(store: RowStore) -> np.ndarray | None:
+def episode_grades(store: EpisodeStore) -> np.ndarray | None:
     """The grade of behaviour of every episode, where the data says it."""
     return store.info("grade") if "grade" in store.info_names else None
 
@@ -254,6 +263,9 @@ def lines(values: Values) -> list[str]:
 
 def _cells(row: Accuracy) -> str:
     def cell(e: Estimate | None, width: int) -> str:
-        return f"{'-' if e is None else f'{e.mean:.3f} [{e.low:.3f}, {e.high:.3f}]':<{width}}"
+        if e is None:
+            return f"{'-':<{width}}"
+        ends = f"{e.low:.3f}, {e.high:.3f}" if e.has_interval else "no interval"
+        return f"{f'{e.mean:.3f} [{ends}]':<{width}}"
 
     return cell(row.rank, 24) + cell(row.linear, 24) + cell(row.mse, 26) + cell(row.bias, 26)

@@ -54,7 +54,8 @@ class JointVOC(nn.Module):
         assert isinstance(tokenizer, nn.Module)
         if freeze_after is not None and freeze_after < 0:
             raise UserError(
-                f"freeze_after should be a number of steps >= 0 or None, found {freeze_after}."
+                "--freeze-after should be a number of steps >= 0 or None for never, found "
+                f"{freeze_after}."
             )
         if tuple(voc.config.grid) != tuple(tokenizer.grid):
             raise UserError(

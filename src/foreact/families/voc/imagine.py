@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from foreact.data.formats.video import save_image
 from foreact.data.windows.loader import WindowDataset, spread
@@ -25,7 +24,11 @@ from foreact.families.voc.evaluate_values import (
     episode_grades,
     open_occupancy,
 )
+from foreact.progress import Progress
+from foreact.runs.command_line import arguments_of
+from foreact.runs.results import open_results
 from foreact.runs.run import pick_device, say
+from foreact.seeds import require_seeds
 from foreact.types import Tokenizer
 
 DRAWN = "Sampled states are drawn by the tokenizer's decoder."
@@ -65,15 +68,18 @@ def generate(
         out: folder of the pictures.
         device: where to compute; default CUDA if there is one.
     """
+    options = arguments_of(generate, locals())
     if states < 1 or samples < 1:
         raise UserError(
-            f"Expected at least one state and one sample, found {states} and {samples}."
+            f"--states and --samples should be at least 1, found {states} and {samples}."
         )
+    require_seeds(seed, option="--seed")
     torch_device = pick_device(device)
     opened = open_occupancy(
         weights, data, torch_device, tokenizer=tokenizer, all_episodes=all_episodes
     )
     chosen = choose_gammas(opened.voc, gammas)
+    folder = open_results(out, "generate", options, weights=opened.checkpoint.hash)
     windows, camera = opened.windows(), opened.voc.config.camera
     say(
         "Sampling futures",
@@ -89,7 +95,7 @@ def generate(
     grades = episode_grades(opened.store)
     rng = torch.Generator(torch_device).manual_seed(seed)
     pictures = []
-    for row in tqdm(_early_states(windows, states, seed), unit="state", desc="sample"):
+    for row in Progress(_early_states(windows, states, seed), unit="state", desc="sample"):
         state = imagine(
             opened.voc,
             windows,
@@ -109,6 +115,7 @@ def generate(
         )
         print(path)
     facts = {
+        "command": folder.command,
         "weights": f"{weights} {opened.checkpoint.hash}",
         "data": str(data),
         "episodes": opened.split,
@@ -117,6 +124,7 @@ def generate(
     report = write_report(
         out / "report.html", title="Sampled futures", futures=pictures, facts=facts
     )
+    folder.finish()
     print(f"{caption}\nReport: {report}")
     return pictures
 
@@ -140,11 +148,12 @@ def _early_states(windows: WindowDataset, count: int, seed: int) -> list[int]:
     Where there are fewer episodes, more of each.
     """
     draw = np.random.default_rng(seed)
-    episodes = np.unique(windows.index[:, 0])
+    episode_of = windows.index[:, 0]
+    episodes = np.unique(episode_of)
     chosen = []
     enough = count <= len(episodes)
     numbers = spread(len(episodes), count) if enough else np.arange(count) % len(episodes)
     for episode in episodes[numbers]:
-        rows = np.flatnonzero(windows.index[:, 0] == episode)
+        rows = np.flatnonzero(episode_of == episode)
         chosen.append(int(rows[draw.integers(0, (len(rows) + 1) // 2)]))
     return chosen

@@ -65,18 +65,23 @@ class PlanningConfig:
         for name in ("candidates", "samples", "iterations", "elites", "rollout_steps"):
             if getattr(self, name) < 1:
                 raise UserError(
-                    f"Planning's {name} should be at least 1, found {getattr(self, name)}."
+                    f"--planning.{name.replace('_', '-')} should be at least 1, found "
+                    f"{getattr(self, name)}."
                 )
         if self.planner not in ("cem", "mppi", "shooting"):
-            raise UserError(f"The planner should be cem, mppi or shooting, found '{self.planner}'.")
+            raise UserError(
+                f"--planning.planner should be cem, mppi or shooting, found '{self.planner}'."
+            )
         if self.planner == "cem" and self.elites > self.candidates:
             raise UserError(
-                f"elites ({self.elites}) should not exceed candidates ({self.candidates})."
+                f"--planning.elites ({self.elites}) should not exceed --planning.candidates "
+                f"({self.candidates})."
             )
         positive = self.spread > 0.0 and self.temperature > 0.0
         if not 0.0 <= self.prior_share <= 1.0 or not positive:
             raise UserError(
-                "Planning's prior_share should be in [0, 1], spread and temperature positive, "
+                "--planning.prior-share should be in [0, 1], --planning.spread and "
+                f"--planning.temperature positive, "
                 f"found {self.prior_share}, {self.spread} and {self.temperature}."
             )
         if self.planner != "shooting" and self._proposals == self.candidates:

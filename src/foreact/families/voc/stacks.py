@@ -75,7 +75,7 @@ class CodeStacks:
                 "The model reads codes, and this tokenizer gives continuous latents; use its own."
             )
         if batch_size < 1:
-            raise UserError(f"batch_size should be at least 1, found {batch_size}.")
+            raise UserError(f"--batch-size should be at least 1, found {batch_size}.")
         self.spec = spec
         self.tokenizer, self.camera, self.size = tokenizer, camera, spec.cameras[camera]
         self.frames, self.grid = frames, tuple(grid)

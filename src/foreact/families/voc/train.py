@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +18,7 @@ from foreact.checkpoints.format import TokenizerRef, load_checkpoint, save_check
 from foreact.checkpoints.shipped import resolve
 from foreact.checkpoints.start import start_from, weights_of
 from foreact.checkpoints.tokenizers import LoadedTokenizer, open_tokenizer
-from foreact.data.stores.episodes import RowStore
+from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.windows.augment import RandomShift
 from foreact.data.windows.future import FutureWindows
 from foreact.data.windows.loader import WindowDataset, Windows
@@ -30,11 +31,12 @@ from foreact.families.voc.config import VOCConfig
 from foreact.families.voc.from_pixels import JointVOC
 from foreact.families.voc.model import VOC
 from foreact.runs.options import Episodes, TrainingRun
-from foreact.runs.parse import checked, parse_run
-from foreact.runs.run import pick_device
+from foreact.runs.parse import checked
+from foreact.runs.run import check_run, pick_device
 from foreact.runs.stores import ensure_codes, open_task_store, split_store
 from foreact.runs.training import begin, publish, train_on
 from foreact.runs.validation import ValidationLoss
+from foreact.runs.verb import TrainingVerb
 from foreact.tasks import find_task
 from foreact.tokenizers.images import prepare
 from foreact.tokenizers.musik import Musik, MusikConfig
@@ -158,6 +160,7 @@ def train_voc(run: VOCRun) -> Path:
     task = find_task(run.task)
     store = open_task_store(task, run.data)
     device = pick_device(run.device)
+    check_run(run, device)  # before codes are made for it
     torch.manual_seed(run.train.seed)
     loaded = _tokenizer(run, device)
     joint = run.joint or loaded is None
@@ -199,7 +202,7 @@ def train_voc(run: VOCRun) -> Path:
         device=device,
     )
     card = {
-        "recipe": f"foreact train voc --size {run.size} --codes {run.codes}",
+        "command": VERB.command(run),
         "data": store.path.name,
         "shadows": store.attrs.get("shadows"),
         "val_ratio": run.val_ratio,
@@ -230,7 +233,7 @@ def _check(run: VOCRun) -> None:
         )
     if run.freeze_after is not None and not joint:
         raise UserError(
-            "freeze_after is for a tokenizer that is trained along; leave it out, or add --joint."
+            "--freeze-after is for a tokenizer that is trained along; leave it out, or add --joint."
         )
     for kind, config, default in (("vae", run.vq, vq.SMALL), ("musik", run.musik, musik.SMALL)):
         if config != default and (run.codes != kind or run.tokenizer is not None):
@@ -281,7 +284,8 @@ def resolved(config: Any, derived: Mapping[str, Any]) -> Any:
         option = getattr(config, name)
         if option not in (value, getattr(type(config)(), name)):
             raise UserError(
-                f"--model.{name} says {option}, tokenizer and data have {value}; leave it out."
+                f"--model.{name.replace('_', '-')} says {option}, tokenizer and data have {value}; "
+                "leave it out."
             )
     return dataclasses.replace(config, **derived)
 
@@ -318,7 +322,11 @@ def normalizer(spec: StreamSpec) -> Normalizer | None:
 
 
 def _stored(
-    run: VOCRun, store: RowStore, camera: str, loaded: LoadedTokenizer | None, device: torch.device
+    run: VOCRun,
+    store: EpisodeStore,
+    camera: str,
+    loaded: LoadedTokenizer | None,
+    device: torch.device,
 ) -> TrainingSetup:
     """Windows of codes that lie in the store, made first where they are missing."""
     assert loaded is not None
@@ -337,9 +345,15 @@ def _stored(
 
 
 def _from_pixels(
-    run: VOCRun, store: RowStore, camera: str, loaded: LoadedTokenizer | None
+    run: VOCRun, store: EpisodeStore, camera: str, loaded: LoadedTokenizer | None
 ) -> TrainingSetup:
     """Windows of pixels, and a tokenizer that learns from them as well."""
+    if loaded is None and store.has(f"tokens_{camera}"):
+        warnings.warn(
+            f"The codes that {store.label} holds are not used: without --tokenizer a new tokenizer "
+            "is trained along; name the one that made them to learn from them.",
+            stacklevel=2,
+        )
     tokenizer: Any
     if loaded is not None:
         tokenizer = cast(Any, loaded.tokenizer).train()
@@ -414,14 +428,13 @@ def _export(
     )
 
 
+def _defaults(chosen: dict[str, str]) -> VOCRun:
+    return recipe(**checked(chosen, size=get_args(Size), codes=get_args(Kind)))
+
+
+VERB = TrainingVerb(name="train voc", cls=VOCRun, recipe=_defaults, choices=("size", "codes"))
+
+
 def command(args: Sequence[str]) -> None:
     """`foreact train voc`."""
-
-    def defaults(chosen: dict[str, str]) -> VOCRun:
-        return recipe(**checked(chosen, size=get_args(Size), codes=get_args(Kind)))
-
-    train_voc(
-        parse_run(
-            VOCRun, args, prog="foreact train voc", recipe=defaults, choices=("size", "codes")
-        )
-    )
+    train_voc(VERB.parse(args))

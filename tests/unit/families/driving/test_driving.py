@@ -14,23 +14,24 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.arrays import ArrayStore
 from support.driving_worlds import drive, write_token_store
 
-from foreact.data.stores.store import open_store
+from foreact.data.stores.store import ZarrStore, open_store
 from foreact.data.stores.writer import StoreWriter
 from foreact.data.windows.loader import batches, ordered_batches
 from foreact.data.windows.mixing import Concat, HardTurns
 from foreact.errors import UserError
 from foreact.families.driving.data import ego
-from foreact.families.driving.data.drives import StoreDrives, choose, driving_spec
+from foreact.families.driving.data.drives import driving_spec
 from foreact.families.driving.data.windows import DrivingWindows
-from foreact.types import Batch
+from foreact.types import Batch, StreamSpec
 
 
-def drives_of(path: Path, *lengths: int, turn: float = 0.0, **options: Any) -> StoreDrives:
+def drives_of(path: Path, *lengths: int, turn: float = 0.0, **options: Any) -> ZarrStore:
     poses = [drive(n, seed=i, turn=turn, period=0.1) for i, n in enumerate(lengths)]
     write_token_store(path, poses, **options)
-    return StoreDrives(open_store(path))
+    return open_store(path)
 
 
 def rows_of(batch: Batch) -> list[list[int]]:
@@ -41,7 +42,7 @@ def rows_of(batch: Batch) -> list[list[int]]:
 def test_a_window_holds_frames_plans_and_commands_of_its_rows(tmp_path: Path) -> None:
     poses = [drive(30, period=0.1, turn=0.2), drive(25, seed=1, period=0.1, turn=-0.9, speed=9)]
     tokens = write_token_store(tmp_path / "s", poses)
-    windows = DrivingWindows(StoreDrives(open_store(tmp_path / "s")), frames=3, stride=4, horizon=2)
+    windows = DrivingWindows(open_store(tmp_path / "s"), frames=3, stride=4, horizon=2)
     span = 4 * 4
     assert len(windows) == (30 - span) + (25 - span)
     chosen = np.array([13, 14, 0])
@@ -74,7 +75,7 @@ def test_a_window_holds_frames_plans_and_commands_of_its_rows(tmp_path: Path) ->
 def test_windows_are_all_those_that_fit_between_gaps(
     lengths: list[int], frames: int, stride: int, future: int, gap_at: set[int]
 ) -> None:
-    drives = Recorded(lengths, gap_at)
+    drives = recorded(lengths, gap_at)
     span = (frames - 1 + future) * stride
     whole, expected = 0, []
     for episode, length in enumerate(lengths):
@@ -91,7 +92,7 @@ def test_windows_are_all_those_that_fit_between_gaps(
                 DrivingWindows(drives, frames=frames, stride=stride, horizon=None, future=future)
             return
         windows = DrivingWindows(drives, frames=frames, stride=stride, horizon=None, future=future)
-    assert windows.index(np.arange(len(windows))).tolist() == expected
+    assert windows.anchors.at(np.arange(len(windows))).tolist() == expected
     told = [str(w.message) for w in caught]
     lost = whole - len(expected)
     assert [t.split(" windows")[0] for t in told] == ([f"{lost} of {whole}"] if lost else [])
@@ -101,29 +102,12 @@ def test_windows_are_all_those_that_fit_between_gaps(
     assert len(kept) == whole
 
 
-class Recorded:
+def recorded(lengths: list[int], gaps: set[int]) -> ArrayStore:
     """Drives without content; before the frames `gaps` of each drive, one frame is missing."""
-
-    label, rate_hz = "a recording", 10.0
-    poses: np.ndarray | None = None
-    timestamps: np.ndarray | None
-
-    def __init__(self, lengths: list[int], gaps: set[int]) -> None:
-        self.lengths = np.array(lengths)
-        self.starts = np.cumsum(self.lengths) - self.lengths
-        self.names = [str(i) for i in range(len(lengths))]
-        self.timestamps = np.concatenate(
-            [[100_000 * (i + sum(gap <= i for gap in gaps)) for i in range(n)] for n in lengths]
-        )
-
-    def tokens(self, rows: np.ndarray) -> np.ndarray:
-        return np.zeros((*rows.shape, 1, 1), np.uint16)
-
-    def where(self, row: int) -> str:
-        return f"row {row}"
-
-    def load(self) -> None:
-        """Nothing to load."""
+    times = [100_000 * (i + sum(gap <= i for gap in gaps)) for n in lengths for i in range(n)]
+    tokens = np.zeros((len(times), 1, 1), np.uint16)
+    streams = {"timestamp": np.array(times), "tokens_front": tokens}
+    return ArrayStore(StreamSpec(cameras={}, fps=10.0), lengths, streams)
 
 
 def test_tokens_alone_need_no_future_unless_asked_for(tmp_path: Path) -> None:
@@ -181,7 +165,7 @@ def test_sources_of_several_rates_mix_and_the_sharpest_turns_stay(tmp_path: Path
     drawn = np.array([0, len(slow), 1, len(slow) + 1, 2, len(slow) + 2])
     np.testing.assert_array_equal(turns.batch(drawn).plans, fast.batch(np.array([0, 1, 2])).plans)
     with pytest.raises(UserError, match="disagree on 'plans'"):
-        Concat([slow, DrivingWindows(slow.drives, frames=2, stride=5, horizon=None)]).batch(
+        Concat([slow, DrivingWindows(slow.store, frames=2, stride=5, horizon=None)]).batch(
             np.array([0, len(slow)])
         )
 
@@ -189,7 +173,7 @@ def test_sources_of_several_rates_mix_and_the_sharpest_turns_stay(tmp_path: Path
 def test_a_store_of_pixels_alone_says_what_it_lacks(tmp_path: Path) -> None:
     with StoreWriter(tmp_path / "s", driving_spec(10.0, (4, 6))) as writer:
         writer.append({"front": np.zeros((20, 4, 6, 3), np.uint8)})
-    drives = StoreDrives(open_store(tmp_path / "s"))
+    drives = open_store(tmp_path / "s")
     assert drives.names == ["0"]
     windows = DrivingWindows(drives, frames=2, stride=5, horizon=None)
     with pytest.raises(UserError, match="no stream 'tokens_front'"):
@@ -198,14 +182,11 @@ def test_a_store_of_pixels_alone_says_what_it_lacks(tmp_path: Path) -> None:
         DrivingWindows(drives, frames=2, stride=5, horizon=1)
 
 
-def test_drives_are_chosen_by_name(tmp_path: Path) -> None:
+def test_drives_come_in_the_order_that_is_asked_for(tmp_path: Path) -> None:
     drives = drives_of(tmp_path / "s", 10, 20, 30)
-    chosen = choose(drives, ["drive-2", "drive-0"])
-    windows = DrivingWindows(drives, frames=2, stride=1, horizon=None, episodes=chosen)
+    windows = DrivingWindows(drives, frames=2, stride=1, horizon=None, episodes=[2, 0])
     assert len(windows) == 29 + 9
-    assert windows.index(np.array([0, 29])).tolist() == [[2, 1], [0, 1]]
-    with pytest.raises(UserError, match="no drive 'drive-7'"):
-        choose(drives, ["drive-7"])
+    assert windows.anchors.at([0, 29]).tolist() == [[2, 1], [0, 1]]
 
 
 def test_gaps_of_a_store_are_found_and_told(tmp_path: Path) -> None:
@@ -236,8 +217,8 @@ def test_tokens_outside_the_vocabulary_are_named(tmp_path: Path) -> None:
         ({"frames": 0}, "frames, stride and horizon >= 1"),
         ({"horizon": 3, "future": 2}, "future >= horizon"),
         ({"command_horizon": "far"}, "command_horizon 'plan' or 'reference'"),
-        ({"frames": 8, "stride": 50}, "spans 651 raw frames; none fits"),
-        ({"episodes": []}, "no drive at all"),
+        ({"frames": 8, "stride": 50}, "spans 651 steps .*none fits"),
+        ({"episodes": []}, "no episode at all"),
     ],
 )
 def test_windows_that_make_no_sense_are_refused(
@@ -254,9 +235,9 @@ def test_one_waypoint_tells_no_turn(tmp_path: Path) -> None:
 
 
 def test_plans_need_poses() -> None:
-    with pytest.raises(UserError, match="a recording has no ego poses"):
-        DrivingWindows(Recorded([50], set()), frames=2, stride=1, horizon=2)
-    windows = DrivingWindows(Recorded([50], set()), frames=2, stride=1, horizon=None)
+    with pytest.raises(UserError, match="arrays has no ego poses"):
+        DrivingWindows(recorded([50], set()), frames=2, stride=1, horizon=2)
+    windows = DrivingWindows(recorded([50], set()), frames=2, stride=1, horizon=None)
     with pytest.raises(UserError, match="have no plans"):
         windows.yaw_rates(np.array([0]))
     with pytest.raises(UserError, match=r"There are windows 0\.\.48"):

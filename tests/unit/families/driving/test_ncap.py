@@ -241,9 +241,16 @@ def test_the_verb_prints_a_table_and_writes_the_summary(
     exact, rounded = (
         json.loads((tmp_path / name).read_text()) for name in ("ncap.json", "rounded.json")
     )
+    assert exact.pop("command") == (
+        f"foreact eval ncap --rootdir {root} --check --no-reference-rounding "
+        f"--out {tmp_path / 'ncap.json'}"
+    )
+    assert "--reference-rounding" in rounded.pop("command")
     assert exact == aggregate(read_runs(root)).to_json()
     assert rounded == aggregate(read_runs(root), decimals=3).to_json()
     assert exact != rounded
     printed = capsys.readouterr().out
     assert f"overall     3   {exact['overall']['avg']['ncap_score']:.3f} (" in printed
     assert str(tmp_path / "ncap.json") in printed
+    with pytest.raises(UserError, match=r"ncap.json holds the results of .*; name another --out"):
+        ncap(root, out=tmp_path / "ncap.json", reference_rounding=True)

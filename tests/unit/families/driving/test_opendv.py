@@ -5,14 +5,17 @@ resuming; the command for remaining windows.
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from support.driving_worlds import picture, write_opendv
+from support.driving_worlds import picture, write_clock, write_opendv
+from support.turned_video import turn
 
+from foreact.data.formats.video import write_mp4
 from foreact.data.stores.store import ZarrStore, open_store
 from foreact.errors import UserError
 from foreact.families.driving import data_verbs as driving_data
@@ -46,6 +49,38 @@ def test_videos_are_cut_and_sampled_at_ten_hertz(tmp_path: Path) -> None:
     assert store.info("complaints").tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("degrees", [90, 180, 270])
+def test_videos_stand_as_their_containers_say(tmp_path: Path, degrees: int) -> None:
+    """Drawn with a white left half: to the right, below and so on once it is turned."""
+    frames = np.zeros((10, 36, 64, 3), np.uint8)
+    frames[:, :, :32] = 255
+    (tmp_path / "videos/channel").mkdir(parents=True)
+    file = tmp_path / "videos/channel/turned.MP4"
+    write_mp4(file, frames, 10)
+    turn(file, degrees)
+    table = "\ufeffvideo_id\tsplit\tdiscard_start\tdiscard_end\t\r\nturned\ttrain\t0\t0\t\r\n\r\n"
+    (tmp_path / "metadata.csv").write_text(table, encoding="utf-8", newline="")
+    (tmp_path / "videos/channel/._turned.MP4").write_bytes(bytes(100))
+    store = take(tmp_path)
+    seen = store.read(0, 5, 6, ["front"])["front"][0].astype(int)
+    halves = {
+        90: (seen[:8], seen[-8:]),
+        180: (seen[:, -12:], seen[:, :12]),
+        270: (seen[-8:], seen[:8]),
+    }
+    white, black = halves[degrees]
+    assert white.min() > 150
+    assert black.max() < 100
+
+
+@pytest.mark.parametrize("ending", [".mkv", ".MOV", ".Mp4", ".avi"])
+def test_videos_of_all_usual_endings_are_found(tmp_path: Path, ending: str) -> None:
+    write_opendv(tmp_path, [("a", "Train", 0, 0)], seconds=1)
+    (file,) = (tmp_path / "videos").glob("*/a.*")
+    file.rename(file.with_suffix(ending))
+    assert [video.name for video in opendv_videos(tmp_path)] == ["a"]
+
+
 def test_the_reference_cuts_the_end_too_late_by_the_start(tmp_path: Path) -> None:
     write_opendv(tmp_path, [("early", "Train", 1, 3), ("late", "Train", 3, 1)], seconds=8)
     store = take(tmp_path, cutting="reference")
@@ -77,8 +112,9 @@ def test_an_import_goes_on_where_it_was_stopped(tmp_path: Path) -> None:
     write_opendv(tmp_path, [("a", "Train", 0, 0), ("b", "Train", 0, 0)], seconds=1)
     path = tmp_path / "videos/channel-1/b.mp4"
     away = path.rename(tmp_path / "away.mp4")
-    with pytest.warns(UserWarning, match=r"1 of 2 videos, such as 'b', are not below"):
-        store = take(tmp_path)
+    account = import_opendv(tmp_path, tmp_path / "s.zarr", size=SIZE, progress=False)
+    assert account.reasons("episodes") == f"1 not below {tmp_path / 'videos'}, such as b"
+    store = open_store(tmp_path / "s.zarr")
     assert len(store) == 1
     away.rename(path)
     (tmp_path / "videos/channel-0/a.mp4").write_bytes(b"")  # is not read again
@@ -141,12 +177,24 @@ def test_videos_that_give_no_frame_are_left_out(tmp_path: Path) -> None:
         seconds=1,
     )
     (tmp_path / "videos/channel-0/b.mp4").write_bytes(b"no video at all")
-    with (
-        pytest.warns(UserWarning, match=r"none\.mp4 is left out: nothing remains after cutting"),
-        pytest.warns(UserWarning, match=r"b\.mp4 is left out: it cannot be decoded further"),
+    write_clock(tmp_path / "videos/channel-0/unlisted.mp4", 0.2, 10)
+    account = import_opendv(tmp_path, tmp_path / "s.zarr", size=SIZE, progress=False)
+    assert (account.found("episodes"), account.episodes) == (3, 1)
+    reasons = account.reasons("episodes")
+    assert re.search(r"1 because nothing remains after cutting, such as .*none\.mp4", reasons)
+    assert re.search(r"1 because it cannot be decoded further .*b\.mp4", reasons)
+    assert "unlisted.mp4" in account.reasons("files")
+    assert open_store(tmp_path / "s.zarr").info("name").tolist() == ["a"]
+
+
+def test_an_import_that_gives_no_frame_leaves_no_store(tmp_path: Path) -> None:
+    write_opendv(tmp_path, [("a", "Train", 0, 0)], seconds=0.2)
+    (tmp_path / "videos/channel-0/a.mp4").write_bytes(b"no video at all")
+    with pytest.raises(
+        UserError, match=r"None of the 1 videos .* gave a frame \(1 because it canno"
     ):
-        store = take(tmp_path)
-    assert store.info("name").tolist() == ["a"]
+        take(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["metadata.csv", "videos"]
 
 
 @pytest.mark.parametrize(

@@ -72,6 +72,25 @@ def test_missing_videos_are_refused_or_left_out_aloud(tmp_path: Path) -> None:
         TokenFolders(tmp_path, ["gone", "too"], skip_missing=True)
 
 
+def test_holes_in_the_numbering_are_counted_and_no_window_crosses_them(tmp_path: Path) -> None:
+    write_grids(tmp_path / "a", 12)
+    write_grids(tmp_path / "b", 6)
+    for number in (5, 6):
+        (tmp_path / f"a/t_{number:06d}.npy").unlink()
+    with pytest.warns(UserWarning, match="2 frames are missing .* of 1 of 2 videos .* such as 'a'"):
+        drives = TokenFolders(tmp_path, ["a", "b"])
+    with pytest.warns(UserWarning, match="cross a gap"):
+        windows = DrivingWindows(drives, frames=3, stride=1, horizon=None)
+    assert len(windows) == 2 + 4 + 4
+
+
+def test_names_whose_numbers_tell_no_order_are_taken_as_they_come(tmp_path: Path) -> None:
+    write_grids(tmp_path / "a", 3)
+    for file in (tmp_path / "a").iterdir():
+        file.rename(file.with_name(f"{file.stem}_v2.npy"))
+    assert not TokenFolders(tmp_path, ["a"]).has("timestamp")
+
+
 def cut(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-3])
 

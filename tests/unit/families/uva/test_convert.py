@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from foreact.checkpoints import shipped
@@ -178,7 +178,7 @@ def unknown_mode(content: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (drop_ema, r"has no 'ema_model' weights; read it with ema=False"),
+        (drop_ema, r"has no 'ema_model' weights; convert it with --raw"),
         (drop_entry, r"its cfg lacks 'model\.policy\.shift_action'"),
         (odd_entry, r"odd form"),
         (
@@ -408,6 +408,26 @@ def test_init_from_mar_accounts_for_every_tensor(tmp_path: Path) -> None:
     }
     with pytest.raises(UserError, match=r"No tensor of .* fits"):
         init_from_mar(UVA(UVAConfig(**(MICRO | other))), file)
+
+
+def test_mar_starts_from_any_file_of_it(tmp_path: Path) -> None:
+    """Wrapped, bare or as safetensors; its average is taken where there is one."""
+    config = UVAConfig(**MICRO)
+    source = read_torch_file(mar_file(tmp_path / "mar.pth", config))["model_ema"]
+    loaded = init_from_mar(UVA(config), tmp_path / "mar.pth").loaded
+    other = {k: torch.zeros_like(v) for k, v in source.items()}
+    wrapped = {f"module._orig_mod.{k}": v for k, v in source.items()}
+    torch.save({"model": other, "model_ema": wrapped}, tmp_path / "wrapped.pth")
+    (tmp_path / "hub").mkdir()
+    (tmp_path / "hub/config.json").write_text("{}")
+    save_file({k: v.clone() for k, v in source.items()}, tmp_path / "hub/model.safetensors")
+    for file in ("wrapped.pth", "hub", "hub/model.safetensors"):
+        model = UVA(config)
+        assert set(init_from_mar(model, tmp_path / file).loaded) == set(loaded)
+        name, theirs = "transformer.encoder.1.mlp.up.weight", "encoder_blocks.1.mlp.fc1.weight"
+        assert torch.equal(model.state_dict()[name], source[theirs])
+    with pytest.raises(UserError, match=r"foreact train uva .*--init .*mar\.pth"):
+        convert(tmp_path / "mar.pth", tmp_path / "out")
 
 
 def test_missing_and_unknown_files(tmp_path: Path) -> None:

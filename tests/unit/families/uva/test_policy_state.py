@@ -111,7 +111,7 @@ def test_missing_state_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         )
     frames = np.zeros((1, 2, *STATED.cameras["img"], 3), np.uint8)
     with pytest.raises(UserError, match="'body'"):
-        policy.predict_video(frames, rng=torch.Generator().manual_seed(0))
+        policy.predict_video(frames, rng=torch.Generator().manual_seed(0), state={})
     state = {"body": np.zeros((1, 2, 3), np.float32)}
     assert (
         policy.predict_video(frames, rng=torch.Generator().manual_seed(0), state=state).shape

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +15,6 @@ from scipy import stats
 from support.line_world import CAMERA, LineStore, PerfectModel
 from support.page import Page
 
-from foreact.data.stores.episodes import RowStore
 from foreact.errors import UserError
 from foreact.evals.correlation import correlation_estimate, mean_ranks
 from foreact.evals.report import write_report
@@ -159,16 +158,12 @@ def test_intervals_of_correlations_cover_the_truth() -> None:
 GAMMA = 0.8
 
 
-def rows_of(store: LineStore) -> RowStore:
-    return cast(RowStore, store)  # it has as much of one as is asked here
-
-
 def measure(store: LineStore, frames: int = 2, **changes: Any) -> Values:
-    model, rows = PerfectModel(store, frames), rows_of(store)
-    windows = contexts(rows, np.arange(2, len(store)), CAMERA, frames)
+    model = PerfectModel(store, frames)
+    windows = contexts(store, np.arange(2, len(store)), CAMERA, frames)
     options: dict[str, Any] = {
         "gamma": GAMMA,
-        "train_mean": mean_value(rows, [0, 1], GAMMA),
+        "train_mean": mean_value(store, [0, 1], GAMMA),
         "states": 40,
         "samples": 400,
         "candidates": 50,
@@ -222,7 +217,7 @@ def test_samples_of_a_perfect_model_follow_the_law(measured: Values) -> None:
 
 def test_returns_of_a_few_steps_miss_what_the_horizon_cuts_off() -> None:
     store = LineStore(episodes=8, length=60)
-    store.streams["reward"][:] = 1.0
+    store.arrays["reward"][:] = 1.0
     found = measure(store)
     assert found.horizon == 5
     table = found.table[f"true rewards of {found.horizon} steps"]
@@ -244,12 +239,12 @@ def test_draws_depend_on_the_seed_alone() -> None:
 
 def test_the_truth_is_the_mean_of_training_where_it_is_known() -> None:
     store = LineStore(episodes=2, length=60)
-    store.streams["reward"][:60], store.streams["reward"][60:] = 1.0, 2.0
-    assert mean_value(rows_of(store), [0], GAMMA) == pytest.approx(5.0, rel=0.01)
-    assert mean_value(rows_of(store), [1], GAMMA) == pytest.approx(10.0, rel=0.01)
+    store.arrays["reward"][:60], store.arrays["reward"][60:] = 1.0, 2.0
+    assert mean_value(store, [0], GAMMA) == pytest.approx(5.0, rel=0.01)
+    assert mean_value(store, [1], GAMMA) == pytest.approx(10.0, rel=0.01)
     short = LineStore(episodes=1, length=3)
-    short.streams["reward"][:] = 1.0
-    assert mean_value(rows_of(short), [0], GAMMA) == pytest.approx((1.8 + 1.0 + 0.0) / 3)
+    short.arrays["reward"][:] = 1.0
+    assert mean_value(short, [0], GAMMA) == pytest.approx((1.8 + 1.0 + 0.0) / 3)
 
 
 def test_bad_input_is_one_sentence() -> None:
@@ -264,7 +259,7 @@ def test_bad_input_is_one_sentence() -> None:
         with pytest.raises(UserError, match=words):
             measure(store, **changes)
     with pytest.raises(UserError, match="no rewards"):
-        mean_value(rows_of(LineStore(episodes=4, length=40, rewards=False)), [0], GAMMA)
+        mean_value(LineStore(episodes=4, length=40, rewards=False), [0], GAMMA)
     with pytest.raises(UserError, match="finite"):
         accuracy(np.array([np.nan, 1.0]), np.array([0.0, 1.0]), np.array([0, 1]))
 

@@ -10,15 +10,19 @@ from torch import Tensor
 
 from foreact.errors import UserError
 from foreact.families.codes.released.kl_vae_names import to_native
+from foreact.released.content import read_content
 from foreact.released.layouts import Converted, Layout, Read, Request, write_converted
-from foreact.released.pickles import read_torch_file
+from foreact.released.wrappers import find_entry, find_state
 from foreact.tokenizers.kl_vae import KLVAEConfig
+
+ANCHORS = ("quant_conv.weight", "decoder.conv_out.weight")
+CODEBOOK = "quantize.embedding.weight"
 
 
 def read_kl_vae(
     path: Path, payload: Any = None, *, image_size: tuple[int, int] = (256, 256)
 ) -> Read[KLVAEConfig]:
-    """Read kl16.ckpt, a torch file whose entry `model` holds the autoencoder.
+    """Read kl16.ckpt, or another file with the autoencoder, whatever wraps its names.
 
     Args:
         path: the file.
@@ -28,14 +32,15 @@ def read_kl_vae(
     Raises:
         UserError: the file is missing, unreadable, or holds something else.
     """
-    payload = read_torch_file(path) if payload is None else payload
-    state = payload.get("model") if isinstance(payload, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+    payload = read_content(path) if payload is None else payload
+    state = find_state(payload, ANCHORS, path)
+    if state is None:
         raise UserError(f"{path} should hold an autoencoder under the key 'model', found none.")
-    native = to_native(dict(state))
-    unread = [k for k in payload if k != "model"]
-    report = f"autoencoder: {len(native)} of {len(state)} tensors used"
-    if unread:
+    native = to_native(state.tensors)
+    report = "\n".join(
+        [f"autoencoder: {len(native)} of {len(state.tensors)} tensors used", *state.notes]
+    )
+    if unread := state.unread(payload):
         report += f"\nnot read: {', '.join(map(str, unread))}"
     return Read(config=config_of(native, path, image_size=image_size), state=native, report=report)
 
@@ -65,16 +70,8 @@ def config_of(
 
 
 def is_kl_vae(payload: Any) -> bool:
-    """Whether a torch file holds the autoencoder: its names under `model`, and no codebook."""
-    state = payload.get("model") if isinstance(payload, Mapping) else None
-    if not isinstance(state, Mapping):
-        return False
-    names = [str(k) for k, v in state.items() if isinstance(v, Tensor)]
-    present = [
-        any(k.startswith(prefix) for k in names)
-        for prefix in ("decoder.up.", "quant_conv.", "quantize.")
-    ]
-    return present == [True, True, False]
+    """Whether a file holds the autoencoder: it has moments of latents, and no codebook."""
+    return find_entry(payload, ANCHORS) is not None and find_entry(payload, [CODEBOOK]) is None
 
 
 def _convert(request: Request, options: Any) -> Converted:
@@ -88,8 +85,8 @@ LAYOUTS = (
     Layout(
         name="kl_vae",
         title="a KL autoencoder",
-        files="kl16.ckpt",
-        mark="entry model with decoder.up and quant_conv",
+        files="kl16.ckpt, .safetensors",
+        mark="decoder.conv_out and quant_conv without quantize",
         recognise=is_kl_vae,
         convert=_convert,
     ),

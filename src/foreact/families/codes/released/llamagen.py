@@ -13,6 +13,7 @@ from torch import Tensor
 
 from foreact.errors import UserError
 from foreact.families.codes.released.llamagen_names import USED_CODES, to_native, to_reference
+from foreact.released.content import read_content
 from foreact.released.layouts import (
     Converted,
     Layout,
@@ -22,23 +23,21 @@ from foreact.released.layouts import (
     require_whole,
     write_converted,
 )
-from foreact.released.pickles import read_torch_file
+from foreact.released.wrappers import find_entry, find_state
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
+
+ANCHORS = ("encoder.conv_blocks.0.res.0.conv1.weight",)
 
 
 def is_llamagen(payload: Any) -> bool:
-    """Whether a torch file holds a LlamaGen tokenizer: its module names under `model`."""
-    state = payload.get("model") if isinstance(payload, Mapping) else None
-    return isinstance(state, Mapping) and any(
-        str(k).startswith("encoder.conv_blocks.") and isinstance(v, Tensor)
-        for k, v in state.items()
-    )
+    """Whether a file holds a LlamaGen tokenizer, known by the names of its modules."""
+    return find_entry(payload, ANCHORS) is not None
 
 
 def read_llamagen(
     path: Path, payload: Any = None, *, image_size: tuple[int, int] = (256, 256)
 ) -> Read[VQConfig]:
-    """Read a LlamaGen tokenizer, a torch file whose entry `model` holds it.
+    """Read a LlamaGen tokenizer, whatever wraps its names.
 
     Args:
         path: the file.
@@ -49,21 +48,24 @@ def read_llamagen(
         UserError: the file is missing, unreadable, holds something else, or not all of the
             tokenizer.
     """
-    payload = read_torch_file(path) if payload is None else payload
-    if not is_llamagen(payload):
+    payload = read_content(path) if payload is None else payload
+    held = find_state(payload, ANCHORS, path)
+    if held is None:
         raise UserError(
             f"{path} should hold a LlamaGen tokenizer under the key 'model', found none."
         )
-    reference_state = dict(payload["model"])
+    reference_state = held.tensors
     state = to_native(reference_state)
     # What shapes do not tell (norm groups, normalised codes, where attention is) is as published.
     config = VQConfig(**sizes_of(state, path, "LlamaGen tokenizer"), image_size=image_size)
     require_whole(VQTokenizer, config, state, f"{path} holds no whole LlamaGen tokenizer")
-    report = f"tokenizer: {len(state)} of {len(reference_state)} tensors used"
+    report = "\n".join(
+        [f"tokenizer: {len(state)} of {len(reference_state)} tensors used", *held.notes]
+    )
     if USED_CODES in reference_state:
         report += f"\nleft out: {USED_CODES}, a log of the codes that training saw last"
-    if unread := [k for k in payload if k != "model"]:
-        report += f"\nnot read: {', '.join(map(str, unread))}"
+    if unread := held.unread(payload):
+        report += f"\nnot read: {', '.join(unread)}"
     return Read(config=config, state=state, report=report)
 
 
@@ -140,8 +142,8 @@ def _convert(request: Request, options: LlamaGenOptions) -> Converted:
 LAYOUT = Layout(
     name="llamagen",
     title="LlamaGen's tokenizer",
-    files="vq_ds16_c2i.pt",
-    mark="entry model with encoder.conv_blocks",
+    files="vq_ds16_c2i.pt, .safetensors",
+    mark="encoder.conv_blocks",
     recognise=is_llamagen,
     convert=_convert,
     options=LlamaGenOptions,

@@ -22,6 +22,7 @@ from torch import Tensor
 from foreact.errors import UserError
 from foreact.families.codes.released.llamagen import sizes_of
 from foreact.families.codes.released.taming_names import LOSS, to_native, to_reference
+from foreact.released.content import read_content
 from foreact.released.layouts import (
     Converted,
     Layout,
@@ -31,12 +32,13 @@ from foreact.released.layouts import (
     require_whole,
     write_converted,
 )
-from foreact.released.pickles import read_torch_file
+from foreact.released.wrappers import State, find_entry, find_state
 from foreact.tokenizers.images import Preprocessing
 from foreact.tokenizers.lpips import lpips
 from foreact.tokenizers.perceptual import FeatureDistance
 from foreact.tokenizers.vq import TAMING, VQConfig, VQTokenizer
 
+ANCHORS = ("encoder.down.0.block.0.conv1.weight", "quantize.embedding.weight")
 LIGHTNING = "pytorch-lightning_version"
 """Entry of a checkpoint that Lightning wrote, as taming's training does."""
 IMAGE_SIZES: dict[Preprocessing, tuple[int, int]] = {"legacy": (80, 80), "symmetric": (256, 256)}
@@ -48,8 +50,8 @@ _CONVOLUTION = re.compile(r"net\.slice[1-5]\.(\d+\.(?:weight|bias))")
 
 
 def is_taming(payload: Any) -> bool:
-    """Whether a torch file holds taming's VQGAN: bare, or under `state_dict` or `model`."""
-    return _find_state(payload) is not None
+    """Whether a file holds taming's VQGAN: bare, or under `state_dict` or `model`."""
+    return find_entry(payload, ANCHORS) is not None
 
 
 def read_taming(
@@ -73,7 +75,8 @@ def read_taming(
         UserError: the file is missing, unreadable, holds something else, or not all of the
             tokenizer.
     """
-    reference_state, unread = _open(path, payload)
+    held, unread = _open(path, payload)
+    reference_state = held.tensors
     preprocessing = preprocessing or ("symmetric" if LIGHTNING in unread else "legacy")
     state = to_native(reference_state)
     sizes = sizes_of(state, path, "VQGAN of taming")
@@ -92,8 +95,8 @@ def read_taming(
         preprocessing=preprocessing,
     )
     require_whole(VQTokenizer, config, state, f"{path} holds no whole VQGAN of taming")
-    report = f"tokenizer: {len(state)} of {len(reference_state)} tensors used, "
-    report += f"{preprocessing} preprocessing"
+    used = f"tokenizer: {len(state)} of {len(reference_state)} tensors used"
+    report = "\n".join([f"{used}, {preprocessing} preprocessing", *held.notes])
     if loss := len(reference_state) - len(state):
         report += f"\nleft out: {loss} tensors under '{LOSS}', which only training needs"
     if unread:
@@ -110,7 +113,7 @@ def read_lpips(path: Path) -> FeatureDistance:
     """
     reference_state = {
         k.removeprefix(_PERCEPTUAL): v
-        for k, v in _open(path, None)[0].items()
+        for k, v in _open(path, None)[0].tensors.items()
         if k.startswith(_PERCEPTUAL)
     }
     if not reference_state:
@@ -162,31 +165,16 @@ def write_taming(path: Path, state: Mapping[str, Tensor]) -> None:
             temporary.unlink()
 
 
-def _open(path: Path, payload: Any) -> tuple[dict[str, Tensor], list[str]]:
+def _open(path: Path, payload: Any) -> tuple[State, list[str]]:
     """The state dict of a file, and the names of the entries beside it."""
-    payload = read_torch_file(path) if payload is None else payload
-    state = _find_state(payload)
+    payload = read_content(path) if payload is None else payload
+    state = find_state(payload, ANCHORS, path)
     if state is None:
         raise UserError(
             f"{path} should hold a VQGAN of taming, bare or under the key 'state_dict' or "
             "'model', found none."
         )
-    unread = [] if state is payload else [str(k) for k in payload if payload[k] is not state]
-    return dict(state), unread
-
-
-def _find_state(payload: Any) -> Mapping[str, Tensor] | None:
-    if not isinstance(payload, Mapping):
-        return None
-    for state in (payload, payload.get("state_dict"), payload.get("model")):
-        if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-            continue
-        if all(
-            any(str(k).startswith(prefix) for k in state)
-            for prefix in ("encoder.down.", "quantize.")
-        ):
-            return state
-    return None
+    return state, state.unread(payload)
 
 
 def _attention(state: Mapping[str, Tensor], levels: int) -> tuple[int, ...]:
@@ -219,7 +207,7 @@ def _convert(request: Request, options: TamingOptions) -> Converted:
 LAYOUT = Layout(
     name="taming",
     title="a VQGAN of taming",
-    files="last.ckpt; cheetah_vq_vae_model.pth of VOC",
+    files="last.ckpt; cheetah_vq_vae_model.pth of VOC; .safetensors",
     mark="encoder.down and quantize",
     recognise=is_taming,
     convert=_convert,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from foreact.errors import UserError
 from foreact.families.codes.released.vqkd_names import TRAINING_ONLY, UNREAD, to_native
+from foreact.released.content import read_content
 from foreact.released.layouts import (
     Converted,
     Layout,
@@ -21,16 +22,17 @@ from foreact.released.layouts import (
     require_whole,
     write_converted,
 )
-from foreact.released.pickles import read_torch_file
+from foreact.released.wrappers import find_entry, find_state
 from foreact.tokenizers.images import Preprocessing
 from foreact.tokenizers.vqkd import VQKD, VQKDConfig
 
+ANCHORS = ("encode_task_layer.0.weight",)
 HEAD = 64  # channels of an attention head in every published size
 
 
 def is_vqkd(payload: Any) -> bool:
-    """Whether a torch file holds a VQ-KD tokenizer, under `model` or else `state_dict`."""
-    return _entry(payload) is not None
+    """Whether a file holds a VQ-KD tokenizer: bare, or under `model` or `state_dict`."""
+    return find_entry(payload, ANCHORS) is not None
 
 
 def read_vqkd(
@@ -57,25 +59,25 @@ def read_vqkd(
         UserError: the file is missing, unreadable, holds something else, or not all of the
             tokenizer.
     """
-    payload = read_torch_file(path) if payload is None else payload
-    entry = _entry(payload)
-    if entry is None:
+    payload = read_content(path) if payload is None else payload
+    held = find_state(payload, ANCHORS, path)
+    if held is None:
         raise UserError(
             f"{path} should hold a VQ-KD tokenizer under the key 'model' or "
             "'state_dict', found none."
         )
-    reference_state: dict[str, Tensor] = dict(payload[entry])
+    reference_state = held.tensors
     state = to_native(reference_state)
     config = config_of(state, path, grid=grid, heads=heads, preprocessing=preprocessing)
     require_whole(VQKD, config, state, f"{path} holds no whole VQ-KD tokenizer")
-    report = f"tokenizer: {len(state)} of {len(reference_state)} tensors used; "
-    report += f"{preprocessing} preprocessing"
+    used = f"tokenizer: {len(state)} of {len(reference_state)} tensors used"
+    report = "\n".join([f"{used}; {preprocessing} preprocessing", *held.notes])
     if training := sum(key.startswith(TRAINING_ONLY) for key in reference_state):
         report += f"\nleft out: {training} tensors of training ({', '.join(TRAINING_ONLY)})"
     if unread := sum(key in UNREAD for key in reference_state):
         report += f"\nleft out: {unread} buffers that the reference never reads"
-    if others := [k for k in payload if k != entry]:
-        report += f"\nnot read: {', '.join(map(str, others))}"
+    if others := held.unread(payload):
+        report += f"\nnot read: {', '.join(others)}"
     return Read(config=config, state=state, report=report)
 
 
@@ -124,19 +126,6 @@ def config_of(
     )
 
 
-def _entry(payload: Any) -> str | None:
-    """The key of the tokenizer's tensors in the content of a torch file."""
-    if not isinstance(payload, Mapping):
-        return None
-    key = "model" if "model" in payload else "state_dict"
-    state = payload.get(key)
-    if not isinstance(state, Mapping) or not all(
-        isinstance(value, Tensor) for value in state.values()
-    ):
-        return None
-    return key if any(str(k).startswith("encode_task_layer.") for k in state) else None
-
-
 @dataclass(frozen=True, kw_only=True)
 class VQKDOptions:
     grid: tuple[int, int] | None = option(
@@ -164,8 +153,8 @@ LAYOUTS = (
     Layout(
         name="vqkd",
         title="BEiT v2's VQ-KD",
-        files=".pth",
-        mark="entry model or state_dict of VQ-KD",
+        files=".pth, .safetensors",
+        mark="encode_task_layer",
         recognise=is_vqkd,
         convert=_convert,
         options=VQKDOptions,

@@ -1,116 +1,37 @@
-"""Drives: long recordings of one forward camera with tokens, ego poses and times; their store.
+"""Drives: long recordings of one forward camera with tokens, ego poses and times.
 
-The native store is an ordinary one with a camera stream `front`, one episode per video, scene or
-log, the episodes' names in `meta/name`, and beside the pixels, each as its own stream where it is
-known:
+Any `EpisodeStore` with one episode per video, scene or log, the episodes' names as "name", and
+these streams, each where it is known:
 
-    tokens_front  uint16 (N, h, w)
+    front         uint8 (N, H, W, 3)
+    tokens_front  unsigned (N, h, w)
     ego_pose      float64 (N, 7)    see `ego`; float32 could not resolve a metre in map coordinates
     timestamp     int64 (N,)        microseconds
 """
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from foreact.data.formats.frames import kept_on_disk, read_frames
+from foreact.data.formats.importing import Account
 from foreact.data.stores.derived import write_stream
-from foreact.data.stores.store import ZarrStore, open_store
+from foreact.data.stores.store import open_store
 from foreact.data.stores.writer import StoreWriter
+from foreact.data.windows.anchors import TIMESTAMP
 from foreact.errors import UserError
-from foreact.families.driving.data.ego import check_poses
 from foreact.families.driving.data.trajectories import Trajectories
+from foreact.progress import Progress
 from foreact.types import StreamSpec
 
 FRONT = "front"
+EGO_POSE = "ego_pose"
 FRAME_SIZE = (288, 512)
 """Height and width of the frames that the driving models see."""
-
-
-class Drives(Protocol):
-    """What windows are cut from. Rows count the frames of all drives one after another.
-
-    Attributes:
-        label: where they come from, for messages.
-        rate_hz: raw frames per second.
-        lengths, starts: int64 (E,), frames and first row of each drive.
-        names: one per drive.
-        poses: float64 (N, 7), see `foreact.families.driving.data.ego`, or None.
-        timestamps: int64 (N,) microseconds, or None.
-    """
-
-    label: str
-    rate_hz: float
-    names: list[str]
-    lengths: np.ndarray
-    starts: np.ndarray
-    poses: np.ndarray | None
-    timestamps: np.ndarray | None
-
-    def tokens(self, rows: np.ndarray) -> np.ndarray:
-        """Token grids, integers (*rows.shape, h, w)."""
-        ...
-
-    def where(self, row: int) -> str:
-        """Where the tokens of a row lie, for messages."""
-        ...
-
-    def load(self) -> None:
-        """Take in memory what fits."""
-        ...
-
-
-class StoreDrives:
-    """The drives of a native store; meets `Drives`."""
-
-    def __init__(self, store: ZarrStore, camera: str = FRONT) -> None:
-        self.store, self.label, self.rate_hz = store, str(store.path), store.spec.fps
-        self.lengths, self.starts = store.lengths, store.starts
-        self.names = [str(i) for i in range(len(store))]
-        if "name" in store.info_names:
-            self.names = store.info("name").tolist()
-        poses, timestamps = self._whole("ego_pose"), self._whole("timestamp")
-        self.poses = None if poses is None else check_poses(poses, self.label)
-        self.timestamps = None if timestamps is None else timestamps.reshape(-1)
-        self._stream = f"tokens_{camera}"
-        self.tokenizer_hash = store.tokenizer_hash(self._stream)
-
-    def tokens(self, rows: np.ndarray) -> np.ndarray:
-        return self.store.gather(self._stream, rows)
-
-    def where(self, row: int) -> str:
-        episode = int(np.searchsorted(self.starts, row, side="right")) - 1
-        return f"step {row - self.starts[episode]} of '{self.names[episode]}' in {self.label}"
-
-    def load(self) -> None:
-        self.store.reader(self._stream)
-
-    def _whole(self, stream: str) -> np.ndarray | None:
-        """All rows of a stream, or None where the store lacks it."""
-        if not self.store.has(stream):
-            return None
-        return self.store.gather(stream, np.arange(int(self.lengths.sum())))
-
-
-def choose(drives: Drives, names: list[str]) -> np.ndarray:
-    """Numbers of the drives with these names, in their order.
-
-    Raises:
-        UserError: there is no such drive.
-    """
-    number = {name: i for i, name in enumerate(drives.names)}
-    if missing := [name for name in names if name not in number]:
-        raise UserError(
-            f"{drives.label} has no drive '{missing[0]}' ({len(missing)} of "
-            f"{len(names)} are missing)."
-        )
-    return np.array([number[name] for name in names], np.int64)
 
 
 def driving_spec(fps: float, size: tuple[int, int] = FRAME_SIZE) -> StreamSpec:
@@ -159,53 +80,59 @@ def write_drives(
     rate_hz: float,
     size: tuple[int, int] = FRAME_SIZE,
     facts: Mapping[str, Any],
+    account: Account,
     progress: bool = True,
-) -> int:
+) -> None:
     """Write frames, poses and times of trajectories into a native store, one episode per scene.
 
-    Frames whose image is not there are left out, whole scenes too, with a warning that counts them.
     An import that was cut short goes on after its last whole scene.
 
     Args:
         trajectories: what belongs together.
         images: root of the image paths.
         out: the store, new or begun before from the same source.
-        rate_hz: raw frame rate.
+        rate_hz: nominal frame rate; the store has that of the time stamps, see `measured_rate`.
         size: height and width of the stored frames; images of another aspect ratio are refused.
         facts: JSON-able notes on the source; must equal those of a store begun before.
+        account: counts frames whose image is not there, and whole scenes, which are left out.
         progress: show a bar.
-
-    Returns:
-        Number of episodes in the store.
 
     Raises:
         UserError: no image is there, one is damaged, the store holds something else, or the disk
             refuses.
     """
-    images, out, spec = Path(images), Path(out), driving_spec(rate_hz, size)
-    rows = {}  # scene -> rows whose image exists
+    images, out = Path(images), Path(out)
+    driving_spec(rate_hz, size)  # refuses an impossible size before any file is looked for
+    rows: dict[str, np.ndarray] = {}  # scene -> rows whose image exists
+    missing: list[str] = []
     for name, start, length in zip(
         trajectories.names, trajectories.starts, trajectories.lengths, strict=True
     ):
-        scene_rows = range(start, start + length)
-        existing = [row for row in scene_rows if (images / trajectories.files[row]).is_file()]
+        existing = [
+            row for row in range(start, start + length) if _is_file(images, trajectories.files[row])
+        ]
         if existing:
             rows[name] = np.array(existing)
-    image_count = sum(map(len, rows.values()))
-    if not image_count:
+        there = set(existing)
+        missing += [
+            trajectories.files[row] for row in range(start, start + length) if row not in there
+        ]
+    if not rows:
         first = images / trajectories.files[0]
         raise UserError(
             f"None of the {len(trajectories.files)} images is there, such as {first}; "
             "correct the folder."
         )
-    if image_count < len(trajectories.files):
-        warnings.warn(
-            f"{len(trajectories.files) - image_count} of {len(trajectories.files)} images of "
-            f"{trajectories.label} are not in {images}; {len(trajectories.names) - len(rows)} of "
-            f"{len(trajectories.names)} scenes have none at all.",
-            stacklevel=2,
+    account.leave_out("images", len(missing), f"not in {images}", *missing)
+    empty = [name for name in trajectories.names if name not in rows]
+    account.leave_out("episodes", len(empty), f"without any image in {images}", *empty)
+    rate = measured_rate([trajectories.timestamps[scene] for scene in rows.values()], rate_hz)
+    if rate != rate_hz:
+        account.note(
+            f"The store has {rate:g} frames per second: its frames are {1 / rate:g} s apart, and "
+            f"not {1 / rate_hz:g} s as at the nominal {rate_hz:g} Hz."
         )
-    with StoreWriter(out, spec, attrs=facts) as writer:
+    with StoreWriter(out, driving_spec(rate, size), attrs=facts) as writer:
         done = episodes_done(writer, facts, list(rows))
         if changed := [name for name, length in done.items() if length != len(rows[name])]:
             raise UserError(
@@ -213,7 +140,7 @@ def write_drives(
                 f"{len(rows[changed[0]])} are there now; import into another path, or restore the "
                 "images."
             )
-        bar = tqdm(rows.items(), unit="scene", desc="import", disable=not progress)
+        bar = Progress(rows.items(), unit="scene", desc="import", disable=not progress)
         for name, scene_rows in bar:
             if name not in done:
                 files = [images / trajectories.files[row] for row in scene_rows]
@@ -222,6 +149,41 @@ def write_drives(
                     writer.append({FRONT: video}, name=name)
     names = open_store(out).info("name").tolist()
     order = np.concatenate([rows[name] for name in names])
-    write_stream(out, "ego_pose", trajectories.poses[order], attrs={})
-    write_stream(out, "timestamp", trajectories.timestamps[order], attrs={})
-    return len(names)
+    write_stream(out, EGO_POSE, trajectories.poses[order], attrs={})
+    write_stream(out, TIMESTAMP, trajectories.timestamps[order], attrs={})
+
+
+def measured_rate(timestamps: Sequence[np.ndarray], nominal_hz: float) -> float:
+    """Frames per second of recordings, by their time stamps.
+
+    Single gaps do not count: they are told from the time stamps wherever windows are cut. But where
+    only every fifth image of a recording is there, its rate is a fifth of the nominal one.
+
+    Args:
+        timestamps: int64 (T,) microseconds of the frames of each recording.
+        nominal_hz: what they should have; returned where they are that, or tell nothing.
+
+    Raises:
+        UserError: they cannot be microseconds.
+    """
+    periods = np.concatenate([np.diff(stamps) for stamps in timestamps]) / 1e6
+    periods = periods[periods > 0]
+    if len(periods) == 0:
+        return nominal_hz
+    # Nearly the shortest, so that gaps do not count; one stamp that is off does not either.
+    ratio = float(np.quantile(periods, 0.1)) * nominal_hz
+    if ratio < 0.1:
+        raise UserError(
+            f"Time stamps should be microseconds, {1e6 / nominal_hz:g} apart at {nominal_hz:g} Hz; "
+            f"found frames {1e6 * ratio / nominal_hz:g} apart: check the source's unit of time."
+        )
+    if 0.75 < ratio < 1.5:
+        return nominal_hz
+    return nominal_hz / round(ratio) if ratio > 1 else float(f"{nominal_hz / ratio:.3g}")
+
+
+def _is_file(root: Path, name: str) -> bool:
+    try:
+        return (root / name).is_file()
+    except OSError:  # a name that no file can have, such as one of 5000 letters
+        return False

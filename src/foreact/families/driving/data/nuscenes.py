@@ -7,13 +7,14 @@ calibrated_sensor_token, filename, timestamp, is_key_frame), ego_pose, calibrate
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from foreact.errors import UserError
+from foreact.data.formats.importing import Account
+from foreact.errors import UserError, decoding
 from foreact.families.driving.data.trajectories import Record
+from foreact.files import listed, parse_json, read_text
 
 RATE_HZ = 2.0
 """Rate of the key frames."""
@@ -25,7 +26,7 @@ def find_version(root: Path) -> str:
     Raises:
         UserError: there is none, or several.
     """
-    versions = sorted(path.name for path in root.glob("v1.0-*") if path.is_dir())
+    versions = [path.name for path in listed(root, "v1.0-*") if path.is_dir()]
     if len(versions) != 1:
         raise UserError(
             f"{root} should hold one folder of tables v1.0-*, found {versions}; name the version."
@@ -39,6 +40,7 @@ def nuscenes_records(
     version: str | None = None,
     camera: str = "CAM_FRONT",
     scenes: Sequence[str] | None = None,
+    account: Account | None = None,
 ) -> list[Record]:
     """One record (see `driving.data.trajectories`) per key frame of a camera, with calibration.
 
@@ -47,13 +49,23 @@ def nuscenes_records(
         version: folder of the tables; by default the only one.
         camera: channel.
         scenes: names of the scenes to take; by default all.
+        account: counts the scenes as episodes, and the key frames as images; and what is left out:
+            scenes without a key frame, and key frames of no scene.
 
     Raises:
         UserError: tables are missing or damaged, or a scene or camera is not in them.
     """
     root = Path(root)
     folder = root / (version or find_version(root))
+    with decoding(f"The tables of {folder} cannot be joined", "unpack them again"):
+        return _records(folder, camera, scenes, account or Account())
+
+
+def _records(
+    folder: Path, camera: str, scenes: Sequence[str] | None, account: Account
+) -> list[Record]:
     scene_rows = _table(folder, "scene", "token", "name", "description")
+    scene_tokens = {row["token"] for row in scene_rows}
     if scenes is not None:
         chosen, names = set(scenes), {row["name"] for row in scene_rows}
         if missing := sorted(chosen - names):
@@ -63,9 +75,11 @@ def nuscenes_records(
             )
         scene_rows = [row for row in scene_rows if row["name"] in chosen]
     scene_by_token = {row["token"]: row for row in scene_rows}
+    samples = _table(folder, "sample", "token", "scene_token")
+    sample_tokens = {row["token"] for row in samples if row["scene_token"] in scene_tokens}
     scene_of = {  # token of a sample -> its scene
         row["token"]: scene_by_token[row["scene_token"]]
-        for row in _table(folder, "sample", "token", "scene_token")
+        for row in samples
         if row["scene_token"] in scene_by_token
     }
     sensors = _table(folder, "sensor", "token", "channel")
@@ -84,13 +98,19 @@ def nuscenes_records(
         "timestamp",
         "is_key_frame",
     )
-    frames = [
+    key_frames = [
         row
         for row in _table(folder, "sample_data", *fields)
-        if row["is_key_frame"]
-        and row["calibrated_sensor_token"] in calibrations
-        and row["sample_token"] in scene_of
+        if row["is_key_frame"] and row["calibrated_sensor_token"] in calibrations
     ]
+    frames = [row for row in key_frames if row["sample_token"] in scene_of]
+    lost = [row["filename"] for row in key_frames if row["sample_token"] not in sample_tokens]
+    account.find("episodes", len(scene_rows))
+    account.find("images", len(frames) + len(lost))
+    account.leave_out("images", len(lost), "of a sample or scene that is in no table", *lost)
+    seen = {scene_of[row["sample_token"]]["token"] for row in frames}
+    empty = [row["name"] for row in scene_rows if row["token"] not in seen]
+    account.leave_out("episodes", len(empty), f"without a key frame of camera {camera}", *empty)
     if not frames:
         raise UserError(
             f"{folder} has no key frame of camera '{camera}'; its sensors are "
@@ -128,14 +148,12 @@ def nuscenes_records(
 
 def _table(folder: Path, name: str, *fields: str) -> list[dict[str, Any]]:
     path = folder / f"{name}.json"
-    try:
-        rows = json.loads(path.read_text())
-    except FileNotFoundError:
+    if not path.is_file():
         raise UserError(
             f"There is no table {path}; give the folder that nuScenes was unpacked into."
-        ) from None
-    except (OSError, ValueError) as error:
-        raise UserError(f"The table {path} cannot be read ({error}); unpack it again.") from None
+        )
+    with decoding(f"The table {path} cannot be read", "unpack it again"):
+        rows = parse_json(read_text(path))
     if not isinstance(rows, list) or not all(
         isinstance(row, dict) and all(f in row for f in fields) for row in rows
     ):

@@ -1,12 +1,11 @@
 """OpenDV-YouTube: videos and the table of what to cut off -> a native store at 10 Hz.
 
 <root>/metadata.csv                    tabs: video_id, split, discard_start, discard_end (s), ...
-<root>/videos/<channel>/<id>.mp4       or .webm; a leading "-" of an id may be written as "@"
+<root>/videos/<channel>/<id>.mp4       or .webm, .mkv, ...; a leading "-" of an id may be "@"
 """
 
 from __future__ import annotations
 
-import csv
 import math
 import warnings
 from collections.abc import Iterator, Sequence
@@ -20,12 +19,15 @@ import numpy as np
 from av.error import FFmpegError
 from av.filter import Graph
 from av.video.stream import VideoStream
-from tqdm import tqdm
 
 from foreact.data.formats.frames import kept_on_disk
+from foreact.data.formats.importing import Account, store_to_import
+from foreact.data.formats.video import ENDINGS, picture_stream, quarter_turns
 from foreact.data.stores.writer import StoreWriter
-from foreact.errors import UserError
+from foreact.errors import UserError, decoding, in_short
 from foreact.families.driving.data.drives import FRAME_SIZE, FRONT, driving_spec, episodes_done
+from foreact.files import listed, parse_table, read_text
+from foreact.progress import Progress
 
 RATE_HZ = 10.0
 
@@ -48,26 +50,39 @@ class Video:
 
 
 def opendv_videos(
-    root: str | Path, *, split: str | None = None, names: Sequence[str] | None = None
+    root: str | Path,
+    *,
+    split: str | None = None,
+    names: Sequence[str] | None = None,
+    account: Account | None = None,
 ) -> list[Video]:
     """The videos of a split, or of given ids, in the table's order.
 
-    Those without a file are left out with a warning.
+    Args:
+        root: holds metadata.csv and videos/.
+        split, names: which; by default all.
+        account: counts the videos chosen as episodes, and those left out, which have no file; and
+            the files that belong to no chosen video.
 
     Raises:
         UserError: the table is missing or malformed, or there is no such video.
     """
     root, ids = Path(root), None if names is None else set(names)
     table = root / "metadata.csv"
-    paths = sorted((root / "videos").glob("*/*"))
-    files = {path.stem: path for path in paths if path.suffix in (".mp4", ".webm")}
-    try:
-        with open(table, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-        listed = {row["video_id"]: row for row in rows}
+    paths = listed(root / "videos", "*/*", endings=ENDINGS)
+    files = {path.stem: path for path in paths}
+    if not table.is_file():
+        raise UserError(
+            f"There is no table {table}; give the folder that holds metadata.csv and videos/."
+        )
+    complaint = (
+        f"{table} should be tab separated with video_id, split, discard_start and discard_end"
+    )
+    with decoding(complaint, "mend it or download it again"):
+        rows = {row["video_id"]: row for row in parse_table(read_text(table))}
         chosen = {
             name: row
-            for name, row in listed.items()
+            for name, row in rows.items()
             if (split is None or row["split"].lower() == split.lower())
             and (ids is None or name in ids)
         }
@@ -75,16 +90,7 @@ def opendv_videos(
             name: (float(row["discard_start"]), float(row["discard_end"]))
             for name, row in chosen.items()
         }
-    except FileNotFoundError:
-        raise UserError(
-            f"There is no table {table}; give the folder that holds metadata.csv and videos/."
-        ) from None
-    except (OSError, KeyError, TypeError, ValueError, AttributeError, csv.Error) as error:
-        raise UserError(
-            f"{table} should be tab separated with video_id, split, discard_start and discard_end "
-            f"({type(error).__name__}: {error})."
-        ) from None
-    if unknown := sorted((ids or set()) - set(listed)):
+    if unknown := sorted((ids or set()) - set(rows)):
         raise UserError(
             f"{table} does not list '{unknown[0]}' ({len(unknown)} of the given names are missing)."
         )
@@ -106,12 +112,13 @@ def opendv_videos(
             f"{table} lists {len(chosen)} videos for this choice; none of them lies "
             f"below {root}/videos."
         )
-    if missing:
-        warnings.warn(
-            f"{len(missing)} of {len(chosen)} videos, such as '{missing[0]}', are not below "
-            f"{root}/videos and are left out.",
-            stacklevel=2,
-        )
+    account = account or Account()
+    account.find("episodes", len(chosen))
+    account.leave_out("episodes", len(missing), f"not below {root / 'videos'}", *missing)
+    used = {video.path for video in videos}
+    others = [path for path in paths if path not in used]
+    account.find("files", len(paths))
+    account.leave_out("files", len(others), "of no video that was chosen", *others)
     return videos
 
 
@@ -125,8 +132,10 @@ def import_opendv(
     damage: Literal["warn", "error"] = "warn",
     size: tuple[int, int] = FRAME_SIZE,
     progress: bool = True,
-) -> int:
+) -> Account:
     """Cut, sample and shrink videos into the episodes of a native store; resumable after each.
+
+    See `store_to_import` for what a stopped or refused import leaves.
 
     Args:
         root: holds metadata.csv and videos/.
@@ -141,22 +150,22 @@ def import_opendv(
         progress: show a bar.
 
     Returns:
-        Number of episodes in the store.
+        What was found and taken.
 
     Raises:
         UserError: nothing can be imported, a video is damaged and `damage` is "error", or the disk
             refuses.
     """
-    out = Path(out)
-    videos = opendv_videos(root, split=split, names=names)
+    account, spec = Account(), driving_spec(RATE_HZ, size)
+    videos = opendv_videos(root, split=split, names=names, account=account)
     facts = {"source": "OpenDV", "cutting": cutting}
-    with StoreWriter(out, driving_spec(RATE_HZ, size), attrs=facts) as writer:
+    with store_to_import(Path(out)) as draft, StoreWriter(draft, spec, attrs=facts) as writer:
         done = episodes_done(writer, facts, [video.name for video in videos])
-        for video in tqdm(videos, unit="video", desc="import", disable=not progress):
+        for video in Progress(videos, unit="video", desc="import", disable=not progress):
             if video.name in done:
                 continue
             clip = Clip(video, cutting=cutting, size=size)
-            with kept_on_disk(clip, out) as frames:
+            with kept_on_disk(clip, draft) as frames:
                 if clip.damage and damage == "error":
                     raise UserError(
                         f"{video.path}: {clip.damage}; download it again, or import "
@@ -164,7 +173,7 @@ def import_opendv(
                     )
                 if len(frames) == 0:
                     reason = clip.damage or "nothing remains after cutting"
-                    warnings.warn(f"{video.path} is left out: {reason}.", stacklevel=2)
+                    account.leave_out("episodes", 1, f"because {reason}", video.path)
                     continue
                 if clip.damage:
                     warnings.warn(
@@ -175,8 +184,12 @@ def import_opendv(
                     {FRONT: frames}, name=video.name, split=video.split, complaints=clip.complaints
                 )
         if writer.episodes == 0:
-            raise UserError(f"None of the {len(videos)} videos below {root} gave a frame.")
-        return writer.episodes
+            reasons = account.reasons("episodes")
+            raise UserError(
+                f"None of the {len(videos)} videos below {root} gave a frame ({reasons}); look at "
+                "what is left of them after cutting, or download them again."
+            )
+    return account
 
 
 class Clip:
@@ -213,8 +226,8 @@ class Clip:
             with av.logging.Capture() as log:
                 try:
                     yield from self._frames()
-                except FFmpegError as error:
-                    self.failure = str(error)
+                except Exception as error:  # decoders raise anything over damaged bytes
+                    self.failure = in_short(error)
                 self.complaints += len(log)
         finally:
             av.logging.set_level(level)
@@ -225,7 +238,7 @@ class Clip:
             if not container.streams.video or container.duration is None:
                 self.failure = "there is no video stream of known duration"
                 return
-            stream = container.streams.video[0]
+            stream = picture_stream(container)
             # One thread: messages from the decoder's own threads, which tell of damage, can lock
             # up the interpreter.
             stream.thread_type, stream.codec_context.thread_count = "NONE", 1
@@ -235,7 +248,7 @@ class Clip:
             origin, start = (container.start_time or 0) / av.time_base, self.video.discard_start
             if start > 0:
                 container.seek(int((origin + start) * av.time_base))
-            graph = self._graph(stream)
+            graph, turns = None, 0
             assert stream.time_base is not None
             for packet in container.demux(stream):
                 try:
@@ -250,12 +263,16 @@ class Clip:
                     if time < 0:  # between the key frame that seeking finds and the cut
                         continue
                     frame.pts, frame.time_base = round(time / stream.time_base), stream.time_base
+                    if graph is None:
+                        turns = quarter_turns(frame)
+                        graph = self._graph(stream, turns)
                     graph.push(frame)
-                    yield from self._pull(graph, length)
+                    yield from self._pull(graph, length, turns)
                     if time > length + 1 / RATE_HZ:
                         return
-            graph.push(None)
-            yield from self._pull(graph, length)
+            if graph is not None:
+                graph.push(None)
+                yield from self._pull(graph, length, turns)
 
     def _length(self, duration: float) -> float:
         """Seconds to keep from `discard_start` on."""
@@ -264,10 +281,11 @@ class Clip:
             return duration - start - end
         return min(duration - start, duration - end)
 
-    def _graph(self, stream: VideoStream) -> Graph:
+    def _graph(self, stream: VideoStream, turns: int) -> Graph:
         graph = Graph()
         graph.threads = 1
-        height, width = self.size
+        # Frames are scaled as they were coded, and turned afterwards.
+        height, width = self.size if turns % 2 == 0 else self.size[::-1]
         graph.link_nodes(
             graph.add_buffer(template=stream),
             graph.add("fps", f"{RATE_HZ:g}"),
@@ -277,7 +295,7 @@ class Clip:
         ).configure()
         return graph
 
-    def _pull(self, graph: Graph, length: float) -> Iterator[np.ndarray]:
+    def _pull(self, graph: Graph, length: float, turns: int) -> Iterator[np.ndarray]:
         while True:
             try:
                 frame = graph.vpull()
@@ -288,4 +306,4 @@ class Clip:
             if frame.pts * frame.time_base >= length - 1e-6:
                 return
             self.missing = length - (frame.pts + 1) * frame.time_base
-            yield frame.to_ndarray(format="rgb24")
+            yield np.rot90(frame.to_ndarray(format="rgb24"), turns)

@@ -65,5 +65,6 @@ def _check(**numbers: int) -> None:
         numbers[name] < 1 for name in ("windows", "world", "batch_size")
     ):
         raise UserError(
-            f"Expected windows, world and batch_size >= 1 and nothing negative, found {numbers}."
+            "--windows, --world and --batch-size should be at least 1 and nothing negative, found "
+            f"{numbers}."
         )

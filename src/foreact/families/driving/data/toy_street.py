@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from foreact.errors import UserError
+from foreact.progress import Progress
 
 HEIGHT, WIDTH = 144, 256
 FOCAL = 140.0  # pixels
@@ -101,7 +101,7 @@ def write_toy_street(out: Path, *, scenes: int = 40, seed: int = 0, progress: bo
     if out.exists():
         raise UserError(f"{out} exists already; choose another folder or remove it.")
     if scenes < 1:
-        raise UserError(f"scenes should be at least 1, found {scenes}.")
+        raise UserError(f"--scenes should be at least 1, found {scenes}.")
     # Drawn beside its place and moved there when whole.
     final, out = out, out.with_name(f".{out.name}.unfinished")
     shutil.rmtree(out, ignore_errors=True)
@@ -127,7 +127,7 @@ def write_toy_street(out: Path, *, scenes: int = 40, seed: int = 0, progress: bo
     )
     folder = out / "samples" / "CAM_FRONT"
     folder.mkdir(parents=True)
-    for number in tqdm(range(scenes), desc="draw", unit="scene", disable=not progress):
+    for number in Progress(range(scenes), desc="draw", unit="scene", disable=not progress):
         rng = np.random.default_rng([seed, number])
         centre = road(rng)
         poses = positions(rng, centre)

@@ -22,6 +22,7 @@ import numpy as np
 
 from foreact.errors import UserError
 from foreact.families.driving.data.ego import check_poses
+from foreact.files import open_text
 
 Record = Mapping[str, Any]
 
@@ -62,7 +63,7 @@ class Trajectories:
                     *map(float, frame["ego_to_world_tran"]),
                     *map(float, frame["ego_to_world_rot"]),
                 ]
-                scene, timestamp = str(record["scene"]["name"]), int(frame["timestamp"])
+                scene, timestamp = str(record["scene"]["name"]), np.int64(frame["timestamp"])
                 rows.append((scene, timestamp, str(frame["file_path"]), pose))
             except (KeyError, TypeError, ValueError, OverflowError) as error:
                 keys = sorted(record) if isinstance(record, Mapping) else type(record).__name__
@@ -121,11 +122,13 @@ def read_trajectories(path: str | Path) -> Iterator[Record]:
         raise UserError(
             f"There is no trajectory file {path}; `foreact data import-nuscenes` writes one."
         )
-    with open(path, encoding="utf-8", errors="replace") as file:
+    with open_text(path, errors="replace") as file:
         for number, line in enumerate(file, start=1):
+            if not line.strip():
+                continue
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 record = None
             if not isinstance(record, dict):
                 raise UserError(

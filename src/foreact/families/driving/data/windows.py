@@ -1,30 +1,30 @@
 """Windows of drives: token frames at a lower rate, each with a plan (waypoints) and a command.
 
 raw frames      .   .   .   .   .   .   .   .   .   .   .         stride 2, 3 frames, horizon 2
-frames          t0      t1      t2
+frames          t0      t1      t2                                anchor t2
 plan of t0              k0      k1
 plan of t2                              k0      k1
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import numpy as np
-import torch
 
+from foreact.data.stores.episodes import EpisodeStore
+from foreact.data.windows.anchors import Gaps
+from foreact.data.windows.loader import WindowDataset
+from foreact.data.windows.window import Entry, Window
 from foreact.errors import UserError
 from foreact.families.driving.data import ego
-from foreact.families.driving.data.drives import Drives
-from foreact.types import ActionSpec, Batch, StreamSpec
-
-LARGEST_GAP = 1.5
-"""Nominal frame periods from one frame to the next beyond which frames are missing between them."""
+from foreact.families.driving.data.drives import EGO_POSE, FRONT
+from foreact.types import ActionSpec, StreamSpec
 
 
-class DrivingWindows:
+class DrivingWindows(WindowDataset):
     """All windows of some drives, at every raw start frame, in the order of the drives.
 
     Args:
@@ -42,7 +42,7 @@ class DrivingWindows:
         gaps: windows across a gap in the timestamps are left out, with a warning that counts them,
             or kept.
         vocab: number of token ids; ids beyond are an error. None: not checked.
-        camera: key of the tokens in the batch.
+        camera: whose tokens.
         episodes: numbers of the drives to take; by default all.
 
     Attributes:
@@ -53,11 +53,9 @@ class DrivingWindows:
             makes no sense.
     """
 
-    augments = False
-
     def __init__(
         self,
-        drives: Drives,
+        drives: EpisodeStore,
         *,
         frames: int = 8,
         stride: int = 5,
@@ -65,9 +63,9 @@ class DrivingWindows:
         future: int | None = None,
         command_horizon: Literal["plan", "reference"] = "plan",
         command_threshold: float = 2.0,
-        gaps: Literal["leave_out", "keep"] = "leave_out",
+        gaps: Gaps = "leave_out",
         vocab: int | None = None,
-        camera: str = "front",
+        camera: str = FRONT,
         episodes: np.ndarray | Sequence[int] | None = None,
     ) -> None:
         waypoints = horizon or 0
@@ -77,91 +75,49 @@ class DrivingWindows:
                 "Expected frames, stride and horizon >= 1 and future >= horizon, found "
                 f"frames {frames}, stride {stride}, horizon {horizon}, future {future}."
             )
-        if command_horizon not in ("plan", "reference") or gaps not in ("leave_out", "keep"):
+        if command_horizon not in ("plan", "reference"):
             raise UserError(
-                "Expected command_horizon 'plan' or 'reference' and gaps 'leave_out' or 'keep', "
-                f"found '{command_horizon}' and '{gaps}'."
+                f"Expected command_horizon 'plan' or 'reference', found '{command_horizon}'."
             )
-        if horizon is not None and drives.poses is None:
-            raise UserError(
-                f"{drives.label} has no ego poses to make plans from; train on tokens alone "
-                "(horizon None)."
+        self.frames, self.stride, self.horizon = frames, stride, horizon
+        steps = tuple(stride * t for t in range(1 - frames, 1))
+        computed: tuple[Entry, ...] = ()
+        if horizon is not None:
+            if not drives.has(EGO_POSE):
+                raise UserError(
+                    f"{drives.label} has no ego poses to make plans from; train on tokens alone "
+                    "(horizon None)."
+                )
+            ego.check_poses(drives.all_rows(EGO_POSE), drives.label)
+            ahead = horizon * (stride if command_horizon == "plan" else 1)
+            computed = (
+                _plans(frames, stride, horizon),
+                _commands(frames, stride, ahead, command_threshold),
             )
-        self.drives, self.frames, self.stride, self.horizon = drives, frames, stride, horizon
-        self.command_threshold, self.vocab, self.camera = command_threshold, vocab, camera
-        self._command_steps = waypoints * (stride if command_horizon == "plan" else 1)
-        self.spec = StreamSpec(
-            cameras={},
-            fps=drives.rate_hz / stride,
-            action=None if horizon is None else plan_spec(drives.rate_hz / stride),
+        rate_hz = drives.spec.fps / stride
+        super().__init__(
+            drives,
+            Window(tokens={camera: steps}, computed=computed, span=(steps[0], stride * future)),
+            np.arange(len(drives)) if episodes is None else episodes,
+            gaps=gaps,
+            vocab=vocab,
+            spec=StreamSpec(
+                cameras={}, fps=rate_hz, action=None if horizon is None else plan_spec(rate_hz)
+            ),
         )
-        if episodes is None:
-            episodes = np.arange(len(drives.lengths))
-        span, cut = (frames - 1 + future) * stride, gaps == "leave_out"
-        self._find_runs(span, np.asarray(episodes, np.int64), cut=cut)
-
-    def _find_runs(self, span: int, episodes: np.ndarray, *, cut: bool) -> None:
-        """Find the runs of raw frames without a gap; each gives max(0, length - span) windows."""
-        drives = self.drives
-        starts, stops = drives.starts[episodes], drives.starts[episodes] + drives.lengths[episodes]
-        uncut = int(np.maximum(stops - starts - span, 0).sum())  # windows if no gap counted
-        runs = np.stack([episodes, starts, stops], axis=1)
-        if cut and drives.timestamps is not None and len(runs):
-            runs = np.concatenate([self._cut(*run) for run in runs.tolist()])
-        # Windows are numbered run after run: run r holds those in _ends[r - 1].._ends[r].
-        counts = np.maximum(runs[:, 2] - runs[:, 1] - span, 0)
-        self._episodes, self._first, self._ends = runs[:, 0], runs[:, 1], np.cumsum(counts)
-        if len(self) == 0:
-            lengths = (stops - starts).tolist()
-            has = "no drive at all"
-            if lengths:
-                has = f"{len(lengths)} drives of {min(lengths)} to {max(lengths)}"
-            raise UserError(
-                f"A window spans {span + 1} raw frames; none fits into {drives.label}, "
-                f"{has}{' with gaps between them' if uncut else ''}: take fewer frames, a "
-                "smaller stride or longer drives."
-            )
-        if len(self) < uncut:
-            warnings.warn(
-                f"{uncut - len(self)} of {uncut} windows of {drives.label} cross a gap of more "
-                f"than {LARGEST_GAP} frame periods in the timestamps and are left out.",
-                stacklevel=3,
-            )
-
-    def _cut(self, episode: int, start: int, stop: int) -> np.ndarray:
-        """Runs (R, 3) of one drive: episode, first row, end row."""
-        assert self.drives.timestamps is not None
-        periods = np.diff(self.drives.timestamps[start:stop])  # microseconds
-        gap = (periods > LARGEST_GAP * 1e6 / self.drives.rate_hz) | (periods <= 0)
-        edges = np.concatenate([[start], start + 1 + np.flatnonzero(gap), [stop]])
-        return np.stack([np.full(len(edges) - 1, episode), edges[:-1], edges[1:]], axis=1)
-
-    def __len__(self) -> int:
-        return int(self._ends[-1]) if len(self._ends) else 0
-
-    def load(self) -> None:
-        self.drives.load()
-
-    def index(self, chosen: np.ndarray) -> np.ndarray:
-        """Drive and last raw frame of windows (B,): int64 (B, 2)."""
-        run, first = self._starts(chosen)
-        episodes = self._episodes[run]
-        last = first + (self.frames - 1) * self.stride
-        return np.stack([episodes, last - self.drives.starts[episodes]], axis=1)
 
     def rows(self, chosen: np.ndarray) -> np.ndarray:
         """Rows of the drives that windows (B,) cover, `stride` apart: int64 (B, T + K)."""
-        steps = np.arange(self.frames + (self.horizon or 0)) * self.stride
-        return self._starts(chosen)[1][:, None] + steps
+        episodes, anchors = self.anchors.at(chosen).T
+        steps = self.stride * np.arange(1 - self.frames, 1 + (self.horizon or 0))
+        return (self.store.starts[episodes] + anchors)[:, None] + steps
 
     def poses(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Poses of the frames (B, T, 7) of windows (B,), and of their waypoints (B, T, K, 7)."""
-        if self.horizon is None or self.drives.poses is None:
-            raise UserError(f"These windows of {self.drives.label} have no plans; give a horizon.")
-        poses = self.drives.poses[self.rows(chosen)]
-        # (T, K) columns of `rows`: the K frames after each of the T frames.
-        ahead = np.arange(self.frames)[:, None] + 1 + np.arange(self.horizon)
-        return poses[:, : self.frames], poses[:, ahead]
+        if self.horizon is None:
+            raise UserError(f"These windows of {self.store.label} have no plans; give a horizon.")
+        poses = self.store.gather(EGO_POSE, self.rows(chosen))
+        return _frames_and_waypoints(poses, self.frames, self.horizon)
 
     def yaw_rates(self, chosen: np.ndarray) -> np.ndarray:
         """Greatest yaw rate in the plans of windows (B,): float64 (B,), radians per waypoint."""
@@ -170,47 +126,40 @@ class DrivingWindows:
             raise UserError("One waypoint tells no turn; give a horizon of 2 or more.")
         return ego.yaw_rate(ego.relative_rotations(origin, targets)).max(axis=1)
 
-    def batch(self, chosen: np.ndarray, rngs: Sequence[np.random.Generator] | None = None) -> Batch:
-        """Collate windows (B,): tokens, index and, with a horizon, plans (metres) and commands.
 
-        Raises:
-            UserError: tokens that are missing, damaged, or outside the vocabulary.
-        """
-        rows = self.rows(chosen)[:, : self.frames]
-        index = torch.from_numpy(self.index(chosen))
-        batch = Batch(tokens={self.camera: self._tokens(rows)}, index=index)
-        if self.horizon is not None:
-            origin, targets = self.poses(chosen)
-            assert self.drives.poses is not None
-            batch.plans = torch.from_numpy(ego.waypoints(origin, targets).astype(np.float32))
-            ahead = self.drives.poses[rows + self._command_steps]
-            batch.commands = torch.from_numpy(ego.commands(origin, ahead, self.command_threshold))
-        return batch.check(self.spec)
+# Functions of the module with their numbers bound, since windows go to worker processes.
 
-    def _starts(self, chosen: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Run and first row of windows (B,)."""
-        chosen = np.asarray(chosen, np.int64)
-        if chosen.size and (chosen.min() < 0 or chosen.max() >= len(self)):
-            raise UserError(
-                f"There are windows 0..{len(self) - 1}; "
-                f"{chosen.min()}..{chosen.max()} were asked for."
-            )
-        run = np.searchsorted(self._ends, chosen, side="right")
-        before = np.concatenate([[0], self._ends])[run]
-        return run, self._first[run] + chosen - before
 
-    def _tokens(self, rows: np.ndarray) -> torch.Tensor:
-        tokens = self.drives.tokens(rows).astype(np.int64, copy=False)
-        if self.vocab is None or not tokens.size:
-            return torch.from_numpy(tokens)
-        if tokens.min() < 0 or tokens.max() >= self.vocab:
-            bad = tuple(np.argwhere((tokens < 0) | (tokens >= self.vocab))[0])  # window, frame, ...
-            raise UserError(
-                f"Token ids should be in 0..{self.vocab - 1}, found {tokens[bad]} in "
-                f"{self.drives.where(int(rows[bad[:2]]))}; use tokens and weights of the same "
-                "tokenizer."
-            )
-        return torch.from_numpy(tokens)
+def _plans(frames: int, stride: int, horizon: int) -> Entry:
+    """float32 (B, T, K, 2), metres."""
+    steps = tuple(stride * t for t in range(1 - frames, 1 + horizon))
+    compute = partial(_plans_of, frames=frames, horizon=horizon)
+    return Entry(kind="plans", name="plans", stream=EGO_POSE, offsets=steps, compute=compute)
+
+
+def _plans_of(poses: np.ndarray, *, frames: int, horizon: int) -> np.ndarray:
+    return ego.waypoints(*_frames_and_waypoints(poses, frames, horizon)).astype(np.float32)
+
+
+def _frames_and_waypoints(
+    poses: np.ndarray, frames: int, horizon: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Poses (B, T + K, 7) -> those of the frames (B, T, 7) and of their waypoints (B, T, K, 7)."""
+    # (T, K) columns: the K frames after each of the T frames.
+    ahead = np.arange(frames)[:, None] + 1 + np.arange(horizon)
+    return poses[:, :frames], poses[:, ahead]
+
+
+def _commands(frames: int, stride: int, ahead: int, threshold: float) -> Entry:
+    """int64 (B, T): the turn from each frame to `ahead` raw frames later."""
+    steps = tuple(stride * t for t in range(1 - frames, 1))
+    both = (*steps, *(step + ahead for step in steps))
+    compute = partial(_commands_of, frames=frames, threshold=threshold)
+    return Entry(kind="commands", name="commands", stream=EGO_POSE, offsets=both, compute=compute)
+
+
+def _commands_of(poses: np.ndarray, *, frames: int, threshold: float) -> np.ndarray:
+    return ego.commands(poses[:, :frames], poses[:, frames:], threshold)
 
 
 def plan_spec(rate_hz: float) -> ActionSpec:

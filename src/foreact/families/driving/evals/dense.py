@@ -72,7 +72,7 @@ class ProbeConfig:
         for name in ("classes", "patch", "neighbours", "per_image"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise UserError(f"The probe's {name} should be at least 1, found {value}.")
+                raise UserError(f"--{name.replace('_', '-')} should be at least 1, found {value}.")
         if not self.temperature > 0:
             raise UserError(
                 f"The probe's temperature should be positive, found {self.temperature}."

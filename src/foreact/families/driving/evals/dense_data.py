@@ -27,6 +27,7 @@ from torch.nn import functional
 from foreact.data.formats.video import save_image
 from foreact.errors import UserError
 from foreact.families.driving.evals.dense import IGNORE
+from foreact.files import listed
 
 CITYSCAPES_CLASSES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 """Label ids of the 19 classes that Cityscapes evaluates; their place here is the class."""
@@ -149,7 +150,7 @@ def cityscapes(
     """
     folder = _folder(root / "leftImg8bit" / split, "Cityscapes pictures")
     samples = []
-    for path in sorted(folder.glob("*/*_leftImg8bit.png")):
+    for path in listed(folder, "*/*_leftImg8bit.png"):
         mask_name = path.name.replace("leftImg8bit", "gtFine_labelIds")
         mask = root / "gtFine" / split / path.parent.name / mask_name
         depth_file = None if depth is None else depth / split / f"{path.stem}_depth.png"
@@ -189,8 +190,8 @@ def kitti_step(
     folder = _folder(root / "images" / split, "KITTI-STEP pictures")
     span = (frames - 1) * stride  # from the first frame of a clip to its last
     samples = []
-    for sequence in sorted(p for p in folder.iterdir() if p.is_dir()):
-        files = sorted(sequence.glob("*.png"))
+    for sequence in (path for path in listed(folder) if path.is_dir()):
+        files = listed(sequence, endings=[".png"])
         for last in range(span, len(files)):
             name = f"{sequence.name}_{files[last].stem}_depth.png"
             mask = root / "panoptic_maps" / split / sequence.name / files[last].name

@@ -12,7 +12,6 @@ equal weight.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import sys
@@ -22,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from foreact.errors import UserError
+from foreact.files import listed, parse_json, read_text
+from foreact.progress import Progress
 
 SEQUENCES = {
     "stationary": ("0099", "0101", "0103", "0106", "0108", "0278", "0331", "0783", "0796", "0966"),
@@ -187,7 +187,7 @@ def read_runs(
             "benchmark's results."
         )
     runs: dict[str, dict[str, list[dict[str, float | None]]]] = {}
-    for (scenario, sequence), folder in tqdm(folders.items(), desc="sequences", leave=False):
+    for (scenario, sequence), folder in Progress(folders.items(), desc="sequences", leave=False):
         metrics = [
             _read_metrics(file)
             for run in _run_folders(folder)
@@ -227,14 +227,12 @@ def _sequence_folders(
         return folders
     name = re.compile(rf"{re.escape(scenario)}-(\d+)")
     return [
-        (m[1], path)
-        for path in sorted(root.iterdir())
-        if path.is_dir() and (m := name.fullmatch(path.name))
+        (m[1], path) for path in listed(root) if path.is_dir() and (m := name.fullmatch(path.name))
     ]
 
 
 def _run_folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("run_*") if path.is_dir())
+    return [path for path in listed(folder, "run_*") if path.is_dir()]
 
 
 def _metrics_file(run: Path, check: bool) -> Path | None:
@@ -250,7 +248,7 @@ def _metrics_file(run: Path, check: bool) -> Path | None:
 
 def _read_metrics(file: Path) -> dict[str, float | None]:
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = parse_json(read_text(file))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{file} cannot be read as JSON ({error}); run it again.") from None
     if not isinstance(raw, dict):

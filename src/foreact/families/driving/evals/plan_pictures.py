@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL import Image
 from foreact.errors import UserError
 from foreact.families.driving.data.ego import COMMANDS
 from foreact.families.driving.evals.open_loop import Plan
+from foreact.files import parse_json, read_text
 
 PLANNED, DRIVEN = "#f59e0b", "#10b981"
 
@@ -44,7 +44,7 @@ class GroundCamera:
         (x, y, z) and "size" (height, width).
         """
         try:
-            raw = json.loads(path.read_text())
+            raw = parse_json(read_text(path))
             intrinsic = np.asarray(raw["intrinsic"], dtype=np.float64).reshape(3, 3)
             quaternion = np.asarray(raw["sensor_to_ego_rot"], dtype=np.float64).reshape(4)
             position = np.asarray(raw["sensor_to_ego_tran"], dtype=np.float64).reshape(3)

@@ -22,6 +22,7 @@ from foreact.families.driving.released.names import (
 )
 from foreact.families.driving.vavam import ExpertConfig, VaVAM, VaVAMConfig
 from foreact.families.driving.vavim import VaViM, VaViMConfig
+from foreact.released.wrappers import same_tensor
 
 RELEASED_GRID = {576: (18, 32)}
 """Tokens per frame -> rows and columns, where it is known; the files only tell the product."""
@@ -84,13 +85,6 @@ class Conf:
                 f"contradicts itself: {self.where}.{name} = {self.raw[name]}, its tensors have "
                 f"{value}."
             )
-
-
-def same_tensor(a: Tensor, b: Tensor) -> bool:
-    """Whether two tensors of a file are one, or equal."""
-    if a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride():
-        return True  # one tensor in the file, needless to read it
-    return a.dtype == b.dtype and torch.equal(a, b)
 
 
 def read_video(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,16 +17,24 @@ from foreact.families.driving.released.config import (
     Reading,
     read_video,
     read_video_action,
-    same_tensor,
 )
+from foreact.families.driving.released.names import HEAD
 from foreact.families.driving.vavam import VaVAMConfig
 from foreact.families.driving.vavim import VaViMConfig
-from foreact.released.convert import read_content
+from foreact.released import wrappers
+from foreact.released.content import read_content
 from foreact.released.layouts import Converted, Layout, Request, option, write_converted
 from foreact.types import StreamSpec
 
-WRAPPERS = ("_forward_module.", "module.")
-"""Put before every name by Lightning's DeepSpeed strategy and by DistributedDataParallel."""
+VIDEO = "transformer.wie.weight"
+EXPERT = "action_expert.action_encoder.linear_1.weight"
+ANCHORS: dict[Literal["vavam", "vavim"], tuple[str, ...]] = {
+    "vavam": (f"gpt.{VIDEO}",),
+    "vavim": (VIDEO,),
+}
+"""Tensors that each model has, by the names of the reference's modules."""
+OWNERS = {*wrappers.OWNERS, "vam", "joint_model"}
+"""What stands before them; a VaVAM is stored twice, as itself and as its joint model."""
 PIXELS_PER_TOKEN = 16
 RATE_HZ = 2.0
 
@@ -71,13 +79,16 @@ class VaVAMReference:
 
 def vavam_family(payload: Any) -> Literal["vavim", "vavam"] | None:
     """Which of the two models a checkpoint's content holds, if any."""
-    state = payload.get("state_dict") if isinstance(payload, Mapping) else None
-    names = [unwrapped(str(key)) for key in state] if isinstance(state, Mapping) else []
-    if any(name.startswith("network.transformer.") for name in names):
-        return "vavim"
-    if any(name.startswith(("vam.gpt.", "vam.joint_model.gpt.")) for name in names):
-        return "vavam"
+    for family, anchors in ANCHORS.items():
+        if _entry_of(payload, anchors) is not None:
+            return family
     return None
+
+
+def _entry_of(payload: Any, anchors: Sequence[str]) -> str | None:
+    """The entry of a file's content that holds such tensors."""
+    found = wrappers.find_entry(payload, anchors, owners=OWNERS)
+    return None if found is None else found[0]
 
 
 def read_vavam_checkpoint(
@@ -104,7 +115,8 @@ def read_vavam_checkpoint(
             f"{path} is no VaViM or VaVAM checkpoint: its state_dict has no tensors of either."
         )
     reading = Reading(path, payload)
-    tensors = _collect(payload["state_dict"], "network." if family == "vavim" else "vam.", reading)
+    entry = _entry_of(payload, ANCHORS[family]) or ""
+    tensors = _collect(payload[entry], family, reading)
     facts: dict[str, Any] = {
         k: payload[k] for k in ("epoch", "global_step") if isinstance(payload.get(k), int)
     }
@@ -118,7 +130,7 @@ def read_vavam_checkpoint(
         raise UserError(
             f"{path} is no {family} checkpoint: its entries have an odd form ({error})."
         ) from None
-    used = {"state_dict", "hyper_parameters", "epoch", "global_step", *reading.used}
+    used = {entry, "hyper_parameters", "epoch", "global_step", *reading.used}
     report = [f"{path}: {family}, {len(state)} tensors", *(f"  {note}" for note in reading.notes)]
     report += [f"  not read: {k}" for k in payload if k not in used]
     return VaVAMReference(config=config, state=state, facts=facts, report="\n".join(report))
@@ -145,40 +157,33 @@ def require_spec(reference: VaVAMReference, spec: StreamSpec, path: Path) -> Non
         )
 
 
-def unwrapped(name: str) -> str:
-    """A tensor's name without what training engines put at its head."""
-    for wrapper in WRAPPERS:
-        name = name.removeprefix(wrapper)
-    return name
+def module_names(names: Iterable[str]) -> dict[str, str]:
+    """Name in a checkpoint -> name in the reference's own modules, such as "gpt.transformer..."."""
+    return wrappers.plain_names(names, (f"gpt.{VIDEO}", VIDEO, EXPERT), owners=OWNERS)
 
 
-def _collect(state: Mapping[Any, Any], prefix: str, reading: Reading) -> dict[str, Tensor]:
-    """Tensors without `prefix`; of a VaVAM's two copies, its own and its joint model's, one."""
-    tensors: dict[str, Tensor] = {}
+def _collect(
+    state: Mapping[Any, Any], family: Literal["vavim", "vavam"], reading: Reading
+) -> dict[str, Tensor]:
+    """Tensors by their names in the reference's modules; of two equal copies one."""
+    names = module_names(map(str, state))
+    parts = ("transformer.", HEAD) if family == "vavim" else ("gpt.", "action_expert.")
+    kept: list[tuple[str, Tensor]] = []
     unknown: list[str] = []
-    duplicates = 0
     for full, tensor in state.items():
-        name = unwrapped(str(full))
-        if not name.startswith(prefix) or not isinstance(tensor, Tensor):
-            unknown.append(str(full))
-            continue
-        key = name.removeprefix(prefix)
-        if prefix == "vam.":
-            if key == "attn_mask":
-                reading.notes.append(f"left out: {full} (the mask follows from the sizes)")
-                continue
-            key = key.removeprefix("joint_model.")
-        if key not in tensors:
-            tensors[key] = tensor
-        elif same_tensor(tensors[key], tensor):
-            duplicates += 1
+        name = names[str(full)]
+        if name == "attn_mask" and family == "vavam":
+            reading.notes.append(f"left out: {full} (the mask follows from the sizes)")
+        elif name.startswith(parts) and isinstance(tensor, Tensor):
+            kept.append((name, tensor))
         else:
-            raise reading.error(f"contradicts itself: its two copies of {prefix}{key} differ.")
+            unknown.append(str(full))
     if unknown:
         raise reading.error(
             f"holds {len(unknown)} entries of no known part: {', '.join(unknown[:5])}."
         )
-    if duplicates:
+    tensors = wrappers.without_twins(kept, reading.path)
+    if duplicates := len(kept) - len(tensors):
         reading.notes.append(f"{duplicates} tensors stored under two names, equal")
     return tensors
 
@@ -220,7 +225,7 @@ LAYOUTS = (
         name="vavam",
         title="a VaViM or VaVAM",
         files="Lightning .ckpt, fused .pt, DeepSpeed directory",
-        mark="state_dict with network.transformer or vam.gpt",
+        mark="transformer.wie, of a VaVAM below gpt",
         recognise=lambda payload: vavam_family(payload) is not None,
         convert=_convert,
         options=DrivingFileOptions,

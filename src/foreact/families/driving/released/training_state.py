@@ -13,11 +13,15 @@ from torch import Tensor, nn
 from foreact.checkpoints.format import difference
 from foreact.errors import UserError
 from foreact.families.driving.released.names import expert_names, vavim_names
-from foreact.families.driving.released.read import VaVAMReference, read_vavam_checkpoint, unwrapped
+from foreact.families.driving.released.read import (
+    VaVAMReference,
+    module_names,
+    read_vavam_checkpoint,
+)
 from foreact.families.driving.vavam import VaVAM, VaVAMConfig
 from foreact.families.driving.vavim import VaViM
 from foreact.nn.mup import param_groups
-from foreact.released.convert import read_content
+from foreact.released.content import read_content
 from foreact.released.zero import is_zero_directory, read_zero_moments
 
 
@@ -153,20 +157,19 @@ def _from_zero(path: Path, reference: VaVAMReference) -> dict[str, Any]:
     layers, tied = reference.video.layers, reference.video.tied
     video = vavim_names(layers, tied=tied)
     if reference.family == "vavim":
-        names = {f"network.{theirs}": ours for ours, theirs in video.items()}
+        names = {theirs: ours for ours, theirs in video.items()}
     else:
         expert = expert_names(layers)
-        names = {f"vam.gpt.{theirs}": f"vavim.{ours}" for ours, theirs in video.items()}
-        names |= {
-            f"vam.action_expert.{theirs}": f"expert.{ours}" for ours, theirs in expert.items()
-        }
+        names = {f"gpt.{theirs}": f"vavim.{ours}" for ours, theirs in video.items()}
+        names |= {f"action_expert.{theirs}": f"expert.{ours}" for ours, theirs in expert.items()}
+    plain = module_names(moments.first)
 
     def renamed(moment: Mapping[str, Any]) -> dict[str, Any]:
-        if unknown := [k for k in moment if unwrapped(k) not in names]:
+        if unknown := [k for k in moment if plain.get(k) not in names]:
             raise UserError(
                 f"{path} holds moments of no known parameter: {', '.join(unknown[:5])}."
             )
-        return {names[unwrapped(k)]: v for k, v in moment.items()}
+        return {names[plain[k]]: v for k, v in moment.items()}
 
     return {
         "first": renamed(moments.first),

@@ -28,10 +28,17 @@ from foreact.families.uva.released.config import (
     require_equal,
     uva_config,
 )
+from foreact.released.content import read_content
 from foreact.released.layouts import Converted, Layout, Request, option, write_converted
-from foreact.released.pickles import read_pickle_bytes, read_torch_file, resolve_references
+from foreact.released.pickles import read_pickle_bytes, resolve_references
+from foreact.released.wrappers import find_entry, find_state, plain_names, same_tensor
 from foreact.tokenizers.kl_vae import KLVAEConfig
 from foreact.types import StreamSpec
+
+UVA_ANCHORS = ("vae_model.encoder.conv_in.weight",)
+MAR_ANCHORS = ("encoder_blocks.0.norm1.weight",)
+MAR_ENTRIES = ("model_ema", "model", "state_dict", "module")
+"""Its average first, as the reference takes it."""
 
 # Tensors that are no part of the model we build, and why.
 LEFT_OUT = {
@@ -83,16 +90,16 @@ def read_uva_checkpoint(
         UserError: the file is missing, unsafe or damaged; a tensor belongs to nothing we know;
             config and tensors contradict each other.
     """
-    payload = read_torch_file(path) if payload is None else payload
+    payload = read_content(path) if payload is None else payload
     if not isinstance(payload, Mapping) or not {"cfg", "state_dicts"} <= set(payload):
         raise UserError(f"{path} is no UVA checkpoint: it should hold cfg and state_dicts.")
     cfg = Entries(resolve_references(payload["cfg"]), str(path))
     name = "ema_model" if ema else "model"
     states = payload["state_dicts"]
     if not isinstance(states, Mapping) or not isinstance(states.get(name), Mapping):
-        other = "model" if ema else "ema_model"
+        other, how = ("model", "with") if ema else ("ema_model", "without")
         raise UserError(
-            f"{path} has no '{name}' weights; read it with ema={not ema} if it has '{other}'."
+            f"{path} has no '{name}' weights; convert it {how} --raw if it has '{other}'."
         )
     parts, left_out = _split(states[name], path)
 
@@ -145,11 +152,11 @@ def read_uva_checkpoint(
 
 
 def init_from_mar(model: UVA, path: Path) -> PartialLoad:
-    """Start a UVA model from a MAR image checkpoint (entry `model_ema`), as published.
+    """Start a UVA model from a MAR image checkpoint (its average, `model_ema`), as published.
 
     Args:
         model: changed in place.
-        path: the file.
+        path: the file, or a folder of Hugging Face's.
 
     Returns:
         The account of every tensor; print it: a head of another depth than MAR's is skipped in it.
@@ -157,10 +164,12 @@ def init_from_mar(model: UVA, path: Path) -> PartialLoad:
     Raises:
         UserError: the file is missing, unreadable, no MAR checkpoint, or nothing of it fits.
     """
-    payload = read_torch_file(path)
-    state = payload.get("model_ema") if isinstance(payload, Mapping) else None
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise UserError(f"{path} should hold MAR weights under the key 'model_ema', found none.")
+    state = find_state(read_content(path), MAR_ANCHORS, path, entries=MAR_ENTRIES)
+    if state is None:
+        raise UserError(
+            f"{path} should hold MAR weights under the key 'model_ema', found none; name such a "
+            "file, or convert this one first and name the folder."
+        )
     # Names are those of a model with the reference's heads; what our model lacks is accounted for
     # below.
     names = reference_keys_uva.reference_names(
@@ -169,7 +178,7 @@ def init_from_mar(model: UVA, path: Path) -> PartialLoad:
     native = {reference: name for name, reference in names.items()}
     if model.config.head != "diffusion":
         native = {key: name for key, name in native.items() if not name.startswith("heads.")}
-    renamed = {str(native.get(key, key)): tensor for key, tensor in state.items()}
+    renamed = {native.get(key, key): tensor for key, tensor in state.tensors.items()}
     return load_partial(model, renamed, source=str(path))
 
 
@@ -196,12 +205,15 @@ def _split(
     parts: dict[str, dict[str, Tensor]] = {"model.": {}, "vae_model.": {}, "normalizer.": {}}
     left_out: dict[str, str] = {}
     unknown: list[str] = []
+    names = plain_names(map(str, state), UVA_ANCHORS)
     for full, tensor in state.items():
-        key = full.removeprefix("module.")  # added by DistributedDataParallel
+        key = names[str(full)]
         prefix = next((p for p in parts if key.startswith(p)), None)
         reason = next((why for p, why in LEFT_OUT.items() if key.startswith(p)), None)
         if prefix is not None and isinstance(tensor, Tensor):
-            parts[prefix][key.removeprefix(prefix)] = tensor
+            twin = parts[prefix].setdefault(key.removeprefix(prefix), tensor)
+            if not same_tensor(twin, tensor):
+                raise UserError(f"{path} contradicts itself: its two copies of {key} differ.")
         elif reason is not None:
             left_out[key] = reason
         else:
@@ -273,16 +285,13 @@ def _convert(request: Request, options: UVAFileOptions) -> Converted:
 
 def _refuse_mar(request: Request, options: Any) -> Converted:
     raise UserError(
-        f"{request.src} is an image model (MAR) without actions: it cannot be converted, but a "
-        "training can start from it."
+        f"{request.src} is an image model (MAR) without actions, which is not converted: training "
+        f"starts from it by `foreact train uva --size base --stage video --init {request.src}`."
     )
 
 
 def _is_mar(payload: Any) -> bool:
-    state = payload.get("model_ema") if isinstance(payload, Mapping) else None
-    return isinstance(state, Mapping) and any(
-        str(k).startswith("encoder_blocks.") and isinstance(v, Tensor) for k, v in state.items()
-    )
+    return find_entry(payload, MAR_ANCHORS, entries=MAR_ENTRIES) is not None
 
 
 LAYOUTS = (
@@ -301,8 +310,8 @@ LAYOUTS = (
     Layout(
         name="mar",
         title="an image model (MAR)",
-        files=".pth",
-        mark="entry model_ema",
+        files=".pth, .safetensors",
+        mark="encoder_blocks, under model_ema or alone",
         recognise=_is_mar,
         convert=_refuse_mar,
         has_spec=True,

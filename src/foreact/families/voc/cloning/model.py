@@ -73,7 +73,8 @@ class CloningConfig:
         ):
             if getattr(self, name) < 1:
                 raise UserError(
-                    f"Cloning's {name} should be at least 1, found {getattr(self, name)}."
+                    f"--model.{name.replace('_', '-')} should be at least 1, found "
+                    f"{getattr(self, name)}."
                 )
         if len(self.grid) != 2 or min(self.grid) < 1:
             raise UserError(f"Cloning's grid should be (rows, columns), found {self.grid}.")
@@ -85,7 +86,7 @@ class CloningConfig:
             )
         if not self.min_std > 0.0 or not 0.0 <= self.dropout < 1.0:
             raise UserError(
-                "Cloning's min_std should be positive and dropout in [0, 1), found "
+                "--model.min-std should be positive and --model.dropout in [0, 1), found "
                 f"{self.min_std} and {self.dropout}."
             )
 

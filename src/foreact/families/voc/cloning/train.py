@@ -18,11 +18,11 @@ from foreact.errors import UserError
 from foreact.families.voc.cloning.model import Cloning, CloningConfig
 from foreact.families.voc.train import normalizer, resolved
 from foreact.runs.options import Episodes, TrainingRun
-from foreact.runs.parse import parse_run
-from foreact.runs.run import pick_device
+from foreact.runs.run import check_run, pick_device
 from foreact.runs.stores import ensure_codes, open_task_store, split_store
 from foreact.runs.training import begin, publish, train_on
 from foreact.runs.validation import ValidationLoss
+from foreact.runs.verb import TrainingVerb
 from foreact.tasks import find_task
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
@@ -79,6 +79,7 @@ def train_bc(run: CloningRun) -> Path:
     task = find_task(run.task)
     store = open_task_store(task, run.data)
     device = pick_device(run.device)
+    check_run(run, device)  # before codes are made for it
     loaded = open_tokenizer(run.tokenizer, device)
     reference = load_checkpoint(resolve(run.tokenizer))
     if not isinstance(loaded.tokenizer, Codes):
@@ -120,7 +121,7 @@ def train_bc(run: CloningRun) -> Path:
         training, model, run, verb="train bc", evaluators=[evaluator], export=export, device=device
     )
     card = {
-        "recipe": "foreact train bc",
+        "command": VERB.command(run),
         "data": store.path.name,
         "val_ratio": run.val_ratio,
         "seed": run.train.seed,
@@ -154,10 +155,9 @@ def fitted(run: CloningRun, camera: str, codes: Codes, spec: StreamSpec) -> Clon
     return resolved(run.model, derived)
 
 
+VERB = TrainingVerb(name="train bc", cls=CloningRun, recipe=lambda _: CloningRun())
+
+
 def command(args: Sequence[str]) -> None:
     """`foreact train bc`."""
-    train_bc(
-        parse_run(
-            CloningRun, args, prog="foreact train bc", recipe=lambda _: CloningRun(), choices=()
-        )
-    )
+    train_bc(VERB.parse(args))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from foreact.data.stores.episodes import RowStore
+from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.windows.loader import WindowDataset
 from foreact.families.voc.evals.delays import geometric_law, nearest_delays
 from foreact.families.voc.evals.values import OccupancyModel, TrueFutures, reach
@@ -71,7 +71,7 @@ def decoded(tokenizer: Tokenizer) -> ToPictures:
     return show
 
 
-def nearest_frames(store: RowStore, camera: str) -> ToPictures:
+def nearest_frames(store: EpisodeStore, camera: str) -> ToPictures:
     """For codes without a way back to pixels: the frame of the data that shares most codes."""
     rows = np.arange(int(store.lengths.sum()))
 
@@ -118,7 +118,7 @@ def imagine(
         device: where the model computes.
     """
     store = windows.store
-    episode, step = (int(i) for i in windows.index[row])
+    episode, step = windows.anchors.at([row])[0].tolist()
     batch = windows.batch(np.array([row]))
     context = batch.tokens[camera].to(device)
     actions = None if batch.actions is None else batch.actions.to(device)

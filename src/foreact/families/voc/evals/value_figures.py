@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from foreact.evals.estimate import interval_text
 from foreact.evals.figures import COLOURS, FigurePair, figure_pair
 from foreact.evals.report import Section, render_section
 from foreact.families.voc.evals.delays import Delays
@@ -102,5 +103,10 @@ def values_section(values: Sequence[Values]) -> Section:
     )
     accuracy, delays = values_figure(values), delays_figure(values)
     return render_section(
-        "Values of states", template, values=values, accuracy=accuracy, delays=delays
+        "Values of states",
+        template,
+        values=values,
+        accuracy=accuracy,
+        delays=delays,
+        interval_text=interval_text,
     )

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from foreact.data.stores.episodes import RowStore
+from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.windows.loader import WindowDataset, spread
 from foreact.data.windows.normalize import Normalizer
 from foreact.data.windows.window import Window, place
@@ -204,7 +204,7 @@ class Values:
 
 
 def contexts(
-    store: RowStore,
+    store: EpisodeStore,
     episodes: Sequence[int] | np.ndarray,
     camera: str,
     frames: int,
@@ -225,7 +225,7 @@ def contexts(
     return WindowDataset(store, window, episodes, normalizer)
 
 
-def mean_value(store: RowStore, episodes: Sequence[int] | np.ndarray, gamma: float) -> float:
+def mean_value(store: EpisodeStore, episodes: Sequence[int] | np.ndarray, gamma: float) -> float:
     """Mean true value of the episodes' states whose truth is known; of all if there are none."""
     truth = discounted_returns(_rewards(store), store.lengths, gamma)
     chosen = np.repeat(np.isin(np.arange(len(store.lengths)), episodes), store.lengths)
@@ -259,7 +259,7 @@ def reach(gamma: float) -> int:
     return math.ceil(math.log(TAIL) / math.log(gamma))
 
 
-def _rewards(store: RowStore) -> np.ndarray:
+def _rewards(store: EpisodeStore) -> np.ndarray:
     """Every reward of the store, float32 (N,)."""
     if not store.spec.has_reward:
         raise UserError(
@@ -331,13 +331,13 @@ def measure_values(
     """
     if samples < 2 or min(states, candidates, batch_size) < 1:
         raise UserError(
-            "Expected 2 samples or more and at least one state, candidate and state per batch, "
+            "--samples should be at least 2, --states, --candidates and --batch-size at least 1, "
             f"found {samples}, {states}, {candidates} and {batch_size}."
         )
     store = windows.store
     settled_rows = known_states(windows, gamma)
     chosen = settled_rows[spread(len(settled_rows), states)]
-    index = windows.index[chosen]
+    index = windows.anchors.at(chosen)
     rows = store.starts[index[:, 0]] + index[:, 1]
     rewards, horizon = _rewards(store), min(int(1 / (1 - gamma)), 10)
     futures, delays = TrueFutures(windows, camera), DelayCount(gamma)

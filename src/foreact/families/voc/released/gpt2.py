@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from foreact.checkpoints.configs import read_json
@@ -22,8 +22,12 @@ from foreact.errors import UserError
 from foreact.families.voc.config import VOCConfig
 from foreact.families.voc.model import VOC
 from foreact.nn.gpt2 import GPT2, GPT2Config
-from foreact.released.pickles import read_torch_file
+from foreact.released import wrappers
+from foreact.released.content import hub_config, read_content
+from foreact.released.wrappers import find_entry, find_state
 
+ANCHORS = ("wpe.weight", "h.0.attn.c_attn.weight")
+OWNERS = {*wrappers.OWNERS, "transformer"}
 PREFIX = "transformer."
 HEAD = "lm_head.weight"
 
@@ -71,52 +75,42 @@ class GPT2Reference:
 
 
 def is_gpt2(payload: Any) -> bool:
-    """Whether the content of a file is a bare GPT-2 state dict."""
-    name = "h.0.attn.c_attn.weight"
-    if not isinstance(payload, Mapping) or not all(
-        isinstance(value, Tensor) for value in payload.values()
-    ):
-        return False
-    return name in payload or PREFIX + name in payload
+    """Whether a file holds the state dict of a GPT-2, whatever wraps its names."""
+    return find_entry(payload, ANCHORS, owners=OWNERS) is not None
 
 
-def read_gpt2(path: Path, payload: Any = None, *, heads: int | None = None) -> GPT2Reference:
+def read_gpt2(
+    path: Path, payload: Any = None, *, heads: int | None = None, usual_heads: int | None = None
+) -> GPT2Reference:
     """Read a GPT-2.
 
     Args:
-        path: a torch file or safetensors file with a bare state dict, or a folder of
-            `save_pretrained`.
+        path: a torch file or safetensors file with a state dict, or a folder of `save_pretrained`.
         payload: the file's content, where it has been read already.
-        heads: attention heads, which a bare state dict does not tell.
+        heads: attention heads, which a state dict does not tell; the config.json of the folder
+            does, where there is one.
+        usual_heads: those where nothing tells them.
 
     Raises:
         UserError: it is missing, damaged, something else, not all of a GPT-2, or `heads` is missing
             or wrong.
     """
     path = Path(path)
-    hf_config: Mapping[str, Any] = {}
-    if payload is None and path.is_dir():
-        hf_config = read_json(path / "config.json")
-        if not isinstance(hf_config, Mapping) or not isinstance(hf_config.get("n_head", 1), int):
-            raise UserError(
-                f"{path / 'config.json'} should describe a GPT-2; restore it from its source."
-            )
-        if other := [k for k, v in _FIXED.items() if hf_config.get(k, v) != v]:
-            raise UserError(
-                f"{path} holds no plain GPT-2: its config has {other[0]} = {hf_config[other[0]]!r}."
-            )
-        if heads is not None and heads != hf_config.get("n_head", heads):
-            raise UserError(
-                f"{path} has {hf_config['n_head']} attention heads, {heads} were asked "
-                "for; leave them out."
-            )
-        heads = hf_config.get("n_head", heads)
-    reference_state = _read(path) if payload is None else payload
-    if not is_gpt2(reference_state):
+    told = _heads_of(path)
+    if None not in (heads, told) and heads != told:
+        raise UserError(
+            f"{path} has {told} attention heads, {heads} were asked for; leave them out."
+        )
+    held = find_state(
+        read_content(path) if payload is None else payload, ANCHORS, path, owners=OWNERS
+    )
+    if held is None:
         raise UserError(
             f"{path} should hold the state dict of a GPT-2 "
             "(transformer.h.0.attn.c_attn.weight, ...)."
         )
+    reference_state = held.tensors
+    heads = heads or told or usual_heads
     if heads is None:
         raise UserError(
             f"{path} does not tell its attention heads; give them (published VOC: 8, "
@@ -130,9 +124,23 @@ def read_gpt2(path: Path, payload: Any = None, *, heads: int | None = None) -> G
     masks = sum(bool(_MASKS.fullmatch(str(k).removeprefix(PREFIX))) for k in reference_state)
     total = len(reference_state)
     report = f"gpt2: {total - masks} of {total} tensors used, {len(state)} in our names"
+    report = "\n".join([report, *held.notes])
     if masks:
         report += f"\nleft out: {masks} attention masks, which follow from the sizes"
     return GPT2Reference(config=config, state=state, report=report)
+
+
+def _heads_of(path: Path) -> int | None:
+    """Attention heads that a config.json of Hugging Face's tells, in a folder or beside a file."""
+    hf_config = hub_config(path)
+    heads = hf_config.get("n_head")
+    if heads is not None and not (type(heads) is int and heads > 0):
+        raise UserError(f"The config.json of {path} says n_head = {heads!r}; restore it.")
+    if other := [k for k, v in _FIXED.items() if hf_config.get(k, v) != v]:
+        raise UserError(
+            f"{path} holds no plain GPT-2: its config has {other[0]} = {hf_config[other[0]]!r}."
+        )
+    return heads
 
 
 def config_of(state: Mapping[str, Tensor], *, heads: int) -> GPT2Config:
@@ -333,16 +341,3 @@ def occupancy_state(
     if codebook is not None:
         model.set_codebook(codebook)
     return model.state_dict()
-
-
-def _read(path: Path) -> Any:
-    if path.is_dir():
-        path = path / "model.safetensors"
-    if path.suffix != ".safetensors":
-        return read_torch_file(path)
-    if not path.is_file():
-        raise UserError(f"There is no file {path}; give the path of a GPT-2's weights.")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} is cut short or damaged ({error}); copy it again.") from None

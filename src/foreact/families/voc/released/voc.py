@@ -27,7 +27,7 @@ class GPTOptions:
     gamma: float | None = option("discount it was trained for; default 0.8")
     frames: int | None = option("frames of a stack; default 3, over VQ-KD codes 2, as published")
     heads: tuple[int, ...] | None = option(
-        "attention heads; default 8, over VQ-KD codes 4, as published"
+        "attention heads; default as config.json says, else 8, over VQ-KD codes 4, as published"
     )
 
 
@@ -53,7 +53,10 @@ def _convert(request: Request, options: GPTOptions) -> Converted:
         )
     dino = codes.family == DINO
     reference = read_gpt2(
-        src, request.payload, heads=(4 if dino else 8) if heads is None else heads[0]
+        src,
+        request.payload,
+        heads=None if heads is None else heads[0],
+        usual_heads=4 if dino else 8,
     )
     gpt = reference.config
     if gpt.vocab != module.vocab:
@@ -89,8 +92,8 @@ LAYOUTS = (
     Layout(
         name="voc",
         title="a GPT of VOC",
-        files=".pth",
-        mark="a GPT-2 with transformer.h",
+        files=".pth, .safetensors, folder of save_pretrained",
+        mark="a GPT-2 with transformer.h and wpe",
         recognise=is_gpt2,
         convert=_convert,
         options=GPTOptions,
