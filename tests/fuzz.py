@@ -11,6 +11,7 @@ is printed with the line that repeats it, and the exit status is 1.
 from __future__ import annotations
 
 import argparse
+import gc
 import importlib
 import os
 import random
@@ -19,6 +20,7 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -29,6 +31,7 @@ from support.confined import SAID, Verdict, call, fork, wait
 from support.damage import damage_folder
 from support.readers import READERS, Reader
 
+from foreact.cli import main as foreact_main
 from foreact.cli import verbs
 
 VERDICTS = ("read", "refused", "traceback", "signal", "hang", "no sentence", "left behind")
@@ -58,6 +61,25 @@ def make(reader: Reader, folder: Path) -> None:
         raise RuntimeError(f"{reader.name}: no example was made")
 
 
+def warm_up(reader: Reader, example: Path) -> None:
+    """Import what the reader's calls import on their way: once, and not in every child again."""
+    with tempfile.TemporaryDirectory(dir=example.parent) as scratch:
+        folder = Path(scratch) / "case"
+        shutil.copytree(example, folder)
+
+        def list_modules() -> None:
+            for words in reader.calls:
+                with suppress(SystemExit, Exception):  # the first case will tell of it
+                    foreact_main(words.split())
+            (folder / "modules").write_text("\n".join(sys.modules))
+
+        wait(fork(list_modules, folder, limited=False), 120)
+        for name in (folder / "modules").read_text().split("\n"):
+            with suppress(Exception):  # made up while it ran, and no module to import
+                importlib.import_module(name)
+    gc.freeze()  # children would copy every page that the collector touches
+
+
 def run_case(reader: Reader, example: Path, number: int, seed: int) -> tuple[Verdict, str]:
     """One damaged copy of the example, read; returns the verdict and what was done."""
     rng = random.Random(f"{seed} {reader.name} {number}")
@@ -80,6 +102,7 @@ def run_reader(task: tuple[Reader, range, int]) -> tuple[Counter[str], list[str]
     with tempfile.TemporaryDirectory(prefix="fuzz-") as scratch:
         example = Path(scratch) / "example"
         make(reader, example)
+        warm_up(reader, example)
         for number in numbers:
             verdict, words = run_case(reader, example, number, seed)
             counts[verdict.kind] += 1

@@ -58,7 +58,7 @@ def decoding(complaint: str, remedy: str = "copy or download it again") -> Itera
 
 
 def on_one_line(text: str) -> str:
-    """A text whose characters all print: names in files may hold line ends, or a terminal's codes."""
+    """A text of printing characters alone; names in files may hold any."""
     return "".join(c if c.isprintable() else " " for c in text)
 
 

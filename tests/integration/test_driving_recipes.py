@@ -32,6 +32,7 @@ from foreact.families.driving.data.windows import plan_spec
 from foreact.families.driving.sources import DrivingData, load_driving
 from foreact.families.driving.vavim import VaViMConfig
 from foreact.runs import training as runs
+from foreact.runs.inputs import Inputs
 from foreact.tokenizers.vq import VQTokenizer
 from foreact.train.logs import read_log
 from foreact.types import Batch
@@ -447,7 +448,9 @@ def test_only_listed_windows_of_the_first_source_are_learned(
     assert f"{4 + 35} to train on" in capsys.readouterr().out
     data = DrivingData(sources=(three(sources)[0],), val_ratio=0.4)
     whole, split = (
-        load_driving(dataclasses.replace(data, only=only), SMALL, horizon=None, seed=0)
+        load_driving(
+            dataclasses.replace(data, only=only), SMALL, horizon=None, inputs=Inputs(None, seed=0)
+        )
         for only in (None, tmp_path / "only.json")
     )
     rows = np.array([3, 5, 8, 13])
@@ -462,7 +465,7 @@ def test_plans_come_from_stores_and_trajectories_with_hard_turns_and_the_release
 ) -> None:
     chosen = [three(sources)[0], three(sources)[2]]
     data = DrivingData(sources=tuple(chosen), val_sources=(chosen[0],), hard_turns=2)
-    split = load_driving(data, SMALL, horizon=3, seed=0)
+    split = load_driving(data, SMALL, horizon=3, inputs=Inputs(None, seed=0))
     drawn = np.arange(0, len(split.training), 7)
     everything = load_driving(
         dataclasses.replace(data, hard_turns=0), SMALL, horizon=3, seed=0

@@ -6,7 +6,7 @@ import fuzz
 import pytest
 from support.processes import Forked
 
-CASES = {"stores": 100, "driving": 45, "weights": 60, "archives": 40}
+CASES = {"stores": 60, "driving": 30, "weights": 44, "archives": 30}
 
 
 @pytest.mark.parametrize("group", CASES)

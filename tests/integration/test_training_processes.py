@@ -96,7 +96,7 @@ def test_an_error_on_the_first_process_ends_all_with_its_sentence(tmp_path: Path
     both = start(tmp_path, steps=4)
     assert any(both.wait())
     assert "error: The run to resume takes 1 micro-batches per step" in both.errors
-    assert "now it would be 2 (accumulate 1 x 2)" in both.errors
+    assert "now it would be 2 (1 x 2)" in both.errors
 
 
 def test_a_full_disk_ends_all_processes_and_leaves_nothing_unfinished(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from foreact.checkpoints.configs import config_from_json, config_to_json, read_json
 from foreact.checkpoints.shipped import names, shipped
 from foreact.data.windows.normalize import Normalizer
-from foreact.errors import UserError
+from foreact.errors import UserError, in_short
 from foreact.plugs import known_family
 from foreact.types import StreamSpec
 
@@ -42,6 +42,8 @@ __all__ = [
 
 T = TypeVar("T")
 FORMAT = 1
+MOST_OF_ANYTHING = 2**20
+"""Layers, channels, ... up to which a config is believed without as many stored values."""
 _DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -276,8 +278,16 @@ def assemble(family: str, config: Any, state: Mapping[str, Tensor]) -> nn.Module
     Raises:
         UserError: a tensor is missing, left over or of another shape, named.
     """
-    with torch.device("meta"):
-        module = known_family(family, "The model").get("module")(config)
+    size = sum(tensor.numel() for tensor in state.values())
+    if (greatest := _greatest_number(config_to_json(config))) > max(MOST_OF_ANYTHING, size):
+        raise UserError(f"its config says {greatest:,} somewhere, for {size:,} stored values")
+    try:
+        with torch.device("meta"):
+            module = known_family(family, "The model").get("module")(config)
+    except UserError:
+        raise
+    except Exception as error:  # torch raises anything over sizes that cannot be
+        raise UserError(f"its config builds no network ({in_short(error)})") from error
     expected = {k: tuple(v.shape) for k, v in module.state_dict().items()}
     if problem := difference(expected, {k: tuple(v.shape) for k, v in state.items()}):
         raise UserError(problem)
@@ -292,6 +302,14 @@ def assemble(family: str, config: Any, state: Mapping[str, Tensor]) -> nn.Module
         "a tensor outside the state"
     )
     return module
+
+
+def _greatest_number(raw: Any) -> int:
+    """The greatest whole number in JSON values."""
+    if isinstance(raw, dict | list):
+        values = raw.values() if isinstance(raw, dict) else raw
+        return max(map(_greatest_number, values), default=0)
+    return raw if isinstance(raw, int) else 0
 
 
 def load_tokenizer(

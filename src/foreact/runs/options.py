@@ -29,11 +29,14 @@ class Episodes:
 class TrainingRun:
     """Where to train, what and how."""
 
-    free_on_resume: ClassVar[tuple[str, ...]] = ("train", "device", "out")
+    free_on_resume: ClassVar[tuple[str, ...]] = ("train", "device", "out", "new_episodes")
 
     out: Path
     """Folder of the run; an interrupted run in it is resumed."""
     device: str | None = None
     """Where to train; None: CUDA if there is one."""
+    new_episodes: bool = False
+    """Go on with a run whose data have grown: learn from the new episodes too, with the split and
+    the statistics that it began with."""
     model: Any
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -17,9 +17,10 @@ from foreact.data.windows.loader import WindowDataset
 from foreact.data.windows.normalize import Normalizer
 from foreact.data.windows.window import Window
 from foreact.plugs import Family
+from foreact.runs.inputs import Inputs
 from foreact.runs.options import Episodes, TrainingRun
 from foreact.runs.run import pick_device
-from foreact.runs.stores import open_task_store, split_store
+from foreact.runs.stores import open_task_store
 from foreact.runs.training import begin, publish, train_on
 from foreact.runs.validation import ValidationLoss
 from foreact.runs.verb import TrainingVerb
@@ -85,15 +86,19 @@ def train_plain(
     store = open_task_store(find_task(run.task), run.data)
     if fit is not None:
         run = dataclasses.replace(run, model=fit(run.model, store.spec))
-    sides = split_store(store, run.val_ratio, run.train.seed)
-    normalizer = Normalizer.fit_store(store, sides[0], "limits")
+    inputs = Inputs.of(run)
+    split = inputs.split(store, run.val_ratio)
+    init = None if run.init is None else weights_of(run.init, family.name)
+    inputs.note("init", init and init.hash)
+    normalizer = Normalizer.fit_store(store, split.fitted, "limits")
     training, validation = (
-        WindowDataset(store, window(run.model), side, normalizer) for side in sides
+        WindowDataset(store, window(run.model), side, normalizer)
+        for side in (split.training, split.validation)
     )
     torch.manual_seed(run.train.seed)
     model = module(run.model)
-    if run.init is not None:
-        start_from(model, weights_of(run.init, family.name))
+    if init is not None:
+        start_from(model, init)
     run = begin(
         run,
         device,
@@ -118,9 +123,10 @@ def train_plain(
         model,
         run,
         verb=verb.name,
+        inputs=inputs,
         evaluators=[ValidationLoss(validation)],
         export=export,
         device=device,
     )
     card = {"command": verb.command(run)}
-    return publish(run, result, config=run.model, card=card, best=True)
+    return publish(run, result, config=run.model, inputs=inputs, card=card, best=True)

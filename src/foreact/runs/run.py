@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar
 
@@ -13,6 +14,8 @@ import torch
 from foreact.checkpoints.configs import config_to_json, read_json
 from foreact.errors import UserError
 from foreact.machine import choose_precision, cores, explain_precision
+from foreact.runs.inputs import FILE as INPUTS
+from foreact.runs.inputs import Inputs
 from foreact.train.checkpoint import newest_record, require_same_training
 from foreact.train.config import TrainConfig, first_difference
 
@@ -35,6 +38,13 @@ class Run(Protocol):
 
 
 R = TypeVar("R", bound=Run)
+
+
+BY_CONTENT = ("data", "tokenizer", "init", "video", "teacher", "lpips")
+"""Options that name files: what is in them is compared, by `Inputs`, and not where they lie.
+
+Of options that are groups, such as the driving models' --data.sources, only paths count as such.
+"""
 
 
 def check_run(run: R, device: torch.device) -> R:
@@ -60,7 +70,7 @@ def check_run(run: R, device: torch.device) -> R:
     return run
 
 
-def write_run(run: Run) -> None:
+def write_run(run: Run, inputs: Inputs) -> None:
     """Write down what the run is, once: by the first process, which holds the folder's lock.
 
     Raises:
@@ -68,6 +78,7 @@ def write_run(run: Run) -> None:
     """
     _require_same(run, _written(run.out))
     try:
+        write_json(run.out / INPUTS, inputs.to_json())
         write_json(run.out / "config.json", config_to_json(run))
     except OSError as error:
         raise UserError(
@@ -84,13 +95,27 @@ def _written(folder: Path) -> dict[str, Any] | None:
 def _require_same(run: Run, before: dict[str, Any] | None) -> None:
     if before is None:
         return
-    for name, value in config_to_json(run).items():
+    before = _without_paths(before)
+    for name, value in _without_paths(config_to_json(run)).items():
         if name not in run.free_on_resume and before.get(name) != value:
             entry, old, new = first_difference(name, before.get(name), value)
             raise UserError(
                 f"{run.out} holds a run with --{entry.replace('_', '-')} {old}, now it is {new}; "
                 f"give another --out, or resume it with --from {run.out}."
             )
+
+
+def _without_paths(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The entries of a config that do not name files which `Inputs` compares."""
+    kept = {
+        name: value
+        for name, value in config.items()
+        if name not in BY_CONTENT or isinstance(value, Mapping)
+    }
+    if isinstance(data := kept.get("data"), Mapping):
+        names = ("sources", "val_sources", "only")
+        kept["data"] = {name: value for name, value in data.items() if name not in names}
+    return kept
 
 
 def resources(train: TrainConfig, device: torch.device) -> dict[str, Any]:

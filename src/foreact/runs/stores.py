@@ -12,7 +12,6 @@ from foreact.checkpoints.tokenizers import LoadedTokenizer
 from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.stores.opening import open_episodes
 from foreact.data.stores.store import ZarrStore
-from foreact.data.windows.split import split_episodes
 from foreact.errors import UserError
 from foreact.plugs import load_object
 from foreact.runs.encoding import StreamEncoder, encode_stream
@@ -79,18 +78,6 @@ def open_held_out_store(task: Task, path: Path | None) -> EpisodeStore:
                 )
             _call(task.held_out, path)
     return open_episodes(path, task.spec, memory_limit=MEMORY_LIMIT)
-
-
-def split_store(store: EpisodeStore, val_ratio: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Episode numbers (train, validation); neither side is empty."""
-    training, validation = split_episodes(len(store), val_ratio, seed)
-    if len(training) == 0 or len(validation) == 0:
-        raise UserError(
-            f"{store.path} has {len(store)} episode{'s' * (len(store) > 1)}, of which val_ratio "
-            f"{val_ratio} leaves {len(training)} to train on and {len(validation)} to validate; "
-            "training needs at least one of each."
-        )
-    return training, validation
 
 
 def _call(function: str, path: Path) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from foreact.checkpoints.format import load_checkpoint, save_checkpoint
 from foreact.data.windows.loader import Windows, batches
+from foreact.runs.inputs import Inputs
 from foreact.runs.run import R, Run, check_run, is_main_process, resources, say, write_run
 from foreact.train.checkpoint import Export
 from foreact.train.config import TrainConfig
@@ -56,6 +57,7 @@ def train_on(
     run: Run,
     *,
     verb: str,
+    inputs: Inputs,
     evaluators: Sequence[Evaluator],
     export: Export,
     device: torch.device,
@@ -71,6 +73,7 @@ def train_on(
         model: trained in place.
         run: where and how.
         verb: of the command line, such as "train vq".
+        inputs: what it learns from and starts with; kept in the run's folder.
         evaluators, export, device, prepare: as in `train`.
     """
 
@@ -94,7 +97,7 @@ def train_on(
         evaluators=evaluators,
         export=export,
         device=device,
-        begin=lambda: write_run(run),
+        begin=lambda: write_run(run, inputs),
     )
     if result.interrupted:
         if is_main_process():
@@ -111,6 +114,7 @@ def publish(
     result: TrainResult,
     *,
     config: Any,
+    inputs: Inputs,
     card: Mapping[str, Any],
     best: bool = False,
     tokenizer: Path | None = None,
@@ -125,7 +129,8 @@ def publish(
         run: where.
         result: of its training.
         config: of the module.
-        card: provenance; the steps and the last metrics are added.
+        inputs: what it learned from and began with, for the card.
+        card: further provenance; the steps and the last metrics are added.
         best: take the best weights where checkpoints are ranked, instead of the newest.
         tokenizer: checkpoint of the tokenizer that the export only refers to, to embed.
         leave_out: how the names of tensors begin that nothing but the training needs.
@@ -145,7 +150,7 @@ def publish(
             stats=trained.stats,
             tokenizer=tokenizer or trained.tokenizer_path or trained.tokenizer,
             # JSON knows no infinity, such as the PSNR of equal pictures.
-            card={**card, "steps": result.step, **_finite(result.metrics)},
+            card={**card, **inputs.to_json(), "steps": result.step, **_finite(result.metrics)},
         )
         facts = {k: f"{v:.4f}" for k, v in result.metrics.items()} if facts is None else facts
         say("Done", weights=final, hash=digest, **facts)

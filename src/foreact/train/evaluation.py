@@ -50,8 +50,8 @@ def require_known(metric: str | None, evaluators: Sequence[Evaluator]) -> None:
     names = [e.name for e in evaluators]
     if metric is not None and metric.split("/")[0] not in names:
         raise UserError(
-            f"--train.best-metric '{metric}' belongs to no evaluator; give <evaluator>/<metric> with one "
-            f"of {names}, or leave it out."
+            f"--train.best-metric '{metric}' belongs to no evaluator; give <evaluator>/<metric> "
+            f"with one of {names}, or leave it out."
         )
 
 

@@ -231,7 +231,8 @@ class _Run:
         located = self.world.broadcast(find_checkpoint(path) if self.world.rank == 0 else None)
         if located is None:
             raise UserError(
-                f"--train.start-from should be a run folder or one of its checkpoints; {path} holds none."
+                f"--train.start-from should be a run folder or one of its checkpoints; {path} "
+                "holds none."
             )
         folder, step = located
         Checkpoints(folder, self.world).load_start(step, self.model, self.optimizer)

@@ -365,7 +365,7 @@ def test_changed_config(tmp_path: Path, change: Any, message: str) -> None:
 def test_damaged_json(tmp_path: Path) -> None:
     save(tmp_path / "m", spec=SPEC)
     (tmp_path / "m" / "spec.json").write_text('{"cameras": {"img": 3}, "fps": 10}')
-    with pytest.raises(UserError, match=r"spec\.json does not hold what it should"):
+    with pytest.raises(UserError, match=r"spec\.json: The spec of the streams is damaged"):
         load_checkpoint(tmp_path / "m")
     (tmp_path / "m" / "config.json").write_text('{"family": ')
     with pytest.raises(UserError, match="not readable JSON"):

@@ -15,9 +15,10 @@ from foreact.checkpoints.format import build, load_checkpoint, save_checkpoint
 from foreact.data.windows.loader import WindowDataset, spread_batches
 from foreact.data.windows.window import Window
 from foreact.families.codes.training import SHORT
+from foreact.runs.inputs import Inputs
 from foreact.runs.options import Episodes, TrainingRun
 from foreact.runs.run import is_main_process, pick_device
-from foreact.runs.stores import open_task_store, split_store
+from foreact.runs.stores import open_task_store
 from foreact.runs.training import begin, publish, train_on
 from foreact.runs.verb import TrainingVerb
 from foreact.tasks import find_task
@@ -77,9 +78,11 @@ def train_kl_vae(run: KLVAERun) -> Path:
     task = find_task(run.task)
     store = open_task_store(task, run.data)
     device = pick_device(run.device)
-    sides = split_store(store, run.val_ratio, run.train.seed)
+    inputs = Inputs.of(run)
+    split = inputs.split(store, run.val_ratio)
     window = Window(video={task.camera: (0,)})
-    training, validation = (WindowDataset(store, window, side, None) for side in sides)
+    training = WindowDataset(store, window, split.training)
+    validation = WindowDataset(store, window, split.validation)
     torch.manual_seed(run.train.seed)
     model = KLVAE(run.model)
     run = begin(
@@ -101,6 +104,7 @@ def train_kl_vae(run: KLVAERun) -> Path:
         model,
         run,
         verb="train kl-vae",
+        inputs=inputs,
         evaluators=[evaluator],
         export=export,
         device=device,
@@ -109,7 +113,7 @@ def train_kl_vae(run: KLVAERun) -> Path:
     config = with_measured_scale(result.weights, evaluator) if is_main_process() else run.model
     card = {"command": VERB.command(run), "task": run.task}
     facts = {"scale": f"{config.scale:.4f}", "steps": result.step, **result.metrics}
-    return publish(run, result, config=config, card=card, facts=facts)
+    return publish(run, result, config=config, inputs=inputs, card=card, facts=facts)
 
 
 @torch.no_grad()

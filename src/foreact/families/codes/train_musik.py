@@ -19,9 +19,10 @@ from foreact.data.windows.normalize import Mode, Normalizer
 from foreact.data.windows.window import Window
 from foreact.errors import UserError
 from foreact.families.codes.training import SHORT, Pictures
+from foreact.runs.inputs import Inputs
 from foreact.runs.options import TrainingRun
 from foreact.runs.run import pick_device
-from foreact.runs.stores import DEFAULT_TASK, open_pictures, split_store
+from foreact.runs.stores import DEFAULT_TASK, open_pictures
 from foreact.runs.training import begin, publish, train_on
 from foreact.runs.verb import TrainingVerb
 from foreact.tasks import find_task
@@ -113,8 +114,9 @@ def train_musik(run: MusikRun) -> Path:
             f"{config.actions}; give --model.actions {store.spec.action.dim}."
         )
     device = pick_device(run.device)
-    episodes = split_store(store, run.val_ratio, run.train.seed)
-    normalizer = Normalizer.fit_store(store, episodes[0], actions_mode(store.spec.action))
+    inputs = Inputs.of(run)
+    split = inputs.split(store, run.val_ratio)
+    normalizer = Normalizer.fit_store(store, split.fitted, actions_mode(store.spec.action))
     # The span leaves a step after every anchor, for the later state; before an episode its first
     # frame stands in.
     window = Window(
@@ -126,7 +128,7 @@ def train_musik(run: MusikRun) -> Path:
         plain = WindowDataset(store, window, chosen, normalizer)
         return FutureWindows(plain, frames=config.frames, reach=run.reach, augment=augment)
 
-    training, validation = windows(episodes[0], run.shift), windows(episodes[1], None)
+    training, validation = windows(split.training, run.shift), windows(split.validation, None)
     torch.manual_seed(run.train.seed)
     model = Musik(config)
     run = begin(
@@ -151,13 +153,19 @@ def train_musik(run: MusikRun) -> Path:
         model,
         run,
         verb="train musik",
+        inputs=inputs,
         evaluators=[evaluator],
         export=export,
         device=device,
     )
-    card = {"command": VERB.command(run), "data": store.path.name}
+    card = {"command": VERB.command(run)}
     return publish(
-        run, result, config=config, card=card, facts={"steps": result.step, **result.metrics}
+        run,
+        result,
+        config=config,
+        inputs=inputs,
+        card=card,
+        facts={"steps": result.step, **result.metrics},
     )
 
 

@@ -20,9 +20,10 @@ from foreact.data.windows.window import Window
 from foreact.errors import UserError
 from foreact.families.codes.released.taming import read_lpips
 from foreact.families.codes.training import SHORT, Pictures
+from foreact.runs.inputs import Inputs, file_digest
 from foreact.runs.options import TrainingRun
 from foreact.runs.run import pick_device
-from foreact.runs.stores import open_pictures, split_store
+from foreact.runs.stores import open_pictures
 from foreact.runs.training import begin, publish, train_on
 from foreact.runs.verb import TrainingVerb
 from foreact.tokenizers.adversarial import AdversarialConfig, AdversarialTraining
@@ -103,15 +104,19 @@ def train_vq(run: VQRun) -> Path:
     """Train; returns the folder of the finished weights, without the adversarial stage."""
     store, cameras = open_pictures(run.task, run.data, run.camera)
     device = pick_device(run.device)
-    train_episodes, val_episodes = split_store(store, run.val_ratio, run.train.seed)
+    inputs = Inputs.of(run)
+    split = inputs.split(store, run.val_ratio)
+    init = None if run.init is None else weights_of(run.init, "vq")
+    inputs.note("init", init and init.hash)
+    inputs.note("lpips", file_digest(run.lpips))
     window = Window(video=dict.fromkeys(cameras, (0,)))
     augment = None if run.shift is None else RandomShift(pad=run.shift)
-    training = WindowDataset(store, window, train_episodes, None, augment)
-    validation = WindowDataset(store, window, val_episodes, None)
+    training = WindowDataset(store, window, split.training, None, augment)
+    validation = WindowDataset(store, window, split.validation)
     torch.manual_seed(run.train.seed)
     tokenizer = VQTokenizer(run.model, perceptual=_perceptual(run))
-    if run.init is not None:
-        start_from(tokenizer, weights_of(run.init, "vq"))
+    if init is not None:
+        start_from(tokenizer, init)
     model, with_stage = tokenizer, run.adversarial.weight > 0
     if with_stage:
         model = AdversarialTraining(tokenizer, run.adversarial, accumulate=run.train.accumulate)
@@ -136,11 +141,23 @@ def train_vq(run: VQRun) -> Path:
 
     evaluator = TokenizerQuality(validation)
     result = train_on(
-        training, model, run, verb="train vq", evaluators=[evaluator], export=export, device=device
+        training,
+        model,
+        run,
+        verb="train vq",
+        inputs=inputs,
+        evaluators=[evaluator],
+        export=export,
+        device=device,
     )
-    card = {"command": VERB.command(run), "data": store.path.name, "start": run.init}
+    card = {"command": VERB.command(run), "start": run.init}
     return publish(
-        run, result, config=run.model, card=card, facts={"steps": result.step, **result.metrics}
+        run,
+        result,
+        config=run.model,
+        inputs=inputs,
+        card=card,
+        facts={"steps": result.step, **result.metrics},
     )
 
 

@@ -21,10 +21,11 @@ from foreact.errors import UserError
 from foreact.evals.features import open_features
 from foreact.families.codes.tokenize import own_device
 from foreact.families.codes.training import SHORT, Pictures
+from foreact.runs.inputs import Inputs, file_digest
 from foreact.runs.options import TrainingRun
 from foreact.runs.parse import checked
 from foreact.runs.run import pick_device, process_count
-from foreact.runs.stores import open_pictures, split_store
+from foreact.runs.stores import open_pictures
 from foreact.runs.training import begin, publish, train_on
 from foreact.runs.verb import TrainingVerb
 from foreact.tokenizers.quantize import codebook_use
@@ -131,14 +132,19 @@ def train_vqkd(run: VQKDRun) -> Path:
     """Train; returns the folder of the finished weights, which know nothing of the teacher."""
     store, cameras = open_pictures(run.task, run.data, run.camera)
     device = own_device(pick_device(run.device))
-    sides = split_store(store, run.val_ratio, run.train.seed)
+    inputs = Inputs.of(run)
+    split = inputs.split(store, run.val_ratio)
+    init = None if run.init is None else weights_of(run.init, "vqkd")
+    inputs.note("init", init and init.hash)
+    inputs.note("teacher", file_digest(run.teacher))
     window = Window(video=dict.fromkeys(cameras, (0,)))
-    training, validation = (WindowDataset(store, window, side, None) for side in sides)
+    training = WindowDataset(store, window, split.training)
+    validation = WindowDataset(store, window, split.validation)
     teacher = open_teacher(run, device)  # before the seed: making one may draw
     torch.manual_seed(run.train.seed)
     model = VQKD(run.model, teacher=teacher)
-    if run.init is not None:
-        start_from(model, weights_of(run.init, "vqkd"))
+    if init is not None:
+        start_from(model, init)
     model.to(device)
     try_teacher(model, device)
     if not model.quantizer.initialised:
@@ -164,18 +170,23 @@ def train_vqkd(run: VQKDRun) -> Path:
         model,
         run,
         verb="train vqkd",
+        inputs=inputs,
         evaluators=[evaluator],
         export=export,
         device=device,
     )
     card = {
         "command": VERB.command(run),
-        "data": store.path.name,
         "teacher": run.teacher,
         "start": run.init,
     }
     return publish(
-        run, result, config=run.model, card=card, facts={"steps": result.step, **result.metrics}
+        run,
+        result,
+        config=run.model,
+        inputs=inputs,
+        card=card,
+        facts={"steps": result.step, **result.metrics},
     )
 
 

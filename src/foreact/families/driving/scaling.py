@@ -22,6 +22,7 @@ from foreact.families.driving.sources import DrivingData, DrivingSplit, load_dri
 from foreact.families.driving.vavim import VaViM, VaViMConfig
 from foreact.nn.gpt import CausalBlock
 from foreact.progress import Progress
+from foreact.runs.inputs import Inputs
 from foreact.runs.run import check_run, pick_device, say, write_json, write_run
 from foreact.runs.validation import ValidationLoss
 from foreact.seeds import require_seeds
@@ -100,7 +101,7 @@ def coord_check(
     device = pick_device(setting.device)
     data = DrivingData(sources=setting.sources)
     narrowest = setting.model(widths[0], base_width=widths[0])
-    split = load_driving(data, narrowest, horizon=None, seed=setting.seed)
+    split = load_driving(data, narrowest, horizon=None, inputs=Inputs(None, seed=setting.seed))
     facts = {"data": split.about, "widths": widths, "steps": steps, "lr": lr}
     say("Coordinate check", **facts, device=device, out=out)
     changes: dict[str, dict[int, list[dict[str, float]]]] = {"muP": {}, "standard": {}}
@@ -189,9 +190,7 @@ def lr_sweep(
         out: folder of the runs, the plot and the numbers.
     """
     if not widths or not lrs:
-        raise UserError(
-            f"--widths and --lrs need one value at least, found {widths} and {lrs}."
-        )
+        raise UserError(f"--widths and --lrs need one value at least, found {widths} and {lrs}.")
     rows = []
     for width in widths:
         base = width if standard else widths[0]
@@ -285,7 +284,9 @@ def short_run(
         best_k=0,
         tensorboard=False,
     )
-    split = load_driving(DrivingData(sources=setting.sources), config, horizon=None, seed=seed)
+    split = load_driving(
+        DrivingData(sources=setting.sources), config, horizon=None, inputs=Inputs(None, seed=seed)
+    )
     evaluator = ValidationLoss(split.validation)
     device = pick_device(setting.device)
     run = ShortRun(out=folder, sources=setting.sources, model=config, train=training)

@@ -16,12 +16,12 @@ from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.stores.store import open_store
 from foreact.data.windows.loader import Windows
 from foreact.data.windows.mixing import Concat, HardTurns, Subset, mix
-from foreact.data.windows.split import split_episodes
 from foreact.errors import UserError
 from foreact.families.driving.data.token_folders import TokenFolders, TrajectoryTokens
 from foreact.families.driving.data.windows import DrivingWindows, plan_spec
 from foreact.families.driving.released.trajectories import open_trajectories
 from foreact.families.driving.vavim import VaViMConfig
+from foreact.runs.inputs import Inputs, file_digest
 from foreact.types import StreamSpec
 
 PATCH = 16
@@ -109,6 +109,7 @@ class DrivingSplit:
         spec: what the numbers mean to the model: its frame rate, its camera, its plans.
         tokenizer: the tokenizer the tokens come from, where a source says so.
         about: the sources, in words.
+        inputs: the sources by content.
     """
 
     training: Windows
@@ -116,10 +117,11 @@ class DrivingSplit:
     spec: StreamSpec
     tokenizer: TokenizerRef | None
     about: str
+    inputs: Inputs
 
 
 def load_driving(
-    data: DrivingData, model: VaViMConfig, *, horizon: int | None, seed: int
+    data: DrivingData, model: VaViMConfig, *, horizon: int | None, inputs: Inputs
 ) -> DrivingSplit:
     """Open the sources, split them by drive, cut windows and mix them.
 
@@ -127,7 +129,7 @@ def load_driving(
         data: what to learn from.
         model: whose frames, grid, vocabulary and camera the windows must fit.
         horizon: waypoints per plan; None for tokens alone.
-        seed: of split and mixture.
+        inputs: of the run, with the seed of split and mixture.
 
     Raises:
         UserError: no source, a rate that does not divide, a grid or ids of another tokenizer,
@@ -159,7 +161,8 @@ def load_driving(
     parts, held_out = [], []
     val_ratio = 0.0 if data.val_sources else data.val_ratio
     for drives in sources:
-        training, validation = split_episodes(len(drives), val_ratio, seed)
+        split = inputs.split(drives, val_ratio, both_sides=False)
+        training, validation = split.training, split.validation
         if not data.val_sources and len(validation) == 0:
             raise UserError(
                 f"Of {drives.label} (drives: {len(drives)}) none is left to validate with; "
@@ -169,16 +172,19 @@ def load_driving(
         if len(validation):
             held_out.append(windows_of(drives, data, model, horizon=horizon, episodes=validation))
     for drives in val_sources:
+        inputs.held_out(drives)
         held_out.append(windows_of(drives, data, model, horizon=horizon))
     chosen: list[Windows] = list(parts)
     if data.only is not None:
         chosen[0] = Subset(parts[0], rows_of(data.only))
+    inputs.note("data.only", file_digest(data.only))
     if data.ratios:
-        mixture = mix(chosen, data.ratios, data.total or sum(map(len, chosen)), seed)
+        mixture = mix(chosen, data.ratios, data.total or sum(map(len, chosen)), inputs.seed)
     else:
         mixture = Concat(chosen)
     tokenizer = next(iter(hashes), None)
     return DrivingSplit(
+        inputs=inputs,
         training=HardTurns(mixture, data.hard_turns) if data.hard_turns else mixture,
         validation=Concat(held_out),
         spec=spec_of(sources[0], model, data.rate_hz, plans=horizon is not None),

@@ -19,6 +19,7 @@ from foreact.families.driving.sources import load_driving
 from foreact.families.driving.training import DrivingRun, accumulation, fit, show_plan
 from foreact.families.driving.vavam import SIZES, VaVAM, VaVAMConfig
 from foreact.families.driving.vavim import VaViMConfig
+from foreact.runs.inputs import Inputs
 from foreact.runs.parse import checked
 from foreact.runs.run import pick_device
 from foreact.runs.verb import TrainingVerb
@@ -93,7 +94,8 @@ def train_vavam(run: VaVAMRun) -> Path:
             f"{run.model.expert.commands}; raise --model.expert.commands."
         )
     device = pick_device(run.device)
-    split = load_driving(run.data, vavim, horizon=run.model.expert.horizon, seed=run.train.seed)
+    horizon = run.model.expert.horizon
+    split = load_driving(run.data, vavim, horizon=horizon, inputs=Inputs.of(run))
     torch.manual_seed(run.train.seed)
     model, start = VaVAM(run.model), "random weights"
     tokenizer = None if run.tokenizer is None else resolve(run.tokenizer)
@@ -101,11 +103,13 @@ def train_vavam(run: VaVAMRun) -> Path:
         start = f"weights and moments of {run.train.start_from}"
     if run.video is not None:
         video = weights_of(run.video, "vavim", "--video")
+        split.inputs.note("video", video.hash)
         start_from(model.vavim, video, tokenizer=split.tokenizer and split.tokenizer.hash)
         tokenizer = tokenizer or video.tokenizer_path
         start = f"video model {run.video}"
     if run.init is not None:
         init = weights_of(run.init, "vavam", "--init")
+        split.inputs.note("init", init.hash)
         start_from(model, init, tokenizer=split.tokenizer and split.tokenizer.hash)
         start = f"weights of {run.init}"
     return fit(

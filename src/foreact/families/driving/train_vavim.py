@@ -15,6 +15,7 @@ from foreact.errors import UserError
 from foreact.families.driving.sources import load_driving
 from foreact.families.driving.training import DrivingRun, accumulation, fit, show_plan
 from foreact.families.driving.vavim import SIZES, VaViM, VaViMConfig
+from foreact.runs.inputs import Inputs
 from foreact.runs.parse import checked
 from foreact.runs.run import pick_device
 from foreact.runs.verb import TrainingVerb
@@ -83,7 +84,7 @@ def train_vavim(run: VaViMRun) -> Path:
             "--train.start-from, or its weights with --init."
         )
     device = pick_device(run.device)
-    split = load_driving(run.data, run.model, horizon=None, seed=run.train.seed)
+    split = load_driving(run.data, run.model, horizon=None, inputs=Inputs.of(run))
     torch.manual_seed(run.train.seed)
     model = VaViM(run.model)
     start = "random weights"
@@ -91,6 +92,7 @@ def train_vavim(run: VaViMRun) -> Path:
         start = f"weights and moments of {run.train.start_from}"
     if run.init is not None:
         init = weights_of(run.init, "vavim", "--init")
+        split.inputs.note("init", init.hash)
         start_from(model, init, tokenizer=split.tokenizer and split.tokenizer.hash)
         start = f"weights of {run.init}"
     tokenizer = None if run.tokenizer is None else resolve(run.tokenizer)

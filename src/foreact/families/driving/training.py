@@ -110,6 +110,8 @@ def fit(
     """Train; returns the folder of the finished weights, `run.out/weights`, with `tokenizer`."""
     family = verb.name.removeprefix("train ")
     tokenizer = embedded_tokenizer(tokenizer, split)
+    inputs = split.inputs
+    inputs.note("tokenizer", None if split.tokenizer is None else split.tokenizer.hash)
     evaluator = ValidationLoss(split.validation)  # reads its windows, before anything is written
     parameters = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
@@ -139,6 +141,7 @@ def fit(
         model,
         run,
         verb=verb.name,
+        inputs=inputs,
         evaluators=[evaluator],
         export=export,
         device=device,
@@ -147,6 +150,8 @@ def fit(
         "command": verb.command(run),
         "stage": stage,
         "start": start,
-        "data": split.about,
+        "sources": split.about,
     }
-    return publish(run, result, config=run.model, card=card, best=True, tokenizer=tokenizer)
+    return publish(
+        run, result, config=run.model, inputs=inputs, card=card, best=True, tokenizer=tokenizer
+    )

@@ -33,10 +33,11 @@ from foreact.families.uva.timing import (
     future_offsets,
 )
 from foreact.released.content import is_foreign
+from foreact.runs.inputs import Inputs, Split, file_digest
 from foreact.runs.options import Episodes, TrainingRun
 from foreact.runs.parse import checked
 from foreact.runs.run import pick_device
-from foreact.runs.stores import ensure_latents, open_task_store, split_store
+from foreact.runs.stores import ensure_latents, open_task_store
 from foreact.runs.training import begin, publish, train_on
 from foreact.runs.verb import TrainingVerb
 from foreact.seeds import require_seeds
@@ -223,16 +224,15 @@ class Data:
     normalizer: Normalizer
 
 
-def load_data(run: UVARun, store: EpisodeStore) -> Data:
-    """Split by episode, fit statistics on the training side, and cut windows."""
-    train_episodes, val_episodes = split_store(store, run.val_ratio, run.train.seed)
-    normalizer = Normalizer.fit_store(store, train_episodes, "limits")
+def load_data(run: UVARun, store: EpisodeStore, split: Split) -> Data:
+    """Fit statistics on the training side, and cut windows."""
+    normalizer = Normalizer.fit_store(store, split.fitted, "limits")
     window = window_of(run.model, pixels=run.pixels)
     augment = CropAndBlur() if run.pixels else None
     return Data(
         store=store,
-        training=WindowDataset(store, window, train_episodes, normalizer, augment),
-        validation=WindowDataset(store, window, val_episodes, normalizer),
+        training=WindowDataset(store, window, split.training, normalizer, augment),
+        validation=WindowDataset(store, window, split.validation, normalizer),
         normalizer=normalizer,
     )
 
@@ -247,12 +247,14 @@ def train_uva(run: UVARun) -> Path:
     assert isinstance(vae, KLVAE)
     _require_grid(run.model, vae)
     store = open_task_store(task, run.data)
-    data = load_data(run, store)
+    inputs = Inputs.of(run)
+    data = load_data(run, store, inputs.split(store, run.val_ratio))
+    inputs.note("tokenizer", reference.hash)
     torch.manual_seed(run.train.seed)
     model = UVA(run.model)
     start = "random weights"
     if run.init is not None:
-        start = start_from(model, run.init, task)
+        start = start_from(model, run.init, task, inputs)
     run = begin(
         run,
         device,
@@ -290,6 +292,7 @@ def train_uva(run: UVARun) -> Path:
         model,
         run,
         verb="train uva",
+        inputs=inputs,
         evaluators=evaluators,
         export=export,
         device=device,
@@ -305,6 +308,7 @@ def train_uva(run: UVARun) -> Path:
         run,
         result,
         config=config,
+        inputs=inputs,
         card=card,
         best=True,
         tokenizer=reference.path,
@@ -312,20 +316,24 @@ def train_uva(run: UVARun) -> Path:
     )
 
 
-def start_from(model: UVA, init: str, task: Task) -> str:
+def start_from(model: UVA, init: str, task: Task, inputs: Inputs) -> str:
     """Fill `model` from weights of ours or from the image model MAR; returns the account of both.
 
     Args:
         model: changed in place.
         init: a checkpoint folder, a shipped name, or MAR's own file.
         task: what the weights should be for, where they say.
+        inputs: of the run; the weights are noted there.
 
     Raises:
         UserError: it is none of these, of another task, or nothing of it fits.
     """
     if is_foreign(Path(init)):
+        inputs.note("init", file_digest(init))
         return f"the image model MAR in {init}: {init_from_mar(model, Path(init))}"
-    return fill_from(model, weights_of(init, "uva"), task)
+    checkpoint = weights_of(init, "uva")
+    inputs.note("init", checkpoint.hash)
+    return fill_from(model, checkpoint, task)
 
 
 def fill_from(model: UVA, checkpoint: Checkpoint, task: Task) -> str:

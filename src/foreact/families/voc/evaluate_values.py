@@ -31,9 +31,10 @@ from foreact.families.voc.model import VOC
 from foreact.families.voc.train import normalizer
 from foreact.progress import Progress
 from foreact.runs.command_line import arguments_of
+from foreact.runs.inputs import unseen_episodes
 from foreact.runs.results import open_results
 from foreact.runs.run import pick_device, say, write_json
-from foreact.runs.stores import ensure_codes, split_store
+from foreact.runs.stores import ensure_codes
 from foreact.seeds import require_seeds
 from foreact.types import Estimate
 
@@ -201,19 +202,23 @@ def _episodes(
         split = f"all {len(episodes)}; what is called the mean of the training data is theirs"
         return episodes, episodes, split
     card = checkpoint.card
-    if not {"val_ratio", "seed", "data"} <= set(card):
+    if "data" not in card:
         raise UserError(
             f"{checkpoint.path} does not say which episodes it was validated on; use the finished "
             "weights of a run, or say --all-episodes for data that no training saw."
         )
-    if card["data"] != store.path.name:
+    held_out = unseen_episodes(card, store)
+    if held_out is None:
         raise UserError(
-            f"{checkpoint.path} was trained on '{card['data']}', the data are "
-            f"'{store.path.name}'; name the former, or say --all-episodes for data that no "
-            "training saw."
+            f"{store.label} is not what {checkpoint.path} was trained on; name that, wherever it "
+            "lies now, or say --all-episodes for data that no training saw."
         )
-    training, held_out = split_store(store, card["val_ratio"], card["seed"])
-    return training, held_out, f"{len(held_out)} of {len(store)}, kept for validation"
+    if len(held_out) == 0:
+        raise UserError(
+            f"{checkpoint.path} was trained on every episode of {store.label}; name other data."
+        )
+    training = np.setdiff1d(np.arange(len(store)), held_out)
+    return training, held_out, f"{len(held_out)} of {len(store)}, not trained on"
 
 
 def choose_gammas(voc: VOC, asked: Sequence[float]) -> tuple[float, ...]:

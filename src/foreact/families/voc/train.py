@@ -14,7 +14,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 from torch import Tensor, nn
 
-from foreact.checkpoints.format import TokenizerRef, load_checkpoint, save_checkpoint
+from foreact.checkpoints.format import Checkpoint, TokenizerRef, load_checkpoint, save_checkpoint
 from foreact.checkpoints.shipped import resolve
 from foreact.checkpoints.start import start_from, weights_of
 from foreact.checkpoints.tokenizers import LoadedTokenizer, open_tokenizer
@@ -30,10 +30,11 @@ from foreact.families.codes import train_vq as vq
 from foreact.families.voc.config import VOCConfig
 from foreact.families.voc.from_pixels import JointVOC
 from foreact.families.voc.model import VOC
+from foreact.runs.inputs import Inputs, Split
 from foreact.runs.options import Episodes, TrainingRun
 from foreact.runs.parse import checked
 from foreact.runs.run import check_run, pick_device
-from foreact.runs.stores import ensure_codes, open_task_store, split_store
+from foreact.runs.stores import ensure_codes, open_task_store
 from foreact.runs.training import begin, publish, train_on
 from foreact.runs.validation import ValidationLoss
 from foreact.runs.verb import TrainingVerb
@@ -163,11 +164,16 @@ def train_voc(run: VOCRun) -> Path:
     check_run(run, device)  # before codes are made for it
     torch.manual_seed(run.train.seed)
     loaded = _tokenizer(run, device)
+    inputs = Inputs.of(run)
+    split = inputs.split(store, run.val_ratio)
+    inputs.note("tokenizer", None if loaded is None else loaded.hash)
+    init = None if run.init is None else weights_of(run.init, "voc")
+    inputs.note("init", init and init.hash)
     joint = run.joint or loaded is None
     setup = (
-        _from_pixels(run, store, task.camera, loaded)
+        _from_pixels(run, store, split, task.camera, loaded)
         if joint
-        else _stored(run, store, task.camera, loaded, device)
+        else _stored(run, store, split, task.camera, loaded, init, device)
     )
     evaluator = ValidationLoss(
         setup.validation, at_most=512, batch_size=min(64, run.train.batch_size)
@@ -197,20 +203,18 @@ def train_voc(run: VOCRun) -> Path:
         setup.model,
         run,
         verb="train voc",
+        inputs=inputs,
         evaluators=[evaluator],
         export=export,
         device=device,
     )
     card = {
         "command": VERB.command(run),
-        "data": store.path.name,
         "shadows": store.attrs.get("shadows"),
-        "val_ratio": run.val_ratio,
-        "seed": run.train.seed,
     }
     # One that was trained along lies in the exported weights already.
     embedded = None if joint else resolve(str(run.tokenizer))
-    return publish(run, result, config=config, card=card, tokenizer=embedded)
+    return publish(run, result, config=config, inputs=inputs, card=card, tokenizer=embedded)
 
 
 def _check(run: VOCRun) -> None:
@@ -324,8 +328,10 @@ def normalizer(spec: StreamSpec) -> Normalizer | None:
 def _stored(
     run: VOCRun,
     store: EpisodeStore,
+    split: Split,
     camera: str,
     loaded: LoadedTokenizer | None,
+    init: Checkpoint | None,
     device: torch.device,
 ) -> TrainingSetup:
     """Windows of codes that lie in the store, made first where they are missing."""
@@ -335,17 +341,17 @@ def _stored(
     config = fitted(run, camera, loaded.tokenizer, store.spec)
     model = VOC(config)
     model.set_codebook(loaded.tokenizer.codebook)
-    if run.init is not None:
-        start_from(model, weights_of(run.init, "voc"), tokenizer=loaded.hash)
-    sides = split_store(store, run.val_ratio, run.train.seed)
+    if init is not None:
+        start_from(model, init, tokenizer=loaded.hash)
     training, validation = (
-        WindowDataset(store, window(config, "tokens"), e, normalizer(store.spec)) for e in sides
+        WindowDataset(store, window(config, "tokens"), side, normalizer(store.spec))
+        for side in (split.training, split.validation)
     )
     return TrainingSetup(model, training, validation, f"{run.codes}, stored, of {run.tokenizer}")
 
 
 def _from_pixels(
-    run: VOCRun, store: EpisodeStore, camera: str, loaded: LoadedTokenizer | None
+    run: VOCRun, store: EpisodeStore, split: Split, camera: str, loaded: LoadedTokenizer | None
 ) -> TrainingSetup:
     """Windows of pixels, and a tokenizer that learns from them as well."""
     if loaded is None and store.has(f"tokens_{camera}"):
@@ -373,7 +379,7 @@ def _from_pixels(
             dataclasses.replace(run.musik, actions=store.spec.action.dim, frames=run.model.frames)
         )
     config = fitted(run, camera, tokenizer, store.spec)
-    sides = split_store(store, run.val_ratio, run.train.seed)
+    sides = (split.training, split.validation)
     preprocessing: Any = getattr(tokenizer.config, "preprocessing", "symmetric")
     preprocess = partial(prepare, size=tokenizer.config.image_size, preprocessing=preprocessing)
     model = JointVOC(VOC(config), tokenizer, preprocess, freeze_after=run.freeze_after)

@@ -17,9 +17,10 @@ from foreact.data.windows.window import Window
 from foreact.errors import UserError
 from foreact.families.voc.cloning.model import Cloning, CloningConfig
 from foreact.families.voc.train import normalizer, resolved
+from foreact.runs.inputs import Inputs
 from foreact.runs.options import Episodes, TrainingRun
 from foreact.runs.run import check_run, pick_device
-from foreact.runs.stores import ensure_codes, open_task_store, split_store
+from foreact.runs.stores import ensure_codes, open_task_store
 from foreact.runs.training import begin, publish, train_on
 from foreact.runs.validation import ValidationLoss
 from foreact.runs.verb import TrainingVerb
@@ -81,6 +82,9 @@ def train_bc(run: CloningRun) -> Path:
     device = pick_device(run.device)
     check_run(run, device)  # before codes are made for it
     loaded = open_tokenizer(run.tokenizer, device)
+    inputs = Inputs.of(run)
+    split = inputs.split(store, run.val_ratio)
+    inputs.note("tokenizer", loaded.hash)
     reference = load_checkpoint(resolve(run.tokenizer))
     if not isinstance(loaded.tokenizer, Codes):
         raise UserError(
@@ -94,8 +98,10 @@ def train_bc(run: CloningRun) -> Path:
         actions=tuple(range(config.action_steps)),
         span=(0, config.action_steps),
     )
-    sides = split_store(store, run.val_ratio, run.train.seed)
-    training, validation = (WindowDataset(store, window, e, normalizer(store.spec)) for e in sides)
+    training, validation = (
+        WindowDataset(store, window, side, normalizer(store.spec))
+        for side in (split.training, split.validation)
+    )
     torch.manual_seed(run.train.seed)
     model = Cloning(config)
     model.set_codebook(loaded.tokenizer.codebook)
@@ -118,17 +124,23 @@ def train_bc(run: CloningRun) -> Path:
         )
 
     result = train_on(
-        training, model, run, verb="train bc", evaluators=[evaluator], export=export, device=device
+        training,
+        model,
+        run,
+        verb="train bc",
+        inputs=inputs,
+        evaluators=[evaluator],
+        export=export,
+        device=device,
     )
     card = {
         "command": VERB.command(run),
-        "data": store.path.name,
-        "val_ratio": run.val_ratio,
-        "seed": run.train.seed,
         "shadows": store.attrs.get("shadows"),
         "best_val_loss": result.best_value,
     }
-    return publish(run, result, config=config, card=card, best=True, tokenizer=reference.path)
+    return publish(
+        run, result, config=config, inputs=inputs, card=card, best=True, tokenizer=reference.path
+    )
 
 
 def fitted(run: CloningRun, camera: str, codes: Codes, spec: StreamSpec) -> CloningConfig:
