@@ -99,7 +99,7 @@ def test_shipped_weights_open_by_the_two_calls(name: str) -> None:
 
 
 def test_the_shipped_model_foresees_from_frames_alone() -> None:
-    policy = foreact.load_policy("uva-pusht", device="cpu", steps=2)
+    policy: Any = foreact.load_policy("uva-pusht", device="cpu", steps=2)
     frames = np.full((1, policy.frames, 96, 96, 3), 255, np.uint8)
 
     def rng() -> torch.Generator:

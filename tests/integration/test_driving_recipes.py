@@ -150,7 +150,7 @@ def test_each_stage_leaves_weights_that_bring_their_tokenizer_and_their_meaning(
         assert checkpoint.spec.action == action
         assert checkpoint.card["stage"] == stage
         assert checkpoint.card["steps"] == {"pretrain": 4, "finetune": 3, "action": 4}[stage]
-        assert f"{street.store} (4 drives, 160 frames)" in checkpoint.card["data"]
+        assert f"{street.store} (4 drives, 160 frames)" in checkpoint.card["sources"]
         assert math.isfinite(checkpoint.card["val/loss"])
 
 
@@ -199,7 +199,7 @@ def test_plans_are_scored_drives_imagined_and_compared(
         "--precision int8",
         f"--out {imagined}",
     )
-    assert sorted(p.suffix for p in imagined.iterdir()) == [".mp4", ".png"]
+    assert sorted(p.suffix for p in imagined.iterdir()) == [".json", ".mp4", ".png"]
     foreact(
         f"eval video --weights {street.weights('action')} {common} --future 3 --max-windows 2 "
         "--batch-size 1",
@@ -412,7 +412,7 @@ def test_the_three_forms_of_a_source_are_mixed_in_given_shares(
         f"--data.ratios 0.5 0.25 0.25 --data.total 80 --data.val-sources {sources}/drives.zarr",
     )
     assert "80 to train on, 165 to validate, 2 Hz" in capsys.readouterr().out
-    about = load_checkpoint(tmp_path / "run/weights").card["data"]
+    about = load_checkpoint(tmp_path / "run/weights").card["sources"]
     assert [about.count(part) for part in ("(3 drives, 180", "(2 drives, 80", "(2 drives, 24")] == [
         1,
         1,
@@ -423,7 +423,10 @@ def test_the_three_forms_of_a_source_are_mixed_in_given_shares(
 def test_a_source_in_one_form_gives_the_windows_that_it_gives_in_another(sources: Path) -> None:
     store, folders, trajectories = (
         load_driving(
-            DrivingData(sources=(source,), val_sources=(source,)), SMALL, horizon=None, seed=0
+            DrivingData(sources=(source,), val_sources=(source,)),
+            SMALL,
+            horizon=None,
+            inputs=Inputs(None, seed=0),
         ).training
         for source in three(sources)
     )
@@ -468,7 +471,7 @@ def test_plans_come_from_stores_and_trajectories_with_hard_turns_and_the_release
     split = load_driving(data, SMALL, horizon=3, inputs=Inputs(None, seed=0))
     drawn = np.arange(0, len(split.training), 7)
     everything = load_driving(
-        dataclasses.replace(data, hard_turns=0), SMALL, horizon=3, seed=0
+        dataclasses.replace(data, hard_turns=0), SMALL, horizon=3, inputs=Inputs(None, seed=0)
     ).training
     rates = cast(TurningWindows, everything).yaw_rates(drawn)
     kept = split.training.batch(drawn)
@@ -481,7 +484,7 @@ def test_plans_come_from_stores_and_trajectories_with_hard_turns_and_the_release
         dataclasses.replace(data, hard_turns=0, command_horizon="reference"),
         SMALL,
         horizon=3,
-        seed=0,
+        inputs=Inputs(None, seed=0),
     )
     commands = [w.batch(np.arange(0, 60)).commands for w in (everything, near.training)]
     assert (commands[0] != commands[1]).any(), "1.5 s ahead some turn that 0.3 s ahead do not"

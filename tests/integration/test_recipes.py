@@ -36,6 +36,7 @@ from foreact.families.uva.train import train_uva
 from foreact.released.pickles import read_torch_file
 from foreact.runs import training as runs
 from foreact.runs.acting import open_policy
+from foreact.runs.inputs import Inputs
 from foreact.runs.stores import ensure_latents
 from foreact.tasks import find_task
 from foreact.train.logs import read_log
@@ -155,8 +156,10 @@ def test_the_first_stage_starts_from_the_image_model(
     torch.save({"model_ema": state, "epoch": 1}, tmp_path / "mar.pth")
     torch.manual_seed(0)
     model = UVA(MODEL)
-    account = recipe_uva.start_from(model, str(tmp_path / "mar.pth"), find_task("pusht"))
+    inputs = Inputs(None, seed=0)
+    account = recipe_uva.start_from(model, str(tmp_path / "mar.pth"), find_task("pusht"), inputs)
     new = len(model.state_dict()) - len(state)
+    assert inputs.weights["init"].startswith("sha256:")
     assert f"loaded {len(state)} tensors, left {new} as initialised" in account
     ours = next(k for k, theirs in names.items() if theirs == "encoder_blocks.0.mlp.fc1.weight")
     assert torch.equal(model.state_dict()[ours], state["encoder_blocks.0.mlp.fc1.weight"])

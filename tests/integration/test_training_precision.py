@@ -13,6 +13,7 @@ from support.training_toy import config, run
 
 from foreact import machine
 from foreact.machine import BFloat16
+from foreact.runs.inputs import Inputs
 from foreact.runs.run import check_run, resources, write_run
 from foreact.train.config import TrainConfig
 
@@ -73,7 +74,7 @@ def test_a_runs_config_says_the_precision_that_it_trains_in(
     written = check_run(asked, CPU)
     assert not asked.out.exists()
     asked.out.mkdir()
-    write_run(written)
+    write_run(written, Inputs(None, seed=0))
     assert written.train.precision == "bf16"
     assert json.loads((asked.out / "config.json").read_text())["train"]["precision"] == "bf16"
     assert resources(written.train, CPU)["precision"] == "bf16 (bf16 is fast here)"

@@ -338,6 +338,19 @@ def test_more_steps_after_an_annealed_schedule_are_said_and_planned_ones_are_exa
     assert_bitwise(planned.checkpoint, whole.checkpoint)
 
 
+def test_more_steps_after_a_drop_go_on_from_before_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    dropped: dict[str, Any] = {"schedule": "wsd", "drop": 3, "floor": 0.0, "save_every": 100}
+    toy.run(tmp_path / "parts", steps=7, **dropped)
+    more = toy.run(tmp_path / "parts", steps=9, **dropped)
+    assert "resumed at step 4" in (said := capsys.readouterr().err)
+    assert "steps 5 to 7, in which the learning rate dropped, are trained again" in said
+    whole = toy.run(tmp_path / "whole", steps=9, **dropped)
+    assert_bitwise(whole.checkpoint, more.checkpoint)
+    assert log_of(tmp_path / "whole") == log_of(tmp_path / "parts")
+
+
 def test_resume_refuses_changed_mathematics_and_allows_the_rest(tmp_path: Path) -> None:
     toy.run(tmp_path, steps=2)
     with pytest.raises(UserError, match=r"has --train.lr 0.01, now it is 0.02"):

@@ -347,7 +347,10 @@ READERS = (
         name="UVA file",
         group="weights",
         make=uva_file,
-        calls=(f"{CONVERT}.ckpt --out out --heads 2 2", f"{CONVERT}.ckpt --out out --heads 2 2 --raw"),
+        calls=(
+            f"{CONVERT}.ckpt --out out --heads 2 2",
+            f"{CONVERT}.ckpt --out out --heads 2 2 --raw",
+        ),
     ),
     Reader(
         name="KL-VAE file", group="weights", make=kl_vae_file, calls=(f"{CONVERT}.ckpt --out out",)

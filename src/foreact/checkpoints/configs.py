@@ -90,6 +90,14 @@ def config_from_json(cls: type[T], raw: Any, *, where: str = "config", complete:
     )
 
 
+def greatest_number(raw: Any) -> int:
+    """The greatest whole number in JSON values."""
+    if isinstance(raw, dict | list):
+        values = raw.values() if isinstance(raw, dict) else raw
+        return max(map(greatest_number, values), default=0)
+    return raw if isinstance(raw, int) else 0
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file.
 

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from foreact.checkpoints.configs import config_from_json, config_to_json, read_json
+from foreact.checkpoints.configs import config_from_json, config_to_json, greatest_number, read_json
 from foreact.checkpoints.shipped import names, shipped
 from foreact.data.windows.normalize import Normalizer
 from foreact.errors import UserError, in_short
@@ -279,7 +279,7 @@ def assemble(family: str, config: Any, state: Mapping[str, Tensor]) -> nn.Module
         UserError: a tensor is missing, left over or of another shape, named.
     """
     size = sum(tensor.numel() for tensor in state.values())
-    if (greatest := _greatest_number(config_to_json(config))) > max(MOST_OF_ANYTHING, size):
+    if (greatest := greatest_number(config_to_json(config))) > max(MOST_OF_ANYTHING, size):
         raise UserError(f"its config says {greatest:,} somewhere, for {size:,} stored values")
     try:
         with torch.device("meta"):
@@ -302,14 +302,6 @@ def assemble(family: str, config: Any, state: Mapping[str, Tensor]) -> nn.Module
         "a tensor outside the state"
     )
     return module
-
-
-def _greatest_number(raw: Any) -> int:
-    """The greatest whole number in JSON values."""
-    if isinstance(raw, dict | list):
-        values = raw.values() if isinstance(raw, dict) else raw
-        return max(map(_greatest_number, values), default=0)
-    return raw if isinstance(raw, int) else 0
 
 
 def load_tokenizer(

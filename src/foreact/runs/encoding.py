@@ -6,13 +6,14 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from foreact.checkpoints.tokenizers import LoadedTokenizer
 from foreact.data.stores.derived import Shard, open_stream
-from foreact.data.stores.store import ZarrStore
+from foreact.data.stores.episodes import EpisodeStore
 from foreact.errors import UserError
 from foreact.machine import Precision, autocast, choose_precision
 from foreact.progress import Progress
@@ -32,6 +33,7 @@ class StreamEncoder:
 
     Args:
         store: where the frames lie.
+        home: store that gets the stream, if not the one of the frames.
         camera: which ones.
         tokenizer: see `foreact.checkpoints.tokenizers.open_tokenizer`; on `device` already.
         batch_size: frames per call.
@@ -49,10 +51,11 @@ class StreamEncoder:
 
     def __init__(
         self,
-        store: ZarrStore,
+        store: EpisodeStore,
         camera: str,
         tokenizer: LoadedTokenizer,
         *,
+        home: Path | None = None,
         batch_size: int = 64,
         device: torch.device | str = "cpu",
         precision: Precision = "fp32",
@@ -76,7 +79,7 @@ class StreamEncoder:
             )
         row = self.encode(store.gather(camera, np.arange(1)), 0)
         self.stream = open_stream(
-            store.path,
+            home or store.path,
             f"{'latents' if self.vocab is None else 'tokens'}_{camera}",
             shape=row.shape[1:],
             dtype=row.dtype,

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from foreact.checkpoints.tokenizers import LoadedTokenizer
+from foreact.data.stores.companion import AccompaniedStore, accompanied
 from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.stores.opening import open_episodes
 from foreact.data.stores.store import ZarrStore
@@ -64,7 +65,7 @@ def open_task_store(task: Task, path: Path | None) -> EpisodeStore:
                     "store with --data."
                 )
             _call(task.demonstrations, path)
-    return open_episodes(path, task.spec, memory_limit=MEMORY_LIMIT)
+    return accompanied(open_episodes(path, task.spec, memory_limit=MEMORY_LIMIT))
 
 
 def open_held_out_store(task: Task, path: Path | None) -> EpisodeStore:
@@ -161,15 +162,17 @@ def _encode(
     batch_size: int,
     device: torch.device | str,
 ) -> None:
-    if not isinstance(store, ZarrStore):
-        raise UserError(
-            f"{store.path} lacks what this tokenizer makes of '{camera}', and shards are not "
-            "written to; `foreact data import-d4rl` makes a store of them, to which it is added."
-        )
     if process_count() > 1:  # each would encode every frame
         raise UserError(
             f"{store.path} lacks what this tokenizer makes of '{camera}', and only one process "
             "can add it here; run `foreact tokenize` before you start several."
         )
-    encode_stream(StreamEncoder(store, camera, tokenizer, batch_size=batch_size, device=device))
-    store.refresh()
+    home = store.path
+    if isinstance(store, AccompaniedStore):
+        home = store.make_companion()
+        print(f"{store.label} stays as it is; what is computed from its frames goes to {home}.")
+    encode_stream(
+        StreamEncoder(store, camera, tokenizer, home=home, batch_size=batch_size, device=device)
+    )
+    if isinstance(store, ZarrStore | AccompaniedStore):
+        store.refresh()

@@ -37,7 +37,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from foreact.errors import UserError, room_or
-from foreact.train.config import TrainConfig
+from foreact.train.config import TrainConfig, same_rates
 from foreact.train.ema import EMA
 from foreact.train.parallel import World
 from foreact.train.rng import rng_state, set_rng_state
@@ -104,6 +104,17 @@ class Checkpoints:
             STEP_FOLDER.fullmatch(p.parent.name) for p in self.folder.glob("step-*/train.json")
         )
         return sorted(int(m.group(1)) for m in matches if m)
+
+    def newest_of(self, config: TrainConfig) -> int:
+        """The newest checkpoint that a run of this schedule would have; the newest if none is one.
+
+        Of a run whose learning rate has dropped and that now gets more steps, one before the drop.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            if same_rates(self.record(step)["config"], config, step):
+                return step
+        return steps[-1]
 
     def sweep(self) -> None:
         """Remove leftovers of an interrupted save or deletion; needs to be the only writer."""

@@ -51,7 +51,8 @@ class TrainConfig:
     """How to train; what is trained (model, data) is configured elsewhere."""
 
     steps: int = 10_000
-    """Optimiser steps of the run and its schedule; a resumed run may raise it.
+    """Optimiser steps of the run and its schedule; a resumed run may raise it. With a drop
+    (schedule wsd) it then goes on from before the drop, bitwise as if it had never stopped.
 
     On the command line, fewer than a recipe's shorten its warm-up and drop in proportion.
     """
@@ -295,6 +296,18 @@ def first_difference(name: str, old: Any, new: Any) -> tuple[str, Any, Any]:
     return name, old, new
 
 
+def same_rates(saved: Mapping[str, Any], config: TrainConfig, step: int) -> bool:
+    """Whether the learning rates of a run's first `step` steps are those of the settings now.
+
+    Args:
+        saved: config of the run, as from `to_json`.
+        config: the settings now.
+        step: optimiser steps done.
+    """
+    saved, now = {**TrainConfig().to_json(), **saved}, config.to_json()
+    return all(math.isclose(_factor(saved, s), _factor(now, s), abs_tol=1e-9) for s in range(step))
+
+
 def schedule_change(saved: Mapping[str, Any], config: TrainConfig, step: int) -> str:
     """What the learning rate of a resumed run does, where its schedule is stretched or shortened.
 
@@ -306,9 +319,9 @@ def schedule_change(saved: Mapping[str, Any], config: TrainConfig, step: int) ->
     Returns:
         Sentences; empty where the steps done had the learning rates of the schedule as it is now.
     """
-    saved, now = {**TrainConfig().to_json(), **saved}, config.to_json()
-    if all(math.isclose(_factor(saved, s), _factor(now, s), abs_tol=1e-9) for s in range(step)):
+    if same_rates(saved, config, step):
         return ""
+    saved, now = {**TrainConfig().to_json(), **saved}, config.to_json()
     before, after = _length(saved), _length(now)
     last, following = config.lr * _factor(saved, step - 1), config.lr * _factor(now, step)
     goes_on = ""
@@ -318,7 +331,8 @@ def schedule_change(saved: Mapping[str, Any], config: TrainConfig, step: int) ->
     return (
         f"learning rate: {config.schedule} over {before} steps, it had come to {last:.3g} by step "
         f"{step}{goes_on}. This is another training than {after} steps without a stop; for that, a "
-        f"run begins with --train.schedule-steps {after}."
+        f"run begins with --train.schedule-steps {after}, or with --train.schedule wsd and a "
+        "--train.drop."
     )
 
 

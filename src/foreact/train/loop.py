@@ -14,7 +14,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -46,40 +45,13 @@ from foreact.train.evaluation import (
 )
 from foreact.train.logs import Averages, Clock, Logs, ProgressLine, read_log
 from foreact.train.optim import build_optimizer, clip_gradients, set_lr
+from foreact.train.result import TrainResult
 from foreact.train.rng import seeded
 from foreact.train.signals import StopSignals, only_run_in
 from foreact.types import Batch
 
 Batches = Callable[[int, int, int], Iterator[Batch]]
 Prepare = Callable[[Batch, torch.Generator], Batch]
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """How a call of `train` ended.
-
-    Attributes:
-        step: optimiser steps done in the whole run.
-        finished: all steps are done.
-        interrupted: Ctrl-C, SIGTERM or a scheduler's warning ended the call; the same call resumes.
-        checkpoint: folder of the newest checkpoint.
-        weights: exported weights of the newest checkpoint, None without `export`.
-        best: exported weights of the best checkpoint by `best_metric` (its folder without
-            `export`), None if unranked.
-        best_value: its metric.
-        metrics: the last evaluation's metrics.
-        skipped: steps left out because of a non-finite loss or gradient, in the whole run.
-    """
-
-    step: int
-    finished: bool
-    interrupted: bool
-    checkpoint: Path
-    weights: Path | None
-    best: Path | None
-    best_value: float | None
-    metrics: dict[str, float] = field(default_factory=dict)
-    skipped: int = 0
 
 
 def train(
@@ -171,6 +143,7 @@ class _Run:
         self.clock = Clock()
         self.step = 0
         self.saved: int | None = None
+        self.superseded: list[int] = []
         self.evaluated = 0
         self.skipped = self.skipped_in_a_row = 0
         self.seconds_before = 0.0
@@ -204,9 +177,13 @@ class _Run:
             if self.config.start_from is not None:
                 self.start_from(self.config.start_from)
             return
-        record = self.checkpoints.record(steps[-1])
-        require_same_training(self.run_dir, record, self.config, self.world.size)
-        self.checkpoints.load(steps[-1], self.model, self.optimizer, self.ema)
+        require_same_training(
+            self.run_dir, self.checkpoints.record(steps[-1]), self.config, self.world.size
+        )
+        step = self.world.broadcast(self.checkpoints.newest_of(self.config))
+        record = self.checkpoints.record(step)
+        self.superseded = [later for later in steps if later > step]
+        self.checkpoints.load(step, self.model, self.optimizer, self.ema)
         self.step = self.saved = record["step"]
         self.evaluated = record["evaluated"]
         self.skipped, self.skipped_in_a_row = record["skipped"], record["skipped_in_a_row"]
@@ -225,7 +202,8 @@ class _Run:
             for step, value in record["best"]:
                 if step in steps:
                     self.best.offer(step, value)
-        self.prune()
+        if not self.superseded:
+            self.prune()
 
     def start_from(self, path: Path) -> None:
         located = self.world.broadcast(find_checkpoint(path) if self.world.rank == 0 else None)
@@ -314,6 +292,11 @@ class _Run:
         try:
             if self.saved is not None:
                 bar.say(f"resumed at step {self.step} from {self.checkpoints.path(self.saved)}")
+                if self.superseded:
+                    bar.say(
+                        f"steps {self.step + 1} to {self.superseded[-1]}, in which the learning "
+                        "rate dropped, are trained again at the rate of a longer run"
+                    )
                 if change := schedule_change(self.earlier_config, config, self.step):
                     bar.say(change)
             # An interruption left out the evaluation of the restored step.
@@ -368,6 +351,8 @@ class _Run:
                 logs = Logs(self.run_dir, self.step, self.config)
                 if begin is not None:
                     begin()
+                for step in self.superseded:  # of a drop that comes later now
+                    self.checkpoints.remove(step)
             except UserError as problem:
                 error = str(problem)
         if (error := self.world.broadcast(error)) is not None:

@@ -8,7 +8,7 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import pytest
 import tyro
@@ -105,7 +105,7 @@ DATACLASSES: list[tuple[str, Any]] = [
 @pytest.mark.parametrize(("verb", "asked"), DATACLASSES)
 def test_evaluations_with_their_options_in_a_dataclass(verb: str, asked: Any) -> None:
     line = command_line(verb, options_of(asked))
-    again = tyro.cli(Annotated[type(asked), tyro.conf.arg(name="")], args=words(line, verb))
+    again = tyro.cli(type(asked), args=words(line, verb))
     assert again == asked
 
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 
 from foreact.checkpoints.format import TokenizerRef, load_checkpoint, save_checkpoint
+from foreact.runs.inputs import Inputs
 from foreact.runs.training import publish
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
 from foreact.train.config import TrainConfig
@@ -31,6 +32,7 @@ CONFIG = VQConfig(
 
 @dataclass(frozen=True)
 class Run:
+    free_on_resume: ClassVar[tuple[str, ...]] = ()
     out: Path
     train: TrainConfig = field(default_factory=TrainConfig)
 
@@ -58,6 +60,9 @@ def trained(folder: Path, **beside: Any) -> TrainResult:
     )
 
 
+NONE = Inputs(None, seed=0)
+
+
 def values(folder: Path) -> set[float]:
     return {
         v for tensor in load_checkpoint(folder).state.values() for v in tensor.unique().tolist()
@@ -68,16 +73,22 @@ def test_the_newest_weights_or_the_best_with_what_was_measured(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run, result = Run(tmp_path / "run"), trained(tmp_path)
-    final = publish(run, result, config=CONFIG, card={"recipe": "by hand"})
+    final = publish(run, result, config=CONFIG, inputs=NONE, card={"recipe": "by hand"})
     assert final == tmp_path / "run" / "weights"
     assert values(final) == {1.0}
-    assert load_checkpoint(final).card == {"recipe": "by hand", "steps": 4, "val/loss": 0.123456}
+    assert load_checkpoint(final).card == {
+        "recipe": "by hand",
+        "data": [],
+        "weights": {},
+        "steps": 4,
+        "val/loss": 0.123456,
+    }
     digest = load_checkpoint(final).hash
     said = f"Done\n  weights      {final}\n  hash         {digest}\n"
     assert capsys.readouterr().out == said + "  val/loss     0.1235\n"
-    publish(run, result, config=CONFIG, card={}, facts={"steps": 4})
+    publish(run, result, config=CONFIG, inputs=NONE, card={}, facts={"steps": 4})
     assert capsys.readouterr().out == said + "  steps        4\n"
-    assert values(publish(run, result, config=CONFIG, card={}, best=True)) == {2.0}
+    assert values(publish(run, result, config=CONFIG, inputs=NONE, card={}, best=True)) == {2.0}
 
 
 def test_without_a_ranking_the_newest_are_the_best(tmp_path: Path) -> None:
@@ -90,9 +101,9 @@ def test_without_a_ranking_the_newest_are_the_best(tmp_path: Path) -> None:
         best=None,
         best_value=None,
     )
-    assert values(publish(Run(tmp_path / "run"), result, config=CONFIG, card={}, best=True)) == {
-        1.0
-    }
+    assert values(
+        publish(Run(tmp_path / "run"), result, config=CONFIG, inputs=NONE, card={}, best=True)
+    ) == {1.0}
 
 
 def test_the_tokenizer_stays_or_is_embedded(tmp_path: Path) -> None:
@@ -105,13 +116,20 @@ def test_the_tokenizer_stays_or_is_embedded(tmp_path: Path) -> None:
         (beside, None, False),
         (beside, tokenizer, True),
     ):
-        found = load_checkpoint(publish(run, result, config=CONFIG, card={}, tokenizer=given))
+        found = load_checkpoint(
+            publish(run, result, config=CONFIG, inputs=NONE, card={}, tokenizer=given)
+        )
         assert (found.tokenizer, found.tokenizer_path is not None) == (named, embedded)
 
 
 def test_what_only_the_training_needs_is_left_out(tmp_path: Path) -> None:
     final = publish(
-        Run(tmp_path / "run"), trained(tmp_path), config=CONFIG, card={}, leave_out=("encoder.",)
+        Run(tmp_path / "run"),
+        trained(tmp_path),
+        config=CONFIG,
+        inputs=NONE,
+        card={},
+        leave_out=("encoder.",),
     )
     names = set(VQTokenizer(CONFIG).state_dict())
     assert (
@@ -123,4 +141,6 @@ def test_what_only_the_training_needs_is_left_out(tmp_path: Path) -> None:
 
 def test_only_the_main_process_publishes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "1")
-    assert not publish(Run(tmp_path / "run"), trained(tmp_path), config=CONFIG, card={}).exists()
+    assert not publish(
+        Run(tmp_path / "run"), trained(tmp_path), config=CONFIG, inputs=NONE, card={}
+    ).exists()

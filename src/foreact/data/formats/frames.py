@@ -16,6 +16,9 @@ from foreact.errors import UserError, decoding, room_or
 from foreact.files import parse_json, parse_list, read_text
 from foreact.machine import cores
 
+LONGEST_NAME = 255
+"""Letters of a name that a file or folder can have."""
+
 READ_AHEAD = 32
 """Images that are decoded side by side."""
 
@@ -94,7 +97,7 @@ def read_names(path: str | Path) -> list[str]:
     except (ValueError, RecursionError):
         names = None
     are_names = isinstance(names, list) and all(
-        isinstance(name, str) and name.isprintable() for name in names
+        isinstance(name, str) and name.isprintable() and len(name) <= LONGEST_NAME for name in names
     )
     if not names or not are_names:
         raise UserError(f"{path} should hold names, as a JSON list of texts or one per line.")

@@ -303,7 +303,12 @@ def short_run(
     torch.manual_seed(seed)
     model = VaViM(config)
     result = train(
-        model, micro_batches, run.train, folder, device=device, begin=lambda: write_run(run)
+        model,
+        micro_batches,
+        run.train,
+        folder,
+        device=device,
+        begin=lambda: write_run(run, split.inputs),
     )
     if result.interrupted:
         raise KeyboardInterrupt

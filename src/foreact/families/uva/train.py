@@ -136,7 +136,10 @@ def recipe(
         steps=4000,
         batch_size=128,
         lr=1e-3,
+        schedule="wsd",  # so that a longer run goes on from before the drop
         warmup=200,
+        drop=800,
+        floor=0.0,
         weight_decay=0.02,
         ema=EMAConfig(max=0.999),
         log_every=20,

@@ -12,6 +12,7 @@ import torch
 from foreact.checkpoints.format import Checkpoint, build, load_checkpoint
 from foreact.checkpoints.shipped import resolve
 from foreact.checkpoints.tokenizers import LoadedTokenizer, tokenizer_of
+from foreact.data.stores.companion import accompanied
 from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.stores.opening import open_episodes
 from foreact.data.windows.loader import WindowDataset
@@ -184,7 +185,7 @@ def open_occupancy(
             knows.
     """
     checkpoint = load_checkpoint(resolve(weights), of="voc")
-    store = open_episodes(data, checkpoint.spec)
+    store = accompanied(open_episodes(data, checkpoint.spec))
     training, held_out, split = _episodes(checkpoint, store, all_episodes)
     loaded = tokenizer_of(checkpoint, tokenizer, device)
     voc = build(checkpoint, device)

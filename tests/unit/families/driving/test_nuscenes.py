@@ -273,7 +273,15 @@ def test_a_picture_that_was_taken_on_its_side_comes_upright(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("file", "text"), [("n.json", "{}"), ("n.json", "[1]"), ("n.json", "["), ("n.txt", " ")]
+    ("file", "text"),
+    [
+        ("n.json", "{}"),
+        ("n.json", "[1]"),
+        ("n.json", "["),
+        ("n.txt", " "),
+        ("n.txt", "x" * 300),
+        ("n.json", '["a\\u0000b"]'),
+    ],
 )
 def test_lists_of_names_are_checked(tmp_path: Path, file: str, text: str) -> None:
     (tmp_path / file).write_text(text)
