@@ -65,6 +65,5 @@ def _is_run(folder: Path) -> bool:
     steps = sorted(folder.glob("checkpoints/step-*/weights/config.json"))
     newest = f"name {steps[-1].parent}, or " if steps else ""
     raise UserError(
-        f"{folder} is a run without finished weights; {newest}let the run end "
-        f"(--from {folder})."
+        f"{folder} is a run without finished weights; {newest}let the run end (--from {folder})."
     )

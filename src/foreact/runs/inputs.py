@@ -239,3 +239,29 @@ def unseen_episodes(card: Mapping[str, Any], store: EpisodeStore) -> np.ndarray 
             learned = np.setdiff1d(np.arange(old.episodes), source.validation)
             return np.setdiff1d(np.arange(len(store)), learned)
     return None
+
+
+def episodes_to_measure(weights: Path | None, store: EpisodeStore) -> tuple[np.ndarray, str]:
+    """The episodes of a store that weights may be measured on, int64, and what they are in words.
+
+    Args:
+        weights: a checkpoint folder; None where nothing was trained.
+        store: any data.
+
+    Raises:
+        UserError: the weights were trained on every one of them.
+    """
+    everything, count = np.arange(len(store)), len(store)
+    card = (
+        {} if weights is None or not (path := weights / "card.json").exists() else read_json(path)
+    )
+    if not isinstance(card, Mapping) or not isinstance(card.get("data"), list):
+        return everything, f"{count}; the weights do not say what they were trained on"
+    unseen = unseen_episodes(card, store)
+    if unseen is None:
+        return everything, f"{count}, of data that the weights were not trained on"
+    if len(unseen) == 0:
+        raise UserError(
+            f"{weights} was trained on every episode of {store.label}; name other data."
+        )
+    return unseen, f"{len(unseen)} of {count}, not trained on"

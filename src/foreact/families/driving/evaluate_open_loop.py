@@ -21,6 +21,7 @@ from foreact.families.driving.sources import open_drives
 from foreact.machine import AnyPrecision, Precision, autocast, choose_precision
 from foreact.progress import Progress
 from foreact.runs.command_line import options_of
+from foreact.runs.inputs import episodes_to_measure
 from foreact.runs.results import open_results
 from foreact.runs.run import pick_device, say, write_json
 from foreact.seeds import require_seeds
@@ -93,6 +94,7 @@ class Opened:
             asked.out, "eval open-loop", options_of(asked), weights=self.models.checkpoint.hash
         )
         self.drives = open_drives(asked.data)
+        self.episodes, self.about = episodes_to_measure(self.models.checkpoint.path, self.drives)
         self.ground = None if asked.calibration is None else GroundCamera.read(asked.calibration)
         self.stride = measuring.model_stride(
             self.drives.label, self.drives.spec.fps, self.models.rate_hz, asked.stride
@@ -103,6 +105,7 @@ class Opened:
             "command": self.results.command,
             "weights": f"{self.asked.weights} {self.models.checkpoint.hash}",
             "data": self.drives.label,
+            "drives": self.about,
             "window": f"{self.models.vavim.config.frames} frames, {self.stride} apart",
             "precision": self.precision,
         }
@@ -177,7 +180,12 @@ class Opened:
         """Batches as the model reads them, with a bar; `options`: see `DrivingWindows`."""
         model, size = self.models.vavim.config, self.asked.batch_size
         windows = DrivingWindows(
-            self.drives, stride=self.stride, vocab=model.vocab, camera=model.camera, **options
+            self.drives,
+            stride=self.stride,
+            vocab=model.vocab,
+            camera=model.camera,
+            episodes=self.episodes,
+            **options,
         )
         chosen = measuring.choose(windows, self.asked.max_windows)
         batches = ordered_batches(windows, batch_size=size, chosen=chosen)

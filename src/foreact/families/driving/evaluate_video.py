@@ -108,6 +108,7 @@ class Opened:
         self.pictures = measuring.open_pictures(
             asked.data,
             tokenizer,
+            weights=None if self.models is None else self.models.checkpoint.path,
             frames=asked.context + asked.future,
             stride=asked.stride,
             most=asked.max_windows,
@@ -129,6 +130,7 @@ class Opened:
             "weights": weights,
             "tokenizer": str(asked.tokenizer or "embedded"),
             "data": str(asked.data),
+            "drives": self.pictures.about,
             "window": f"{asked.context} + {asked.future} frames, {self.pictures.windows.stride} "
             "apart",
             "sampling": f"temperature {asked.temperature}, top_k {asked.top_k}, seed {asked.seed}",

@@ -75,6 +75,7 @@ def generate(asked: Annotated[Imagining, arg(name="")]) -> None:  # --weights, n
     pictures = measuring.open_pictures(
         asked.data,
         tokenizer,
+        weights=models.checkpoint.path,
         frames=asked.context + asked.future,
         stride=asked.stride,
         most=asked.windows,
@@ -84,6 +85,7 @@ def generate(asked: Annotated[Imagining, arg(name="")]) -> None:  # --weights, n
         "Imagining drives",
         weights=f"{asked.weights} {models.checkpoint.hash[:19]}",
         data=asked.data,
+        drives=pictures.about,
         windows=f"{len(pictures.chosen)} of {asked.context} + {asked.future} frames, "
         f"{pictures.windows.stride} apart",
         sampling=f"temperature {asked.temperature}, top_k {asked.top_k}, seed {asked.seed}, "

@@ -22,6 +22,7 @@ from foreact.families.driving.evals.driving_video import Generate, Imaginer
 from foreact.families.driving.sources import even_stride
 from foreact.families.driving.vavam import VaVAM
 from foreact.families.driving.vavim import VaViM
+from foreact.runs.inputs import episodes_to_measure
 from foreact.runs.run import write_json
 from foreact.types import Batch, to_uint8
 
@@ -83,6 +84,7 @@ class PictureWindows(NamedTuple):
     windows: DrivingWindows
     chosen: np.ndarray
     tokenizer: LoadedTokenizer
+    about: str
 
     def batches(self, size: int) -> Iterator[Batch]:
         """Pictures at the tokenizer's size, without tokens, which it makes anew."""
@@ -108,6 +110,7 @@ def open_pictures(
     data: Path,
     tokenizer: LoadedTokenizer,
     *,
+    weights: Path | None,
     frames: int,
     stride: int | None,
     rate_hz: float,
@@ -116,8 +119,9 @@ def open_pictures(
     """At most so many windows of a store, of `frames` frames `stride` apart, or at `rate_hz`."""
     store = open_store(data)
     stride = model_stride(str(data), store.spec.fps, rate_hz, stride)
-    windows = DrivingWindows(store, frames=frames, stride=stride, horizon=None)
-    return PictureWindows(store, windows, choose(windows, most), tokenizer)
+    episodes, about = episodes_to_measure(weights, store)
+    windows = DrivingWindows(store, frames=frames, stride=stride, horizon=None, episodes=episodes)
+    return PictureWindows(store, windows, choose(windows, most), tokenizer, about)
 
 
 def model_stride(label: str, rate_hz: float, model_hz: float, stride: int | None) -> int:

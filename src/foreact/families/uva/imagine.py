@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +18,7 @@ from foreact.evals.video import VideoQuality, read_states, save_examples, video_
 from foreact.families.uva.opening import open_imagining
 from foreact.families.uva.policy import UVAPolicy
 from foreact.runs.command_line import arguments_of
+from foreact.runs.inputs import episodes_to_measure
 from foreact.runs.results import open_results
 from foreact.runs.run import pick_device, say, write_json
 from foreact.runs.stores import open_held_out_store
@@ -58,12 +60,14 @@ def generate(
     policy = _open_for_task(weights, loaded_task, device)
     folder = open_results(out, "generate", options, weights=policy.weights)
     store = open_held_out_store(loaded_task, data)
-    episodes = range(min(windows, len(store.lengths)))
+    measured, about = episodes_to_measure(resolve(weights), store)
+    episodes = measured[:windows].tolist()
     say(
         "Generating",
         mode=mode,
         weights=weights,
         data=store.path,
+        episodes=about,
         windows=len(episodes),
         seed=seed,
         out=out,
@@ -113,13 +117,14 @@ def video(
     policy = _open_for_task(weights, loaded_task, device)
     folder = open_results(out, "eval video", options, weights=policy.weights)
     store = open_held_out_store(loaded_task, data)
-    held_out = list(range(min(episodes, len(store.lengths))))
+    measured, about = episodes_to_measure(resolve(weights), store)
+    held_out = measured[:episodes].tolist()
     say(
         "Video quality",
         task=task,
         weights=weights,
         data=store.path,
-        episodes=len(held_out),
+        episodes=f"{len(held_out)} of {about}",
         out=out,
     )
     qualities: list[VideoQuality] = []
@@ -145,7 +150,12 @@ def video(
         title=f"Imagined futures on {task}",
         quality=qualities,
         futures=futures,
-        facts={"command": folder.command, "weights": f"{weights} {policy.weights}"},
+        facts={
+            "command": folder.command,
+            "weights": f"{weights} {policy.weights}",
+            "data": store.label,
+            "episodes": f"{len(held_out)} of {about}",
+        },
     )
     folder.finish()
     print(f"Report: {report}")
@@ -158,7 +168,9 @@ def _open_for_task(weights: str, task: Task, device: str | None) -> UVAPolicy:
     return policy
 
 
-def _inverse(policy: UVAPolicy, store: EpisodeStore, episodes: range, seed: int, out: Path) -> None:
+def _inverse(
+    policy: UVAPolicy, store: EpisodeStore, episodes: Sequence[int], seed: int, out: Path
+) -> None:
     """Plot the actions predicted between true frames beside the true ones, per episode."""
     rng = np.random.default_rng(seed)
     torch_rng = torch.Generator().manual_seed(seed)

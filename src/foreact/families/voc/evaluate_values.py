@@ -32,7 +32,7 @@ from foreact.families.voc.model import VOC
 from foreact.families.voc.train import normalizer
 from foreact.progress import Progress
 from foreact.runs.command_line import arguments_of
-from foreact.runs.inputs import unseen_episodes
+from foreact.runs.inputs import episodes_to_measure, unseen_episodes
 from foreact.runs.results import open_results
 from foreact.runs.run import pick_device, say, write_json
 from foreact.runs.stores import ensure_codes
@@ -208,18 +208,13 @@ def _episodes(
             f"{checkpoint.path} does not say which episodes it was validated on; use the finished "
             "weights of a run, or say --all-episodes for data that no training saw."
         )
-    held_out = unseen_episodes(card, store)
-    if held_out is None:
+    if unseen_episodes(card, store) is None:
         raise UserError(
             f"{store.label} is not what {checkpoint.path} was trained on; name that, wherever it "
             "lies now, or say --all-episodes for data that no training saw."
         )
-    if len(held_out) == 0:
-        raise UserError(
-            f"{checkpoint.path} was trained on every episode of {store.label}; name other data."
-        )
-    training = np.setdiff1d(np.arange(len(store)), held_out)
-    return training, held_out, f"{len(held_out)} of {len(store)}, not trained on"
+    held_out, split = episodes_to_measure(checkpoint.path, store)
+    return np.setdiff1d(np.arange(len(store)), held_out), held_out, split
 
 
 def choose_gammas(voc: VOC, asked: Sequence[float]) -> tuple[float, ...]:
