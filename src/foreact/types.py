@@ -140,9 +140,7 @@ class StreamSpec:
 
 def _action_from_json(raw: Mapping[str, Any]) -> ActionSpec:
     # JSON has lists where the dataclass has tuples.
-    fields: dict[str, Any] = {
-        name: tuple(v) if isinstance(v, list) else v for name, v in raw.items()
-    }
+    fields: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in raw.items()}
     for name in ("names", "units"):
         fields[name] = _texts(raw[name])
     bounds = [fields.get(name) or () for name in ("low", "high")]
@@ -152,10 +150,9 @@ def _action_from_json(raw: Mapping[str, Any]) -> ActionSpec:
 
 
 def _size(raw: Any) -> tuple[int, int]:
-    height, width = raw
-    if not all(type(n) is int and 1 <= n <= 2**16 for n in raw):
+    if len(raw) != 2 or not all(type(n) is int and 1 <= n <= 2**16 for n in raw):
         raise ValueError(f"{raw} is no height and width")
-    return height, width
+    return raw[0], raw[1]
 
 
 def _rate(raw: Any) -> float:

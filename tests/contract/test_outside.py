@@ -50,9 +50,9 @@ def test_the_whole_road(tmp_path: Path) -> None:
         name: json.loads((tmp_path / "runs/acting" / name / "closed_loop.json").read_text())[
             "score"
         ]["mean"]
-        for name in ("weights", "random")
+        for name in ("reach", "random")
     }
-    assert scores["weights"] > scores["random"]
+    assert scores["reach"] > scores["random"]
     assert (tmp_path / "runs/acting/report.html").is_file()
     assert (tmp_path / "runs/imagined/next.png").is_file()
 

@@ -292,12 +292,11 @@ def test_cloning_is_trained_on_stored_codes_and_embeds_its_tokenizer(made: Made)
     assert (checkpoint.config["low"], checkpoint.config["high"]) == ([-2.0], [2.0])
     assert (checkpoint.config["vocab"], checkpoint.config["grid"]) == (16, [2, 2])
     assert torch.equal(checkpoint.state["codebook"], rows_of(made.vq))
-    assert {
-        "data": "glow.zarr",
-        "val_ratio": 0.3,
-        "shadows": True,
-        "steps": 2,
-    }.items() <= checkpoint.card.items()
+    card = checkpoint.card
+    assert (card["shadows"], card["steps"]) == (True, 2)
+    (source,) = card["data"]
+    assert source["path"].endswith("glow.zarr")
+    assert 0 < len(source["validation"]) < source["fingerprint"]["episodes"]
 
 
 def rows_of(path: Path) -> torch.Tensor:

@@ -41,7 +41,7 @@ def test_the_demo_ends_in_one_report_and_goes_on_where_it_was(
         monkeypatch.setattr(f"foreact.commands.demos.voc.{name}", value)
     pocket = voc.recipe("pocket")
     narrow = dataclasses.replace(pocket.model, width=16, heads=2, layers=1, reward_hidden=8)
-    monkeypatch.setattr(voc, "recipe", lambda size: dataclasses.replace(pocket, model=narrow))
+    monkeypatch.setattr(voc, "recipe", lambda size, **_: dataclasses.replace(pocket, model=narrow))
     store = write_squares(tmp_path / "squares.zarr", episodes=8, steps=30)
 
     def run() -> str:

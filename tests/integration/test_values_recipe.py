@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +28,7 @@ from foreact.families.voc.evaluate_values import values
 from foreact.families.voc.imagine import generate
 from foreact.families.voc.model import VOC
 from foreact.families.voc.train import VOCRun, train_voc
+from foreact.runs.inputs import Inputs
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
 from foreact.tokenizers.vqkd import VQKD, VQKDConfig
 from foreact.train.config import TrainConfig
@@ -113,7 +113,7 @@ def test_values_are_measured_on_the_episodes_kept_for_validation(
         str(made.weights), made.store, samples=4, states=9, candidates=4, out=tmp_path, device="cpu"
     )
     printed = capsys.readouterr().out
-    assert "3 of 6, kept for validation" in printed
+    assert "3 of 6, not trained on" in printed
     assert printed.count("sampled futures") >= 2
     raw = json.loads((tmp_path / "values.json").read_text())
     assert [v["gamma"] for v in raw["values"]] == [0.5, 0.7]
@@ -216,7 +216,8 @@ def test_states_of_codes_without_a_way_back_are_shown_by_frames_of_the_data(tmp_
     shape = dataclasses.replace(MODEL, vocab=8, code_dim=4, grid=(4, 4))
     voc = VOC(shape)
     voc.set_codebook(codes.codebook)
-    card = {"val_ratio": 0.5, "seed": 0, "data": "squares.zarr"}
+    inputs = Inputs(None, seed=0)
+    inputs.split(open_store(store), 0.5)
     save_checkpoint(
         tmp_path / "voc",
         family="voc",
@@ -224,7 +225,7 @@ def test_states_of_codes_without_a_way_back_are_shown_by_frames_of_the_data(tmp_
         state=voc.state_dict(),
         spec=SPEC,
         tokenizer=tmp_path / "codes",
-        card=card,
+        card=inputs.to_json(),
     )
     (picture,) = generate(
         str(tmp_path / "voc"),
@@ -254,9 +255,9 @@ def test_bad_input_is_one_sentence(made: Made, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="takes those of voc"):
         values(str(made.tokenizer), made.store, out=tmp_path)
 
-    other = tmp_path / "other.zarr"
-    shutil.copytree(made.store, other)
-    with pytest.raises(UserError, match=r"trained on 'squares.zarr', the data are 'other.zarr'"):
+    other = tmp_path / "squares.zarr"
+    write_squares(other, episodes=4)
+    with pytest.raises(UserError, match=r"squares.zarr is not what .* was trained on; name that"):
         values(weights, other, out=tmp_path)
 
     recoded = tmp_path / "recoded" / "squares.zarr"
@@ -284,7 +285,6 @@ def test_bad_input_is_one_sentence(made: Made, tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
     found = load_checkpoint(made.weights)
-    assert found.card["val_ratio"] == 0.5
     nameless = tmp_path / "nameless"
     save_checkpoint(
         nameless,

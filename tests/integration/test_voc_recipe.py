@@ -14,6 +14,7 @@ from support.occupancy_worlds import MODEL, TOKENIZER, write_pushes, write_token
 
 from foreact.checkpoints.format import build, load_checkpoint, load_tokenizer, save_checkpoint
 from foreact.data.stores.store import open_store
+from foreact.data.windows.split import split_episodes
 from foreact.errors import UserError
 from foreact.families.codes.tokenize import tokenize
 from foreact.families.codes.train_musik import SMALL as SMALL_MUSIK
@@ -103,7 +104,10 @@ def test_stored_codes_are_made_once_and_everything_that_values_need_is_saved(
     )
     assert open_store(store).tokenizer_hash("tokens_pixels") == load_checkpoint(tokenizer).hash
     checkpoint = load_checkpoint(weights)
-    assert (checkpoint.card["val_ratio"], checkpoint.card["seed"]) == (0.3, 42)
+    assert checkpoint.card["weights"] == {"tokenizer": load_checkpoint(tokenizer).hash}
+    (source,) = checkpoint.card["data"]
+    _, validation = split_episodes(len(open_store(store)), 0.3, 42)
+    assert source["validation"] == validation.tolist()
     model, loaded = build(checkpoint), load_tokenizer(checkpoint)
     assert isinstance(model, VOC)
     assert isinstance(loaded, VQTokenizer)
@@ -265,7 +269,7 @@ def test_bad_input_is_refused_in_one_sentence(store: Path, tokenizer: Path, tmp_
         ({"codes": "musik", "tokenizer": str(tokenizer)}, "expects a musik tokenizer"),
         ({"tokenizer": str(other)}, "give that one, or replace them"),
         ({"tokenizer": str(tokenizer), "vq": TOKENIZER}, "leave them out"),
-        ({"tokenizer": str(tokenizer), "freeze_after": 3}, "freeze_after"),
+        ({"tokenizer": str(tokenizer), "freeze_after": 3}, "--freeze-after is for a tokenizer"),
         ({"tokenizer": str(tokenizer), "model": {"vocab": 99}}, "--model.vocab says 99"),
         ({"tokenizer": str(tokenizer), "model": {"action_steps": 2}}, "add --actions"),
         ({"tokenizer": str(tmp_path / "nowhere")}, "nowhere"),
