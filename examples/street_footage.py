@@ -37,7 +37,8 @@ from foreact.families.driving.data.drives import FRONT, driving_spec
 from foreact.families.driving.data.windows import DrivingWindows
 from foreact.families.driving.sources import DrivingData, open_drives, windows_of
 from foreact.families.driving.vavim import VaViM, VaViMConfig
-from foreact.runs.run import say, write_json
+from foreact.files import write_json
+from foreact.runs.run import say
 from foreact.tokenizers.vq import VQConfig
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig

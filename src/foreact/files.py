@@ -9,8 +9,10 @@ from __future__ import annotations
 import codecs
 import csv
 import json
+import math
+import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -75,6 +77,29 @@ def parse_json(text: str) -> Any:
         if without == text:
             raise
         return json.loads(without)
+
+
+def finite(value: Any) -> Any:
+    """JSON values with null for NaN and infinities, which JSON cannot hold."""
+    if isinstance(value, Mapping):
+        return {name: finite(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically, with null for NaN and infinities.
+
+    Raises:
+        OSError: the disk refused; nothing is left of the attempt.
+    """
+    temporary = path.with_name(f".{path.name}.unfinished")
+    try:
+        temporary.write_text(json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def parse_list(text: str) -> list[str]:

@@ -370,16 +370,19 @@ def test_config_that_is_no_json(run_dir: Path, refused: Callable[..., str]) -> N
 @pytest.mark.parametrize(
     ("options", "part"),
     [
-        (["--model.heads", "3"], "width (256) should be a multiple of heads (3)"),
+        (["--model.heads", "3"], "--model.width (256) should be a multiple of --model.heads (3)"),
         (["--model.horizon", "9"], "horizon of 9 actions does not spread evenly over 2 frames"),
-        (["--model.modes.policy", "-1"], "mode weights should be at least 0"),
+        (
+            ["--model.modes.policy", "-1"],
+            "--model.modes should be at least 0 and not all 0, found {'policy': -1.0",
+        ),
         (["--train.steps", "0"], "--train.steps should be at least 1"),
         (["--train.batch-size", "0"], "--train.batch-size should be at least 1"),
         (["--train.lr", "nan"], "lr should be a positive number"),
         (["--val-ratio", "2"], "val_ratio should lie in 0..1"),
         (["--device", "cuda:99"], "cuda:99"),
         (["--device", "gpu"], "gpu"),
-        (["--eval-seeds", "-1"], "eval_seeds"),
+        (["--eval-seeds", "-1"], "--eval-seeds should be 0 or more, found -1"),
         (["--model.grid", "6", "6", "--model.patch", "2"], "--model.grid 4 4"),
     ],
 )

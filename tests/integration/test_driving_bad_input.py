@@ -173,7 +173,7 @@ def test_token_ids_outside_the_vocabulary_are_named_with_their_place(
             "nothing.json is missing",
         ),
         ("--data.sources drives.zarr --data.val-ratio 0", "none is left to validate with"),
-        ("--data.sources drives.zarr --model.frames 30", "A window spans 146 raw frames"),
+        ("--data.sources drives.zarr --model.frames 30", "A window spans 146 steps"),
         ("--data.sources drives.zarr --tokenizer other-vq", "were made with the tokenizer sha256:"),
         (
             "--data.sources drives.zarr --tokenizer vavim",

@@ -116,9 +116,9 @@ def test_a_law_is_fitted_to_a_grid_of_runs(store: Path, tmp_path: Path, capsys: 
         ),
         ("laws --widths 32 64 96 --steps 1 2", "and (1, 2)"),
         ("laws --widths 32 32 32 --steps 1 2 4", "needs three widths"),
-        ("lr-sweep --widths 33", "Widths should be multiples of 32, found 33"),
+        ("lr-sweep --widths 33", "--widths should be multiples of 32, found 33"),
         ("lr-sweep --widths 32 --lrs -1", "lr should be a positive number"),
-        ("coord-check --widths 32 --steps 0", "one step at least"),
+        ("coord-check --widths 32 --steps 0", "and --steps one step, found (32,) and 0"),
         ("coord-check --widths 32 --grid 3 2", "grids of 2 x 3 tokens, the model reads 3 x 2"),
     ],
 )
@@ -135,7 +135,7 @@ def test_runs_of_other_data_or_models_are_not_taken_for_these(
     sweep = f"scaling lr-sweep --widths 32 --lrs 0.01 --steps 2 --out sweep {SMALL}"
     run(f"{sweep} --sources {store}".split())
     sentence = refused(*f"{sweep} --sources {store} {store}".split())
-    assert "width-32-lr-0.01 holds a run with sources = " in sentence
+    assert "width-32-lr-0.01 holds a run with --sources [" in sentence
     assert "holds a run with --model.layers 1, now it is 2" in refused(
         *f"{sweep} --sources {store} --layers 2".split()
     )

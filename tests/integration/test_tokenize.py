@@ -272,8 +272,8 @@ def test_what_the_disk_lost_is_found_before_readers_see_it(store: Path, frames: 
     ("words", "sentence"),
     [
         (["--camera", "rear"], "has cameras ['img'], not 'rear'"),
-        (["--shard-steps", "0"], "Expected shard_steps >= 1, found 0"),
-        (["--batch-size", "0"], "Expected batch_size >= 1, found 0"),
+        (["--shard-steps", "0"], "--shard-steps should be at least 1, found 0"),
+        (["--batch-size", "0"], "--batch-size should be at least 1, found 0"),
         (
             ["--tokenizer", "uva-pusht"],
             "a 'uva', is no tokenizer; give a kl_vae, a vq, a vqkd or a musik",

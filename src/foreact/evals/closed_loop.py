@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import platform
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +20,8 @@ import numpy as np
 
 from foreact.errors import UserError, room_or
 from foreact.evals.env_pool import EnvPool, Start
-from foreact.evals.estimate import estimate, share
+from foreact.evals.estimate import estimate, estimate_from_json, share
+from foreact.files import write_json
 from foreact.machine import cores
 from foreact.progress import Progress
 from foreact.types import Estimate, Observation, Policy, StreamSpec
@@ -209,8 +209,8 @@ def read_closed_loop(folder: Path) -> ClosedLoopResult:
         )
     try:
         raw.pop("seeds")
-        raw["score"] = Estimate(**raw["score"])
-        raw["success"] = None if raw["success"] is None else Estimate(**raw["success"])
+        raw["score"] = estimate_from_json(raw["score"])
+        raw["success"] = None if raw["success"] is None else estimate_from_json(raw["success"])
         raw["episodes"] = tuple(Episode(**e) for e in raw["episodes"])
         return ClosedLoopResult(**raw, folder=folder)
     except (KeyError, TypeError) as error:
@@ -315,12 +315,9 @@ def _make_folder(folder: Path) -> None:
 
 
 def _write(path: Path, raw: Mapping[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.unfinished")
     try:
-        temporary.write_text(json.dumps(raw, indent=1) + "\n")
-        os.replace(temporary, path)
+        write_json(path, raw)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
         raise UserError(
             f"Writing {path} failed ({error.strerror}); "
             f"{room_or(error, 'choose another --out')}, then measure again."

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -65,6 +66,13 @@ def estimate(
     return Estimate(
         mean=mean, n=n, low=low, high=high, unit=unit, higher_is_better=higher_is_better
     )
+
+
+def estimate_from_json(raw: Mapping[str, Any]) -> Estimate:
+    """An estimate as written by `foreact.files.write_json`: null ends are infinite."""
+    low, high = raw["low"], raw["high"]
+    ends = {"low": -math.inf if low is None else low, "high": math.inf if high is None else high}
+    return Estimate(**{**raw, **ends})
 
 
 def share(successes: int, n: int, *, higher_is_better: bool = True) -> Estimate:

@@ -60,25 +60,35 @@ def is_hub_folder(path: Path) -> bool:
     )
 
 
-def hub_config(path: Path) -> Mapping[str, Any]:
+def hub_config(path: Path, kind: str) -> Mapping[str, Any]:
     """What config.json says in a folder of Hugging Face's, or beside one of its weight files.
 
     Empty where there is none.
 
+    Args:
+        path: folder or file, which may be missing.
+        kind: of model that is expected, for the message.
+
     Raises:
         UserError: it is damaged.
     """
-    folder = path if path.is_dir() else path.parent
-    if not (folder / "config.json").is_file() or (
-        path.is_file() and not path.name.endswith(HUB_ENDINGS)
+    file = hub_config_file(path)
+    if not file.is_file() or not (
+        path.is_dir() or (path.is_file() and path.name.endswith(HUB_ENDINGS))
     ):
         return {}
-    config = read_json(folder / "config.json")
+    config = read_json(file)
     if not isinstance(config, Mapping):
         raise UserError(
-            f"{folder / 'config.json'} should describe a model; restore it from its source."
+            f"{file} should describe a {kind} in named entries, found a {type(config).__name__}; "
+            "restore it from its source."
         )
     return config
+
+
+def hub_config_file(path: Path) -> Path:
+    """Where config.json is, if anywhere: in a folder, or beside a file."""
+    return (path if path.is_dir() else path.parent) / "config.json"
 
 
 def _read_hub_folder(folder: Path) -> dict[str, Any]:

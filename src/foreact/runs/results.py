@@ -9,8 +9,8 @@ from typing import Any
 
 from foreact.checkpoints.configs import read_json
 from foreact.errors import UserError
+from foreact.files import write_json
 from foreact.runs.command_line import Options, command_line
-from foreact.runs.run import write_json
 
 RECORD = "measurement.json"
 REPORT = "report.html"

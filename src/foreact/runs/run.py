@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 
 from foreact.checkpoints.configs import config_to_json, read_json
 from foreact.errors import UserError
+from foreact.files import write_json
 from foreact.machine import choose_precision, cores, explain_precision
 from foreact.runs.inputs import FILE as INPUTS
 from foreact.runs.inputs import Inputs
@@ -128,16 +128,6 @@ def resources(train: TrainConfig, device: torch.device) -> dict[str, Any]:
         "precision": explain_precision(precision, device),
         "workers": f"{train.loader_processes(device)} loader processes",
     }
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        temporary.write_text(json.dumps(value, indent=2) + "\n")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def is_main_process() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import nn
 
 from foreact.checkpoints.format import load_checkpoint, save_checkpoint
 from foreact.data.windows.loader import Windows, batches
+from foreact.files import finite
 from foreact.runs.inputs import Inputs
 from foreact.runs.run import R, Run, check_run, is_main_process, resources, say, write_run
 from foreact.train.checkpoint import Export
@@ -150,12 +150,8 @@ def publish(
             stats=trained.stats,
             tokenizer=tokenizer or trained.tokenizer_path or trained.tokenizer,
             # JSON knows no infinity, such as the PSNR of equal pictures.
-            card={**card, **inputs.to_json(), "steps": result.step, **_finite(result.metrics)},
+            card={**card, **inputs.to_json(), "steps": result.step, **finite(result.metrics)},
         )
         facts = {k: f"{v:.4f}" for k, v in result.metrics.items()} if facts is None else facts
         say("Done", weights=final, hash=digest, **facts)
     return final
-
-
-def _finite(metrics: Mapping[str, float]) -> dict[str, float | None]:
-    return {name: value if math.isfinite(value) else None for name, value in metrics.items()}

@@ -19,7 +19,7 @@ from foreact.errors import UserError
 
 
 def check_shape(
-    name: str,
+    before: str,
     *,
     channels: int,
     multipliers: Sequence[int],
@@ -29,7 +29,7 @@ def check_shape(
     """Refuse sizes of which no encoder and decoder can be made.
 
     Args:
-        name: what they are of, for the message.
+        before: what stands before the names of the options in a message, such as "--model.".
         channels, multipliers, norm_groups: as in `Encoder`.
         image_size: height and width of the pictures.
 
@@ -37,20 +37,18 @@ def check_shape(
         UserError: with the entry that is wrong.
     """
     if not multipliers or min(multipliers) < 1:
-        raise UserError(
-            f"The {name}'s multipliers should be whole numbers >= 1, found {multipliers}."
-        )
+        raise UserError(f"{before}multipliers should be whole numbers >= 1, found {multipliers}.")
     # The first level normalises the base width itself; every other width is a multiple of it.
     if channels % norm_groups:
         raise UserError(
-            f"The {name}'s norm-groups should divide its channels, found {norm_groups} groups for "
+            f"{before}norm-groups should divide the channels, found {norm_groups} groups for "
             f"{channels} channels; choose another number of groups."
         )
     stride = 2 ** (len(multipliers) - 1)
     if len(image_size) != 2 or any(side < stride or side % stride for side in image_size):
         raise UserError(
-            f"The {name}'s image-size should be two multiples of its stride {stride}, found "
-            f"{image_size}; change image-size or the number of multipliers."
+            f"{before}image-size should be two multiples of the stride {stride}, found "
+            f"{image_size}; choose others, or another number of multipliers."
         )
 
 

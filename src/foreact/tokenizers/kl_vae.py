@@ -75,7 +75,7 @@ class KLVAEConfig:
                 f"The autoencoder's blocks should be at least {fewest}, found {self.blocks}."
             )
         check_shape(
-            "autoencoder",
+            "--model.",
             channels=self.channels,
             multipliers=self.multipliers,
             norm_groups=self.norm_groups,

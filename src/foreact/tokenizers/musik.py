@@ -96,7 +96,7 @@ class MusikConfig:
                     f"{getattr(self, name)}."
                 )
         check_shape(
-            "MUSIK encoder",
+            "MUSIK's ",
             channels=self.channels,
             multipliers=self.multipliers,
             norm_groups=self.norm_groups,

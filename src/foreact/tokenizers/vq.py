@@ -88,7 +88,7 @@ class VQConfig:
                     f"{getattr(self, name)}."
                 )
         check_shape(
-            "tokenizer",
+            "The tokenizer's ",
             channels=self.channels,
             multipliers=self.multipliers,
             norm_groups=self.norm_groups,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import importlib
 import json
-import math
 import os
 import sys
 import threading
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from foreact.errors import UserError, room_or
+from foreact.files import finite
 from foreact.progress import Progress, on_terminal
 from foreact.train.config import TrainConfig
 
@@ -98,8 +98,7 @@ class Logs:
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append one entry; values are plain numbers (NaN and infinities are written as null)."""
-        finite = {k: v if math.isfinite(v) else None for k, v in values.items()}
-        line = (json.dumps({"step": step, **finite}) + "\n").encode()
+        line = (json.dumps({"step": step, **finite(values)}) + "\n").encode()
         try:
             if self._file.write(line) != len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

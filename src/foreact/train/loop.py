@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from foreact.errors import UserError
+from foreact.files import finite
 from foreact.machine import Precision, autocast, choose_precision
 from foreact.train import parallel
 from foreact.train.checkpoint import (
@@ -233,7 +234,7 @@ class _Run:
             "skipped_in_a_row": self.skipped_in_a_row,
             "seconds": seconds,
             "averages": self.averages.sums,
-            "metrics": {k: v if math.isfinite(v) else None for k, v in self.metrics.items()},
+            "metrics": finite(self.metrics),
             "best_metric": self.config.best_metric,
             "best": [list(entry) for entry in self.best.entries],
         }

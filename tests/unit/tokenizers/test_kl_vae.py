@@ -88,15 +88,18 @@ def test_it_meets_the_protocols() -> None:
         ({"norm_groups": 3}, "3 groups for 8 channels"),
         ({"image_size": (8, 13)}, "stride 2"),
         ({"image_size": (8, 0)}, "stride 2"),
-        ({"image_size": (8,)}, "image_size"),
+        ({"image_size": (8,)}, r"--model\.image-size should be two .* stride 2, found \(8,\)"),
         ({"multipliers": ()}, "multipliers"),
         ({"multipliers": (1, 0)}, "multipliers"),
-        ({"latent_channels": 0}, "latent_channels"),
+        ({"latent_channels": 0}, r"--model\.latent-channels should be at least 1, found 0"),
         ({"scale": 0.0}, "scale"),
         ({"scale": float("nan")}, "scale"),
         ({"posterior": "mode"}, "'mode'"),
-        ({"kl_weight": -1.0}, "kl_weight"),
-        ({"perceptual_weight": float("inf")}, "perceptual_weight"),
+        ({"kl_weight": -1.0}, r"--model\.kl-weight should be a number >= 0, found -1\.0"),
+        (
+            {"perceptual_weight": float("inf")},
+            r"--model\.perceptual-weight should be a number >= 0, found inf",
+        ),
     ],
 )
 def test_impossible_sizes_are_told(changes: dict[str, Any], said: str) -> None:

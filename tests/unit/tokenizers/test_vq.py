@@ -144,7 +144,7 @@ def test_it_meets_the_protocols() -> None:
     [
         ({"norm_groups": 3}, "3 groups for 8 channels"),
         ({"image_size": (16, 18)}, "stride 4"),
-        ({"image_size": (16,)}, "image_size"),
+        ({"image_size": (16,)}, r"tokenizer's image-size .* stride 4, found \(16,\)"),
         ({"multipliers": ()}, "multipliers"),
         ({"attention": (3,)}, r"levels in 0\.\.2, ascending, found \(3,\)"),
         ({"attention": (1, 0)}, "ascending"),
@@ -152,8 +152,8 @@ def test_it_meets_the_protocols() -> None:
         ({"multipliers": (1, 0)}, "multipliers"),
         ({"codes": 0}, "codes"),
         ({"blocks": 0}, "blocks"),
-        ({"entropy_weight": -1.0}, "entropy_weight"),
-        ({"perceptual_weight": float("nan")}, "perceptual_weight"),
+        ({"entropy_weight": -1.0}, r"entropy-weight should be a number >= 0, found -1\.0"),
+        ({"perceptual_weight": float("nan")}, "perceptual-weight should be a .* >= 0, found nan"),
     ],
 )
 def test_impossible_sizes_are_told(changes: dict[str, Any], said: str) -> None:

@@ -5,7 +5,6 @@ While it is made, the store OUT lies beside its place as `.OUT.unfinished`.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,9 +14,7 @@ from pathlib import Path
 
 from foreact.data.stores.layout import require_store_name
 from foreact.data.stores.writer import committed_episodes, drop_episodes
-from foreact.errors import UserError
-
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+from foreact.errors import NO_ROOM, UserError
 
 
 @contextmanager

@@ -29,7 +29,7 @@ import zarr
 
 from foreact.data.stores.chunks import ChunkFiles, damaged_chunks, missing_chunks
 from foreact.data.stores.layout import committed_ends, create_stream, get_array, open_for_writing
-from foreact.errors import UserError
+from foreact.errors import UserError, room_or
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,8 @@ class DerivedStream:
             self._array = self._open(shape, dtype, notes)
         except OSError as error:
             raise UserError(
-                f"Stream '{name}' could not be begun in {path} ({error}); make room and run again."
+                f"Stream '{name}' could not be begun in {path} ({error}); "
+                f"{room_or(error, 'give it the rights')} and run again."
             ) from error
         self.chunk = int(self._array.chunks[0])
 
@@ -130,7 +131,8 @@ class DerivedStream:
         except OSError as error:
             raise UserError(
                 f"Rows {shard.start}..{shard.stop} of stream '{self.name}' could not be written "
-                f"to {self.path} ({error}); what was done is kept: make room and run again."
+                f"to {self.path} ({error}); what was done is kept: "
+                f"{room_or(error, 'give it the rights')} and run again."
             ) from error
 
     def read(self, shard: Shard) -> np.ndarray:

@@ -28,7 +28,7 @@ from foreact.data.stores.layout import (
     open_for_writing,
     stream_shapes,
 )
-from foreact.errors import UserError, decoding
+from foreact.errors import UserError, decoding, room_or
 from foreact.types import StreamSpec
 
 
@@ -113,7 +113,8 @@ class StoreWriter:
         except OSError as error:
             raise UserError(
                 f"Episode {self.episodes} could not be written to {self.path} ({error}); the "
-                f"{self.episodes} whole episodes before it are kept: make room and run again."
+                f"{self.episodes} whole episodes before it are kept: "
+                f"{room_or(error, 'give it the rights')} and run again."
             ) from error
         self._committed = np.append(self._committed, total + length)
         self._dirty = False

@@ -25,8 +25,9 @@ from foreact.families.driving.data.trajectories import (
     read_trajectories,
     write_trajectories,
 )
+from foreact.files import write_json
 from foreact.progress import Progress
-from foreact.runs.run import say, write_json
+from foreact.runs.run import say
 from foreact.seeds import require_seeds
 
 REFERENCE_SEED = 84924

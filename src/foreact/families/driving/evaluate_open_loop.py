@@ -18,12 +18,13 @@ from foreact.families.driving.data.windows import DrivingWindows
 from foreact.families.driving.evals import open_loop as driving
 from foreact.families.driving.evals.plan_pictures import GroundCamera, plan_picture
 from foreact.families.driving.sources import open_drives
+from foreact.files import write_json
 from foreact.machine import AnyPrecision, Precision, autocast, choose_precision
 from foreact.progress import Progress
 from foreact.runs.command_line import options_of
 from foreact.runs.inputs import episodes_to_measure
 from foreact.runs.results import open_results
-from foreact.runs.run import pick_device, say, write_json
+from foreact.runs.run import pick_device, say
 from foreact.seeds import require_seeds
 from foreact.types import Batch
 

@@ -22,8 +22,8 @@ from foreact.families.driving.evals.driving_video import Generate, Imaginer
 from foreact.families.driving.sources import even_stride
 from foreact.families.driving.vavam import VaVAM
 from foreact.families.driving.vavim import VaViM
+from foreact.files import write_json
 from foreact.runs.inputs import episodes_to_measure
-from foreact.runs.run import write_json
 from foreact.types import Batch, to_uint8
 
 MODEL_HZ = 2.0

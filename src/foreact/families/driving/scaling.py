@@ -20,10 +20,11 @@ from foreact.errors import UserError
 from foreact.families.driving.evals.scaling_law import ScalingLaw, fit_scaling_law
 from foreact.families.driving.sources import DrivingData, DrivingSplit, load_driving
 from foreact.families.driving.vavim import VaViM, VaViMConfig
+from foreact.files import write_json
 from foreact.nn.gpt import CausalBlock
 from foreact.progress import Progress
 from foreact.runs.inputs import Inputs
-from foreact.runs.run import check_run, pick_device, say, write_json, write_run
+from foreact.runs.run import check_run, pick_device, say, write_run
 from foreact.runs.validation import ValidationLoss
 from foreact.seeds import require_seeds
 from foreact.train.config import TrainConfig

@@ -7,8 +7,9 @@ from pathlib import Path
 from foreact.checkpoints.configs import read_json
 from foreact.errors import UserError
 from foreact.families.driving.evals.ncap import aggregate, read_runs
+from foreact.files import write_json
 from foreact.runs.command_line import arguments_of, command_line
-from foreact.runs.run import say, write_json
+from foreact.runs.run import say
 
 REFERENCE_DECIMALS = 3
 

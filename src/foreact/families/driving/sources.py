@@ -21,6 +21,7 @@ from foreact.families.driving.data.token_folders import TokenFolders, Trajectory
 from foreact.families.driving.data.windows import DrivingWindows, plan_spec
 from foreact.families.driving.released.trajectories import open_trajectories
 from foreact.families.driving.vavim import VaViMConfig
+from foreact.files import listed
 from foreact.runs.inputs import Inputs, file_digest
 from foreact.types import StreamSpec
 
@@ -69,7 +70,7 @@ def open_drives(source: str) -> EpisodeStore:
     path, _, rate = source.partition("@")
     trajectories, colon, tokens = path.partition(":")
     if not rate and not colon:
-        if next(Path(path).glob("*/*.npy"), None) is not None:
+        if any(listed(folder, "*.npy") for folder in listed(Path(path)) if folder.is_dir()):
             raise UserError(
                 f"The files of {path} do not tell their frame rate; write it after them: {path}@10."
             )
@@ -95,7 +96,7 @@ def videos_of(root: Path) -> list[str]:
             return read_names(root / name)
     if not root.is_dir():
         raise UserError(f"There is no token folder {root}.")
-    videos = sorted(path.name for path in root.iterdir() if path.is_dir())
+    videos = [path.name for path in listed(root) if path.is_dir()]
     if not videos:
         raise UserError(f"{root} holds no folder of tokens; it should hold one per video.")
     return videos

@@ -21,6 +21,7 @@ from foreact.families.voc.action_values import ONE_STEP
 from foreact.families.voc.cloning.policy import CloningOptions
 from foreact.families.voc.config import VOCConfig
 from foreact.families.voc.policy import OccupancyOptions, PlanningConfig
+from foreact.files import write_json
 from foreact.runs.acting import (
     BASELINES,
     TEST_SEED,
@@ -32,7 +33,7 @@ from foreact.runs.acting import (
 )
 from foreact.runs.command_line import arguments_of, command_line
 from foreact.runs.results import open_results
-from foreact.runs.run import say, write_json
+from foreact.runs.run import say
 from foreact.seeds import require_seeds
 from foreact.tasks import find_task
 from foreact.types import Policy, Task

@@ -86,7 +86,7 @@ class PlanningConfig:
             )
         if self.planner != "shooting" and self._proposals == self.candidates:
             raise UserError(
-                f"{self.planner} draws candidates of its own: lower prior_share "
+                f"{self.planner} draws candidates of its own: lower --planning.prior-share "
                 f"({self.prior_share}), or choose the planner shooting."
             )
 

@@ -136,20 +136,20 @@ def test_it_learns_two_ways_to_act_where_the_data_show_two() -> None:
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "words"),
     [
-        {"frames": 0},
-        {"grid": (2,)},
-        {"low": ()},
-        {"low": (1.0, 0.0)},
-        {"low": (-1.0,)},
-        {"min_std": 0.0},
-        {"dropout": 1.0},
-        {"components": 0},
+        ({"frames": 0}, r"--model\.frames should be at least 1, found 0"),
+        ({"grid": (2,)}, r"Cloning's grid should be \(rows, columns\), found \(2,\)"),
+        ({"low": ()}, r"Cloning needs bounds low < high for every action, found \(\)"),
+        ({"low": (1.0, 0.0)}, r"Cloning needs bounds low < high .*, found \(1\.0, 0\.0\)"),
+        ({"low": (-1.0,)}, r"Cloning needs bounds low < high .*, found \(-1\.0,\)"),
+        ({"min_std": 0.0}, r"--model\.min-std should be positive .*, found 0\.0 and"),
+        ({"dropout": 1.0}, r"--model\.dropout in \[0, 1\), found .* and 1\.0"),
+        ({"components": 0}, r"--model\.components should be at least 1, found 0"),
     ],
 )
-def test_impossible_configs_are_refused(changes: dict[str, Any]) -> None:
-    with pytest.raises(UserError, match="Cloning"):
+def test_impossible_configs_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UserError, match=words):
         CloningConfig(**{**vars(SMALL), **changes})
 
 

@@ -313,9 +313,12 @@ def test_it_tells_what_it_is() -> None:
     [
         ({"planner": "guess"}, "cem, mppi or shooting"),
         ({"candidates": 0}, "candidates should be at least 1"),
-        ({"elites": 40}, "should not exceed candidates"),
-        ({"prior_share": 1.5}, "prior_share should be in"),
-        ({"prior_share": 1.0}, "lower prior_share"),
+        (
+            {"elites": 40},
+            r"--planning\.elites \(40\) should not exceed --planning\.candidates \(32\)",
+        ),
+        ({"prior_share": 1.5}, r"--planning\.prior-share should be in \[0, 1\], .* found 1\.5"),
+        ({"prior_share": 1.0}, r"lower --planning\.prior-share \(1\.0\)"),
         ({"temperature": 0.0}, "positive"),
     ],
 )

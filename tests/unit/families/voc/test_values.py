@@ -254,7 +254,7 @@ def test_bad_input_is_one_sentence() -> None:
         ({"gamma": 1.0}, r"gamma in \(0, 1\), found 1.0"),
         ({"gamma": 0.0}, r"gamma in \(0, 1\), found 0.0"),
         ({"gamma": 0.99}, "459 steps before its episode's end"),
-        ({"samples": 1}, "2 samples or more"),
+        ({"samples": 1}, "--samples should be at least 2, .* found 1, "),
     )
     for changes, words in refused:
         with pytest.raises(UserError, match=words):

@@ -287,7 +287,7 @@ def test_bad_input_is_refused_in_one_sentence() -> None:
         ),
         (lambda: model.set_codebook(torch.zeros(3, 3)), "3 of length 3"),
         (lambda: model(Batch(tokens={"pixels": tokens(model)}), rng=rng()), "rewards"),
-        (lambda: VOCConfig(target_top_k=0), "target_top_k"),
+        (lambda: VOCConfig(target_top_k=0), r"--model\.target-top-k should be in .*, found 0"),
         (lambda: VOCConfig(positions=10), "positions"),
         (lambda: VOCConfig(grid=(0, 5)), "grid"),
     ):

@@ -185,5 +185,5 @@ def test_parts_that_do_not_fit_are_told() -> None:
         joint(config=dataclasses.replace(CONFIG, grid=(2, 2)))
     with pytest.raises(UserError, match="codebook of 13"):
         joint(config=dataclasses.replace(CONFIG, vocab=13))
-    with pytest.raises(UserError, match="freeze_after"):
+    with pytest.raises(UserError, match=r"--freeze-after should be a number of steps .*, found -1"):
         joint(freeze_after=-1)

@@ -15,6 +15,7 @@ from foreact.data.windows.anchors import TIMESTAMP
 from foreact.errors import UserError, decoding
 from foreact.families.driving.data.drives import EGO_POSE, FRONT
 from foreact.families.driving.data.trajectories import Trajectories
+from foreact.files import listed
 from foreact.types import StreamSpec
 
 TOKENS = f"tokens_{FRONT}"
@@ -159,7 +160,7 @@ class TokenFolders(TokenFiles):
         # Fixed-width bytes: OpenDV has 60 million frames, as Python strings they would not fit into
         # memory.
         self._files = [
-            np.array(sorted(p.name for p in folder.glob("*.npy")), np.bytes_)
+            np.array([file.name for file in listed(folder, "*.npy")], np.bytes_)
             for folder in self._folders
         ]
         lengths = np.array([len(files) for files in self._files], np.int64)

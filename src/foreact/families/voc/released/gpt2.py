@@ -23,7 +23,7 @@ from foreact.families.voc.config import VOCConfig
 from foreact.families.voc.model import VOC
 from foreact.nn.gpt2 import GPT2, GPT2Config
 from foreact.released import wrappers
-from foreact.released.content import hub_config, read_content
+from foreact.released.content import hub_config, hub_config_file, read_content
 from foreact.released.wrappers import find_entry, find_state
 
 ANCHORS = ("wpe.weight", "h.0.attn.c_attn.weight")
@@ -132,13 +132,17 @@ def read_gpt2(
 
 def _heads_of(path: Path) -> int | None:
     """Attention heads that a config.json of Hugging Face's tells, in a folder or beside a file."""
-    hf_config = hub_config(path)
+    hf_config = hub_config(path, "GPT-2")
+    if other := next((k for k, v in _FIXED.items() if hf_config.get(k, v) != v), None):
+        raise UserError(
+            f"{path} holds no plain GPT-2: its config has {other} = {hf_config[other]!r}; give one "
+            f"with {other} = {_FIXED[other]!r}."
+        )
     heads = hf_config.get("n_head")
     if heads is not None and not (type(heads) is int and heads > 0):
-        raise UserError(f"The config.json of {path} says n_head = {heads!r}; restore it.")
-    if other := [k for k, v in _FIXED.items() if hf_config.get(k, v) != v]:
         raise UserError(
-            f"{path} holds no plain GPT-2: its config has {other[0]} = {hf_config[other[0]]!r}."
+            f"{hub_config_file(path)} should describe a GPT-2 with n_head >= 1, found "
+            f"n_head = {heads!r}; restore it from its source."
         )
     return heads
 
