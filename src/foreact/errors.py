@@ -53,6 +53,8 @@ def decoding(complaint: str, remedy: str = "copy or download it again") -> Itera
         raise UserError(
             f"{complaint} (it asks for more memory than there is); make room, or {remedy}."
         ) from error
+    except PermissionError as error:
+        raise UserError(f"{complaint} ({in_short(error)}); see to its rights.") from error
     except Exception as error:
         raise UserError(f"{complaint} ({in_short(error)}); {remedy}.") from error
 

@@ -338,6 +338,16 @@ def test_more_steps_after_an_annealed_schedule_are_said_and_planned_ones_are_exa
     assert_bitwise(planned.checkpoint, whole.checkpoint)
 
 
+def test_more_steps_after_an_annealed_schedule_take_nothing_back(tmp_path: Path) -> None:
+    """Within the warm-up every schedule has the same rates; a checkpoint of then is not gone to."""
+    annealed: dict[str, Any] = {"schedule": "cosine", "warmup": 3, "keep_at": (2,)}
+    toy.run(tmp_path, steps=6, **annealed)
+    toy.run(tmp_path, steps=8, **annealed)
+    entries = [entry["step"] for entry in read_log(tmp_path / "log.jsonl") if "lr" in entry]
+    assert entries == list(range(1, 9))
+    assert (tmp_path / "checkpoints" / "step-00000002").is_dir()
+
+
 def test_more_steps_after_a_drop_go_on_from_before_it(
     tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:

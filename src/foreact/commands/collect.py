@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -11,6 +11,7 @@ import numpy as np
 import tyro
 
 from foreact.data.stores.store import open_store
+from foreact.data.stores.writer import committed_episodes
 from foreact.envs import collect as traces_of
 from foreact.envs import collect_dmc
 from foreact.envs.demonstrate import demonstrate
@@ -67,7 +68,7 @@ def pusht(
     require_seeds(first_seed, episodes)
     store = out or Path("data") / f"{env}.zarr"
     traces = store.with_suffix(".npz")
-    with _told_what_is_kept(traces, load_traces):
+    with _told_what_is_kept(traces, lambda path: len(load_traces(path))):
         demonstrated = traces_of.collect(
             env, episodes, traces, first_seed=first_seed, noise=noise, workers=workers
         )
@@ -106,7 +107,7 @@ def deepmind_control(
         )
     require_seeds(first_seed, episodes)
     store = out or Path("data") / f"{env.removeprefix('dmc/').replace('_', '-')}.zarr"
-    with _told_what_is_kept(store, open_store):
+    with _told_what_is_kept(store, committed_episodes):
         collect_dmc.collect_store(
             env, policy, episodes, store, first_seed=first_seed, shadows=shadows, workers=workers
         )
@@ -136,22 +137,21 @@ def by_expert(
     require_seeds(first_seed, episodes)
     simulator = find_simulator(env)
     store = out or Path("data") / f"{simulator.name}.zarr"
-    with _told_what_is_kept(store, open_store):
+    with _told_what_is_kept(store, committed_episodes):
         demonstrate(simulator, episodes, store, first_seed=first_seed, workers=workers)
     score = open_store(store).info("score")
     print(f"{len(score)} episodes, mean sum of rewards {score.mean():.3f}: {store}")
 
 
 @contextmanager
-def _told_what_is_kept(path: Path, read: Callable[[Path], Sized]) -> Iterator[None]:
+def _told_what_is_kept(path: Path, count: Callable[[Path], int]) -> Iterator[None]:
     """On Ctrl-C, say how many episodes are kept, and where."""
     try:
         yield
     except KeyboardInterrupt:
-        if path.exists():
+        if path.exists() and (episodes := count(path)):
             print(
-                f"Stopped; {len(read(path))} episodes are kept in {path}, and the same command "
-                "goes on.",
+                f"Stopped; {episodes} episodes are kept in {path}, and the same command goes on.",
                 file=sys.stderr,
             )
         raise

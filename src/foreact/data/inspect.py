@@ -13,7 +13,7 @@ import numpy as np
 from foreact.data.formats.video import contact_sheet, save_image, write_mp4
 from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.stores.opening import open_episodes
-from foreact.data.windows.anchors import LARGEST_GAP, TIMESTAMP
+from foreact.data.windows.anchors import LARGEST_GAP, TIMESTAMP, gaps_in
 from foreact.data.windows.loader import WindowDataset, ordered_batches
 from foreact.data.windows.normalize import Normalizer
 from foreact.data.windows.window import Window
@@ -123,7 +123,7 @@ def store_stats(
     store = open_episodes(path, spec)
     stats = {}
     for name in _number_streams(store):
-        values = _all_rows(store, name)
+        values = store.all_rows(name)
         outside = None
         if against is not None and name in against.streams:
             outside = against.out_of_range(values, name)
@@ -229,7 +229,7 @@ def _check_chunks(store: EpisodeStore, name: str, report: Report) -> bool:
 
 
 def _check_numbers(store: EpisodeStore, name: str, report: Report) -> None:
-    values, names = _all_rows(store, name), _dimension_names(store, name)
+    values, names = store.all_rows(name), _dimension_names(store, name)
     bad = np.argwhere(~np.isfinite(values))
     if len(bad):
         row = int(bad[0, 0])
@@ -269,7 +269,7 @@ def _check_times(store: EpisodeStore, report: Report) -> None:
     if len(periods) == 0:
         return
     usual, fps = float(np.median(periods)), store.spec.fps
-    gaps = (periods > LARGEST_GAP / fps) | (periods <= 0)
+    gaps = np.delete(gaps_in(stamps, fps), store.starts[1:] - 1)
     if gaps.mean() > 0.5 or not usual * fps > 0.75:
         report.add(
             "error",
@@ -333,7 +333,3 @@ def _dimension_names(store: EpisodeStore, name: str) -> tuple[str, ...]:
 
 def _width(store: EpisodeStore, name: str) -> int:
     return len(_dimension_names(store, name))
-
-
-def _all_rows(store: EpisodeStore, name: str) -> np.ndarray:
-    return store.gather(name, np.arange(int(store.lengths.sum())))

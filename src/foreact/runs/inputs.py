@@ -1,6 +1,6 @@
 """What a run learns from and starts with, by content: data sets, their split, other weights.
 
-A run's folder keeps it in inputs.json, and the card of its weights as "data" and "inputs". A path
+A run's folder keeps it in inputs.json, and the card of its weights as "data" and "weights". A path
 in config.json says only where things lay.
 """
 
@@ -19,6 +19,7 @@ from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.stores.fingerprint import Fingerprint, fingerprint
 from foreact.data.windows.split import split_episodes
 from foreact.errors import UserError
+from foreact.files import listed
 from foreact.runs.options import TrainingRun
 
 FILE = "inputs.json"
@@ -33,12 +34,14 @@ class Source:
         fingerprint: of all that the run has learned from.
         started_with: episodes when the run began; the statistics are those of their training side.
         validation: episodes kept for validation; the others are learned from.
+        held_out: whether it was named as a data set to validate with, all of it.
     """
 
     path: str
     fingerprint: Fingerprint
     started_with: int
     validation: tuple[int, ...]
+    held_out: bool = False
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -46,6 +49,7 @@ class Source:
             "fingerprint": self.fingerprint.to_json(),
             "started_with": self.started_with,
             "validation": list(self.validation),
+            "held_out": self.held_out,
         }
 
     @classmethod
@@ -57,6 +61,7 @@ class Source:
                 fingerprint=Fingerprint.from_json(raw["fingerprint"], where),
                 started_with=int(raw["started_with"]),
                 validation=tuple(int(episode) for episode in raw["validation"]),
+                held_out=bool(raw.get("held_out", False)),
             )
         except (KeyError, TypeError, ValueError):
             raise UserError(f"{where} should describe data sets, found {raw!r:.80}.") from None
@@ -93,8 +98,14 @@ class Inputs:
         self._before: Mapping[str, Any] | None = None
         if out is not None and (path := out / FILE).exists():
             self._before = read_json(path)
-            if not isinstance(self._before, dict) or not {"data", "weights"} <= set(self._before):
-                raise UserError(f"{path} should hold 'data' and 'weights' of the run.")
+            entries = self._before if isinstance(self._before, dict) else {}
+            if not isinstance(entries.get("data"), list) or not isinstance(
+                entries.get("weights"), dict
+            ):
+                raise UserError(
+                    f"{path} should hold 'data' and 'weights' of the run; restore it, or begin a "
+                    "new run with another --out."
+                )
 
     @classmethod
     def of(cls, run: TrainingRun) -> Inputs:
@@ -141,7 +152,7 @@ class Inputs:
 
     def held_out(self, store: EpisodeStore) -> None:
         """Note a data set that is for validation as a whole."""
-        now, before = fingerprint(store), self._source_before(store)
+        now, before = fingerprint(store), self._source_before(store, held_out=True)
         if before is not None and (difference := before.fingerprint.difference(now)):
             raise UserError(
                 f"{store.label} holds other data than the run in {self.out} validates on "
@@ -154,6 +165,7 @@ class Inputs:
                 fingerprint=now,
                 started_with=len(store),
                 validation=everything,
+                held_out=True,
             )
         )
 
@@ -172,10 +184,25 @@ class Inputs:
         if digest is not None:
             self.weights[option] = digest
 
+    def require_all(self) -> None:
+        """Raise a `UserError` where something that the run began with has not been named."""
+        if self._before is None:
+            return
+        if missing := [Source.from_json(s, str(self.out)) for s in self._before["data"]][
+            len(self.sources) :
+        ]:
+            raise UserError(
+                f"The run in {self.out} began with {len(self._before['data'])} data sets, and "
+                f"{missing[0].path} is not among those named now; give those, or another --out."
+            )
+        for option in self._before["weights"]:
+            if option not in self.weights:
+                self.note(option, None)
+
     def to_json(self) -> dict[str, Any]:
         return {"data": [s.to_json() for s in self.sources], "weights": self.weights}
 
-    def _source_before(self, store: EpisodeStore) -> Source | None:
+    def _source_before(self, store: EpisodeStore, *, held_out: bool = False) -> Source | None:
         if self._before is None:
             return None
         sources, number = self._before["data"], len(self.sources)
@@ -184,7 +211,15 @@ class Inputs:
                 f"The run in {self.out} began with {len(sources)} data sets, and {store.label} is "
                 "one more; give those, or another --out."
             )
-        return Source.from_json(sources[number], f"{self.out}/{FILE}")
+        before = Source.from_json(sources[number], f"{self.out}/{FILE}")
+        if before.held_out != held_out:
+            kinds = ("to learn from", "to validate with")
+            raise UserError(
+                f"The run in {self.out} began with {before.path} as data {kinds[before.held_out]}, "
+                f"now {store.label} is named as data {kinds[held_out]}; name them as before, or "
+                "give another --out."
+            )
+        return before
 
     def _require_same(self, store: EpisodeStore, before: Source, now: Fingerprint) -> None:
         old = before.fingerprint
@@ -214,7 +249,9 @@ def file_digest(name: str | Path | None) -> str | None:
     path, digest = Path(name), hashlib.sha256()
     if not path.exists():
         return str(name)
-    for file in sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]:
+    for file in listed(path, "**/*") if path.is_dir() else [path]:
+        if not file.is_file() or "__pycache__" in file.parts:
+            continue
         with file.open("rb") as opened:
             digest.update(hashlib.file_digest(opened, "sha256").digest())
     return f"sha256:{digest.hexdigest()}"
@@ -252,14 +289,15 @@ def episodes_to_measure(weights: Path | None, store: EpisodeStore) -> tuple[np.n
         UserError: the weights were trained on every one of them.
     """
     everything, count = np.arange(len(store)), len(store)
-    card = (
-        {} if weights is None or not (path := weights / "card.json").exists() else read_json(path)
-    )
+    if weights is None:
+        return everything, f"all {count}"
+    path = weights / "card.json"
+    card = read_json(path) if path.exists() else None
     if not isinstance(card, Mapping) or not isinstance(card.get("data"), list):
         return everything, f"{count}; the weights do not say what they were trained on"
     unseen = unseen_episodes(card, store)
     if unseen is None:
-        return everything, f"{count}, of data that the weights were not trained on"
+        return everything, f"{count}, of other data than the weights name as theirs"
     if len(unseen) == 0:
         raise UserError(
             f"{weights} was trained on every episode of {store.label}; name other data."

@@ -134,7 +134,7 @@ def ensure_codes(
             f"The codes of {store.path} do not say which tokenizer made them.", stacklevel=2
         )
         assert tokenizer.tokenizer.vocab is not None
-        codes = store.gather(stream, np.arange(int(np.sum(store.lengths))))
+        codes = store.all_rows(stream)
         if codes.min() < 0 or codes.max() >= tokenizer.tokenizer.vocab:
             raise UserError(
                 f"The codes of {store.path} are {codes.min()}..{codes.max()}, the tokenizer's are "
@@ -164,8 +164,8 @@ def _encode(
 ) -> None:
     if process_count() > 1:  # each would encode every frame
         raise UserError(
-            f"{store.path} lacks what this tokenizer makes of '{camera}', and only one process "
-            "can add it here; run `foreact tokenize` before you start several."
+            f"{store.label} lacks what this tokenizer makes of '{camera}', and only one process "
+            "can add it here; start this command once as one process before you start several."
         )
     home = store.path
     if isinstance(store, AccompaniedStore):

@@ -77,6 +77,8 @@ def train_on(
         evaluators, export, device, prepare: as in `train`.
     """
 
+    inputs.require_all()
+
     def micro_batches(start: int, rank: int, world: int) -> Iterator[Batch]:
         return batches(
             windows,

@@ -106,15 +106,19 @@ class Checkpoints:
         return sorted(int(m.group(1)) for m in matches if m)
 
     def newest_of(self, config: TrainConfig) -> int:
-        """The newest checkpoint that a run of this schedule would have; the newest if none is one.
+        """The newest checkpoint to go on from with a config.
 
-        Of a run whose learning rate has dropped and that now gets more steps, one before the drop.
+        Where the learning rate has dropped (schedule wsd) and more steps are wanted now, that is
+        one from before the drop, which a longer run would have too.
         """
-        steps = self.steps()
-        for step in reversed(steps):
-            if same_rates(self.record(step)["config"], config, step):
-                return step
-        return steps[-1]
+        newest, *earlier = reversed(self.steps())
+        saved = self.record(newest)["config"]
+        before_drop = saved["steps"] - saved["drop"]
+        if saved["schedule"] == "wsd" and not same_rates(saved, config, newest):
+            for step in earlier:
+                if step >= before_drop and same_rates(saved, config, step):
+                    return step
+        return newest
 
     def sweep(self) -> None:
         """Remove leftovers of an interrupted save or deletion; needs to be the only writer."""

@@ -349,9 +349,9 @@ class _Run:
         logs, error = None, None
         if self.world.rank == 0:
             try:
-                logs = Logs(self.run_dir, self.step, self.config)
                 if begin is not None:
                     begin()
+                logs = Logs(self.run_dir, self.step, self.config)
                 for step in self.superseded:  # of a drop that comes later now
                     self.checkpoints.remove(step)
             except UserError as problem:

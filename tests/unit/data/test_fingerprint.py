@@ -35,8 +35,8 @@ def test_the_same_content_has_one_fingerprint_wherever_it_lies() -> None:
     [
         (numbers([10, 20, 5]), "3 episodes instead of 2"),
         (numbers([10, 21]), "31 steps instead of 30"),
-        (numbers([11, 19]), "the lengths of the episodes differs"),
-        (numbers([10, 20], seed=1), "stream 'action' differs"),
+        (numbers([11, 19]), "the lengths of the episodes differ"),
+        (numbers([10, 20], seed=1), "rows of 'action' differ"),
     ],
 )
 def test_other_content_is_told(other: ArrayStore, sentence: str) -> None:

@@ -48,7 +48,7 @@ def test_moved_data_keep_their_split_whatever_ratio_and_seed_say(tmp_path: Path)
 
 def test_other_data_are_refused(tmp_path: Path) -> None:
     begun(tmp_path)
-    with pytest.raises(UserError, match=r"holds other data .*stream 'action' differs"):
+    with pytest.raises(UserError, match=r"holds other data .*rows of 'action' differ"):
         Inputs(tmp_path, seed=3).split(episodes(10, shift=1.0), 0.3)
     with pytest.raises(UserError, match="9 episodes instead of 10"):
         Inputs(tmp_path, seed=3).split(episodes(9), 0.3)

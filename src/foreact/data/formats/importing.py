@@ -5,6 +5,7 @@ While it is made, the store OUT lies beside its place as `.OUT.unfinished`.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from foreact.data.stores.layout import require_store_name
 from foreact.data.stores.writer import committed_episodes, drop_episodes
-from foreact.errors import NO_ROOM, UserError
+from foreact.errors import UserError
 
 
 @contextmanager
@@ -39,8 +40,6 @@ def store_to_import(out: Path) -> Iterator[Path]:
     missing_folders = [folder for folder in out.parents if not folder.exists()]
     try:
         yield draft
-        if draft != out:
-            os.replace(draft, out)
     except UserError as error:
         if _is_refusal(error):
             if episodes or draft == out:
@@ -48,14 +47,25 @@ def store_to_import(out: Path) -> Iterator[Path]:
             else:
                 _remove(draft, missing_folders)
         raise
-    except OSError as error:
-        raise UserError(f"{draft} could not become {out} ({error}).") from error
+    if draft != out:
+        try:
+            os.replace(draft, out)
+        except OSError as error:
+            raise UserError(
+                f"{draft}, which is whole, could not become {out} ({error.strerror}); rename it."
+            ) from error
 
 
 def _is_refusal(error: UserError) -> bool:
-    """Whether it is the source that is refused, and not the disk that is full."""
+    """Whether it is what the source holds that is refused, and not a disk or the memory."""
     cause = error.__cause__
-    return not (isinstance(cause, OSError) and cause.errno in NO_ROOM)
+    while cause is not None:
+        if isinstance(cause, MemoryError) or (
+            isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT)
+        ):
+            return False
+        cause = cause.__cause__
+    return True
 
 
 def _remove(draft: Path, made_folders: list[Path]) -> None:

@@ -21,7 +21,7 @@ from foreact.data.stores.episodes import EpisodeStore, Rows
 from foreact.data.stores.fingerprint import fingerprint
 from foreact.data.stores.layout import create_store, get_array, open_for_writing
 from foreact.data.stores.store import ZarrStore, open_store
-from foreact.errors import UserError
+from foreact.errors import UserError, in_short
 from foreact.types import StreamSpec
 
 
@@ -51,7 +51,9 @@ class AccompaniedStore(EpisodeStore):
     def __init__(self, store: EpisodeStore) -> None:
         self.store, self.path, self.spec, self.native = store, store.path, store.spec, store.native
         self.lengths, self.starts = store.lengths, store.starts
-        content = json.dumps(fingerprint(store).to_json(), sort_keys=True)
+        # The size on disk changes with any frame; a copy elsewhere keeps it.
+        about = {"content": fingerprint(store).to_json(), "bytes": _size_on_disk(store.path)}
+        content = json.dumps(about, sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:16]
         self.companion = cache_folder() / "streams" / f"{digest}.zarr"
         self._derived = open_store(self.companion) if self.companion.is_dir() else None
@@ -65,16 +67,17 @@ class AccompaniedStore(EpisodeStore):
         if not self.companion.is_dir():
             draft = self.companion.with_name(f".{self.companion.stem}.{os.getpid()}")
             try:
+                self.companion.parent.mkdir(parents=True, exist_ok=True)
                 create_store(draft, StreamSpec(cameras={}, fps=self.spec.fps), {})
                 ends = get_array(open_for_writing(draft), "meta/episode_ends")
                 ends.resize((len(self.lengths),))
                 ends[:] = np.cumsum(self.lengths)
                 os.rename(draft, self.companion)
-            except OSError as error:
+            except (OSError, UserError) as error:
                 if not self.companion.is_dir():  # else another process was first
                     raise UserError(
                         f"What is computed from {self.label} cannot be kept in {self.companion} "
-                        f"({error.strerror}); name another folder with the variable FOREACT_CACHE."
+                        f"({in_short(error)}); name another folder with the variable FOREACT_CACHE."
                     ) from None
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
@@ -103,6 +106,13 @@ class AccompaniedStore(EpisodeStore):
         return self.store.bad_chunks(stream)
 
     @property
+    def content_streams(self) -> list[str]:
+        return self.store.content_streams
+
+    def peek(self, stream: str, rows: np.ndarray) -> np.ndarray:
+        return self.store.peek(stream, rows)
+
+    @property
     def label(self) -> str:
         return self.store.label
 
@@ -120,3 +130,8 @@ class AccompaniedStore(EpisodeStore):
 
     def info(self, name: str) -> np.ndarray:
         return self.store.info(name)
+
+
+def _size_on_disk(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())

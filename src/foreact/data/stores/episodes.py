@@ -115,6 +115,15 @@ class EpisodeStore(ABC):
         """
         return self.reader(stream).rows(rows)
 
+    @property
+    def content_streams(self) -> list[str]:
+        """Streams that were recorded, not computed from others: what tells it from other data."""
+        return self.streams
+
+    def peek(self, stream: str, rows: np.ndarray) -> np.ndarray:
+        """As `gather`, for a few rows: nothing is held in memory for it."""
+        return self.gather(stream, rows)
+
     def all_rows(self, stream: str) -> np.ndarray:
         """The whole stream (N, ...), for streams of numbers."""
         return self.gather(stream, np.arange(int(self.lengths.sum())))

@@ -50,8 +50,8 @@ class Fingerprint:
                 return f"{its} {name} instead of {own}"
         for name in sorted({*self.digests, *other.digests}):
             if self.digests.get(name) != other.digests.get(name):
-                what = "the lengths of the episodes" if name == "ends" else f"stream '{name}'"
-                return f"{what} differs"
+                what = "the lengths of the episodes" if name == "ends" else f"rows of '{name}'"
+                return f"{what} differ"
         return None
 
 
@@ -61,8 +61,8 @@ def fingerprint(store: EpisodeStore, episodes: int | None = None) -> Fingerprint
     steps = int(lengths.sum())
     chosen = np.unique(np.linspace(0, steps - 1, min(ROWS, steps)).round().astype(np.int64))
     digests = {"ends": _digest(np.cumsum(lengths, dtype=np.int64))}
-    for stream in store.streams:
-        digests[stream] = _digest(store.gather(stream, chosen))
+    for stream in store.content_streams:
+        digests[stream] = _digest(store.peek(stream, chosen))
     return Fingerprint(episodes=len(lengths), steps=steps, digests=digests)
 
 

@@ -121,6 +121,17 @@ class ZarrStore(EpisodeStore):
         first = self._first_row(episode, start, stop)  # a slice decodes each chunk once
         return {name: self.reader(name).slice(first + start, first + stop) for name in streams}
 
+    @property
+    def content_streams(self) -> list[str]:
+        # Derived streams say what they were made with; poses and time stamps have nothing to say.
+        others = sorted(set(self._node("data").array_keys()) - set(self.streams))
+        recorded = [n for n in others if "." not in n and not self._array(f"data/{n}").attrs]
+        return [*self.streams, *recorded]
+
+    def peek(self, stream: str, rows: np.ndarray) -> np.ndarray:
+        reader = self._readers.get(stream)
+        return (self._make_reader(stream) if reader is None else reader).rows(rows)
+
     def reader(self, stream: str) -> RowReader:
         if self._opened is None or self._opened[0] != os.getpid():
             self._readers = {

@@ -84,8 +84,8 @@ def find_anchors(
         first, last = window.bounds
         has = "no episode at all"
         if len(lengths):
-            has = f"{len(lengths)} episodes of {lengths.min()} to {lengths.max()} steps"
-        has += " with gaps between them" if len(uncut) else ""
+            has = f"{len(lengths)} episode{'s' * (len(lengths) != 1)} of {lengths.min()} to {lengths.max()} steps"
+        has += ", whose time stamps have gaps," if len(uncut) else ""
         raise UserError(
             f"A window spans {last - first + 1} steps and may reach {window.pad_before} before and "
             f"{window.pad_after} after an episode; none fits into {has} in {store.label}: use "
@@ -100,11 +100,15 @@ def find_anchors(
     return anchors
 
 
+def gaps_in(stamps: np.ndarray, fps: float) -> np.ndarray:
+    """Whether steps are missing after each time stamp (T,) or (T, 1), microseconds: (T-1,)."""
+    periods = np.diff(stamps.reshape(-1).astype(np.int64))
+    return (periods > LARGEST_GAP * 1e6 / fps) | (periods <= 0)
+
+
 def _runs_between_gaps(store: EpisodeStore, episode: int) -> np.ndarray:
     """Runs of an episode, int64 (R, 3): episode, first step, end step."""
     length = int(store.lengths[episode])
-    stamps = store.read(episode, 0, length, [TIMESTAMP])[TIMESTAMP].reshape(-1)
-    periods = np.diff(stamps)  # microseconds
-    gap = (periods > LARGEST_GAP * 1e6 / store.spec.fps) | (periods <= 0)
+    gap = gaps_in(store.read(episode, 0, length, [TIMESTAMP])[TIMESTAMP], store.spec.fps)
     edges = np.concatenate([[0], 1 + np.flatnonzero(gap), [length]])
     return np.stack([np.full(len(edges) - 1, episode), edges[:-1], edges[1:]], axis=1)

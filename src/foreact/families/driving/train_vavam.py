@@ -101,15 +101,15 @@ def train_vavam(run: VaVAMRun) -> Path:
     tokenizer = None if run.tokenizer is None else resolve(run.tokenizer)
     if run.train.start_from is not None:
         start = f"weights and moments of {run.train.start_from}"
-    if run.video is not None:
-        video = weights_of(run.video, "vavim", "--video")
-        split.inputs.note("video", video.hash)
+    video = None if run.video is None else weights_of(run.video, "vavim", "--video")
+    split.inputs.note("video", video and video.hash)
+    if video is not None:
         start_from(model.vavim, video, tokenizer=split.tokenizer and split.tokenizer.hash)
         tokenizer = tokenizer or video.tokenizer_path
         start = f"video model {run.video}"
-    if run.init is not None:
-        init = weights_of(run.init, "vavam", "--init")
-        split.inputs.note("init", init.hash)
+    init = None if run.init is None else weights_of(run.init, "vavam", "--init")
+    split.inputs.note("init", init and init.hash)
+    if init is not None:
         start_from(model, init, tokenizer=split.tokenizer and split.tokenizer.hash)
         start = f"weights of {run.init}"
     return fit(

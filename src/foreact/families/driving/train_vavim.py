@@ -90,9 +90,9 @@ def train_vavim(run: VaViMRun) -> Path:
     start = "random weights"
     if run.train.start_from is not None:
         start = f"weights and moments of {run.train.start_from}"
-    if run.init is not None:
-        init = weights_of(run.init, "vavim", "--init")
-        split.inputs.note("init", init.hash)
+    init = None if run.init is None else weights_of(run.init, "vavim", "--init")
+    split.inputs.note("init", init and init.hash)
+    if init is not None:
         start_from(model, init, tokenizer=split.tokenizer and split.tokenizer.hash)
         start = f"weights of {run.init}"
     tokenizer = None if run.tokenizer is None else resolve(run.tokenizer)

@@ -111,7 +111,8 @@ def fit(
     family = verb.name.removeprefix("train ")
     tokenizer = embedded_tokenizer(tokenizer, split)
     inputs = split.inputs
-    inputs.note("tokenizer", None if split.tokenizer is None else split.tokenizer.hash)
+    tokens = None if split.tokenizer is None else split.tokenizer.hash
+    inputs.note("tokenizer", tokens if tokenizer is None else content_hash(tokenizer))
     evaluator = ValidationLoss(split.validation)  # reads its windows, before anything is written
     parameters = sum(p.numel() for p in model.parameters())
     trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)

@@ -104,9 +104,7 @@ class VaVAMConfig:
                 f"The expert's width should be even and at least 4, found {self.expert.width}."
             )
         if not self.action_scale > 0:
-            raise UserError(
-                f"--model.expert.action-scale should be positive, found {self.action_scale}."
-            )
+            raise UserError(f"--model.action-scale should be positive, found {self.action_scale}.")
 
 
 SIZES = {

@@ -204,7 +204,7 @@ def _episodes(
         split = f"all {len(episodes)}; what is called the mean of the training data is theirs"
         return episodes, episodes, split
     card = checkpoint.card
-    if "data" not in card:
+    if not isinstance(card.get("data"), list):
         raise UserError(
             f"{checkpoint.path} does not say which episodes it was validated on; use the finished "
             "weights of a run, or say --all-episodes for data that no training saw."

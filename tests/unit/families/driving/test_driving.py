@@ -87,7 +87,7 @@ def test_windows_are_all_those_that_fit_between_gaps(
         warnings.simplefilter("always")
         if not expected:
             with pytest.raises(
-                UserError, match="none fits.* with gaps between them" if whole else "none fits"
+                UserError, match="none fits.* whose time stamps have gaps" if whole else "none fits"
             ):
                 DrivingWindows(drives, frames=frames, stride=stride, horizon=None, future=future)
             return

@@ -53,8 +53,12 @@ class TokenFiles(EpisodeStore):
     def file(self, row: int) -> Path:
         """The token file of a row, counted over all drives."""
 
+    @property
+    def content_streams(self) -> list[str]:
+        return [TOKENS, *self._numbers]
+
     def has(self, stream: str) -> bool:
-        return stream == TOKENS or stream in self._numbers
+        return stream in self.content_streams
 
     def reader(self, stream: str) -> Rows:
         if stream == TOKENS:
@@ -203,9 +207,11 @@ def _frame_numbers(files: np.ndarray) -> np.ndarray:
     """
     matches = [_NUMBER.search(bytes(name)) for name in files]
     numbers = np.array([int(match[1]) for match in matches if match is not None], np.int64)
-    if len(numbers) < len(files) or (np.diff(numbers) <= 0).any():
+    steps = np.diff(numbers)
+    if len(numbers) < len(files) or (steps <= 0).any():
         return np.arange(len(files))
-    return numbers
+    # Every fifth frame of a video may keep its number there: the rate is that of the files.
+    return (numbers - numbers[0]) // max(1, int(np.gcd.reduce(steps))) if len(steps) else numbers
 
 
 def _folder_of(root: Path, video: str) -> Path | None:
