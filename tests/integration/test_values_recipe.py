@@ -113,7 +113,7 @@ def test_values_are_measured_on_the_episodes_kept_for_validation(
         str(made.weights), made.store, samples=4, states=9, candidates=4, out=tmp_path, device="cpu"
     )
     printed = capsys.readouterr().out
-    assert "3 of 6, not trained on" in printed
+    assert "3 of 6 were not trained on" in printed
     assert printed.count("sampled futures") >= 2
     raw = json.loads((tmp_path / "values.json").read_text())
     assert [v["gamma"] for v in raw["values"]] == [0.5, 0.7]

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
-from foreact.errors import UserError, did_you_mean
+from foreact.errors import UserError, did_you_mean, in_short
 from foreact.files import parse_json, read_text
 
 T = TypeVar("T")
@@ -110,7 +110,7 @@ def read_json(path: Path) -> Any:
         raise UserError(f"The file {path} is missing.") from None
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"The file {path} is not readable JSON ({error}); restore it from its source."
+            f"The file {path} is not readable JSON ({in_short(error)}); restore it from its source."
         ) from None
 
 

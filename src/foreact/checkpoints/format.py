@@ -186,7 +186,7 @@ def save_checkpoint(
         shutil.rmtree(retired, ignore_errors=True)
     except (OSError, SafetensorError) as error:
         raise UserError(
-            f"The checkpoint {path} could not be written ({error}); free some space "
+            f"The checkpoint {path} could not be written ({in_short(error)}); free some space "
             "or check the rights."
         ) from None
     finally:
@@ -441,7 +441,7 @@ def _read_state(file: Path) -> dict[str, Tensor]:
             return {name: _read_tensor(opened, 8 + length, header[name]) for name in names}
     except (SafetensorError, OSError, EOFError, KeyError) as error:
         raise UserError(
-            f"The file {file} is damaged or cut short ({error}); copy it again."
+            f"The file {file} is damaged or cut short ({in_short(error)}); copy it again."
         ) from None
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from foreact.errors import UserError
+from foreact.errors import UserError, in_short
 from foreact.files import parse_json, read_text
 
 MANIFEST = "foreact-manifest.json"
@@ -75,7 +75,9 @@ def read_manifest(folder: Path) -> dict[str, FileFacts]:
     except FileNotFoundError:
         return {}
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}); restore or remove it.") from None
+        raise UserError(
+            f"{path} cannot be read ({in_short(error)}); restore or remove it."
+        ) from None
 
 
 def record(folder: Path, facts: Mapping[str, FileFacts]) -> None:

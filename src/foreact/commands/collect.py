@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import tyro
 
+from foreact.data.stores.layout import require_store_name
 from foreact.data.stores.store import open_store
 from foreact.data.stores.writer import committed_episodes
 from foreact.envs import collect as traces_of
@@ -60,13 +61,15 @@ def pusht(
             module with an ENV.
         episodes: how many, one per seed.
         out: the store. Default: data/<env>.zarr.
-        first_seed: of the first episode; seeds from 100000 on belong to evaluation.
+        first_seed: of the first episode; seeds from 80000 on are for held-out episodes and
+            evaluation.
         noise: px, disturbance of what is executed (not of what is recorded); several values take
             turns.
         workers: processes; default one per core.
     """
     require_seeds(first_seed, episodes)
     store = out or Path("data") / f"{env}.zarr"
+    require_store_name(store)  # before anything is simulated
     traces = store.with_suffix(".npz")
     with _told_what_is_kept(traces, lambda path: len(load_traces(path))):
         demonstrated = traces_of.collect(
@@ -96,7 +99,8 @@ def deepmind_control(
         env: a task such as dmc/cheetah_run.
         episodes: how many, one per seed.
         out: the store. Default: data/<task>.zarr, such as data/cheetah-run.zarr.
-        first_seed: of the first episode; seeds from 100000 on belong to evaluation.
+        first_seed: of the first episode; seeds from 80000 on are for held-out episodes and
+            evaluation.
         policy: who acts; mixed is random, medium and expert in turn.
         shadows: whether pictures have shadows, which cost most of the time of drawing.
         workers: processes; default one per core.
@@ -107,6 +111,7 @@ def deepmind_control(
         )
     require_seeds(first_seed, episodes)
     store = out or Path("data") / f"{env.removeprefix('dmc/').replace('_', '-')}.zarr"
+    require_store_name(store)  # before anything is simulated
     with _told_what_is_kept(store, committed_episodes):
         collect_dmc.collect_store(
             env, policy, episodes, store, first_seed=first_seed, shadows=shadows, workers=workers
@@ -131,12 +136,14 @@ def by_expert(
         env: the simulator: a name, or the import path of a module with an ENV.
         episodes: how many, one per seed.
         out: the store. Default: data/<name>.zarr.
-        first_seed: of the first episode; seeds from 100000 on belong to evaluation.
+        first_seed: of the first episode; seeds from 80000 on are for held-out episodes and
+            evaluation.
         workers: processes; default one per core.
     """
     require_seeds(first_seed, episodes)
     simulator = find_simulator(env)
     store = out or Path("data") / f"{simulator.name}.zarr"
+    require_store_name(store)  # before anything is simulated
     with _told_what_is_kept(store, committed_episodes):
         demonstrate(simulator, episodes, store, first_seed=first_seed, workers=workers)
     score = open_store(store).info("score")

@@ -22,7 +22,7 @@ from foreact.checkpoints.manifest import (
     record,
     sha256_of,
 )
-from foreact.errors import UserError
+from foreact.errors import UserError, in_short
 from foreact.progress import Progress
 from foreact.released.parts import PartsReader, PartsWriter, find_parts, suffixes
 
@@ -140,7 +140,7 @@ def pack(
                 os.replace(writer.path(index), stem.parent / name)
         record(stem.parent, dict(zip(names, writer.facts, strict=True)))
     except (OSError, tarfile.TarError) as error:
-        raise UserError(f"{stem} could not be packed ({error}).") from None
+        raise UserError(f"{stem} could not be packed ({in_short(error)}).") from None
     return [stem.parent / name for name in names]
 
 
@@ -263,7 +263,9 @@ def unpack(
             for path in placed:
                 os.rename(scratch / path.name, path)
     except OSError as error:
-        raise UserError(f"{parts[0]} could not be unpacked into {out} ({error}).") from None
+        raise UserError(
+            f"{parts[0]} could not be unpacked into {out} ({in_short(error)})."
+        ) from None
     return placed
 
 
@@ -410,7 +412,7 @@ def _diagnosis(parts: Sequence[Path], current: Path, error: Exception) -> str:
     """One sentence on the likeliest cause why an archive could not be read to its end."""
     if len(parts) == 1:
         what = "is cut short" if isinstance(error, EOFError) else "is damaged or no .tar.gz"
-        return f"{current} {what} ({error}); download it again."
+        return f"{current} {what} ({in_short(error)}); download it again."
     seen: dict[str, Path] = {}
     for path in parts:
         if (other := seen.setdefault(sha256_of(path), path)) is not path:
@@ -430,6 +432,6 @@ def _diagnosis(parts: Sequence[Path], current: Path, error: Exception) -> str:
             "download them again."
         )
     return (
-        f"The archive is damaged at {current} ({error}): that part is corrupt or parts are "
-        "swapped; download it again."
+        f"The archive is damaged at {current} ({in_short(error)}): that part is corrupt or parts "
+        "are swapped; download it again."
     )

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from foreact.checkpoints.configs import read_json
-from foreact.errors import UserError
+from foreact.errors import UserError, in_short
 from foreact.files import listed
 from foreact.released.pickles import read_torch_file
 from foreact.released.zero import read_zero_directory
@@ -146,5 +146,6 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError, RuntimeError, MemoryError) as error:
         raise UserError(
-            f"{path} is cut short, damaged or no safetensors file ({error}); copy it again."
+            f"{path} is cut short, damaged or no safetensors file ({in_short(error)}); copy it "
+            "again."
         ) from None

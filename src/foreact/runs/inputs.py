@@ -290,16 +290,16 @@ def episodes_to_measure(weights: Path | None, store: EpisodeStore) -> tuple[np.n
     """
     everything, count = np.arange(len(store)), len(store)
     if weights is None:
-        return everything, f"all {count}"
+        return everything, f"{count} in all"
     path = weights / "card.json"
     card = read_json(path) if path.exists() else None
     if not isinstance(card, Mapping) or not isinstance(card.get("data"), list):
-        return everything, f"{count}; the weights do not say what they were trained on"
+        return everything, f"{count} in all; the weights do not say what they were trained on"
     unseen = unseen_episodes(card, store)
     if unseen is None:
-        return everything, f"{count}, of other data than the weights name as theirs"
+        return everything, f"{count} in all, of other data than the weights name as theirs"
     if len(unseen) == 0:
         raise UserError(
             f"{weights} was trained on every episode of {store.label}; name other data."
         )
-    return unseen, f"{len(unseen)} of {count}, not trained on"
+    return unseen, f"{len(unseen)} of {count} were not trained on"

@@ -14,7 +14,7 @@ from foreact.data.windows.loader import Windows, batches
 from foreact.files import finite
 from foreact.runs.inputs import Inputs
 from foreact.runs.run import R, Run, check_run, is_main_process, resources, say, write_run
-from foreact.train.checkpoint import Export
+from foreact.train.checkpoint import Export, newest_record
 from foreact.train.config import TrainConfig
 from foreact.train.evaluation import Evaluator
 from foreact.train.loop import Prepare, TrainResult, train
@@ -33,6 +33,8 @@ def begin(run: R, device: torch.device, title: str, **facts: Any) -> R:
         The run as it will be written; see `foreact.runs.run.check_run`.
     """
     run = check_run(run, device)
+    if (record := newest_record(run.out)) is not None:
+        facts["start"] = f"step {record['step']} of {run.out}"
     schedule = describe_schedule(run.train)
     facts = {**facts, "schedule": schedule, **resources(run.train, device)}
     say(title, **facts, seed=run.train.seed, out=run.out)

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
-from foreact.errors import UserError, decoding, room_or
+from foreact.errors import UserError, decoding, in_short, room_or
 from foreact.files import parse_json, parse_list, read_text
 from foreact.machine import cores
 
@@ -75,7 +75,7 @@ def kept_on_disk(frames: Iterable[np.ndarray], near: Path) -> Iterator[np.ndarra
             )
     except OSError as error:
         raise UserError(
-            f"Frames for {near} could not be kept on disk ({error}); "
+            f"Frames for {near} could not be kept on disk ({in_short(error)}); "
             f"{room_or(error, 'give it the rights')} and run again."
         ) from error
 
@@ -90,7 +90,7 @@ def read_names(path: str | Path) -> list[str]:
     try:
         text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"The list of names {path} cannot be read ({error}).") from None
+        raise UserError(f"The list of names {path} cannot be read ({in_short(error)}).") from None
     try:
         is_json = path.suffix.lower() == ".json" or text.lstrip().startswith("[")
         names = parse_json(text) if is_json else parse_list(text)

@@ -15,7 +15,7 @@ from av.error import FFmpegError
 from av.video.stream import VideoStream
 from PIL import Image, ImageDraw, ImageFont
 
-from foreact.errors import UserError
+from foreact.errors import UserError, in_short
 
 LABEL_HEIGHT = 14
 CRF = "18"
@@ -85,7 +85,7 @@ def read_video(path: str | Path) -> tuple[np.ndarray, float]:
             ]
             rate = stream.average_rate or stream.base_rate
     except FFmpegError as error:
-        raise UserError(f"{path} cannot be decoded as a video ({error}).") from error
+        raise UserError(f"{path} cannot be decoded as a video ({in_short(error)}).") from error
     if not frames or rate is None:
         raise UserError(f"{path} has no frame that can be decoded.")
     return np.stack(frames), float(rate)
@@ -172,7 +172,7 @@ def _whole_file(path: Path) -> Iterator[Path]:
         yield temporary
         os.replace(temporary, path)
     except (OSError, FFmpegError) as error:
-        raise UserError(f"{path} could not be written ({error}).") from error
+        raise UserError(f"{path} could not be written ({in_short(error)}).") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink()

@@ -29,7 +29,7 @@ import zarr
 
 from foreact.data.stores.chunks import ChunkFiles, damaged_chunks, missing_chunks
 from foreact.data.stores.layout import committed_ends, create_stream, get_array, open_for_writing
-from foreact.errors import UserError, room_or
+from foreact.errors import UserError, in_short, room_or
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class DerivedStream:
             self._array = self._open(shape, dtype, notes)
         except OSError as error:
             raise UserError(
-                f"Stream '{name}' could not be begun in {path} ({error}); "
+                f"Stream '{name}' could not be begun in {path} ({in_short(error)}); "
                 f"{room_or(error, 'give it the rights')} and run again."
             ) from error
         self.chunk = int(self._array.chunks[0])
@@ -131,7 +131,7 @@ class DerivedStream:
         except OSError as error:
             raise UserError(
                 f"Rows {shard.start}..{shard.stop} of stream '{self.name}' could not be written "
-                f"to {self.path} ({error}); what was done is kept: "
+                f"to {self.path} ({in_short(error)}); what was done is kept: "
                 f"{room_or(error, 'give it the rights')} and run again."
             ) from error
 
@@ -153,7 +153,7 @@ class DerivedStream:
         except Exception as error:  # codecs raise every kind of exception on damaged bytes
             raise UserError(
                 f"Rows {shard.start}..{shard.stop} of stream '{self.name}' in {self.path} cannot "
-                f"be read back ({error}); run again to make them anew."
+                f"be read back ({in_short(error)}); run again to make them anew."
             ) from error
 
     def discard(self, shard: Shard) -> None:
@@ -187,7 +187,8 @@ class DerivedStream:
             os.replace(self._partial, self._final)
         except OSError as error:
             raise UserError(
-                f"Stream '{self.name}' of {self.path} could not be put in its place ({error})."
+                f"Stream '{self.name}' of {self.path} could not be put in its place "
+                f"({in_short(error)})."
             ) from error
         self.finished = True
         leftovers = self._final.parent.glob(f"{self.name}.partial-*")

@@ -12,7 +12,7 @@ import numpy as np
 import zarr
 from numcodecs import Blosc
 
-from foreact.errors import UserError, decoding
+from foreact.errors import UserError, decoding, in_short
 from foreact.types import StreamSpec
 
 SPEC_ATTRIBUTE = "foreact_spec"
@@ -63,7 +63,7 @@ def create_store(path: Path, spec: StreamSpec, attrs: Mapping[str, Any]) -> None
         )
         os.replace(temporary, path)
     except OSError as error:
-        raise UserError(f"The store {path} could not be made ({error}).") from error
+        raise UserError(f"The store {path} could not be made ({in_short(error)}).") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

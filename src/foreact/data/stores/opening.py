@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 
 from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.stores.store import MEMORY_LIMIT, open_store
+from foreact.errors import UserError, decoding
 from foreact.plugs import FORMATS, load_object
 from foreact.types import StreamSpec
 
@@ -21,9 +23,14 @@ def open_episodes(
         memory_limit: as in `open_store`.
     """
     for name in FORMATS.names():
-        format_ = FORMATS.find(name)
-        if load_object(format_.recognise, f"The format '{name}',")(Path(path)):
-            return load_object(format_.open, f"The format '{name}',")(
-                Path(path), spec, memory_limit=memory_limit
-            )
+        format_, plug = FORMATS.find(name), f"The format '{name}',"
+        try:
+            recognise = load_object(format_.recognise, plug)
+        except UserError as error:  # of somebody else's package; other data do not need it
+            warnings.warn(f"{error} Its data cannot be opened.", stacklevel=2)
+            continue
+        if recognise(Path(path)):
+            open_format = load_object(format_.open, plug)
+            with decoding(f"The format '{name}' could not open {path}"):
+                return open_format(Path(path), spec, memory_limit=memory_limit)
     return open_store(path, spec, memory_limit=memory_limit)

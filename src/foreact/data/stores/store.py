@@ -11,6 +11,7 @@ under the spec that the caller gives.
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from foreact.data.stores.chunks import (
 from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.stores.layout import SPEC_ATTRIBUTE, committed_ends
 from foreact.data.stores.writer import StoreWriter
-from foreact.errors import UserError, decoding
+from foreact.errors import UserError, decoding, in_short
 from foreact.types import StreamSpec
 
 __all__ = ["StoreWriter", "ZarrStore", "open_store"]
@@ -232,8 +233,8 @@ class ZarrStore(EpisodeStore):
             return self._group()[name]
         except (ImportError, ValueError):
             raise UserError(
-                f"'{name}' of {self.path} cannot be opened ({cause}); if it needs an image codec, "
-                'run `pip install "foreact[jpegxl]"`.'
+                f"'{name}' of {self.path} cannot be opened ({in_short(cause)}); if it needs an "
+                'image codec, run `pip install "foreact[jpegxl]"`.'
             ) from cause
 
     def _resolve_spec(self, group: zarr.Group) -> StreamSpec:
@@ -370,6 +371,21 @@ def _open_group(path: Path) -> zarr.Group:
         raise UserError(f"There is no store at {path}; collect or import one, or correct the path.")
     complaint = f"{path} is not a zarr store in the replay-buffer layout"
     with decoding(complaint, "name another one, or copy or collect it again"):
+        if not path.is_dir():
+            _require_store_at_root(path)
         target = str(path) if path.is_dir() else ZipStore(path, mode="r")
         # Consolidated metadata would hide streams that were added after it was written.
         return zarr.open_group(target, mode="r", use_consolidated=False)
+
+
+def _require_store_at_root(path: Path) -> None:
+    """Raise a `UserError` for a zip that holds the store's folder instead of what is in it."""
+    with zipfile.ZipFile(path) as archive:
+        names = archive.namelist()
+    tops = {name.partition("/")[0] for name in names}
+    top = tops.pop() if len(tops) == 1 else ""
+    if any(name.startswith(f"{top}/data/") for name in names):
+        raise UserError(
+            f"{path} holds the folder {top}, and should hold what is in it; zip it again from "
+            f"within, with `cd {top} && zip -r ../{path.name} .`."
+        )

@@ -28,7 +28,7 @@ from foreact.data.stores.layout import (
     open_for_writing,
     stream_shapes,
 )
-from foreact.errors import UserError, decoding, room_or
+from foreact.errors import UserError, decoding, in_short, room_or
 from foreact.types import StreamSpec
 
 
@@ -112,8 +112,8 @@ class StoreWriter:
             extend(self._ends, self.episodes, np.array([total + length], np.int64))
         except OSError as error:
             raise UserError(
-                f"Episode {self.episodes} could not be written to {self.path} ({error}); the "
-                f"{self.episodes} whole episodes before it are kept: "
+                f"Episode {self.episodes} could not be written to {self.path} ({in_short(error)}); "
+                f"the {self.episodes} whole episodes before it are kept: "
                 f"{room_or(error, 'give it the rights')} and run again."
             ) from error
         self._committed = np.append(self._committed, total + length)

@@ -84,7 +84,8 @@ def find_anchors(
         first, last = window.bounds
         has = "no episode at all"
         if len(lengths):
-            has = f"{len(lengths)} episode{'s' * (len(lengths) != 1)} of {lengths.min()} to {lengths.max()} steps"
+            many = f"{len(lengths)} episode{'s' * (len(lengths) != 1)}"
+            has = f"{many} of {lengths.min()} to {lengths.max()} steps"
         has += ", whose time stamps have gaps," if len(uncut) else ""
         raise UserError(
             f"A window spans {last - first + 1} steps and may reach {window.pad_before} before and "

@@ -125,7 +125,7 @@ def video(
         task=task,
         weights=weights,
         data=store.path,
-        episodes=f"{len(held_out)}, from {about}",
+        episodes=f"{len(held_out)} ({about})",
         out=out,
     )
     qualities: list[VideoQuality] = []
@@ -155,7 +155,7 @@ def video(
             "command": folder.command,
             "weights": f"{weights} {policy.weights}",
             "data": store.label,
-            "episodes": f"{len(held_out)}, from {about}",
+            "episodes": f"{len(held_out)} ({about})",
         },
     )
     folder.finish()
