@@ -96,6 +96,7 @@ def write_json(path: Path, value: Any) -> None:
     """
     temporary = path.with_name(f".{path.name}.unfinished")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_text(json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
         os.replace(temporary, path)
     finally:

@@ -54,7 +54,8 @@ def clustered_estimate(
     residuals = np.bincount(of, weights=w * (x - mean))
     n = len(residuals)
     reach = math.inf
-    if n > 1 and np.ptp(x) > ROUNDING * max(1.0, abs(mean)):
+    # Equal groups tell nothing of how others would differ, whatever lies within them.
+    if n > 1 and np.abs(residuals).max() > ROUNDING * float((w * np.abs(x)).sum()):
         reach = (
             student_quantile(n - 1)
             * math.sqrt(n / (n - 1) * np.square(residuals).sum())

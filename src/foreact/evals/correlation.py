@@ -49,8 +49,7 @@ def correlation_estimate(
     if (
         not (np.isfinite(x).all() and np.isfinite(y).all())
         or len(x) < 2
-        or np.ptp(x) == 0
-        or np.ptp(y) == 0
+        or any(np.ptp(side) <= ROUNDING * np.abs(side).max() for side in (x, y))
     ):
         raise UserError(
             f"A correlation needs finite values of which some differ, found {len(x)} pairs that "

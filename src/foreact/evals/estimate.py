@@ -55,7 +55,7 @@ def estimate(
     least, most = (-math.inf, math.inf) if valid_range is None else valid_range
     if n == 1:
         low, high = least, most
-    elif np.ptp(x) <= ROUNDING * max(1.0, abs(mean)):
+    elif np.ptp(x) <= ROUNDING * float(np.abs(x).max()):
         others = 1.0 - TAIL ** (1.0 / n)
         low, high = mean - others * (mean - least), mean + others * (most - mean)
     else:

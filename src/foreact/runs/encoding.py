@@ -159,13 +159,15 @@ class StreamEncoder:
         Raises:
             UserError: rows are missing or damaged; damaged ones are made anew by the next run.
         """
-        if self.stream.finished:
+        if self.stream.is_whole():
             return
         with Progress(total=self.stream.rows, unit="frame", desc="verify") as bar:
             for shard in self.stream.shards(steps):
                 try:
                     self.require_valid(self.stream.read(shard), shard.start)
                 except UserError:
+                    if self.stream.is_whole():  # moved into its place by another process
+                        return
                     self.stream.discard(shard)
                     raise
                 bar.update(len(shard))

@@ -7,7 +7,7 @@ in config.json says only where things lay.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from foreact.checkpoints.configs import read_json
+from foreact.checkpoints.format import Checkpoint
 from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.stores.fingerprint import Fingerprint, fingerprint
 from foreact.data.windows.split import split_episodes
@@ -60,11 +61,18 @@ class Source:
                 path=str(raw["path"]),
                 fingerprint=Fingerprint.from_json(raw["fingerprint"], where),
                 started_with=int(raw["started_with"]),
-                validation=tuple(int(episode) for episode in raw["validation"]),
+                validation=_numbers(raw["validation"], raw["fingerprint"]["episodes"]),
                 held_out=bool(raw.get("held_out", False)),
             )
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError):
             raise UserError(f"{where} should describe data sets, found {raw!r:.80}.") from None
+
+
+def _numbers(raw: Any, count: int) -> tuple[int, ...]:
+    """Different episode numbers below `count`; ValueError for anything else."""
+    if not all(type(n) is int and 0 <= n < count for n in raw) or len(set(raw)) < len(raw):
+        raise ValueError("no episode numbers")
+    return tuple(raw)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +103,7 @@ class Inputs:
         self.out, self.seed, self.new_episodes = out, seed, new_episodes
         self.sources: list[Source] = []
         self.weights: dict[str, str] = {}
+        self.learned_before: list[Any] = []
         self._before: Mapping[str, Any] | None = None
         if out is not None and (path := out / FILE).exists():
             self._before = read_json(path)
@@ -110,7 +119,25 @@ class Inputs:
     @classmethod
     def of(cls, run: TrainingRun) -> Inputs:
         """Those of a run, with nothing named yet."""
-        return cls(run.out, seed=run.train.seed, new_episodes=run.new_episodes)
+        inputs = cls(run.out, seed=run.train.seed, new_episodes=run.new_episodes)
+        if (start := run.train.start_from) is not None:
+            records = (folder / FILE for folder in (start, start.parent.parent))
+            for record in (record for record in records if record.is_file()):
+                inputs.descend_from(read_json(record))
+        return inputs
+
+    def start(self, option: str, checkpoint: Checkpoint | None) -> None:
+        """Note weights that the run starts with, and what they have learned from."""
+        self.note(option, None if checkpoint is None else checkpoint.hash)
+        if checkpoint is not None:
+            self.descend_from(checkpoint.card)
+
+    def descend_from(self, record: Any) -> None:
+        """Note what a record of earlier inputs, such as a card, says was learned from."""
+        if isinstance(record, Mapping):
+            for name in ("data", "learned_before"):
+                sources = record.get(name)
+                self.learned_before += sources if isinstance(sources, list) else []
 
     def split(self, store: EpisodeStore, val_ratio: float, *, both_sides: bool = True) -> Split:
         """The split of a data set: a new one at random, or that of the run in this folder.
@@ -199,8 +226,21 @@ class Inputs:
             if option not in self.weights:
                 self.note(option, None)
 
+    def require_unchanged(self) -> None:
+        """Raise a `UserError` where another start has written the run's record since."""
+        path = None if self.out is None else self.out / FILE
+        if path is not None and (read_json(path) if path.exists() else None) != self._before:
+            raise UserError(
+                f"Another start has begun or changed the run in {self.out} meanwhile; start again, "
+                "or give another --out."
+            )
+
     def to_json(self) -> dict[str, Any]:
-        return {"data": [s.to_json() for s in self.sources], "weights": self.weights}
+        return {
+            "data": [s.to_json() for s in self.sources],
+            "weights": self.weights,
+            "learned_before": self.learned_before,
+        }
 
     def _source_before(self, store: EpisodeStore, *, held_out: bool = False) -> Source | None:
         if self._before is None:
@@ -265,17 +305,33 @@ def unseen_episodes(card: Mapping[str, Any], store: EpisodeStore) -> np.ndarray 
         store: any data.
 
     Returns:
-        Those kept for validation, and those that came to the data since; None where the store is
-        not what was trained on.
+        Those kept for validation, and those that came to the data since, by the training and by
+        those whose weights it started with; None where the store is none of their data.
     """
-    sources = card.get("data")
-    for raw in sources if isinstance(sources, Sequence) and not isinstance(sources, str) else ():
-        source = Source.from_json(raw, "The card of the weights")
-        old = source.fingerprint
-        if len(store) >= old.episodes and old.difference(fingerprint(store, old.episodes)) is None:
-            learned = np.setdiff1d(np.arange(old.episodes), source.validation)
-            return np.setdiff1d(np.arange(len(store)), learned)
-    return None
+    own, before = card.get("data"), card.get("learned_before")
+    matching = [
+        source
+        for sources in (own, before)
+        for source in (_sources(sources) if sources is not None else [])
+        if _begins_with(store, source.fingerprint)
+    ]
+    if not matching:
+        return None
+    unseen = np.arange(len(store))
+    for source in matching:
+        learned = np.setdiff1d(np.arange(source.fingerprint.episodes), source.validation)
+        unseen = np.setdiff1d(unseen, learned)
+    return unseen
+
+
+def _sources(raw: Any) -> list[Source]:
+    entries = raw if isinstance(raw, list) else []
+    return [Source.from_json(entry, "The card of the weights") for entry in entries]
+
+
+def _begins_with(store: EpisodeStore, old: Fingerprint) -> bool:
+    """Whether a store is what had this fingerprint, or has grown out of it."""
+    return len(store) >= old.episodes and old.difference(fingerprint(store, old.episodes)) is None
 
 
 def episodes_to_measure(weights: Path | None, store: EpisodeStore) -> tuple[np.ndarray, str]:

@@ -66,6 +66,8 @@ def parse_run(
             cls, read_json(folder / "config.json"), where=str(folder / "config.json")
         )
         default = dataclasses.replace(cast(Any, default), out=folder)
+        if hasattr(default, "new_episodes"):  # asked for anew each time
+            default = dataclasses.replace(default, new_episodes=False)
         rest = [*rest, *(word for name, value in chosen.items() for word in (f"--{name}", value))]
     else:
         default = recipe(chosen)

@@ -89,7 +89,7 @@ def train_plain(
     inputs = Inputs.of(run)
     split = inputs.split(store, run.val_ratio)
     init = None if run.init is None else weights_of(run.init, family.name)
-    inputs.note("init", init and init.hash)
+    inputs.start("init", init)
     normalizer = Normalizer.fit_store(store, split.fitted, "limits")
     training, validation = (
         WindowDataset(store, window(run.model), side, normalizer)

@@ -77,6 +77,7 @@ def write_run(run: Run, inputs: Inputs) -> None:
         UserError: another start has made it another run's folder meanwhile, or the disk refuses.
     """
     _require_same(run, _written(run.out))
+    inputs.require_unchanged()
     try:
         write_json(run.out / INPUTS, inputs.to_json())
         write_json(run.out / "config.json", config_to_json(run))

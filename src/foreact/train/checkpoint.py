@@ -199,8 +199,12 @@ class Checkpoints:
                 self.remove(step)
 
     def record(self, step: int) -> dict[str, Any]:
-        """train.json of a whole checkpoint."""
-        return json.loads((self.path(step) / "train.json").read_text())
+        """train.json of a whole checkpoint; a `UserError` where it is damaged."""
+        try:
+            record = json.loads((self.path(step) / "train.json").read_text())
+            return {**record, "step": int(record["step"]), "config": dict(record["config"])}
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise unreadable(self.path(step), error) from None
 
     def rewrite_record(self, step: int, record: dict[str, Any]) -> None:
         """Replace train.json of a whole checkpoint; every process calls it."""

@@ -12,6 +12,7 @@ from foreact.data.stores.companion import AccompaniedStore, accompanied
 from foreact.data.stores.derived import write_stream
 from foreact.data.stores.store import open_store
 from foreact.data.stores.writer import StoreWriter
+from foreact.errors import UserError
 from foreact.types import StreamSpec
 
 
@@ -66,3 +67,28 @@ def test_other_content_has_another_companion(tmp_path: Path) -> None:
     assert isinstance(one, AccompaniedStore)
     assert isinstance(other, AccompaniedStore)
     assert one.companion != other.companion
+
+
+def test_a_damaged_companion_is_made_anew(tmp_path: Path) -> None:
+    path = zipped(tmp_path)
+    store = accompanied(open_store(path))
+    assert isinstance(store, AccompaniedStore)
+    (store.make_companion() / "meta" / "episode_ends" / ".zarray").write_text("{")
+    again = accompanied(open_store(path))
+    assert isinstance(again, AccompaniedStore)
+    assert not again.has("tokens_cam")
+    codes = np.arange(8, dtype=np.uint16).reshape(8, 1, 1)
+    write_stream(again.make_companion(), "tokens_cam", codes, attrs={"tokenizer": "sha256:1"})
+    again.refresh()
+    np.testing.assert_array_equal(again.all_rows("tokens_cam"), codes)
+
+
+def test_a_cache_that_cannot_be_written_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FOREACT_CACHE", str(tmp_path / "file"))
+    store = accompanied(open_store(zipped(tmp_path)))
+    assert isinstance(store, AccompaniedStore)
+    with pytest.raises(UserError, match="name another folder with the variable FOREACT_CACHE"):
+        store.make_companion()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
 import pytest
 from support.arrays import ArrayStore
 
+from foreact.data.stores.derived import write_stream
 from foreact.data.stores.fingerprint import Fingerprint, fingerprint
+from foreact.data.stores.store import open_store
+from foreact.data.stores.writer import StoreWriter
 from foreact.errors import UserError
 from foreact.types import ActionSpec, StreamSpec
 
@@ -43,11 +47,31 @@ def test_other_content_is_told(other: ArrayStore, sentence: str) -> None:
     assert fingerprint(numbers([10, 20])).difference(fingerprint(other)) == sentence
 
 
+def test_another_rate_is_other_data() -> None:
+    store = numbers([10, 20])
+    slow = dataclasses.replace(SPEC, fps=5.0)
+    other = ArrayStore(slow, [10, 20], store.arrays)
+    assert fingerprint(store).difference(fingerprint(other)) == "5 Hz instead of 10"
+
+
+def test_looking_at_a_store_holds_nothing_in_memory(tmp_path: Path) -> None:
+    with StoreWriter(tmp_path / "s", StreamSpec(cameras={"cam": (4, 4)}, fps=10.0)) as writer:
+        writer.append({"cam": np.zeros((8, 4, 4, 3), np.uint8)})
+    write_stream(tmp_path / "s", "timestamp", np.arange(8), attrs={})
+    write_stream(tmp_path / "s", "tokens_cam", np.zeros((8, 1, 1), np.uint16), attrs={"t": "1"})
+    store = open_store(tmp_path / "s")
+    # What was recorded counts, and what was computed from it does not.
+    assert set(fingerprint(store).digests) == {"ends", "cam", "timestamp"}
+    assert store._held == 0
+
+
 def test_a_grown_store_is_known_by_its_beginning() -> None:
     assert fingerprint(numbers([10, 20, 5]), episodes=2) == fingerprint(numbers([10, 20]))
 
 
-@pytest.mark.parametrize("raw", [None, {}, {"episodes": 1, "steps": "x", "digests": {}}, []])
+@pytest.mark.parametrize(
+    "raw", [None, {}, {"episodes": 1, "steps": "x", "fps": 1, "digests": {}}, []]
+)
 def test_what_is_no_fingerprint_is_refused(raw: object) -> None:
     with pytest.raises(UserError, match="here should hold"):
         Fingerprint.from_json(raw, "here")

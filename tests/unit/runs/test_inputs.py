@@ -127,3 +127,51 @@ def test_files_are_known_by_content(tmp_path: Path) -> None:
     assert file_digest(tmp_path) not in (None, one)
     assert file_digest("package:function") == "package:function"
     assert file_digest(None) is None
+
+
+def test_episodes_that_an_earlier_stage_learned_from_are_not_unseen(tmp_path: Path) -> None:
+    first, second = Inputs(None, seed=0), Inputs(None, seed=5)
+    kept = [set(i.split(episodes(10), 0.4).validation.tolist()) for i in (first, second)]
+    assert kept[0] != kept[1]
+    second.descend_from(first.to_json())
+    unseen = unseen_episodes(second.to_json(), episodes(10))
+    assert unseen is not None
+    assert set(unseen.tolist()) == kept[0] & kept[1]
+
+
+def test_what_is_no_longer_named_is_missed(tmp_path: Path) -> None:
+    begun(tmp_path, init="sha256:1")
+    inputs = Inputs(tmp_path, seed=3)
+    with pytest.raises(UserError, match=r"began with 1 data sets, and d.zarr is not among those"):
+        inputs.require_all()
+    inputs.split(episodes(10), 0.3)
+    with pytest.raises(UserError, match="--init sha256:1, now it is left out"):
+        inputs.require_all()
+    inputs.note("init", "sha256:1")
+    inputs.require_all()
+
+
+def test_a_start_that_was_overtaken_by_another_one_is_refused(tmp_path: Path) -> None:
+    inputs = Inputs(tmp_path, seed=3)
+    inputs.split(episodes(10), 0.3)
+    inputs.require_unchanged()
+    begun(tmp_path, count=4)
+    with pytest.raises(UserError, match="Another start has begun or changed the run"):
+        inputs.require_unchanged()
+
+
+def test_data_to_validate_with_are_not_learned_from_later(tmp_path: Path) -> None:
+    inputs = Inputs(tmp_path, seed=3)
+    inputs.held_out(episodes(10))
+    (tmp_path / FILE).write_text(json.dumps(inputs.to_json()))
+    with pytest.raises(UserError, match=r"as data to validate with, now .* as data to learn from"):
+        Inputs(tmp_path, seed=3).split(episodes(10), 0.3)
+
+
+@pytest.mark.parametrize("validation", [[99], [-1], [10**30], ["1"], [1, 1]])
+def test_impossible_episode_numbers_are_refused(tmp_path: Path, validation: list) -> None:
+    raw = begun(tmp_path).to_json()
+    raw["data"][0]["validation"] = validation
+    (tmp_path / FILE).write_text(json.dumps(raw))
+    with pytest.raises(UserError, match="should describe data sets"):
+        Inputs(tmp_path, seed=3).split(episodes(10), 0.3)

@@ -27,15 +27,15 @@ from foreact.types import StreamSpec
 
 def cache_folder() -> Path:
     """Where derived streams are kept: $FOREACT_CACHE, else foreact in the user's cache folder."""
-    if "FOREACT_CACHE" in os.environ:
-        return Path(os.environ["FOREACT_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "foreact"
+    if own := os.environ.get("FOREACT_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "foreact"
 
 
 def accompanied(store: EpisodeStore) -> EpisodeStore:
     """The store itself where streams may be added to it, else with the companion that gets them."""
     ours = isinstance(store, ZarrStore) and store.native and store.path.is_dir()
-    return store if ours and os.access(store.path, os.W_OK) else AccompaniedStore(store)
+    return store if ours and os.access(store.path / "data", os.W_OK) else AccompaniedStore(store)
 
 
 class AccompaniedStore(EpisodeStore):
@@ -56,7 +56,7 @@ class AccompaniedStore(EpisodeStore):
         content = json.dumps(about, sort_keys=True)
         digest = hashlib.sha256(content.encode()).hexdigest()[:16]
         self.companion = cache_folder() / "streams" / f"{digest}.zarr"
-        self._derived = open_store(self.companion) if self.companion.is_dir() else None
+        self._derived = self._open_companion()
 
     def make_companion(self) -> Path:
         """The companion's folder, made where it is missing.
@@ -64,7 +64,8 @@ class AccompaniedStore(EpisodeStore):
         Raises:
             UserError: the disk refuses.
         """
-        if not self.companion.is_dir():
+        if self._derived is None:
+            shutil.rmtree(self.companion, ignore_errors=True)  # one that is damaged
             draft = self.companion.with_name(f".{self.companion.stem}.{os.getpid()}")
             try:
                 self.companion.parent.mkdir(parents=True, exist_ok=True)
@@ -82,6 +83,15 @@ class AccompaniedStore(EpisodeStore):
             finally:
                 shutil.rmtree(draft, ignore_errors=True)
         return self.companion
+
+    def _open_companion(self) -> ZarrStore | None:
+        """The companion; None where there is none, or a damaged one, which is made anew."""
+        try:
+            companion = open_store(self.companion) if self.companion.is_dir() else None
+        except UserError:
+            return None
+        fits = companion is not None and np.array_equal(companion.lengths, self.lengths)
+        return companion if fits else None
 
     def refresh(self) -> None:
         """See the streams that were added to the companion since."""

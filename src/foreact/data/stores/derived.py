@@ -70,6 +70,7 @@ class DerivedStream:
         self._partial = (
             path / "data" / f"{name}.partial-{hashlib.sha256(facts.encode()).hexdigest()[:12]}"
         )
+        self._kind = (shape, dtype, notes)
         self.finished = False
         try:
             self._array = self._open(shape, dtype, notes)
@@ -93,7 +94,7 @@ class DerivedStream:
 
     def missing(self, steps: int) -> list[Shard]:
         """Those of `shards(steps)` that are not wholly marked as done."""
-        if self.finished:
+        if self.is_whole():
             return []
         done = np.zeros(-(-self.rows // self.chunk), bool)  # by chunk
         for start, stop in self._marks():
@@ -119,6 +120,8 @@ class DerivedStream:
                 f"Rows {shard.start}..{shard.stop} of stream '{self.name}' should be "
                 f"{self._array.dtype} {expected}, found {rows.dtype} {rows.shape}."
             )
+        if self.is_whole():  # another process, which did the same work, has finished it
+            return
         try:
             self._array[shard.start : shard.stop] = rows
             for chunk in range(shard.start // self.chunk, -(-shard.stop // self.chunk)):
@@ -134,6 +137,14 @@ class DerivedStream:
                 f"to {self.path} ({in_short(error)}); what was done is kept: "
                 f"{room_or(error, 'give it the rights')} and run again."
             ) from error
+
+    def is_whole(self) -> bool:
+        """Whether the stream is in its place, put there by this process or another one."""
+        if not self.finished:
+            group = open_for_writing(self.path, foreign_too=True)
+            whole = self._matching(group, self._final, *self._kind)
+            self.finished = whole is not None and whole.shape[0] == self.rows
+        return self.finished
 
     def read(self, shard: Shard) -> np.ndarray:
         """The rows of a shard as they lie on disk.
@@ -168,7 +179,8 @@ class DerivedStream:
         Raises:
             UserError: rows are missing, the store has grown meanwhile, or the disk refuses.
         """
-        if self.finished:
+        if self.is_whole():
+            shutil.rmtree(self._partial, ignore_errors=True)
             return
         if (rows := store_rows(self.path)) != self.rows or self._array.shape[0] != self.rows:
             raise UserError(

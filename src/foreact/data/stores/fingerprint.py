@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -22,32 +24,45 @@ class Fingerprint:
 
     Attributes:
         episodes, steps: how many.
+        fps: steps per second.
         digests: "ends" and stream -> 16 hex digits.
     """
 
     episodes: int
     steps: int
+    fps: float
     digests: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
-        return {"episodes": self.episodes, "steps": self.steps, "digests": dict(self.digests)}
+        return dataclasses.asdict(self) | {"digests": dict(self.digests)}
 
     @classmethod
     def from_json(cls, raw: Any, where: str) -> Fingerprint:
         """Read back `to_json`; `where` names the file in errors."""
         try:
             digests = {str(name): str(digest) for name, digest in raw["digests"].items()}
-            return cls(episodes=int(raw["episodes"]), steps=int(raw["steps"]), digests=digests)
-        except (KeyError, TypeError, ValueError, AttributeError):
+            return cls(
+                episodes=int(raw["episodes"]),
+                steps=int(raw["steps"]),
+                fps=float(raw["fps"]),
+                digests=digests,
+            )
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError):
             raise UserError(
                 f"{where} should hold a data set's episodes, steps and digests, found {raw!r:.80}."
             ) from None
 
+    @property
+    def digest(self) -> str:
+        """All of it in 16 hex digits."""
+        text = json.dumps(self.to_json(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
     def difference(self, other: Fingerprint) -> str | None:
         """What differs first, in words; None where nothing does."""
-        for name in ("episodes", "steps"):
+        for name, words in (("episodes", "episodes"), ("steps", "steps"), ("fps", "Hz")):
             if (own := getattr(self, name)) != (its := getattr(other, name)):
-                return f"{its} {name} instead of {own}"
+                return f"{its:g} {words} instead of {own:g}"
         for name in sorted({*self.digests, *other.digests}):
             if self.digests.get(name) != other.digests.get(name):
                 what = "the lengths of the episodes" if name == "ends" else f"rows of '{name}'"
@@ -63,7 +78,9 @@ def fingerprint(store: EpisodeStore, episodes: int | None = None) -> Fingerprint
     digests = {"ends": _digest(np.cumsum(lengths, dtype=np.int64))}
     for stream in store.content_streams:
         digests[stream] = _digest(store.peek(stream, chosen))
-    return Fingerprint(episodes=len(lengths), steps=steps, digests=digests)
+    return Fingerprint(
+        episodes=len(lengths), steps=steps, fps=float(store.spec.fps), digests=digests
+    )
 
 
 def _digest(rows: np.ndarray) -> str:

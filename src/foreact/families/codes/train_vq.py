@@ -107,7 +107,7 @@ def train_vq(run: VQRun) -> Path:
     inputs = Inputs.of(run)
     split = inputs.split(store, run.val_ratio)
     init = None if run.init is None else weights_of(run.init, "vq")
-    inputs.note("init", init and init.hash)
+    inputs.start("init", init)
     inputs.note("lpips", file_digest(run.lpips))
     window = Window(video=dict.fromkeys(cameras, (0,)))
     augment = None if run.shift is None else RandomShift(pad=run.shift)

@@ -135,7 +135,7 @@ def train_vqkd(run: VQKDRun) -> Path:
     inputs = Inputs.of(run)
     split = inputs.split(store, run.val_ratio)
     init = None if run.init is None else weights_of(run.init, "vqkd")
-    inputs.note("init", init and init.hash)
+    inputs.start("init", init)
     inputs.note("teacher", file_digest(run.teacher))
     window = Window(video=dict.fromkeys(cameras, (0,)))
     training = WindowDataset(store, window, split.training)

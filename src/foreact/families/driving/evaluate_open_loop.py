@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from tyro.conf import arg
 
 from foreact.data.formats.video import save_image
+from foreact.data.stores.fingerprint import fingerprint
 from foreact.data.windows.loader import ordered_batches
 from foreact.evals.report import Media
 from foreact.families.driving import measuring
@@ -91,10 +92,12 @@ class Opened:
         self.device = pick_device(asked.device)
         self.precision: Precision = choose_precision(asked.precision, self.device)
         self.models = measuring.open_models(asked.weights, self.device)
-        self.results = open_results(
-            asked.out, "eval open-loop", options_of(asked), weights=self.models.checkpoint.hash
-        )
         self.drives = open_drives(asked.data)
+        hashes = {
+            "weights": self.models.checkpoint.hash,
+            "data": fingerprint(self.drives).digest,
+        }
+        self.results = open_results(asked.out, "eval open-loop", options_of(asked), **hashes)
         self.episodes, self.about = episodes_to_measure(self.models.checkpoint.path, self.drives)
         self.ground = None if asked.calibration is None else GroundCamera.read(asked.calibration)
         self.stride = measuring.model_stride(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tyro.conf import arg
 
+from foreact.data.stores.fingerprint import fingerprint
 from foreact.evals.features import COMPARABLE, FeatureNetwork, open_features
 from foreact.evals.report import Media
 from foreact.evals.video import save_examples
@@ -102,7 +103,6 @@ class Opened:
             self.models, asked.tokenizer, self.device, decoder=asked.decoder
         )
         hashes = {} if self.models is None else {"weights": self.models.checkpoint.hash}
-        self.results = open_results(asked.out, "eval video", options_of(asked), **hashes)
         self.fid_network = self._network(asked.features, asked.preprocessing)
         self.fvd_network = self._network(asked.clip_features, asked.clip_preprocessing)
         self.pictures = measuring.open_pictures(
@@ -114,6 +114,8 @@ class Opened:
             most=asked.max_windows,
             rate_hz=measuring.MODEL_HZ if self.models is None else self.models.rate_hz,
         )
+        hashes["data"] = fingerprint(self.pictures.store).digest
+        self.results = open_results(asked.out, "eval video", options_of(asked), **hashes)
 
     def _network(self, source: str | None, preprocessing: str) -> FeatureNetwork | None:
         if source is None:

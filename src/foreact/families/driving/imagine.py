@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from tyro.conf import arg
 
+from foreact.data.stores.fingerprint import fingerprint
 from foreact.evals.video import VideoQuality, save_examples
 from foreact.families.driving import measuring
 from foreact.families.driving.evals.driving_video import driving_video
@@ -67,7 +68,6 @@ def generate(asked: Annotated[Imagining, arg(name="")]) -> None:  # --weights, n
     device = pick_device(asked.device)
     models = measuring.open_models(asked.weights, device)
     tokenizer = measuring.code_tokenizer(models, asked.tokenizer, device, decoder=asked.decoder)
-    folder = open_results(asked.out, "generate", options_of(asked), weights=models.checkpoint.hash)
     precision = (
         "int8" if asked.precision == "int8" else choose_precision(asked.precision, device, "rows")
     )
@@ -81,6 +81,8 @@ def generate(asked: Annotated[Imagining, arg(name="")]) -> None:  # --weights, n
         most=asked.windows,
         rate_hz=models.rate_hz,
     )
+    hashes = {"weights": models.checkpoint.hash, "data": fingerprint(pictures.store).digest}
+    folder = open_results(asked.out, "generate", options_of(asked), **hashes)
     say(
         "Imagining drives",
         weights=f"{asked.weights} {models.checkpoint.hash[:19]}",

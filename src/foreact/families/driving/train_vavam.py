@@ -102,13 +102,13 @@ def train_vavam(run: VaVAMRun) -> Path:
     if run.train.start_from is not None:
         start = f"weights and moments of {run.train.start_from}"
     video = None if run.video is None else weights_of(run.video, "vavim", "--video")
-    split.inputs.note("video", video and video.hash)
+    split.inputs.start("video", video)
     if video is not None:
         start_from(model.vavim, video, tokenizer=split.tokenizer and split.tokenizer.hash)
         tokenizer = tokenizer or video.tokenizer_path
         start = f"video model {run.video}"
     init = None if run.init is None else weights_of(run.init, "vavam", "--init")
-    split.inputs.note("init", init and init.hash)
+    split.inputs.start("init", init)
     if init is not None:
         start_from(model, init, tokenizer=split.tokenizer and split.tokenizer.hash)
         start = f"weights of {run.init}"

@@ -91,7 +91,7 @@ def train_vavim(run: VaViMRun) -> Path:
     if run.train.start_from is not None:
         start = f"weights and moments of {run.train.start_from}"
     init = None if run.init is None else weights_of(run.init, "vavim", "--init")
-    split.inputs.note("init", init and init.hash)
+    split.inputs.start("init", init)
     if init is not None:
         start_from(model, init, tokenizer=split.tokenizer and split.tokenizer.hash)
         start = f"weights of {run.init}"

@@ -11,6 +11,7 @@ import torch
 
 from foreact.checkpoints.shipped import resolve
 from foreact.data.stores.episodes import EpisodeStore
+from foreact.data.stores.fingerprint import fingerprint
 from foreact.errors import UserError
 from foreact.evals.figures import actions_figure
 from foreact.evals.report import Media, write_report
@@ -59,8 +60,9 @@ def generate(
     require_seeds(seed, option="--seed")
     loaded_task = find_task(task)
     policy = _open_for_task(weights, loaded_task, device)
-    folder = open_results(out, "generate", options, weights=policy.weights)
     store = open_held_out_store(loaded_task, data)
+    content = fingerprint(store).digest
+    folder = open_results(out, "generate", options, weights=policy.weights, data=content)
     measured, about = episodes_to_measure(resolve(weights), store)
     episodes = measured[:windows].tolist()
     say(
@@ -116,8 +118,9 @@ def video(
     require_seeds(seed, option="--seed")
     loaded_task = find_task(task)
     policy = _open_for_task(weights, loaded_task, device)
-    folder = open_results(out, "eval video", options, weights=policy.weights)
     store = open_held_out_store(loaded_task, data)
+    content = fingerprint(store).digest
+    folder = open_results(out, "eval video", options, weights=policy.weights, data=content)
     measured, about = episodes_to_measure(resolve(weights), store)
     held_out = measured[:episodes].tolist()
     say(

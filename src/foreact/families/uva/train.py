@@ -335,7 +335,7 @@ def start_from(model: UVA, init: str, task: Task, inputs: Inputs) -> str:
         inputs.note("init", file_digest(init))
         return f"the image model MAR in {init}: {init_from_mar(model, Path(init))}"
     checkpoint = weights_of(init, "uva")
-    inputs.note("init", checkpoint.hash)
+    inputs.start("init", checkpoint)
     return fill_from(model, checkpoint, task)
 
 

@@ -14,6 +14,7 @@ from foreact.checkpoints.shipped import resolve
 from foreact.checkpoints.tokenizers import LoadedTokenizer, tokenizer_of
 from foreact.data.stores.companion import accompanied
 from foreact.data.stores.episodes import EpisodeStore
+from foreact.data.stores.fingerprint import fingerprint
 from foreact.data.stores.opening import open_episodes
 from foreact.data.windows.loader import WindowDataset
 from foreact.errors import UserError
@@ -115,7 +116,8 @@ def values(
         weights, data, torch_device, tokenizer=tokenizer, all_episodes=all_episodes
     )
     chosen = choose_gammas(opened.voc, gammas)
-    folder = open_results(out, "eval values", options, weights=opened.checkpoint.hash)
+    hashes = {"weights": opened.checkpoint.hash, "data": fingerprint(opened.store).digest}
+    folder = open_results(out, "eval values", options, **hashes)
     windows, grades = opened.windows(), episode_grades(opened.store)
     measured_states = {gamma: min(states, len(known_states(windows, gamma))) for gamma in chosen}
     facts: dict[str, Any] = {

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from foreact.data.formats.video import save_image
+from foreact.data.stores.fingerprint import fingerprint
 from foreact.data.windows.loader import WindowDataset, spread
 from foreact.errors import UserError
 from foreact.evals.report import Media, write_report
@@ -79,7 +80,8 @@ def generate(
         weights, data, torch_device, tokenizer=tokenizer, all_episodes=all_episodes
     )
     chosen = choose_gammas(opened.voc, gammas)
-    folder = open_results(out, "generate", options, weights=opened.checkpoint.hash)
+    hashes = {"weights": opened.checkpoint.hash, "data": fingerprint(opened.store).digest}
+    folder = open_results(out, "generate", options, **hashes)
     windows, camera = opened.windows(), opened.voc.config.camera
     say(
         "Sampling futures",

@@ -168,7 +168,7 @@ def train_voc(run: VOCRun) -> Path:
     split = inputs.split(store, run.val_ratio)
     inputs.note("tokenizer", None if loaded is None else loaded.hash)
     init = None if run.init is None else weights_of(run.init, "voc")
-    inputs.note("init", init and init.hash)
+    inputs.start("init", init)
     joint = run.joint or loaded is None
     setup = (
         _from_pixels(run, store, split, task.camera, loaded)
@@ -337,6 +337,8 @@ def _stored(
     """Windows of codes that lie in the store, made first where they are missing."""
     assert loaded is not None
     assert isinstance(loaded.tokenizer, Codes)
+    if not store.spec.has_reward:
+        raise UserError(f"VOC learns from rewards, and {store.label} has none; use another store.")
     ensure_codes(store, camera, loaded, device=device)
     config = fitted(run, camera, loaded.tokenizer, store.spec)
     model = VOC(config)
