@@ -36,6 +36,8 @@ from foreact.cli import verbs
 
 VERDICTS = ("read", "refused", "traceback", "signal", "hang", "no sentence", "left behind")
 VERDICTS = (*VERDICTS, "code run")
+BLOCK = 50
+"""Cases of a reader for which its example is made anew."""
 OPTIONAL = ("h5py", "imagecodecs", "PIL.JpegImagePlugin", "tyro", "torch.utils.data")
 
 
@@ -139,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"no reader '{options.reader}'; there are {[r.name for r in READERS]}")
     prepare()
     each = -(-options.cases // len(chosen))
-    shares = -(-each // options.jobs) if len(chosen) < options.jobs else each
+    shares = min(BLOCK, -(-each // options.jobs) if len(chosen) < options.jobs else each)
     last = options.first + each
     tasks = [
         (reader, range(start, min(start + shares, last)), options.seed)
@@ -148,7 +150,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     ]
     counts: dict[str, Counter[str]] = {reader.name: Counter() for reader in chosen}
     faults: list[str] = []
-    with get_context("fork").Pool(options.jobs) as pool:
+    # Some of every reader early, so that Ctrl-C leaves a table that says something.
+    tasks.sort(key=lambda task: task[1].start)
+    with get_context("fork").Pool(options.jobs) as pool, suppress(KeyboardInterrupt):
         for (reader, _, _), (some, words) in zip(tasks, pool.imap(run_reader, tasks), strict=True):
             counts[reader.name] += some
             faults += words
