@@ -109,7 +109,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     far too large; that is warned of.
 
     Raises:
-        UserError: fewer than 2 samples on a side, or features of unlike width.
+        UserError: fewer than 2 samples on a side, features of unlike width, or not finite.
     """
     mean_a, mean_b = a.mean, b.mean
     if mean_a.shape != mean_b.shape:
@@ -118,6 +118,11 @@ def frechet_distance(a: Moments, b: Moments) -> float:
         )
     cov_a, cov_b = a.covariance, b.covariance
     width = len(mean_a)
+    if not all(np.isfinite(part).all() for part in (mean_a, mean_b, cov_a, cov_b)):
+        raise UserError(
+            "The features are too large for a Frechet distance, or NaN or infinite; look at the "
+            "network that makes them."
+        )
     if (fewest := min(a.n, b.n)) <= width:
         warnings.warn(
             f"A Frechet distance between sets of {fewest} samples with {width} features is too "
@@ -129,7 +134,7 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     distance = float(np.square(mean_a - mean_b).sum() + size - 2.0 * cross)
     # Float32 sums, as the reference takes them, may give a covariance eigenvalues below 0.
     same = np.array_equal(mean_a, mean_b) and np.array_equal(cov_a, cov_b)
-    rounding = np.finfo(np.float64).eps * width * (abs(size) + np.square(mean_a).max())
+    rounding = np.finfo(np.float64).eps * width * (abs(size) + np.square(mean_a - mean_b).max())
     return 0.0 if same or distance <= rounding else distance
 
 

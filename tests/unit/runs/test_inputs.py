@@ -10,7 +10,8 @@ import pytest
 from support.arrays import ArrayStore
 
 from foreact.errors import UserError
-from foreact.runs.inputs import FILE, Inputs, file_digest, unseen_episodes
+from foreact.runs.inputs import FILE, Inputs, file_digest
+from foreact.runs.unseen import unseen_episodes
 from foreact.types import ActionSpec, StreamSpec
 
 ACTION = ActionSpec(names=("x",), units=("m",), frame="world", mode="absolute", rate_hz=10.0)

@@ -80,6 +80,7 @@ def test_the_newest_weights_or_the_best_with_what_was_measured(
         "recipe": "by hand",
         "data": [],
         "weights": {},
+        "learned_before": [],
         "steps": 4,
         "val/loss": 0.123456,
     }

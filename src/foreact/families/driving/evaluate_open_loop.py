@@ -23,9 +23,9 @@ from foreact.files import write_json
 from foreact.machine import AnyPrecision, Precision, autocast, choose_precision
 from foreact.progress import Progress
 from foreact.runs.command_line import options_of
-from foreact.runs.inputs import episodes_to_measure
 from foreact.runs.results import open_results
 from foreact.runs.run import pick_device, say
+from foreact.runs.unseen import episodes_to_measure
 from foreact.seeds import require_seeds
 from foreact.types import Batch
 

@@ -23,7 +23,7 @@ from foreact.families.driving.sources import even_stride
 from foreact.families.driving.vavam import VaVAM
 from foreact.families.driving.vavim import VaViM
 from foreact.files import write_json
-from foreact.runs.inputs import episodes_to_measure
+from foreact.runs.unseen import episodes_to_measure
 from foreact.types import Batch, to_uint8
 
 MODEL_HZ = 2.0

@@ -20,10 +20,10 @@ from foreact.families.uva.opening import open_imagining
 from foreact.families.uva.policy import UVAPolicy
 from foreact.files import write_json
 from foreact.runs.command_line import arguments_of
-from foreact.runs.inputs import episodes_to_measure
 from foreact.runs.results import open_results
 from foreact.runs.run import pick_device, say
 from foreact.runs.stores import open_held_out_store
+from foreact.runs.unseen import episodes_to_measure
 from foreact.seeds import require_seeds
 from foreact.tasks import find_task
 from foreact.types import Task

@@ -34,10 +34,10 @@ from foreact.families.voc.train import normalizer
 from foreact.files import write_json
 from foreact.progress import Progress
 from foreact.runs.command_line import arguments_of
-from foreact.runs.inputs import episodes_to_measure, unseen_episodes
 from foreact.runs.results import open_results
 from foreact.runs.run import pick_device, say
 from foreact.runs.stores import ensure_codes
+from foreact.runs.unseen import episodes_to_measure, unseen_episodes
 from foreact.seeds import require_seeds
 from foreact.types import Estimate
 
