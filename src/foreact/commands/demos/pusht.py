@@ -18,7 +18,7 @@ from foreact.evals.video import save_examples, video_quality
 from foreact.families.uva.model import UVA
 from foreact.families.uva.opening import open_imagining
 from foreact.families.uva.policy import UVAPolicy
-from foreact.families.uva.train import recipe, train_uva
+from foreact.families.uva.train import UVARun, recipe, train_uva
 from foreact.runs.acting import TEST_SEED, open_policy, run_closed_loop
 from foreact.runs.command_line import arguments_of, command_line
 from foreact.runs.stores import open_held_out_store, open_task_store
@@ -62,26 +62,7 @@ def demo(
     )
 
     stages.begin(start=f"the shipped weights '{SHIPPED}'", steps=steps)
-    run = recipe()
-    model = config_from_json(type(run.model), load_checkpoint(shipped(SHIPPED)).config)
-    run = dataclasses.replace(
-        run,
-        init=SHIPPED,
-        data=demonstrations,
-        out=out / "training",
-        model=model,
-        train=dataclasses.replace(
-            run.train,
-            steps=steps,
-            lr=5e-5,
-            schedule="cosine",
-            warmup=min(20, steps),
-            drop=0,
-            log_every=5,
-            save_every=steps,
-            eval_every=steps,
-        ),
-    )
+    run = continued(out / "training", demonstrations, steps)
     weights = train_uva(run)
 
     stages.begin(episodes=f"{seeds}, seeds from {TEST_SEED}")
@@ -133,3 +114,27 @@ def untrained(weights: Path) -> UVAPolicy:
     torch.manual_seed(0)
     policy.model.load_state_dict(UVA(policy.model.config).state_dict())
     return policy
+
+
+def continued(out: Path, demonstrations: Path, steps: int) -> UVARun:
+    """A short training that goes on from the shipped weights, at a small and falling rate."""
+    run = recipe()
+    model = config_from_json(type(run.model), load_checkpoint(shipped(SHIPPED)).config)
+    return dataclasses.replace(
+        run,
+        init=SHIPPED,
+        data=demonstrations,
+        out=out,
+        model=model,
+        train=dataclasses.replace(
+            run.train,
+            steps=steps,
+            lr=5e-5,
+            schedule="cosine",
+            warmup=min(20, steps),
+            drop=0,
+            log_every=5,
+            save_every=steps,
+            eval_every=steps,
+        ),
+    )
