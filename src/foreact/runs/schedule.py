@@ -8,7 +8,7 @@ from typing import Any
 
 from foreact.checkpoints.configs import read_json
 from foreact.runs.words import option_value
-from foreact.train.config import TrainConfig
+from foreact.train.config import TrainConfig, spelled
 
 KEPT = ("schedule", "warmup", "drop", "schedule_steps")
 """What a run that is there already keeps, unless the command line says otherwise."""
@@ -47,7 +47,7 @@ def implied_options(run: Any, args: Sequence[str]) -> list[str]:
         word
         for name, value in implied.items()
         if name not in given and value != getattr(train, name)
-        for word in (_option(name), str(value))
+        for word in (spelled(name), str(value))
     ]
 
 
@@ -74,9 +74,5 @@ def _fitting(train: TrainConfig, given: Mapping[str, str]) -> dict[str, int | No
 
 def _setting(args: Sequence[str], name: str) -> str | None:
     """The raw value of a training setting, spelt with dashes or underscores."""
-    value = option_value(args, _option(name))
+    value = option_value(args, spelled(name))
     return value if value is not None else option_value(args, f"--train.{name}")
-
-
-def _option(name: str) -> str:
-    return f"--train.{name.replace('_', '-')}"

@@ -150,18 +150,18 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise UserError(
-                    f"{_option(name)} should be at least 1, found {getattr(self, name)}."
+                    f"{spelled(name)} should be at least 1, found {getattr(self, name)}."
                 )
         require_seeds(self.seed, option="--train.seed")
         for name in ("warmup", "drop", "workers", "best_k", "weight_decay"):
             if getattr(self, name) != "auto" and getattr(self, name) < 0:
                 raise UserError(
-                    f"{_option(name)} should be 0 or more, found {getattr(self, name)}."
+                    f"{spelled(name)} should be 0 or more, found {getattr(self, name)}."
                 )
         for name in ("lr", "clip_grad", "max_minutes", "timeout_minutes"):
             value = getattr(self, name)
             if value is not None and not (value > 0 and math.isfinite(value)):
-                raise UserError(f"{_option(name)} should be a positive number, found {value}.")
+                raise UserError(f"{spelled(name)} should be a positive number, found {value}.")
         if len(self.betas) != 2 or not all(0.0 <= b < 1.0 for b in self.betas):
             raise UserError(f"--train.betas should be two numbers in [0, 1), found {self.betas}.")
         for name, choices in (
@@ -173,7 +173,7 @@ class TrainConfig:
         ):
             if getattr(self, name) not in choices:
                 raise UserError(
-                    f"{_option(name)} should be one of {', '.join(choices)}, found "
+                    f"{spelled(name)} should be one of {', '.join(choices)}, found "
                     f"'{getattr(self, name)}'."
                 )
         if self.schedule_steps is not None and self.schedule_steps < self.steps:
@@ -187,7 +187,7 @@ class TrainConfig:
                 f"'{self.schedule}', or choose wsd."
             )
         if self.warmup + self.drop > self.steps:
-            parts = [f"{_option(n)} ({v})" for n in ("warmup", "drop") if (v := getattr(self, n))]
+            parts = [f"{spelled(n)} ({v})" for n in ("warmup", "drop") if (v := getattr(self, n))]
             raise UserError(
                 f"{' and '.join(parts)} should not exceed --train.steps ({self.steps}); raise the "
                 "steps, or lower what comes before."
@@ -266,7 +266,7 @@ class TrainConfig:
             if saved[name] != now[name]:
                 entry, old, new = first_difference(name, saved[name], now[name])
                 raise UserError(
-                    f"The run to resume has {_option(entry)} {old}, now it is {new}; give the "
+                    f"The run to resume has {spelled(entry)} {old}, now it is {new}; give the "
                     "same, or another --out for a new run."
                 )
         if self.accumulation == "sum_first_alone" and (self.accumulate, world) != (
@@ -352,6 +352,6 @@ def _length(settings: Mapping[str, Any]) -> int:
     return settings["schedule_steps"] or settings["steps"]
 
 
-def _option(name: str) -> str:
+def spelled(name: str) -> str:
     """A setting as the command line spells it."""
     return f"--train.{name.replace('_', '-')}"

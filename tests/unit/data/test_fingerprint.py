@@ -51,7 +51,7 @@ def test_another_rate_is_other_data() -> None:
     store = numbers([10, 20])
     slow = dataclasses.replace(SPEC, fps=5.0)
     other = ArrayStore(slow, [10, 20], store.arrays)
-    assert fingerprint(store).difference(fingerprint(other)) == "5 Hz instead of 10"
+    assert fingerprint(store).difference(fingerprint(other)) == "5.0 Hz instead of 10.0"
 
 
 def test_looking_at_a_store_holds_nothing_in_memory(tmp_path: Path) -> None:

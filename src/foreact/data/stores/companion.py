@@ -7,8 +7,6 @@ streams but derived ones, in a folder named after the content of the data.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -52,10 +50,8 @@ class AccompaniedStore(EpisodeStore):
         self.store, self.path, self.spec, self.native = store, store.path, store.spec, store.native
         self.lengths, self.starts = store.lengths, store.starts
         # The size on disk changes with any frame; a copy elsewhere keeps it.
-        about = {"content": fingerprint(store).to_json(), "bytes": _size_on_disk(store.path)}
-        content = json.dumps(about, sort_keys=True)
-        digest = hashlib.sha256(content.encode()).hexdigest()[:16]
-        self.companion = cache_folder() / "streams" / f"{digest}.zarr"
+        name = f"{fingerprint(store).digest}-{_size_on_disk(store.path)}.zarr"
+        self.companion = cache_folder() / "streams" / name
         self._derived = self._open_companion()
 
     def make_companion(self) -> Path:
@@ -64,8 +60,11 @@ class AccompaniedStore(EpisodeStore):
         Raises:
             UserError: the disk refuses.
         """
+        was_there = self.companion.is_dir()
+        self._derived = self._open_companion()  # another process may have made it since
         if self._derived is None:
-            shutil.rmtree(self.companion, ignore_errors=True)  # one that is damaged
+            if was_there:  # damaged: it appears by a rename, whole
+                shutil.rmtree(self.companion, ignore_errors=True)
             draft = self.companion.with_name(f".{self.companion.stem}.{os.getpid()}")
             try:
                 self.companion.parent.mkdir(parents=True, exist_ok=True)

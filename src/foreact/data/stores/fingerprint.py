@@ -62,7 +62,7 @@ class Fingerprint:
         """What differs first, in words; None where nothing does."""
         for name, words in (("episodes", "episodes"), ("steps", "steps"), ("fps", "Hz")):
             if (own := getattr(self, name)) != (its := getattr(other, name)):
-                return f"{its:g} {words} instead of {own:g}"
+                return f"{its} {words} instead of {own}"
         for name in sorted({*self.digests, *other.digests}):
             if self.digests.get(name) != other.digests.get(name):
                 what = "the lengths of the episodes" if name == "ends" else f"rows of '{name}'"
