@@ -79,7 +79,9 @@ def resident_mb() -> float:
     return total
 
 
-def measure(store: EpisodeStore, window: Window, windows: int, batch_size: int, workers: int) -> str:
+def measure(
+    store: EpisodeStore, window: Window, windows: int, batch_size: int, workers: int
+) -> str:
     dataset = WindowDataset(store, window, np.arange(len(store)), None)
     stream = batches(dataset, batch_size=batch_size, seed=0, workers=workers)
     for _ in range(20):  # workers start, codes are read
