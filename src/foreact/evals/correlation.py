@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from foreact.errors import UserError
-from foreact.evals.estimate import ROUNDING
+from foreact.evals.estimate import ROUNDING, all_alike
 from foreact.types import Estimate
 
 DRAWS = 1000
@@ -49,7 +49,8 @@ def correlation_estimate(
     if (
         not (np.isfinite(x).all() and np.isfinite(y).all())
         or len(x) < 2
-        or any(np.ptp(side) <= ROUNDING * np.abs(side).max() for side in (x, y))
+        or all_alike(x)
+        or all_alike(y)
     ):
         raise UserError(
             f"A correlation needs finite values of which some differ, found {len(x)} pairs that "

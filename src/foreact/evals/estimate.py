@@ -19,6 +19,11 @@ ROUNDING = 1e-9
 """Values that differ by no more than this share of their size are equal but for rounding."""
 
 
+def all_alike(values: np.ndarray) -> bool:
+    """Whether finite numbers (N,), N >= 1, differ by rounding at most."""
+    return bool(np.ptp(values) <= ROUNDING * float(np.abs(values).max()))
+
+
 def estimate(
     values: Sequence[float] | np.ndarray,
     *,
@@ -55,7 +60,7 @@ def estimate(
     least, most = (-math.inf, math.inf) if valid_range is None else valid_range
     if n == 1:
         low, high = least, most
-    elif np.ptp(x) <= ROUNDING * float(np.abs(x).max()):
+    elif all_alike(x):
         others = 1.0 - TAIL ** (1.0 / n)
         low, high = mean - others * (mean - least), mean + others * (most - mean)
     else:

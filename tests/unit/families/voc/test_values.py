@@ -226,6 +226,15 @@ def test_returns_of_a_few_steps_miss_what_the_horizon_cuts_off() -> None:
     assert found.table["sampled futures"].rank is None  # every state is worth nearly the same
 
 
+def test_values_that_differ_by_rounding_have_no_correlation() -> None:
+    truth, episodes = np.linspace(1.0, 2.0, 6), np.arange(6)
+    alike = 5.0 + 1e-15 * np.arange(6)
+    assert np.ptp(alike) > 0
+    assert accuracy(alike, truth, episodes).rank is None
+    assert accuracy(truth, alike, episodes).linear is None
+    assert accuracy(truth, truth, episodes).rank is not None
+
+
 def test_grades_are_measured_by_themselves(measured: Values) -> None:
     assert set(measured.per_grade) == {"poor", "good"}
     assert sum(row.states for row in measured.per_grade.values()) == 40

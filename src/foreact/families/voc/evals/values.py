@@ -26,6 +26,7 @@ from foreact.data.windows.window import Window, place
 from foreact.errors import UserError
 from foreact.evals.clustered import clustered_estimate
 from foreact.evals.correlation import correlation_estimate
+from foreact.evals.estimate import all_alike
 from foreact.families.voc.evals.delays import DelayCount, Delays
 from foreact.families.voc.evals.returns import discounted_returns, settled, truncated_returns
 from foreact.families.voc.evals.value_estimates import density_value, legacy_density, sampled_value
@@ -96,7 +97,7 @@ def accuracy(estimates: np.ndarray, truth: np.ndarray, episodes: np.ndarray) -> 
     """
     error = np.asarray(estimates, np.float64) - truth
     mse = clustered_estimate(error**2, episodes, higher_is_better=False)
-    correlated = np.ptp(estimates) > 0 and np.ptp(truth) > 0
+    correlated = not (all_alike(estimates) or all_alike(truth))
     return Accuracy(
         rank=correlation_estimate(estimates, truth, episodes, ranks=True) if correlated else None,
         linear=correlation_estimate(estimates, truth, episodes) if correlated else None,
