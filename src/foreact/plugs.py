@@ -272,8 +272,8 @@ class Simulator:
 
     Attributes:
         name: on the command line; "NAME/..." is handed to the simulator of that name.
-        make: import path of a function without arguments that returns a `foreact.types.Env`.
-        expert: of one that returns a `foreact.types.Expert`, or None where nobody can show how it
+        make: import path of a function without arguments that returns a `foreact.worlds.Env`.
+        expert: of one that returns a `foreact.worlds.Expert`, or None where nobody can show how it
             is done.
         collect: of the typed function behind `foreact data collect --env NAME`; its first parameter
             is `env`. By default the one that lets the expert act.

@@ -32,7 +32,8 @@ from foreact.families.voc.model import VOC
 from foreact.families.voc.policy import OccupancyOptions, PlanningConfig
 from foreact.policies.baselines import RandomPolicy
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
-from foreact.types import ActionSpec, Observation, StepOut, StreamSpec, Task
+from foreact.types import ActionSpec, Observation, StreamSpec
+from foreact.worlds import StepOut, Task
 
 SIZE = 16
 CONTROL_SPEC = StreamSpec(

@@ -27,7 +27,8 @@ from foreact.families.driving.serve_neuroncap import ServeNeuroNCAP, neuroncap
 from foreact.families.driving.vavam import ExpertConfig, VaVAM, VaVAMConfig
 from foreact.families.driving.vavim import VaViMConfig
 from foreact.tokenizers.vq import VQConfig, VQTokenizer
-from foreact.types import Observation, StepOut, Task
+from foreact.types import Observation
+from foreact.worlds import StepOut, Task
 
 SIZE = (32, 48)
 CONFIG = VaVAMConfig(

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from foreact.data.stores.writer import StoreWriter
-from foreact.types import ActionSpec, StepOut, StreamSpec, Task
+from foreact.types import ActionSpec, StreamSpec
+from foreact.worlds import StepOut, Task
 
 SIZE = 16
 SPEC = StreamSpec(

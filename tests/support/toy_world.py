@@ -9,7 +9,8 @@ import os
 import numpy as np
 
 from foreact.errors import UserError
-from foreact.types import ActionSpec, StepOut, StreamSpec
+from foreact.types import ActionSpec, StreamSpec
+from foreact.worlds import StepOut
 
 SIZE = 16
 SPEC = StreamSpec(

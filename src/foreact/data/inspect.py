@@ -6,12 +6,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
 from foreact.data.formats.video import contact_sheet, save_image, write_mp4
 from foreact.data.stores.episodes import EpisodeStore
+from foreact.data.stores.findings import Finding, Severity
 from foreact.data.stores.opening import open_episodes
 from foreact.data.windows.anchors import LARGEST_GAP, TIMESTAMP, gaps_in
 from foreact.data.windows.loader import WindowDataset, ordered_batches
@@ -20,20 +20,8 @@ from foreact.data.windows.window import Window
 from foreact.errors import UserError
 from foreact.types import StreamSpec
 
-Severity = Literal["error", "warning", "note"]
 CHECK_SPAN = 16
 """Steps of the windows that `check_store` reads, where episodes are that long."""
-
-
-@dataclass(frozen=True)
-class Finding:
-    """One observation: an error spoils training, a warning may be meant, a note is a plain fact."""
-
-    severity: Severity
-    text: str
-
-    def __str__(self) -> str:
-        return f"{self.severity:<8}{self.text}"
 
 
 @dataclass
@@ -80,6 +68,7 @@ def check_store(
     store = open_episodes(path, spec)
     report = Report(store.path)
     _describe(store, report)
+    report.findings += store.findings()
     whole = True
     for name in store.streams:
         whole &= _check_chunks(store, name, report)

@@ -14,7 +14,7 @@ from foreact.envs.workers import keep_each, ordered_map, process_count
 from foreact.errors import UserError
 from foreact.plugs import Simulator, load_object
 from foreact.progress import Progress
-from foreact.types import Env, Expert
+from foreact.worlds import Env, Expert
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import numpy as np
 
 from foreact.envs.rendering import load_suite
 from foreact.errors import UserError
-from foreact.types import ActionSpec, StepOut, StreamSpec
+from foreact.types import ActionSpec, StreamSpec
+from foreact.worlds import StepOut
 
 CAMERA = "pixels"
 SIZE = 84
@@ -63,7 +64,7 @@ WALKER_WALK_SPEC = dmc_spec(
 
 
 class DMCEnv:
-    """One task of the suite; meets `foreact.types.Env`.
+    """One task of the suite; meets `foreact.worlds.Env`.
 
     The picture is what dm_control draws, so that it equals V-D4RL's (84 px, camera 0, with
     shadows). An action lasts `action_repeat` control steps and its reward is their sum; an episode

@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from foreact.errors import UserError
-from foreact.types import ActionSpec, StepOut, StreamSpec
+from foreact.types import ActionSpec, StreamSpec
+from foreact.worlds import StepOut
 
 FIXED_GOAL = (256.0, 256.0, float(np.pi / 4))
 """Goal pose of PushT: x and y in pixels of the 512 px world, angle in radians."""
@@ -136,7 +137,7 @@ def render_state(
 
 
 class PushTEnv:
-    """One PushT world; meets `foreact.types.Env`.
+    """One PushT world; meets `foreact.worlds.Env`.
 
     The reward is coverage / 0.95 clipped to 0..1, and the episode ends when the coverage of the
     goal exceeds 0.95.

@@ -17,7 +17,8 @@ import torch
 
 from foreact.data.formats.video import write_mp4
 from foreact.errors import UserError
-from foreact.types import Env, StreamSpec
+from foreact.types import StreamSpec
+from foreact.worlds import Env
 
 
 @dataclass(frozen=True)

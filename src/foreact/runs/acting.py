@@ -15,7 +15,8 @@ from foreact.evals.report import write_report
 from foreact.plugs import FAMILIES
 from foreact.policies.baselines import DoNothing, RandomPolicy
 from foreact.runs.run import pick_device
-from foreact.types import Policy, Task
+from foreact.types import Policy
+from foreact.worlds import Task
 
 TEST_SEED = 100_000
 """First of the held-out seeds; no collection may contain them."""

@@ -19,7 +19,8 @@ from foreact.runs.encoding import StreamEncoder, encode_stream
 from foreact.runs.run import process_count
 from foreact.tasks import find_task
 from foreact.tokenizers.kl_vae import KLVAE
-from foreact.types import Codes, Task
+from foreact.types import Codes
+from foreact.worlds import Task
 
 # Pictures up to this many bytes are held in memory: reading one frame decodes a whole chunk.
 MEMORY_LIMIT = 4 * 2**30

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from foreact.plugs import Plugs
-from foreact.types import Task
+from foreact.worlds import Task
 
 TASKS = Plugs(
     kind="task",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from foreact.envs.dmc import CAMERA, CHEETAH_RUN_SPEC
-from foreact.types import Task
+from foreact.worlds import Task
 
 TASK = Task(
     name="cheetah-run",

@@ -1,6 +1,6 @@
 """The task: what the numbers mean, where it is acted out, what a score means."""
 
-from foreact.types import Task
+from foreact.worlds import Task
 from reach.world import SPEC
 
 TASK = Task(

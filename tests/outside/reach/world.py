@@ -3,7 +3,8 @@
 import numpy as np
 
 from foreact.plugs import Simulator
-from foreact.types import ActionSpec, StepOut, StreamSpec
+from foreact.types import ActionSpec, StreamSpec
+from foreact.worlds import StepOut
 
 SIZE = 16
 SPEC = StreamSpec(

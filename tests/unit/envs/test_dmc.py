@@ -20,7 +20,7 @@ from foreact.envs.rendering import CHECKED, choose_library, load_suite
 from foreact.errors import UserError
 from foreact.evals.env_pool import EnvPool, Start
 from foreact.tasks import cheetah_run, walker_walk
-from foreact.types import Task
+from foreact.worlds import Task
 
 
 def wave(steps: int, dim: int = 6) -> np.ndarray:

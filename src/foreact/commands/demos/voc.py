@@ -35,7 +35,7 @@ from foreact.runs.command_line import arguments_of, command_line
 from foreact.tasks import find_task
 from foreact.train.config import TrainConfig
 from foreact.train.logs import read_log
-from foreact.types import Task
+from foreact.worlds import Task
 
 TOKENIZER = dataclasses.replace(vq.SMALL, image_size=(40, 40), codes=256)
 """5 x 5 codes a frame, as in the paper."""

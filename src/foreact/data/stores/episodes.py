@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from foreact.data.stores.findings import Finding
 from foreact.errors import UserError
 from foreact.types import StreamSpec
 
@@ -132,6 +133,25 @@ class EpisodeStore(ABC):
         """Which step of which episode a row is, for messages."""
         episode = int(np.searchsorted(self.starts, row, side="right")) - 1
         return f"step {row - self.starts[episode]} of '{self.names[episode]}' in {self.label}"
+
+    @property
+    def instructions(self) -> list[str]:
+        """The distinct instructions, in the order of their first use.
+
+        Raises:
+            UserError: the episodes carry none.
+        """
+        return list(dict.fromkeys(self.info("text").tolist()))
+
+    def instruction_of(self, rows: np.ndarray) -> np.ndarray:
+        """Which of `instructions` each row of the whole stream follows: int64, as `rows`."""
+        numbers = {text: number for number, text in enumerate(self.instructions)}
+        per_episode = np.array([numbers[text] for text in self.info("text").tolist()], np.int64)
+        return per_episode[np.searchsorted(self.starts, rows, side="right") - 1]
+
+    def findings(self) -> list[Finding]:
+        """What is wrong, or worth knowing, in ways that only its format knows; read in full."""
+        return []
 
     def tokenizer_hash(self, stream: str) -> str | None:
         """Hash of the tokenizer that a stream of latents or tokens was made with, if it says so."""

@@ -26,7 +26,7 @@ from foreact.runs.stores import open_held_out_store
 from foreact.runs.unseen import episodes_to_measure
 from foreact.seeds import require_seeds
 from foreact.tasks import find_task
-from foreact.types import Task
+from foreact.worlds import Task
 
 
 def generate(

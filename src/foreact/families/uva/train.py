@@ -46,7 +46,8 @@ from foreact.tokenizers.images import prepare
 from foreact.tokenizers.kl_vae import KLVAE
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
-from foreact.types import Batch, Task
+from foreact.types import Batch
+from foreact.worlds import Task
 
 TOKENIZERS = {"pusht": "kl-vae-pusht", "pusht-m": "kl-vae-pusht"}
 

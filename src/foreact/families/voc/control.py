@@ -36,7 +36,8 @@ from foreact.runs.results import open_results
 from foreact.runs.run import say
 from foreact.seeds import require_seeds
 from foreact.tasks import find_task
-from foreact.types import Policy, Task
+from foreact.types import Policy
+from foreact.worlds import Task
 
 FAMILY = {"bc": "bc", "bc-draw": "bc", "one-step": "voc", "voc": "voc"}
 """Kind of policy -> family of its weights."""
