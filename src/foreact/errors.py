@@ -11,6 +11,13 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a disk without room, or a quota or a limit that is used up, answers."""
 
 
+DISK_FAULTS = (
+    *NO_ROOM,
+    *(errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE, errno.EMFILE, errno.ENFILE),
+)
+"""What a disk answers whatever a file holds; decoders of damaged files raise others, too."""
+
+
 class UserError(Exception):
     """A mistake that the user can fix: what was expected, what was found and what to do.
 

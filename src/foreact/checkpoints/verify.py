@@ -28,8 +28,8 @@ def verify(path: Path) -> str:
     tokenizer = load_checkpoint(checkpoint.tokenizer_path)
     if tokenizer.hash != checkpoint.tokenizer.hash:
         raise UserError(
-            f"{path} embeds the tokenizer {tokenizer.hash} but was trained on "
-            f"{checkpoint.tokenizer.hash}; restore it from its source."
+            f"{path} embeds the tokenizer {tokenizer.hash}, and its tokenizer.json names another "
+            "one; restore it from its source."
         )
     lines += ["tokenizer  embedded", *("  " + line for line in _verified(tokenizer))]
     return "\n".join(lines)

@@ -5,7 +5,6 @@ While it is made, the store OUT lies beside its place as `.OUT.unfinished`.
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,7 +14,7 @@ from pathlib import Path
 
 from foreact.data.stores.layout import require_store_name
 from foreact.data.stores.writer import committed_episodes, drop_episodes
-from foreact.errors import UserError
+from foreact.errors import DISK_FAULTS, UserError
 
 
 @contextmanager
@@ -60,9 +59,9 @@ def _is_refusal(error: UserError) -> bool:
     """Whether it is what the source holds that is refused, and not a disk or the memory."""
     cause = error.__cause__
     while cause is not None:
-        if isinstance(cause, MemoryError) or (
-            isinstance(cause, OSError) and cause.errno not in (None, errno.ENOENT)
-        ):
+        if isinstance(cause, MemoryError):
+            return False
+        if isinstance(cause, OSError) and cause.errno in DISK_FAULTS:
             return False
         cause = cause.__cause__
     return True

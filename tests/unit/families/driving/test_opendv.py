@@ -201,6 +201,7 @@ def test_an_import_that_gives_no_frame_leaves_no_store(tmp_path: Path) -> None:
     ("table", "sentence"),
     [
         ("video_id\tsplit\na\tTrain\n", "tab separated with video_id, split, discard_start"),
+        ("video_id\tdiscard_start\tdiscard_end\na\t0\t0\n", "tab separated with video_id, split"),
         ("video_id\tsplit\tdiscard_start\tdiscard_end\na\tTrain\tx\t0\n", "could not convert"),
         ("video_id\tsplit\tdiscard_start\tdiscard_end\na\tTrain\t-1\t0\n", "'a' has"),
         ("video_id\tsplit\tdiscard_start\tdiscard_end\na\tTrain\t0\tnan\n", "'a' has"),

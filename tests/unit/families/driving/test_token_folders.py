@@ -70,6 +70,9 @@ def test_missing_videos_are_refused_or_left_out_aloud(tmp_path: Path) -> None:
         assert TokenFolders(tmp_path, ["gone", "a"], skip_missing=True).names == ["a"]
     with pytest.raises(UserError, match="2 of 2"):
         TokenFolders(tmp_path, ["gone", "too"], skip_missing=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="no token file for any of the 1 videos"):
+        TokenFolders(tmp_path, ["empty"])
 
 
 def test_holes_in_the_numbering_are_counted_and_no_window_crosses_them(tmp_path: Path) -> None:

@@ -90,6 +90,7 @@ def opendv_videos(
             name: (float(row["discard_start"]), float(row["discard_end"]))
             for name, row in chosen.items()
         }
+        splits = {name: row["split"] for name, row in chosen.items()}
     if unknown := sorted((ids or set()) - set(rows)):
         raise UserError(
             f"{table} does not list '{unknown[0]}' ({len(unknown)} of the given names are missing)."
@@ -98,14 +99,14 @@ def opendv_videos(
     if bad:
         raise UserError(f"{table} should cut off 0 seconds or more; '{bad[0]}' has {cuts[bad[0]]}.")
     videos, missing = [], []
-    for name, row in chosen.items():
+    for name in chosen:
         path = files.get(name) or files.get(f"@{name[1:]}" if name.startswith("-") else name)
         if path is None:
             missing.append(name)
             continue
         start, end = cuts[name]
         videos.append(
-            Video(name=name, path=path, split=row["split"], discard_start=start, discard_end=end)
+            Video(name=name, path=path, split=splits[name], discard_start=start, discard_end=end)
         )
     if not videos:
         raise UserError(

@@ -44,6 +44,11 @@ class TokenFiles(EpisodeStore):
         rate_hz: float,
         numbers: Mapping[str, np.ndarray],
     ) -> None:
+        if not lengths.sum():
+            raise UserError(
+                f"There is no token file for any of the {len(names)} videos in {path}; tokenize "
+                "them, or correct the folder."
+            )
         self.path, self.lengths, self.starts = path, lengths, np.cumsum(lengths) - lengths
         self.spec = StreamSpec(cameras={}, fps=rate_hz)
         self._names, self._numbers = np.array(names, object), numbers
