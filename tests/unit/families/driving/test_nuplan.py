@@ -145,6 +145,10 @@ def test_what_is_no_data_base_is_refused(tmp_path: Path) -> None:
     write_nuplan(tmp_path / "db", tmp_path / "images", {"a": drive(3)})
     with pytest.raises(UserError, match="no frame of camera 'CAM_B0'"):
         take(tmp_path, camera="CAM_B0")
+    with closing(sqlite3.connect(tmp_path / "db/a.db")) as base, base:
+        base.execute("UPDATE ego_pose SET qw = x'ff' WHERE rowid = 2")
+    with pytest.raises(UserError, match=r"a\.db cannot be read as a log of nuPlan \(an ego pose"):
+        take(tmp_path)
     write_nuplan(tmp_path / "db/again", tmp_path / "images", {"a": drive(3)})
     with pytest.raises(UserError, match="the log 'a' twice"):
         take(tmp_path)

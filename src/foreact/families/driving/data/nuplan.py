@@ -95,6 +95,9 @@ def _rows(log: Path, camera: str) -> list[tuple[Any, ...]]:
         rows = base.execute(QUERY, (camera,)).fetchall()
         if wrong := [row for row in rows if not isinstance(row[0], str) or type(row[1]) is not int]:
             raise ValueError(f"an image has the path {wrong[0][0]!r} and the time {wrong[0][1]!r}")
+        # SQLite lets any value into any column.
+        if wrong := [n for row in rows for n in row[2:] if not isinstance(n, float | int | None)]:
+            raise ValueError(f"an ego pose holds {wrong[0]!r}")
         return rows
 
 
