@@ -66,9 +66,15 @@ def decoding(complaint: str, remedy: str = "copy or download it again") -> Itera
         raise UserError(f"{complaint} ({in_short(error)}); {remedy}.") from error
 
 
+LONGEST_WORD = 500
+"""Letters; longer than any path that people give, shorter than what damaged files hold."""
+
+
 def on_one_line(text: str) -> str:
-    """A text of printing characters alone; names in files may hold any."""
-    return "".join(c if c.isprintable() else " " for c in text)
+    """A text of printing characters and words of bearable length; names in files may hold any."""
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    words = printable.split(" ")
+    return " ".join(w if len(w) <= LONGEST_WORD else f"{w[:97]}..." for w in words)
 
 
 def in_short(error: BaseException) -> str:
