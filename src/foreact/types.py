@@ -358,6 +358,27 @@ class Observation:
     text: list[str] | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What is known at B moments, in the units of the data; what a model is asked about.
+
+    Attributes:
+        frames: camera -> uint8 (B, F, H, W, 3), the context; the last frame is now.
+        state: stream -> float32 (B, P, S), at the steps at which the model reads them; empty: for
+            who has frames alone.
+        past_actions: float32 (B, K, A), NaN where none had been taken yet; None: nobody knows.
+        text: one instruction per moment, or None.
+    """
+
+    frames: Mapping[str, np.ndarray]
+    state: Mapping[str, np.ndarray] = field(default_factory=dict)
+    past_actions: np.ndarray | None = None
+    text: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        return min((len(frames) for frames in self.frames.values()), default=0)
+
+
 @dataclass(frozen=True)
 class ActionChunk:
     """Actions to play, float32 (B, K, A), denormalised, in the environment's `ActionSpec`.

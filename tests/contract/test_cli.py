@@ -17,7 +17,7 @@ from foreact.cli import main, usage, verbs
 from foreact.families.codes.train_kl_vae import KLVAERun
 from foreact.families.uva.config import SIZES
 from foreact.families.uva.model import UVA
-from foreact.families.uva.train import recipe
+from foreact.families.uva.recipes import recipe
 from foreact.tasks import TASKS, find_task
 from foreact.tokenizers.kl_vae import KLVAE
 

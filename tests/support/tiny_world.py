@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from foreact.families.uva.config import UVAConfig
-from foreact.families.uva.train import UVARun
+from foreact.families.uva.recipes import UVARun
 from foreact.tokenizers.kl_vae import KLVAEConfig
 from foreact.train.config import TrainConfig
 

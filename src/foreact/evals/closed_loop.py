@@ -257,6 +257,11 @@ def _wave(
                 f"The policy planned NaN or infinite actions at step {chunk.t0}; its weights or "
                 "statistics are broken."
             )
+        if chunk.t0 != (now := len(rewards[alive[0]])):
+            raise UserError(
+                f"The policy's first action is due at step {chunk.t0}, and the simulator waits for "
+                f"that of step {now}; a closed loop needs a policy whose first action is due now."
+            )
         calls.append((chunk.infer_ms, len(alive)))
         played = pool.play({i: chunk.actions[row, : chunk.execute] for row, i in enumerate(alive)})
         for i in alive:

@@ -17,7 +17,8 @@ from foreact.data.formats.video import contact_sheet, save_image, write_mp4
 from foreact.data.stores.episodes import EpisodeStore
 from foreact.errors import UserError
 from foreact.evals.estimate import estimate
-from foreact.types import Estimate
+from foreact.evals.seen import Watcher, read_seen
+from foreact.types import Estimate, Seen
 
 ROUNDING_PSNR = 10.0 * float(np.log10(255.0**2 * 12.0))
 """58.9 dB, of rounding to uint8 (variance 1/12): a cap, as equal frames have an infinite PSNR."""
@@ -26,27 +27,24 @@ WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03
 """Settings of SSIM in its paper (Wang et al. 2004)."""
 
 
-class FramePredictor(Protocol):
-    """A model that imagines F frames from F frames, `context_stride` steps apart."""
+class FramePredictor(Watcher, Protocol):
+    """A model that imagines F frames from F frames, `context_stride` steps apart.
 
-    camera: str
+    Attributes:
+        foreseen: the cameras whose future it imagines.
+        action_offsets: of the K actions that lead through it.
+    """
+
+    foreseen: tuple[str, ...]
     frames: int
     context_stride: int
-    horizon: int
-    state_offsets: list[int]
+    action_offsets: list[int]
 
-    def predict_video(
-        self, frames: np.ndarray, *, rng: torch.Generator, state: Mapping[str, np.ndarray] | None
-    ) -> np.ndarray: ...
+    def predict_video(self, seen: Seen, *, rng: torch.Generator) -> dict[str, np.ndarray]: ...
 
     def predict_dynamics(
-        self,
-        frames: np.ndarray,
-        actions: np.ndarray,
-        *,
-        rng: torch.Generator,
-        state: Mapping[str, np.ndarray] | None,
-    ) -> np.ndarray: ...
+        self, seen: Seen, actions: np.ndarray, *, rng: torch.Generator
+    ) -> dict[str, np.ndarray]: ...
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,7 @@ class VideoQuality:
 
     Attributes:
         mode: "video" or "dynamics".
+        camera: whose future it is.
         estimates: "psnr", "ssim" of the model, "psnr_copy", "ssim_copy" of repeating the last frame
             seen. A value per episode is the mean over its windows and frames, so that the interval
             is one over independent episodes.
@@ -91,6 +90,7 @@ class VideoQuality:
     """
 
     mode: str
+    camera: str
     estimates: Mapping[str, Estimate]
     curves: Mapping[str, Sequence[Estimate]]
     steps_ahead: Sequence[int]
@@ -115,8 +115,8 @@ def video_quality(
     seed: int = 0,
     examples: int = 4,
     batch: int = 32,
-) -> VideoQuality:
-    """Compare imagined with true futures on windows of held-out episodes.
+) -> list[VideoQuality]:
+    """Compare imagined with true futures on windows of held-out episodes, camera by camera.
 
     Args:
         episodes: numbers in `store`; those too short for a window are left out.
@@ -133,48 +133,73 @@ def video_quality(
         raise UserError(f"Video quality is measured in mode 'video' or 'dynamics', found '{mode}'.")
     anchors = _anchors(model, store, episodes, windows_per_episode, seed)
     rng = torch.Generator().manual_seed(seed)
-    values: dict[str, list[np.ndarray]] = {"psnr": [], "ssim": [], "psnr_copy": [], "ssim_copy": []}
-    kept_examples: list[Example] = []
+    measured = {camera: _Measured(examples) for camera in model.foreseen}
+    future = [(i + 1) * model.context_stride for i in range(model.frames)]
     for start in range(0, len(anchors), batch):
         part = anchors[start : start + batch]
-        context, truth, actions = _read(model, store, part, mode)
-        state = read_states(store, part, model.state_offsets)
+        seen = read_seen(model, store, part)
         if mode == "video":
-            predicted = model.predict_video(context, rng=rng, state=state)
+            predicted = model.predict_video(seen, rng=rng)
         else:
-            predicted = model.predict_dynamics(context, actions, rng=rng, state=state)
-        copy = np.repeat(context[:, -1:], model.frames, axis=1)
+            actions = store.gather("action", _rows(store, part, model.action_offsets))
+            predicted = model.predict_dynamics(seen, actions, rng=rng)
+        for camera, values in measured.items():
+            truth = store.gather(camera, _rows(store, part, future))
+            values.add(part, seen.frames[camera], truth, predicted[camera])
+    return [
+        VideoQuality(
+            mode=mode,
+            camera=camera,
+            **values.result(),
+            steps_ahead=future,
+            windows=len(anchors),
+            seed=seed,
+        )
+        for camera, values in measured.items()
+    ]
+
+
+class _Measured:
+    """Imagined futures of one camera, as they are measured."""
+
+    def __init__(self, examples: int) -> None:
+        self.wanted, self.examples, self.episodes = examples, list[Example](), list[int]()
+        names = ("psnr", "ssim", "psnr_copy", "ssim_copy")
+        self.values: dict[str, list[np.ndarray]] = {name: [] for name in names}
+
+    def add(
+        self,
+        moments: Sequence[tuple[int, int]],
+        context: np.ndarray,
+        truth: np.ndarray,
+        predicted: np.ndarray,
+    ) -> None:
+        """Take in windows, uint8 (B, F, H, W, 3) each."""
+        copy = np.repeat(context[:, -1:], truth.shape[1], axis=1)
         for suffix, frames in (("", predicted), ("_copy", copy)):
             flat = (frames.reshape(-1, *frames.shape[2:]), truth.reshape(-1, *truth.shape[2:]))
-            shape = (len(part), model.frames)
-            values[f"psnr{suffix}"].append(psnr(*flat).clip(max=ROUNDING_PSNR).reshape(shape))
-            values[f"ssim{suffix}"].append(ssim(*flat).reshape(shape))
-        for row, (episode, anchor) in enumerate(part):
-            if len(kept_examples) < examples and episode not in [e.episode for e in kept_examples]:
-                kept_examples.append(
-                    Example(context[row], truth[row], predicted[row], episode, anchor)
-                )
-    window_episodes = np.array([episode for episode, _ in anchors])
-    per_episode = {
-        name: np.stack(
-            [
-                np.concatenate(parts)[window_episodes == e].mean(0)
-                for e in sorted(set(window_episodes.tolist()))
-            ]
-        )
-        for name, parts in values.items()
-    }
-    return VideoQuality(
-        mode=mode,
-        estimates={name: _estimate(name, v.mean(1)) for name, v in per_episode.items()},
-        curves={
-            name: [_estimate(name, column) for column in v.T] for name, v in per_episode.items()
-        },
-        steps_ahead=[(i + 1) * model.context_stride for i in range(model.frames)],
-        windows=len(anchors),
-        seed=seed,
-        examples=kept_examples,
-    )
+            shape = truth.shape[:2]
+            self.values[f"psnr{suffix}"].append(psnr(*flat).clip(max=ROUNDING_PSNR).reshape(shape))
+            self.values[f"ssim{suffix}"].append(ssim(*flat).reshape(shape))
+        for row, (episode, anchor) in enumerate(moments):
+            shown = [example.episode for example in self.examples]
+            if len(shown) < self.wanted and episode not in shown:
+                example = Example(context[row], truth[row], predicted[row], episode, anchor)
+                self.examples.append(example)
+            self.episodes.append(episode)
+
+    def result(self) -> dict[str, Any]:
+        """Fields of a `VideoQuality`."""
+        of = np.array(self.episodes)
+        per_episode = {
+            name: np.stack([np.concatenate(parts)[of == e].mean(0) for e in np.unique(of)])
+            for name, parts in self.values.items()
+        }
+        return {
+            "estimates": {name: _estimate(name, v.mean(1)) for name, v in per_episode.items()},
+            "curves": {name: [_estimate(name, x) for x in v.T] for name, v in per_episode.items()},
+            "examples": self.examples,
+        }
 
 
 def _estimate(name: str, values: np.ndarray) -> Estimate:
@@ -244,7 +269,7 @@ def save_examples(quality: VideoQuality, folder: Path, fps: float) -> list[Path]
     """
     paths = []
     for example in quality.examples:
-        name = f"{quality.mode}-episode-{example.episode}-step-{example.anchor}"
+        name = f"{quality.mode}-{quality.camera}-episode-{example.episode}-step-{example.anchor}"
         save_image(folder / f"{name}.png", strip(example, quality.steps_ahead))
         write_mp4(
             folder / f"{name}.mp4",
@@ -292,8 +317,8 @@ def _anchors(
     model: FramePredictor, store: EpisodeStore, episodes: Sequence[int], per_episode: int, seed: int
 ) -> list[tuple[int, int]]:
     """(episode, anchor) of windows with all their frames, and actions, inside the episode."""
-    before = (model.frames - 1) * model.context_stride
-    after = max(model.frames * model.context_stride, model.horizon - 1)
+    before = -model.offsets[0]
+    after = max(model.frames * model.context_stride, model.action_offsets[-1])
     anchors: list[tuple[int, int]] = []
     for episode in episodes:
         count = int(store.lengths[episode]) - before - after
@@ -309,42 +334,12 @@ def _anchors(
     return anchors
 
 
-def _read(
-    model: FramePredictor, store: EpisodeStore, anchors: Sequence[tuple[int, int]], mode: str
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Context and truth, uint8 (B, F, H, W, 3), and actions (B, K, A), empty unless needed."""
-    stride, frames = model.context_stride, model.frames
-    context, truth, actions = [], [], []
-    for episode, anchor in anchors:
-        first, last = anchor - (frames - 1) * stride, anchor + frames * stride
-        video = store.read(episode, first, last + 1, [model.camera])[model.camera][::stride]
-        context.append(video[:frames])
-        truth.append(video[frames:])
-        if mode == "dynamics":
-            actions.append(
-                store.read(episode, anchor, anchor + model.horizon, ["action"])["action"]
-            )
-    return (
-        np.stack(context),
-        np.stack(truth),
-        np.stack(actions) if actions else np.zeros((0, 0, 0), np.float32),
-    )
-
-
-def read_states(
-    store: EpisodeStore, anchors: Sequence[tuple[int, int]], offsets: Sequence[int]
-) -> dict[str, np.ndarray]:
-    """stream -> (B, P, S) at `offsets` from each anchor, clamped to the episode's first step."""
-    if not offsets:
-        return {}
-    states: dict[str, list[np.ndarray]] = {name: [] for name in store.spec.state}
-    for episode, anchor in anchors:
-        steps = np.maximum(anchor + np.array(offsets), 0)
-        first = int(steps.min())
-        values = store.read(episode, first, anchor + 1, list(states))
-        for name in states:
-            states[name].append(values[name][steps - first])
-    return {name: np.stack(rows) for name, rows in states.items()}
+def _rows(
+    store: EpisodeStore, moments: Sequence[tuple[int, int]], offsets: Sequence[int]
+) -> np.ndarray:
+    """Rows of the store at offsets inside the episodes of moments (B,): int64 (B, T)."""
+    episodes, now = np.array(moments, np.int64).T
+    return (store.starts[episodes] + now)[:, None] + np.array(offsets)
 
 
 def _check_pair(a: np.ndarray, b: np.ndarray) -> None:

@@ -111,26 +111,34 @@ def pictures_of(
 
 @dataclass
 class History(Episode):
-    """An episode whose recent frames and states are kept.
+    """An episode whose recent frames, states and actions are kept.
 
     Attributes:
-        frames: step -> uint8 (H, W, 3), the newest `reach + 1` steps.
+        frames: step -> {camera: uint8 (H, W, 3)}, the newest `reach + 1` steps.
         states: step -> {stream: (S,)}, of the same steps.
-        latents: step -> (c, h, w), for those frames that were asked for.
+        latents: step -> {camera: (c, h, w)}, for those frames that were asked for.
+        actions: step -> (A,), as played, where the policy notes them.
+        text: the instruction, or None.
     """
 
-    frames: dict[int, np.ndarray] = field(default_factory=dict)
+    frames: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
     states: dict[int, dict[str, np.ndarray]] = field(default_factory=dict)
-    latents: dict[int, Tensor] = field(default_factory=dict)
+    latents: dict[int, dict[str, Tensor]] = field(default_factory=dict)
+    actions: dict[int, np.ndarray] = field(default_factory=dict)
+    text: str | None = None
 
-    def add(self, frame: np.ndarray, states: Mapping[str, np.ndarray], reach: int) -> None:
+    def add(
+        self, frames: Mapping[str, np.ndarray], states: Mapping[str, np.ndarray], reach: int
+    ) -> None:
         self.step += 1
-        # A copy: environments may reuse the array in which they draw.
-        self.frames[self.step] = np.array(frame, dtype=np.uint8)
+        # Copies: environments may reuse the array in which they draw.
+        self.frames[self.step] = {
+            name: np.array(frame, dtype=np.uint8) for name, frame in frames.items()
+        }
         self.states[self.step] = {
             name: np.array(values, np.float32) for name, values in states.items()
         }
-        for by_step in (self.frames, self.states, self.latents):
+        for by_step in (self.frames, self.states, self.latents, self.actions):
             by_step.pop(self.step - reach - 1, None)
 
     def steps(self, offsets: Sequence[int]) -> list[int]:

@@ -70,7 +70,7 @@ class PlainPolicy:
         pictures = pictures_of(obs, self.camera, len(episodes), self.spec.cameras[self.camera])
         for i, (episode, picture) in enumerate(zip(episodes, pictures, strict=True)):
             states = {name: values[i] for name, values in obs.state.items()}
-            episode.add(picture, states, reach=self.frames - 1)
+            episode.add({self.camera: picture}, states, reach=self.frames - 1)
 
     @torch.inference_mode()
     def act(self, ids: Sequence[int] | None = None) -> ActionChunk:
@@ -95,7 +95,8 @@ class PlainPolicy:
     def _plan(self, episode: History) -> np.ndarray:
         """float32 (K, A) in the units of the spec, within its bounds."""
         steps = episode.steps(range(1 - self.frames, 1))
-        frames = torch.from_numpy(np.stack([episode.frames[s] for s in steps])).permute(0, 3, 1, 2)
+        pictures = np.stack([episode.frames[s][self.camera] for s in steps])
+        frames = torch.from_numpy(pictures).permute(0, 3, 1, 2)
         states = {}
         for name in episode.states[episode.step]:
             values = torch.from_numpy(np.stack([episode.states[s][name] for s in steps]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import cast, get_args
 
 import numpy as np
 import torch
@@ -13,11 +14,12 @@ from foreact.data.stores.companion import AccompaniedStore, accompanied
 from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.stores.opening import open_episodes
 from foreact.data.stores.store import ZarrStore
+from foreact.data.windows.normalize import Mode
 from foreact.errors import UserError
 from foreact.plugs import load_object
 from foreact.runs.encoding import StreamEncoder, encode_stream
 from foreact.runs.run import process_count
-from foreact.tasks import find_task
+from foreact.tasks import TASKS, find_task
 from foreact.tokenizers.kl_vae import KLVAE
 from foreact.types import Codes
 from foreact.worlds import Task
@@ -52,6 +54,42 @@ def open_pictures(
             f"include {requested}."
         )
     return store, cameras
+
+
+def task_of(name: str | None, data: Path | None) -> Task:
+    """The task of a run.
+
+    Args:
+        name: of a task, or its import path; None: what the data are of, or PushT without any.
+        data: a store that says itself what it holds: that of a known task, or else a task is made
+            of it, without a simulator, whose policies see its first camera and all of its states.
+    """
+    if name is not None or data is None:
+        return find_task(name or DEFAULT_TASK)
+    spec = open_episodes(data).spec
+    for known in TASKS.built_in:
+        if (task := find_task(known)).spec == spec:
+            return task
+    if not spec.cameras:
+        raise UserError(f"{data} has no camera to learn from; name data with pictures.")
+    return Task(
+        name=data.stem,
+        spec=spec,
+        camera=next(iter(spec.cameras)),
+        proprioception={stream: len(dims) for stream, dims in spec.state.items()},
+    )
+
+
+def statistics_of(task: Task, store: EpisodeStore) -> dict[str, Mode]:
+    """How each stream of numbers of a store is scaled."""
+    streams = [*store.spec.state, *(["action"] if store.spec.action is not None else [])]
+    modes = {stream: task.statistics.get(stream, "limits") for stream in streams}
+    if unknown := sorted(set(modes.values()) - set(get_args(Mode))):
+        raise UserError(
+            f"Task '{task.name}' scales a stream by '{unknown[0]}'; expected one of "
+            f"{', '.join(get_args(Mode))}."
+        )
+    return cast(dict[str, Mode], modes)
 
 
 def open_task_store(task: Task, path: Path | None) -> EpisodeStore:

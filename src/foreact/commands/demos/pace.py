@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from foreact.families.uva.model import UVA, UVAConfig
-from foreact.families.uva.train import recipe
+from foreact.families.uva.recipes import recipe
 from foreact.machine import Precision, autocast
 from foreact.train.config import TrainConfig
 from foreact.train.optim import build_optimizer

@@ -18,7 +18,8 @@ from foreact.evals.video import save_examples, video_quality
 from foreact.families.uva.model import UVA
 from foreact.families.uva.opening import open_imagining
 from foreact.families.uva.policy import UVAPolicy
-from foreact.families.uva.train import UVARun, recipe, train_uva
+from foreact.families.uva.recipes import UVARun, recipe
+from foreact.families.uva.train import train_uva
 from foreact.runs.acting import TEST_SEED, open_policy, run_closed_loop
 from foreact.runs.command_line import arguments_of, command_line
 from foreact.runs.stores import open_held_out_store, open_task_store
@@ -80,10 +81,10 @@ def demo(
     imagining = open_imagining(weights)
     qualities, futures = [], []
     for mode in ("video", "dynamics"):
-        quality = video_quality(imagining, held_out, range(len(held_out.lengths)), mode=mode)
-        qualities.append(quality)
-        for path in save_examples(quality, out / "imagined", fps=task.spec.fps):
-            futures.append(Media(path, path.stem.replace("-", " ")))
+        for quality in video_quality(imagining, held_out, range(len(held_out)), mode=mode):
+            qualities.append(quality)
+            for path in save_examples(quality, out / "imagined", fps=task.spec.fps):
+                futures.append(Media(path, path.stem.replace("-", " ")))
 
     report = write_report(
         out / "report.html",

@@ -58,7 +58,11 @@ class UVAConfig:
         latent_channels, grid: c and (h, w) of the tokenizer's latents.
         patch: side of the square of latents that becomes one token.
         frames: F, frames of context and as many foreseen.
+        uneven_context: training shows each sample's past frames, and states, at random times of
+            the past K steps, so that a robot may show them at any rate.
         horizon: K, actions.
+        first_now: the first action is the one due at the last frame shown, else the one after it,
+            as where an action is the pose that is reached next (UMI).
         action_dim: A.
         width, depth, heads: of the encoder.
         decoder_width, decoder_depth, decoder_heads: of the decoder.
@@ -78,7 +82,7 @@ class UVAConfig:
         text_dim: channels of the instruction's features, or None for no instructions.
         text_tokens: tokens that each repeat the instruction.
         text_drop: probability that training hides an instruction.
-        past_actions: show the K actions taken before.
+        past_actions: show the K actions taken before; those before the episode's start are hidden.
         past_action_keep: probability that training shows a past action (the reference's
             `action_mask_ratio`, whose name says the opposite).
         proprioception: state stream -> how many of its first dimensions are shown.
@@ -98,7 +102,9 @@ class UVAConfig:
     grid: tuple[int, int] = (16, 16)
     patch: int = 1
     frames: int = 4
+    uneven_context: bool = field(default=False, metadata={"later": True})
     horizon: int = 16
+    first_now: bool = field(default=True, metadata={"later": True})
     action_dim: int = 2
     width: int = 768
     depth: int = 12
@@ -300,6 +306,12 @@ class UVAConfig:
                         f"--model.{name.replace('_', '-')} of '{stream}' should have at least 1 "
                         f"dimension, found {dim}."
                     )
+        if self.uneven_context and self.proprioception and self.proprioception_steps != self.frames:
+            raise UserError(
+                "With --model.uneven-context, states are shown at the times of the frames: set "
+                f"--model.proprioception-steps to --model.frames ({self.frames}), found "
+                f"{self.proprioception_steps}."
+            )
         if self.proprioception and not 1 <= self.proprioception_steps <= self.tokens:
             raise UserError(
                 f"--model.proprioception-steps should lie in 1..{self.tokens} (the number of "

@@ -40,6 +40,8 @@ class Draws:
         masked: how many places, the first ones of `order`, are masked in every frame.
         past_keep: bool (B, K), which past actions are shown.
         text_keep: bool (B,), which instructions are shown.
+        context_steps: int64 (B, F), which of the K past steps are shown; None for all that the
+            batch holds.
         heads: head -> its draws; exactly the heads that the mode trains.
     """
 
@@ -48,6 +50,7 @@ class Draws:
     masked: int
     past_keep: Tensor | None = None
     text_keep: Tensor | None = None
+    context_steps: Tensor | None = None
     heads: Mapping[str, HeadDraw] = field(default_factory=dict)
 
 

@@ -15,7 +15,8 @@ from foreact.data.stores.fingerprint import fingerprint
 from foreact.errors import UserError
 from foreact.evals.figures import actions_figure
 from foreact.evals.report import Media, write_report
-from foreact.evals.video import VideoQuality, read_states, save_examples, video_quality
+from foreact.evals.seen import read_seen
+from foreact.evals.video import VideoQuality, save_examples, video_quality
 from foreact.families.uva.opening import open_imagining
 from foreact.families.uva.policy import UVAPolicy
 from foreact.files import write_json
@@ -79,13 +80,15 @@ def generate(
         _inverse(policy, store, episodes, seed, out)
         folder.finish()
         return
-    quality = video_quality(
+    qualities = video_quality(
         policy, store, episodes, mode=mode, windows_per_episode=1, seed=seed, examples=windows
     )
-    for name, value in quality.estimates.items():
-        print(f"  {name:<12}{value}")
-    for path in save_examples(quality, out, fps=loaded_task.spec.fps):
-        print(path)
+    for quality in qualities:
+        print(f"  camera {quality.camera}")
+        for name, value in quality.estimates.items():
+            print(f"  {name:<12}{value}")
+        for path in save_examples(quality, out, fps=loaded_task.spec.fps):
+            print(path)
     folder.finish()
 
 
@@ -134,7 +137,7 @@ def video(
     qualities: list[VideoQuality] = []
     futures: list[Media] = []
     for mode in ("video", "dynamics"):
-        quality = video_quality(
+        of_cameras = video_quality(
             policy,
             store,
             held_out,
@@ -143,12 +146,13 @@ def video(
             seed=seed,
             examples=examples,
         )
-        qualities.append(quality)
-        estimates = ", ".join(f"{name} {value}" for name, value in quality.estimates.items())
-        print(f"{mode}: {estimates}")
-        for path in save_examples(quality, out / mode, fps=loaded_task.spec.fps):
-            futures.append(Media(path, f"{mode}: {path.stem}"))
-        write_json(out / f"{mode}.json", quality.to_json())
+        qualities += of_cameras
+        for quality in of_cameras:
+            estimates = ", ".join(f"{name} {value}" for name, value in quality.estimates.items())
+            print(f"{mode}, camera {quality.camera}: {estimates}")
+            for path in save_examples(quality, out / mode, fps=loaded_task.spec.fps):
+                futures.append(Media(path, f"{mode}: {path.stem}"))
+        write_json(out / f"{mode}.json", {q.camera: q.to_json() for q in of_cameras})
     report = write_report(
         out / "report.html",
         title=f"Imagined futures on {task}",
@@ -178,22 +182,19 @@ def _inverse(
     """Plot the actions predicted between true frames beside the true ones, per episode."""
     rng = np.random.default_rng(seed)
     torch_rng = torch.Generator().manual_seed(seed)
-    future_offsets = [(i + 1) * policy.context_stride for i in range(policy.frames)]
+    ahead = [(i + 1) * policy.context_stride for i in range(policy.frames)]
     for episode in episodes:
-        last = int(store.lengths[episode]) - 1 - max(future_offsets[-1], policy.horizon)
+        last = int(store.lengths[episode]) - 1 - max(ahead[-1], policy.action_offsets[-1])
         if last < 0:
             raise UserError(
                 f"Episode {episode} of {store.path} is shorter than a window; name longer episodes."
             )
         now = int(rng.integers(0, last + 1))
-        past = np.maximum(np.array(policy.offsets) + now, 0)
-        steps = np.concatenate([past, now + np.array(future_offsets)])
-        frames = store.gather(policy.camera, store.starts[episode] + steps)
-        context, future = np.split(frames, [policy.frames])
-        actions = store.read(episode, now, now + policy.horizon, ["action"])["action"]
-        state = read_states(store, [(episode, now)], policy.state_offsets)
-        batch = policy.predict_inverse(context[None], future[None], rng=torch_rng, state=state)
-        predicted = batch[0]
+        first = int(store.starts[episode]) + now
+        seen = read_seen(policy, store, [(episode, now)])
+        future = {c: store.gather(c, first + np.array(ahead))[None] for c in policy.foreseen}
+        actions = store.gather("action", first + np.array(policy.action_offsets))
+        predicted = policy.predict_inverse(seen, future, rng=torch_rng)[0]
         distance = float(np.linalg.norm(predicted - actions, axis=-1).mean())
         path = out / f"inverse-episode-{episode}-step-{now}.png"
         path.parent.mkdir(parents=True, exist_ok=True)

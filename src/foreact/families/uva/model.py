@@ -14,7 +14,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from foreact.families.uva import timing
 from foreact.families.uva.config import MODES, UVAConfig, uva_config
+from foreact.families.uva.context import shown_context
 from foreact.families.uva.draws import Draws, HeadDraw, mask_ratio, masked_places, pick_mode
 from foreact.families.uva.heads import READOUTS, ActionHead, Denoiser, Objective, VideoHead
 from foreact.families.uva.question import Question, entry, required
@@ -132,12 +134,18 @@ class UVA(nn.Module):
             t = self.heads[name].objective.draw_time((rows, n), rng)
             noise = torch.randn(rows, n, channels, generator=rng, device=rng.device)
             draws[name] = HeadDraw(t=t.to(self.device), noise=noise.to(self.device))
+        context_steps = None
+        if c.uneven_context:
+            choices = timing.context_steps(c.frames, c.horizon)
+            chosen = (uniform(rows).cpu() * len(choices)).long().clamp(max=len(choices) - 1)
+            context_steps = choices[chosen].to(self.device)
         return Draws(
             mode=mode,
             order=order.to(self.device),
             masked=masked,
             past_keep=past_keep,
             text_keep=text_keep,
+            context_steps=context_steps,
             heads=draws,
         )
 
@@ -158,14 +166,18 @@ class UVA(nn.Module):
             batch: `latents[camera]` (B, 2F, c, h, w), context then future, for each camera of the
                 config; `actions` (B, K, A); and what else the config asks for: `past_actions` (B,
                 K, A), `text` (B, L), `state[stream]` (B, P, S), or (B, P + K, S) with its future
-                where that is predicted. `valid` of the cameras, of "action" and of predicted states
-                leaves padded steps out of the losses.
+                where that is predicted. With an uneven context the K past steps stand in the place
+                of the F frames and of the P states. `valid` of the cameras, of "action" and of
+                predicted states leaves padded steps out of the losses, that of "past_action" hides
+                them.
             draws: what `draw` gave.
 
         Raises:
             UserError: the batch lacks something or has another shape.
         """
         c, views = self.config, {}
+        if draws.context_steps is not None:
+            batch = shown_context(batch, draws.context_steps, c)
         shape = (len(batch), 2 * c.frames, c.latent_channels, *c.grid)
         for view, camera in c.views.items():
             latents = entry(batch.latents, camera, "latents")
@@ -181,6 +193,7 @@ class UVA(nn.Module):
             wrist_future=wrist_future,
             actions=batch.actions,
             past_actions=batch.past_actions,
+            past_valid=batch.valid.get("past_action"),
             proprioception=batch.state,
             text=batch.text,
         )

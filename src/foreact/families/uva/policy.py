@@ -2,14 +2,13 @@
 
 Deviations from the reference: latents are the posterior's mean unless the tokenizer says otherwise,
 so that acting is reproducible; inputs are never changed in place; video, dynamics and inverse
-inference are public calls.
+inference are public calls; the views of both cameras are returned, by name.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,20 @@ from torch import Tensor
 
 from foreact.data.windows.normalize import Normalizer
 from foreact.errors import UserError
+from foreact.families.uva.asking import ACTION, Asker, TextFeatures, generators_of
 from foreact.families.uva.config import UVAConfig, state_offsets
 from foreact.families.uva.model import UVA
-from foreact.families.uva.question import Question
 from foreact.families.uva.sampling import Sample, Sampling
-from foreact.families.uva.timing import context_offsets, frame_stride
+from foreact.families.uva.timing import (
+    action_offsets,
+    context_offsets,
+    frame_stride,
+    past_action_offsets,
+)
 from foreact.policies.memory import History, Memory, generator_for, pictures_of
-from foreact.tokenizers.images import prepare, resize_video
+from foreact.tokenizers.images import resize_video
 from foreact.tokenizers.kl_vae import KLVAE
-from foreact.types import ActionChunk, ActionSpec, Observation, StreamSpec, to_uint8
-
-ACTION = "action"
-States = Mapping[str, np.ndarray]
+from foreact.types import ActionChunk, ActionSpec, Observation, Seen, StreamSpec, to_uint8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +43,12 @@ class UVAOptions:
     """Of sampling; 0 takes the likeliest course."""
     steps: int | str | None = None
     """Sampling steps, such as 20 or ddim20; None: the model's own."""
+    guidance: float = 1.0
+    """Above 1, imagined video follows the instruction more strongly (two passes per round)."""
     context_stride: int | None = None
     """Steps from one frame of the context to the next; None: as in training."""
+    instruction: str | None = None
+    """What to do, where the world does not say; needs a model trained with instructions."""
     batch_size: int = 16
     """Episodes planned for at once."""
     tokenizer: Path | None = None
@@ -53,23 +58,22 @@ class UVAOptions:
 class UVAPolicy:
     """UVA with its tokenizer, normaliser and memory; meets `foreact.types.Policy`.
 
-    Every call of the network has exactly `batch_size` rows (short batches are filled up), and every
-    row draws from a generator of its own, seeded by the episode's seed and the step. So what is
-    planned for an episode does not depend on how many others run beside it.
+    What is planned for an episode depends on its seed and the step alone, not on how many others
+    run beside it; see `asking`.
 
     Args:
         model: the transformer with its heads.
         tokenizer: the autoencoder whose latents the model was trained on.
-        normalizer: statistics of the action stream.
+        normalizer: statistics of actions and states.
         spec: what the model was trained on; observations must look like it.
         options: how to act; its `tokenizer` is for those who open a checkpoint.
         execute: actions played before planning again, 1..K.
         device: where to compute.
         weights: content hash of the weights, told by `describe`.
+        text_features: of instructions, for a model that is told what to do.
 
     Raises:
-        UserError: a setting is impossible, or the model needs inputs that this policy does not
-            gather.
+        UserError: a setting is impossible, or model, tokenizer and spec are not of one piece.
     """
 
     def __init__(
@@ -83,40 +87,49 @@ class UVAPolicy:
         execute: int = 8,
         device: torch.device | str = "cpu",
         weights: str = "",
+        text_features: TextFeatures | None = None,
     ) -> None:
         config = model.config
         self.action = _require_fit(config, tokenizer, spec)
-        if not 1 <= execute <= config.horizon:
+        _require_options(config, options, execute)
+        if config.text_dim is not None and text_features is None:
             raise UserError(
-                f"--execute is {execute}; the model plans {config.horizon} actions, "
-                "choose 1 to that many."
+                "The model is told what to do; give the features of its instructions, or an "
+                "encoder."
             )
-        stride, batch_size, steps = options.context_stride, options.batch_size, options.steps
+        stride = options.context_stride
         if stride is None:  # as in the paper: the horizon spread evenly over the frames
             stride = frame_stride(config.horizon, config.frames)
-        if stride < 1 or batch_size < 1:
-            raise UserError(
-                f"--context-stride ({stride}) and --batch-size ({batch_size}) must be at least 1."
-            )
-        if steps is not None and config.predict_video:
-            config.check_sampling_steps("video", str(steps))
-        if steps is not None and config.predict_action:
-            config.check_sampling_steps("action", str(steps))
         self.spec = spec
-        self.camera: str = config.camera
+        self.cameras = (config.camera, *_second(config.wrist_camera, config.shows_wrist))
+        self.foreseen = (config.camera, *_second(config.wrist_camera, config.predicts_wrist))
         self.frames: int = config.frames
         self.horizon: int = config.horizon
         self.context_stride = stride
         self.execute = execute
-        self.sampling = Sampling(temperature=options.temperature, steps=steps)
-        self.batch_size = batch_size
+        self.sampling = Sampling(temperature=options.temperature, steps=options.steps)
+        self.guidance, self.instruction = options.guidance, options.instruction
         self.device = torch.device(device)
         self.weights = weights
         self.offsets = context_offsets(self.frames, stride)
-        self.state_offsets = state_offsets(config) if config.proprioception else []
-        self.model = model.to(self.device)
-        self._tokenizer = tokenizer.to(self.device)
-        self._normalizer = normalizer
+        self.state_offsets = _state_offsets(config, stride)
+        self.action_offsets = action_offsets(config.horizon, first_now=config.first_now)
+        self.past_offsets = (
+            past_action_offsets(config.horizon, first_now=config.first_now)
+            if config.past_actions
+            else []
+        )
+        self.reads_text = config.text_dim is not None
+        self.model = model
+        self._ask = Asker(
+            model,
+            tokenizer,
+            normalizer,
+            spec,
+            batch_size=options.batch_size,
+            device=self.device,
+            text_features=text_features,
+        )
         self._memory = Memory(History)
 
     # --- acting -----------------------------------------------------------------------------------
@@ -126,50 +139,79 @@ class UVAPolicy:
 
     def observe(self, obs: Observation, ids: Sequence[int] | None = None) -> None:
         episodes = self._memory.episodes(ids)
-        frames = pictures_of(obs, self.camera, len(episodes), self.spec.cameras[self.camera])
+        sizes = self.spec.cameras
+        frames = {c: pictures_of(obs, c, len(episodes), sizes[c]) for c in self.cameras}
         streams = self.model.config.proprioception
         if missing := sorted(set(streams) - set(obs.state)):
             raise UserError(
                 f"The policy reads the state '{missing[0]}'; the observation has "
                 f"{sorted(obs.state)}."
             )
-        reach = -min([*self.offsets, *self.state_offsets])
-        for i, (episode, frame) in enumerate(zip(episodes, frames, strict=True)):
-            episode.add(frame, {name: obs.state[name][i] for name in streams}, reach=reach)
+        reach = -min([*self.offsets, *self.state_offsets, *self.past_offsets])
+        for i, episode in enumerate(episodes):
+            episode.text = self.instruction or (None if obs.text is None else obs.text[i])
+            episode.add(
+                {camera: pictures[i] for camera, pictures in frames.items()},
+                {name: obs.state[name][i] for name in streams},
+                reach=reach,
+            )
 
     def act(self, ids: Sequence[int] | None = None) -> ActionChunk:
         began = time.perf_counter()
         episodes, step = self._memory.now(ids)
         self._encode_missing(episodes)
-        latents = [torch.stack([e.latents[s] for s in e.steps(self.offsets)]) for e in episodes]
-        context = torch.stack(latents)  # (B, F, c, h, w)
-        rngs = [generator_for(e.seed, step) for e in episodes]
-        state = {
-            name: np.stack(
-                [[e.states[s][name] for s in e.steps(self.state_offsets)] for e in episodes]
-            )
-            for name in self.model.config.proprioception
+        latents = {
+            camera: torch.stack(
+                [
+                    torch.stack([e.latents[s][camera] for s in e.steps(self.offsets)])
+                    for e in episodes
+                ]
+            )  # (B, F, c, h, w)
+            for camera in self.cameras
         }
-        question = Question(
-            mode="policy", context=context, proprioception=self._normalised(state, len(rngs))
-        )
-        actions = self._actions(question, rngs)
-        return ActionChunk(actions, self.execute, step, (time.perf_counter() - began) * 1e3)
+        rngs = [generator_for(e.seed, step) for e in episodes]
+        question = self._ask.question("policy", self._seen(episodes), latents)
+        actions = self._ask.actions(question, self.sampling, rngs)
+        first = step + self.action_offsets[0]
+        for episode, planned in zip(episodes, actions, strict=True):
+            episode.actions |= {first + i: planned[i] for i in range(self.execute)}
+        return ActionChunk(actions, self.execute, first, (time.perf_counter() - began) * 1e3)
 
     def describe(self) -> dict[str, Any]:
         return {
             "policy": "uva",
             "weights": self.weights,
-            "camera": self.camera,
+            "cameras": list(self.cameras),
             "context": self.frames,
             "context_stride": self.context_stride,
             "horizon": self.horizon,
             "execute": self.execute,
             "temperature": self.sampling.temperature,
             "sampling_steps": self.sampling.steps,
-            "batch_size": self.batch_size,
+            "instruction": self.instruction,
+            "batch_size": self._ask.batch_size,
             "device": str(self.device),
         }
+
+    def _seen(self, episodes: Sequence[History]) -> Seen:
+        """What the episodes know now, frames apart."""
+        nothing = np.full(self.action.dim, np.nan, np.float32)
+        past = [
+            [e.actions.get(e.step + offset, nothing) for offset in self.past_offsets]
+            for e in episodes
+        ]
+        texts = [e.text for e in episodes if e.text is not None]
+        return Seen(
+            frames={},
+            state={
+                name: np.stack(
+                    [[e.states[s][name] for s in e.steps(self.state_offsets)] for e in episodes]
+                )
+                for name in self.model.config.proprioception
+            },
+            past_actions=np.array(past, np.float32) if self.past_offsets else None,
+            text=texts if len(texts) == len(episodes) else None,
+        )
 
     def _encode_missing(self, episodes: Sequence[History]) -> None:
         """Encode the frames that the context needs and that no earlier plan has encoded."""
@@ -181,209 +223,162 @@ class UVAPolicy:
         ]
         if not missing:
             return
-        frames = torch.from_numpy(np.stack([e.frames[s] for e, s in missing]))[:, None]
-        latents = self._encode(frames, [generator_for(e.seed, s, 1) for e, s in missing])
-        for (episode, step), latent in zip(missing, latents[:, 0], strict=True):
-            episode.latents[step] = latent
+        for number, camera in enumerate(self.cameras):
+            frames = np.stack([e.frames[s][camera] for e, s in missing])[:, None]
+            rngs = [generator_for(e.seed, s, 1 + number) for e, s in missing]
+            latents = self._ask.encode(frames, rngs)
+            for (episode, step), latent in zip(missing, latents[:, 0], strict=True):
+                episode.latents.setdefault(step, {})[camera] = latent
 
     # --- the three other questions: video, dynamics, inverse --------------------------------------
 
     def predict_video(
-        self,
-        frames: np.ndarray,
-        *,
-        rng: torch.Generator,
-        state: States | None = None,
-        iterations: int = 1,
-    ) -> np.ndarray:
+        self, seen: Seen, *, rng: torch.Generator, iterations: int = 1
+    ) -> dict[str, np.ndarray]:
         """Imagine what comes next.
 
         Args:
-            frames: uint8 (B, F, H, W, 3), the context, `context_stride` steps apart, the last one
-                being now.
+            seen: frames of `cameras` at `offsets`, and what else the model reads: states at
+                `state_offsets` (none at all: the middle of what training saw; the answer is the
+                better, the truer they are), past actions at `past_offsets`, instructions.
             rng: row i's draws depend on it and on i, not on the number of rows.
-            state: stream -> (B, P, S) at `state_offsets`, in the environment's units, for a model
-                that reads any. None: the middle of what training saw, for who has frames alone;
-                the answer is the better, the truer the state.
             iterations: rounds of unmasking; 1 predicts every token at once.
 
         Returns:
-            uint8 (B, F, H, W, 3): the frames 1, 2, ... F strides after now.
+            camera -> uint8 (B, F, H, W, 3), for `foreseen`: the frames 1, 2, ... F strides after
+            now.
         """
-        return self._imagine("video", frames, None, state, rng, iterations)
+        return self._imagine("video", seen, None, rng, iterations)
 
     def predict_dynamics(
-        self,
-        frames: np.ndarray,
-        actions: np.ndarray,
-        *,
-        rng: torch.Generator,
-        state: States | None = None,
-        iterations: int = 1,
-    ) -> np.ndarray:
+        self, seen: Seen, actions: np.ndarray, *, rng: torch.Generator, iterations: int = 1
+    ) -> dict[str, np.ndarray]:
         """Imagine what follows from given actions; else as `predict_video`.
 
         Args:
-            actions: float (B, K, A) in the environment's units.
+            actions: float (B, K, A) in the units of the spec, at `action_offsets`.
         """
         actions = np.asarray(actions, dtype=np.float32)
-        expected = (len(frames), self.horizon, self.action.dim)
+        expected = (len(seen), self.horizon, self.action.dim)
         if actions.shape != expected or not np.isfinite(actions).all():
             raise UserError(
                 f"Actions should be finite numbers of shape {expected}, found shape "
                 f"{actions.shape}."
             )
-        normalised = self._normalizer.encode(torch.from_numpy(actions), ACTION).float()
-        return self._imagine("dynamics", frames, normalised, state, rng, iterations)
+        normalised = self._ask.normalizer.encode(torch.from_numpy(actions), ACTION).float()
+        return self._imagine("dynamics", seen, normalised, rng, iterations)
 
     def predict_inverse(
-        self,
-        frames: np.ndarray,
-        future: np.ndarray,
-        *,
-        rng: torch.Generator,
-        state: States | None = None,
+        self, seen: Seen, future: Mapping[str, np.ndarray], *, rng: torch.Generator
     ) -> np.ndarray:
         """The actions that lead through `future`.
 
         Args:
-            frames: uint8 (B, F, H, W, 3), the context. The released models hide it from this
-                question.
-            future: uint8 (B, F, H, W, 3), the frames 1, 2, ... F strides after now.
-            rng, state: as in `predict_video`.
+            seen: as in `predict_video`. The released models hide its frames from this question.
+            future: camera -> uint8 (B, F, H, W, 3), for `foreseen`: the frames 1, 2, ... F strides
+                after now.
+            rng: as in `predict_video`.
 
         Returns:
-            float32 (B, K, A) in the environment's units.
+            float32 (B, K, A) in the units of the spec.
         """
-        self._check_frames("frames", frames)
-        self._check_frames("future", future)
-        if len(future) != len(frames):
+        self._check_frames("frames", seen.frames, self.cameras)
+        self._check_frames("future", future, self.foreseen)
+        if len({len(seen), *map(len, future.values())}) != 1:
             raise UserError(
-                f"There are {len(frames)} contexts and {len(future)} futures; give "
+                f"There are {len(seen)} contexts and {len(future[self.cameras[0]])} futures; give "
                 "one future per context."
             )
-        rngs = _rows_of(rng, len(frames))
-        context, ahead = (
-            self._encode(torch.from_numpy(np.ascontiguousarray(x)), rngs) for x in (frames, future)
+        rngs = generators_of(rng, len(seen))
+        latents = {camera: self._ask.encode(seen.frames[camera], rngs) for camera in self.cameras}
+        ahead = {camera: self._ask.encode(future[camera], rngs) for camera in self.foreseen}
+        question = replace(
+            self._ask.question("inverse", seen, latents),
+            future=ahead[self.foreseen[0]],
+            wrist_future=ahead[self.foreseen[1]] if len(self.foreseen) > 1 else None,
         )
-        states = self._normalised(state, len(frames))
-        question = Question(mode="inverse", context=context, future=ahead, proprioception=states)
-        return self._actions(question, rngs)
+        return self._ask.actions(question, self.sampling, rngs)
 
     def _imagine(
-        self,
-        mode: str,
-        frames: np.ndarray,
-        actions: Tensor | None,
-        state: States | None,
-        rng: torch.Generator,
-        iterations: int,
-    ) -> np.ndarray:
-        self._check_frames("frames", frames)
-        states = self._normalised(state, len(frames))
-        rngs = _rows_of(rng, len(frames))
-        context = self._encode(torch.from_numpy(np.ascontiguousarray(frames)), rngs)
-        question = Question(mode=mode, context=context, actions=actions, proprioception=states)
+        self, mode: str, seen: Seen, actions: Tensor | None, rng: torch.Generator, iterations: int
+    ) -> dict[str, np.ndarray]:
+        self._check_frames("frames", seen.frames, self.cameras)
+        rngs = generators_of(rng, len(seen))
+        latents = {camera: self._ask.encode(seen.frames[camera], rngs) for camera in self.cameras}
+        question = self._ask.question(mode, seen, latents, actions)
 
         def pictures(sample: Sample) -> Tensor:
             assert sample.latents is not None
-            video = self._tokenizer.decode(sample.latents[self.camera])
-            return to_uint8(resize_video(video, (frames.shape[2], frames.shape[3])))
+            videos = []
+            for camera in self.foreseen:
+                video = self._ask.tokenizer.decode(sample.latents[camera])
+                videos.append(to_uint8(resize_video(video, self.spec.cameras[camera])).flatten(1))
+            return torch.cat(videos, dim=1)  # sizes differ between cameras
 
-        sampling = replace(self.sampling, iterations=iterations)
-        video = self._answers(question, sampling, rngs, pictures)  # uint8 (B, F, 3, H, W)
-        return video.permute(0, 1, 3, 4, 2).cpu().numpy()
+        sampling = replace(self.sampling, iterations=iterations, guidance=self.guidance)
+        flat = self._ask.answers(question, sampling, rngs, pictures).cpu()
+        shapes = {c: (self.frames, 3, *self.spec.cameras[c]) for c in self.foreseen}
+        parts = flat.split([int(np.prod(shape)) for shape in shapes.values()], dim=1)
+        return {
+            camera: part.unflatten(1, shape).permute(0, 1, 3, 4, 2).numpy()
+            for (camera, shape), part in zip(shapes.items(), parts, strict=True)
+        }
 
-    def _normalised(self, state: States | None, rows: int) -> dict[str, Tensor]:
-        """stream -> (B, P, dims shown), normalised; of no state, the middle of each range."""
-        normalised = {}
-        for name, dim in self.model.config.proprioception.items():
-            expected = (rows, len(self.state_offsets), len(self.spec.state[name]))
-            if state is None:
-                normalised[name] = torch.zeros(*expected[:2], dim)
-                continue
-            values = np.asarray(state.get(name, np.zeros(0)), np.float32)
-            if values.shape != expected:
+    def _check_frames(
+        self, label: str, frames: Mapping[str, np.ndarray], cameras: Sequence[str]
+    ) -> None:
+        for camera in cameras:
+            if camera not in frames:
                 raise UserError(
-                    f"The model reads state '{name}' of shape {expected}, found {values.shape}."
+                    f"'{label}' should have the cameras {list(cameras)}, found {sorted(frames)}."
                 )
-            normalised[name] = self._normalizer.encode(torch.from_numpy(values), name)[..., :dim]
-        return normalised
+            pictures, (height, width) = frames[camera], self.spec.cameras[camera]
+            expected = (self.frames, height, width, 3)
+            if pictures.dtype != np.uint8 or pictures.shape[1:] != expected:
+                raise UserError(
+                    f"'{label}' of '{camera}' should be uint8 (B, "
+                    f"{', '.join(map(str, expected))}), found {pictures.dtype} {pictures.shape}; "
+                    f"give {self.frames} RGB frames, {self.context_stride} steps apart."
+                )
+            if len(pictures) == 0:
+                raise UserError(f"'{label}' holds no row; give at least one window.")
 
-    def _check_frames(self, label: str, frames: np.ndarray) -> None:
-        if (
-            frames.dtype != np.uint8
-            or frames.ndim != 5
-            or frames.shape[1] != self.frames
-            or frames.shape[4] != 3
-        ):
-            raise UserError(
-                f"'{label}' should be uint8 (B, {self.frames}, H, W, 3), found {frames.dtype} "
-                f"{frames.shape}; give {self.frames} RGB frames, {self.context_stride} steps "
-                "apart."
-            )
-        if len(frames) == 0:
-            raise UserError(f"'{label}' holds no row; give at least one window.")
 
-    # --- network calls of one size ----------------------------------------------------------------
+def _second(camera: str | None, is_used: bool) -> tuple[str, ...]:
+    return (camera,) if camera is not None and is_used else ()
 
-    def _by_batch(self, rows: int, compute: Callable[[slice], Tensor]) -> Tensor:
-        """Concatenate `compute` over slices of `batch_size` rows, without those that fill up."""
-        parts = []
-        with torch.inference_mode(), _evaluating(self.model, self._tokenizer):
-            for start in range(0, rows, self.batch_size):
-                stop = min(start + self.batch_size, rows)
-                parts.append(compute(slice(start, stop))[: stop - start])
-        return torch.cat(parts)
 
-    def _encode(self, frames: Tensor, rngs: Sequence[torch.Generator]) -> Tensor:
-        """uint8 (B, T, H, W, 3) -> latents (B, T, c, h, w) on the device."""
-        size = self._tokenizer.config.image_size
+def _state_offsets(config: UVAConfig, stride: int) -> list[int]:
+    if not config.proprioception:
+        return []
+    # Trained at the times of the frames, states are read at those times.
+    return (
+        context_offsets(config.frames, stride) if config.uneven_context else state_offsets(config)
+    )
 
-        def encode(rows: slice) -> Tensor:
-            pictures = _filled(frames[rows], self.batch_size).to(self.device)
-            video = prepare(pictures.movedim(-1, -3), size)
-            if self._tokenizer.config.posterior == "mean":
-                return self._tokenizer.encode(video)
-            # A sampled posterior draws row by row, each from its own generator; rows that fill up
-            # have none and are left out.
-            pairs = zip(video, rngs[rows], strict=False)
-            return torch.cat([self._tokenizer.encode(row[None], rng=rng) for row, rng in pairs])
 
-        return self._by_batch(len(frames), encode)
-
-    def _answers(
-        self,
-        question: Question,
-        sampling: Sampling,
-        rngs: Sequence[torch.Generator],
-        result: Callable[[Sample], Tensor],
-    ) -> Tensor:
-        """`result` of the answer to every row, each drawn from its own generator."""
-
-        def answer(rows: slice) -> Tensor:
-            part = question.map(lambda x: _filled(x[rows], self.batch_size).to(self.device))
-            filling = self.batch_size - len(rngs[rows])
-            idle = [torch.Generator().manual_seed(0) for _ in range(filling)]
-            return result(self.model.sample(part, sampling, rng=[*rngs[rows], *idle]))
-
-        return self._by_batch(len(question.context), answer)
-
-    def _actions(self, question: Question, rngs: Sequence[torch.Generator]) -> np.ndarray:
-        """Actions of the answer, float32 (B, K, A), in the environment's units and bounds."""
-
-        def normalised(sample: Sample) -> Tensor:
-            assert sample.actions is not None
-            return sample.actions
-
-        actions = self._answers(question, self.sampling, rngs, normalised)
-        decoded = self._normalizer.decode(actions.float().cpu(), ACTION)
-        low, high = self.action.low, self.action.high
-        return np.clip(
-            np.asarray(decoded, dtype=np.float32),
-            -np.inf if low is None else np.asarray(low, dtype=np.float32),
-            np.inf if high is None else np.asarray(high, dtype=np.float32),
+def _require_options(config: UVAConfig, options: UVAOptions, execute: int) -> None:
+    if not 1 <= execute <= config.horizon:
+        raise UserError(
+            f"--execute is {execute}; the model plans {config.horizon} actions, "
+            "choose 1 to that many."
         )
+    stride, batch_size, steps = options.context_stride, options.batch_size, options.steps
+    if (stride is not None and stride < 1) or batch_size < 1:
+        raise UserError(
+            f"--context-stride ({stride}) and --batch-size ({batch_size}) must be at least 1."
+        )
+    if steps is not None and config.predict_video:
+        config.check_sampling_steps("video", str(steps))
+    if steps is not None and config.predict_action:
+        config.check_sampling_steps("action", str(steps))
+    if options.instruction is not None and config.text_dim is None:
+        raise UserError(
+            "The model was trained without instructions, so --instruction has no effect; leave it "
+            "out."
+        )
+    mode = "video" if config.predict_video else "policy"
+    Sampling(temperature=options.temperature, guidance=options.guidance).check(mode, config)
 
 
 def _require_fit(config: UVAConfig, tokenizer: KLVAE, spec: StreamSpec) -> ActionSpec:
@@ -394,20 +389,11 @@ def _require_fit(config: UVAConfig, tokenizer: KLVAE, spec: StreamSpec) -> Actio
             f"The model plans {config.action_dim} action dims, the spec has {found}; they must be "
             "of one task."
         )
-    if config.camera not in spec.cameras:
-        raise UserError(
-            f"The model watches camera '{config.camera}'; the spec knows {sorted(spec.cameras)}."
-        )
-    inputs = {
-        "a wrist camera": config.wrist_camera is not None,
-        "instructions": config.text_dim is not None,
-        "past actions": config.past_actions,
-    }
-    if extra := [name for name, is_read in inputs.items() if is_read]:
-        raise UserError(
-            f"The model was trained with {' and '.join(extra)}; this policy shows it one camera, "
-            "so use a model that needs no more."
-        )
+    for camera in config.views.values():
+        if camera not in spec.cameras:
+            raise UserError(
+                f"The model watches camera '{camera}'; the spec knows {sorted(spec.cameras)}."
+            )
     expected = (config.latent_channels, *config.grid)
     found = (tokenizer.config.latent_channels, *tokenizer.grid)
     if found != expected:
@@ -416,30 +402,3 @@ def _require_fit(config: UVAConfig, tokenizer: KLVAE, spec: StreamSpec) -> Actio
             "tokenizer it was trained with."
         )
     return spec.action
-
-
-def _filled(rows: Tensor, size: int) -> Tensor:
-    """Repeat the first row until there are `size` of them."""
-    missing = size - len(rows)
-    if missing == 0:
-        return rows
-    return torch.cat([rows, rows[:1].expand(missing, *rows.shape[1:])])
-
-
-def _rows_of(rng: torch.Generator, rows: int) -> list[torch.Generator]:
-    """A generator for every row, seeded from `rng` in order."""
-    seeds = [int(torch.randint(2**62, (), generator=rng, device=rng.device)) for _ in range(rows)]
-    return [generator_for(seed) for seed in seeds]
-
-
-@contextmanager
-def _evaluating(*modules: torch.nn.Module) -> Iterator[None]:
-    """Eval mode inside; afterwards every module is in the mode that it was in."""
-    before = [module.training for module in modules]
-    for module in modules:
-        module.eval()
-    try:
-        yield
-    finally:
-        for module, training in zip(modules, before, strict=True):
-            module.train(training)

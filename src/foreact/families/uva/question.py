@@ -27,6 +27,7 @@ class Question:
         actions: float (B, K, A), normalised; for "dynamics".
         past_actions: float (B, K, A), normalised, if the model takes them; None before the first
             action.
+        past_valid: bool (B, K), which of them there were; None for all.
         proprioception: stream -> float (B, P, S), normalised, if the model takes any; it reads the
             first steps and dimensions, as many as its config names.
         text: float (B, L), features of the instruction, if the model takes one.
@@ -39,6 +40,7 @@ class Question:
     wrist_future: Tensor | None = None
     actions: Tensor | None = None
     past_actions: Tensor | None = None
+    past_valid: Tensor | None = None
     proprioception: Mapping[str, Tensor] = field(default_factory=dict)
     text: Tensor | None = None
 
@@ -123,7 +125,7 @@ class Question:
             hidden=hidden if mode.future == "masked" else None,
             actions=self.actions if mode.actions else None,
             past_actions=self.past_actions if c.past_actions else None,
-            past_keep=past_keep,
+            past_keep=_both(past_keep, self.past_valid),
             text=self.text if c.text_dim is not None else None,
             text_keep=text_keep,
             wrist_context=tokens(self.wrist_context, c.shows_wrist),
@@ -139,6 +141,11 @@ class Question:
             stream: entry(self.proprioception, stream, "state")[:, :steps, :dim]
             for stream, dim in config.proprioception.items()
         }
+
+
+def _both(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """Where both masks are True; None is True everywhere."""
+    return (b if a is None else a) if a is None or b is None else a & b
 
 
 def required(value: Tensor | None, shape: tuple[int, ...], label: str) -> Tensor:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,158 +19,32 @@ from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.windows.augment import CropAndBlur
 from foreact.data.windows.loader import WindowDataset, spread_batches
 from foreact.data.windows.normalize import Normalizer
-from foreact.data.windows.window import Window
 from foreact.errors import UserError
 from foreact.evals.closed_loop import closed_loop
-from foreact.families.uva.config import SIZES, state_offsets
-from foreact.families.uva.model import UVA, UVAConfig, uva_config
+from foreact.families.uva.config import SIZES
+from foreact.families.uva.model import UVA, UVAConfig
 from foreact.families.uva.policy import UVAPolicy
+from foreact.families.uva.recipes import UVARun, recipe
 from foreact.families.uva.released.read import init_from_mar
-from foreact.families.uva.timing import (
-    action_offsets,
-    context_offsets,
-    frame_stride,
-    future_offsets,
-)
+from foreact.families.uva.windows import window_of
 from foreact.released.content import is_foreign
 from foreact.runs.inputs import Inputs, Split, file_digest
-from foreact.runs.options import Episodes, TrainingRun
 from foreact.runs.parse import checked
 from foreact.runs.run import pick_device
-from foreact.runs.stores import ensure_latents, open_task_store
+from foreact.runs.stores import ensure_latents, open_task_store, statistics_of, task_of
 from foreact.runs.training import begin, publish, train_on
 from foreact.runs.verb import TrainingVerb
 from foreact.seeds import require_seeds
-from foreact.tasks import find_task
 from foreact.tokenizers.images import prepare
 from foreact.tokenizers.kl_vae import KLVAE
-from foreact.train.config import TrainConfig
-from foreact.train.ema import EMAConfig
 from foreact.types import Batch
 from foreact.worlds import Task
 
 TOKENIZERS = {"pusht": "kl-vae-pusht", "pusht-m": "kl-vae-pusht"}
 
-
-@dataclass(frozen=True, kw_only=True)
-class UVARun(TrainingRun, Episodes):
-    """Train the Unified Video Action model."""
-
-    free_on_resume: ClassVar[tuple[str, ...]] = (*TrainingRun.free_on_resume, "eval_seeds")
-
-    task: str = "pusht"
-    size: str = "pocket"
-    """pocket (two cores) or a published size: tiny, small, base, large, huge. Sets the defaults."""
-    stage: Literal["video", "joint"] = "joint"
-    """As in the paper: video alone first, then all questions, from the first stage's weights."""
-    tokenizer: str = ""
-    """KL autoencoder: a checkpoint folder or a shipped name; empty: the task's own."""
-    init: str | None = None
-    """Weights to start from, such as the first stage's, or the file of the image model MAR from
-    which the paper's first stage starts; tensors that do not fit are listed."""
-    out: Path = Path("runs/uva")
-    pixels: bool = False
-    """Learn from augmented pictures, encoded in every step, instead of stored latents."""
-    val_ratio: float = 0.02
-    eval_seeds: int = 0
-    """Closed-loop episodes per evaluation during training; 0: none."""
-    model: UVAConfig = field(default_factory=UVAConfig)
-
-
 # Seeds of closed-loop checks during training; the tables in the docs are measured on seeds from
 # 100,000 on.
 CHECK_SEED = 90_000
-
-
-def recipe(
-    task: str = "pusht", size: str = "pocket", stage: Literal["video", "joint"] = "joint"
-) -> UVARun:
-    """The defaults for a task, a size and a stage.
-
-    The published sizes follow the paper (UVA sec. V): AdamW at 1e-4 with betas 0.9 and 0.95, decay
-    0.02, 1000 steps of warmup, cosine to zero, EMA. `pocket` is ours: it sees two frames of 2 x 2
-    tokens and the robot's own position, plans eight actions, has flow-matching heads, and learns
-    where things are as a side task.
-    """
-    loaded_task = find_task(task)
-    spec = loaded_task.spec
-    modes = {"video": 1.0} if stage == "video" else {}
-    common: dict[str, Any] = {"camera": loaded_task.camera, "predict_action": stage == "joint"}
-    if spec.action is None and stage == "joint":
-        raise UserError(f"Task '{task}' has no actions; train it with --stage video.")
-    common["action_dim"] = 1 if spec.action is None else spec.action.dim
-    if size != "pocket":
-        model = uva_config(size, **common, **({"modes": modes} if modes else {}))
-        return UVARun(
-            task=task, size=size, stage=stage, model=model, train=TrainConfig(steps=100_000)
-        )
-    if not modes:
-        modes = {"policy": 0.6, "joint": 0.15, "video": 0.05, "dynamics": 0.1, "inverse": 0.1}
-    model = UVAConfig(
-        **common,
-        latent_channels=8,
-        grid=(6, 6),
-        patch=3,
-        frames=2,
-        horizon=8,
-        width=256,
-        depth=3,
-        heads=4,
-        decoder_width=256,
-        decoder_depth=2,
-        decoder_heads=4,
-        dropout=0.0,
-        attention_dropout=0.0,
-        head="flow",
-        video_head_depth=2,
-        video_head_width=128,
-        action_head_depth=2,
-        action_head_width=192,
-        video_sampling_steps="20",
-        action_sampling_steps="10",
-        modes=modes,
-        proprioception=loaded_task.proprioception,
-        proprioception_steps=2,
-        proprioception_prediction={name: len(dims) for name, dims in spec.state.items()},
-    )
-    training = TrainConfig(
-        steps=4000,
-        batch_size=128,
-        lr=1e-3,
-        schedule="wsd",  # so that a longer run goes on from before the drop
-        warmup=200,
-        drop=800,
-        floor=0.0,
-        weight_decay=0.02,
-        ema=EMAConfig(max=0.999),
-        log_every=20,
-        save_every=500,
-        eval_every=1000,
-    )
-    return UVARun(task=task, size=size, stage=stage, model=model, train=training)
-
-
-def window_of(config: UVAConfig, *, pixels: bool) -> Window:
-    """Steps of one sample: F context frames up to now, F frames ahead, K actions from now on.
-
-    As in the reference, frames lie K / F steps apart and a window may reach 1 step before an
-    episode and K / 2 - 1 beyond it. Unlike there it may also begin with an episode: the context of
-    the first steps is filled with the first frame, as it is when acting.
-    """
-    stride = frame_stride(config.horizon, config.frames)
-    offsets = (*context_offsets(config.frames, stride), *future_offsets(config.frames, stride))
-    past_states = tuple(state_offsets(config)) if config.proprioception else ()
-    future_states = tuple(range(1, config.horizon + 1)) if config.proprioception_prediction else ()
-    state_streams = [*config.proprioception, *config.proprioception_prediction]
-    actions = action_offsets(config.horizon, first_now=True) if config.predict_action else []
-    return Window(
-        video={config.camera: offsets} if pixels else {},
-        latents={} if pixels else {config.camera: offsets},
-        actions=tuple(actions),
-        state=dict.fromkeys(state_streams, past_states + future_states),
-        pad_before=-offsets[0],
-        pad_after=max(config.horizon // 2 - 1, 0),
-    )
 
 
 class ValidationLoss:
@@ -228,9 +102,9 @@ class Data:
     normalizer: Normalizer
 
 
-def load_data(run: UVARun, store: EpisodeStore, split: Split) -> Data:
+def load_data(run: UVARun, task: Task, store: EpisodeStore, split: Split) -> Data:
     """Fit statistics on the training side, and cut windows."""
-    normalizer = Normalizer.fit_store(store, split.fitted, "limits")
+    normalizer = Normalizer.fit_store(store, split.fitted, statistics_of(task, store))
     window = window_of(run.model, pixels=run.pixels)
     augment = CropAndBlur() if run.pixels else None
     return Data(
@@ -243,7 +117,7 @@ def load_data(run: UVARun, store: EpisodeStore, split: Split) -> Data:
 
 def train_uva(run: UVARun) -> Path:
     """Train; returns the folder of the finished weights, `run.out/weights`."""
-    task = find_task(run.task)
+    task = task_of(run.task, run.data)
     _require_trainable(run, task)
     device = pick_device(run.device)
     reference = weights_of(run.tokenizer or _default_tokenizer(task), "kl_vae", "--tokenizer")
@@ -252,7 +126,7 @@ def train_uva(run: UVARun) -> Path:
     _require_grid(run.model, vae)
     store = open_task_store(task, run.data)
     inputs = Inputs.of(run)
-    data = load_data(run, store, inputs.split(store, run.val_ratio))
+    data = load_data(run, task, store, inputs.split(store, run.val_ratio))
     inputs.note("tokenizer", reference.hash)
     torch.manual_seed(run.train.seed)
     model = UVA(run.model)
@@ -272,7 +146,8 @@ def train_uva(run: UVARun) -> Path:
         tokenizer=f"{reference.path} {reference.hash[:19]}",
     )
     if not run.pixels:
-        ensure_latents(store, run.model.camera, vae, reference.hash, device=str(device))
+        for camera in run.model.views.values():
+            ensure_latents(store, camera, vae, reference.hash, device=str(device))
 
     def prepare(batch: Batch, rng: torch.Generator) -> Batch:
         return encode_batch(batch, vae, rng) if run.pixels else batch
@@ -283,7 +158,7 @@ def train_uva(run: UVARun) -> Path:
             family="uva",
             config=run.model,
             state=state,
-            spec=store.spec,
+            spec=data.training.spec,
             stats=data.normalizer,
             tokenizer=TokenizerRef(family="kl_vae", hash=reference.hash),
         )
@@ -364,35 +239,26 @@ def _default_tokenizer(task: Task) -> str:
     return TOKENIZERS[task.name]
 
 
-NO_DATA = ("wrist_camera", "text_dim", "past_actions")
-"""Inputs of the released models that no training gives its model yet."""
-
-
 def _require_trainable(run: UVARun, task: Task) -> None:
     """Refuse, before anything is read or written, what the training would ignore or fail at."""
     config, default = run.model, UVAConfig()
-    for name in NO_DATA:
-        if getattr(config, name) != getattr(default, name):
-            raise UserError(
-                f"--model.{name.replace('_', '-')} needs data that no training reads yet; leave it "
-                "out."
-            )
-    without_effect = {
-        "wrist_context": "a wrist camera",
-        "wrist_prediction": "a wrist camera",
-        "text_tokens": "instructions",
-        "text_drop": "instructions",
-        "past_action_keep": "past actions",
+    needed_by = {
+        "--model.wrist-camera": (config.wrist_camera, ("wrist_context", "wrist_prediction")),
+        "--model.text-dim": (config.text_dim, ("text_tokens", "text_drop")),
+        "--model.past-actions": (config.past_actions, ("past_action_keep",)),
+        "--model.head flow": (config.head == "flow", ("flow_time", "flow_solver")),
+        "--model.head diffusion": (
+            config.head == "diffusion",
+            ("video_diffusion_steps", "action_diffusion_steps"),
+        ),
     }
-    other_head = ("flow_time", "flow_solver")
-    if config.head == "flow":
-        other_head = ("video_diffusion_steps", "action_diffusion_steps")
-    without_effect |= dict.fromkeys(other_head, "the other --model.head")
-    for name, needed in without_effect.items():
-        if getattr(config, name) != getattr(default, name):
-            raise UserError(
-                f"--model.{name.replace('_', '-')} has no effect without {needed}; leave it out."
-            )
+    for option, (is_there, names) in needed_by.items():
+        for name in names:
+            if not is_there and getattr(config, name) != getattr(default, name):
+                raise UserError(
+                    f"--model.{name.replace('_', '-')} has no effect without {option}; leave it "
+                    "out."
+                )
     if run.eval_seeds < 0:
         raise UserError(f"--eval-seeds should be 0 or more, found {run.eval_seeds}.")
     require_seeds(CHECK_SEED, run.eval_seeds, "--eval-seeds")
@@ -419,7 +285,7 @@ def _defaults(chosen: dict[str, str]) -> UVARun:
 
 
 VERB = TrainingVerb(
-    name="train uva", cls=UVARun, recipe=_defaults, choices=("task", "size", "stage")
+    name="train uva", cls=UVARun, recipe=_defaults, choices=("task", "data", "size", "stage")
 )
 
 

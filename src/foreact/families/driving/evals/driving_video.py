@@ -197,7 +197,7 @@ def driving_video(
         futures = imaginer(batch)
         features.add(futures)
         similarity.add(futures, batch.index)
-    quality = similarity.quality(stride, seed)
+    quality = similarity.quality(imaginer.camera, stride, seed)
     return DrivingVideoResult(
         quality=quality,
         clips=quality.windows,
@@ -252,7 +252,7 @@ class _Similarity:
                 )
                 self._kept.append(example)
 
-    def quality(self, stride: int, seed: int) -> VideoQuality:
+    def quality(self, camera: str, stride: int, seed: int) -> VideoQuality:
         if not self._drives:
             raise UserError(
                 "There is no window to imagine from; give longer drives or another split."
@@ -266,6 +266,7 @@ class _Similarity:
 
         return VideoQuality(
             mode="video",
+            camera=camera,
             estimates={name: estimate(name, v.mean(1)) for name, v in values.items()},
             curves={name: [estimate(name, column) for column in v.T] for name, v in values.items()},
             steps_ahead=[(i + 1) * stride for i in range(future)],
