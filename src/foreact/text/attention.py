@@ -13,10 +13,15 @@ class Attention(nn.Module):
         width: channels, a multiple of `heads`.
         heads: attention heads.
         causal: whether a token sees itself and earlier ones only.
+
+    Raises:
+        ValueError: the heads do not divide the width.
     """
 
     def __init__(self, width: int, heads: int, *, causal: bool) -> None:
         super().__init__()
+        if heads < 1 or width % heads:
+            raise ValueError(f"{heads} heads do not divide {width} channels")
         self.heads, self.causal = heads, causal
         self.q = nn.Linear(width, width)
         self.k = nn.Linear(width, width)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 CLIP_VOCABULARY, CLIP_MARKS = 49_408, ("<|startoftext|>", "<|endoftext|>")
 BERT_VOCABULARY, BERT_MARKS, BERT_UNKNOWN = 30_522, ("[CLS]", "[SEP]"), "[UNK]"
 
+CLIP_MERGES = CLIP_VOCABULARY - 2 * 256 - 2
+"""Every entry is a byte, a byte that ends a word, what a merge makes, or a mark."""
+CLIP_FILES = ("vocab.json", "merges.txt", "tokenizer.json")
 CLIP_PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 """What CLIP cuts a text into before it looks pieces up: words, single digits, runs of signs."""
 
@@ -56,6 +59,11 @@ def clip_words(folder: Path) -> Words:
     library = _library()
     found, merges = _clip_files(folder)
     vocab = _checked(found, CLIP_MARKS, CLIP_VOCABULARY, folder)
+    if len(merges) != CLIP_MERGES:
+        raise UserError(
+            f"The vocabulary in {folder} should have {CLIP_MERGES:,} merges, found "
+            f"{len(merges):,}; take the files as published."
+        )
     with decoding(f"The vocabulary in {folder} does not fit its merges"):
         pairs = [_pair(merge) for merge in merges]
         model = library.models.BPE(
@@ -104,8 +112,7 @@ def _clip_files(folder: Path) -> tuple[Any, Sequence[Any]]:
     if vocab.is_file() and merges.is_file():
         with decoding(f"{merges} is no text"):
             lines = read_text(merges).split("\n")
-        # The first line tells a version.
-        return read_config(vocab), [line for line in lines[1:] if line]
+        return read_config(vocab), [x for x in lines if x and not x.startswith("#version")]
     model = _model_of(folder, "vocab.json and merges.txt")
     return model.get("vocab"), model.get("merges") or ()
 
