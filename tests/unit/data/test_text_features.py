@@ -64,7 +64,7 @@ def test_only_new_instructions_are_encoded(tmp_path: Path) -> None:
     path, encoder = tmp_path / "d.zarr", LengthEncoder()
     text_features(written(path, TEXTS[:2]), encoder)
     encoder.asked.clear()
-    with StoreWriter(path, SPEC, append=True) as writer:
+    with StoreWriter(path, SPEC) as writer:
         writer.append({"cam": np.zeros((2, 4, 4, 3), np.uint8)}, text="wait")
     found = text_features(open_store(path), encoder)
     assert encoder.asked == ["wait"]
@@ -122,12 +122,10 @@ def test_an_encoder_that_yields_something_else_is_refused(
     assert not (tmp_path / "d.zarr" / "text").exists()
 
 
-def test_a_disk_that_refuses_is_one_sentence(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_disk_that_refuses_is_one_sentence(tmp_path: Path) -> None:
     store = written(tmp_path / "d.zarr")
     (tmp_path / "d.zarr" / "text").write_text("in the way")
-    with pytest.raises(UserError, match="cannot be kept in .*; give it the rights and run again"):
+    with pytest.raises(UserError, match=r"cannot be kept in .*; give it the rights and run again"):
         text_features(store, LengthEncoder())
 
 

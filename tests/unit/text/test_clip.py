@@ -76,8 +76,8 @@ def by_torch(state: dict[str, Tensor], ids: Tensor) -> Tensor:
             }
         )
         x = layer(x, src_mask=mask)
-    norm = [state[f"text_model.final_layer_norm.{part}"] for part in ("weight", "bias")]
-    x = nn.functional.layer_norm(x[:, -1], (width,), *norm)
+    weight, bias = (state[f"text_model.final_layer_norm.{part}"] for part in ("weight", "bias"))
+    x = nn.functional.layer_norm(x[:, -1], (width,), weight, bias)
     return x @ state["text_projection.weight"].T
 
 

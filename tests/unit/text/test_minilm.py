@@ -41,8 +41,8 @@ def by_torch(state: dict[str, Tensor], ids: list[int]) -> Tensor:
     ]
     width = embedded[0].shape[1]
     x = embedded[0][ids] + embedded[1][: len(ids)] + embedded[2][0]
-    norm = [state[f"embeddings.LayerNorm.{part}"] for part in ("weight", "bias")]
-    x = nn.functional.layer_norm(x, (width,), *norm, 1e-12)[None]
+    weight, bias = (state[f"embeddings.LayerNorm.{part}"] for part in ("weight", "bias"))
+    x = nn.functional.layer_norm(x, (width,), weight, bias, 1e-12)[None]
     for i in range(2):
         name = f"encoder.layer.{i}"
         layer = nn.TransformerEncoderLayer(

@@ -27,8 +27,11 @@ class Vowels:
 def open_vowels(folder, *, device):
     return Vowels()
 
+def open_nothing(folder, *, device):
+    return {}
+
 ENCODER = TextModel(name="vowels", open="vowels:open_vowels")
-NOTHING = TextModel(name="nothing", open="builtins:dict")
+NOTHING = TextModel(name="nothing", open="vowels:open_nothing")
 """
 
 
