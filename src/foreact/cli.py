@@ -68,6 +68,10 @@ VERBS = {
         "Ranges per dimension; --against a checkpoint's statistics.",
     ),
     "data show": ("commands.data:show", "Write a contact sheet and an mp4 of some episodes."),
+    "data text": (
+        "commands.data:text",
+        "List a store's instructions, and how alike an encoder finds them.",
+    ),
     "tokenize": (
         "families.codes.tokenize:tokenize",
         "Encode a store's frames once, so that training reads codes.",

@@ -1,4 +1,4 @@
-"""Plugs: how a model family, task, simulator or format is added without editing this package.
+"""Plugs: how a model family, task, simulator, ... is added without editing this package.
 
 A plug is one value that a module exports. It is found by its name among the built-in ones, by its
 name among the entry points of the installed packages, or by the import path of its module,
@@ -322,5 +322,31 @@ FORMATS = Plugs(
     built_in={
         "d4rl": "foreact.data.formats:D4RL",
         "dreamer": "foreact.data.formats:DREAMER",
+    },
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextModel:
+    """A text encoder, as the shared packages know it.
+
+    Attributes:
+        name: short; "NAME:FOLDER" on the command line where its files lie in a folder.
+        open: import path of `(folder: Path | None, *, device: torch.device) ->
+            foreact.types.TextEncoder`.
+    """
+
+    name: str
+    open: str
+
+
+TEXT_ENCODERS = Plugs(
+    kind="text encoder",
+    cls=TextModel,
+    attribute="ENCODER",
+    group="foreact.text_encoders",
+    built_in={
+        "minilm": "foreact.text:MINILM",
+        "clip": "foreact.text:CLIP",
     },
 )

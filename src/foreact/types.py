@@ -323,6 +323,29 @@ class Codes(Encoder, Protocol):
 
 
 @runtime_checkable
+class TextEncoder(Protocol):
+    """Instructions -> features; frozen.
+
+    Attributes:
+        name: short, of the kind of encoder, such as "clip".
+        hash: "sha256:..." of its weights and vocabulary: equal hashes, equal features.
+        dim: numbers per instruction, L.
+    """
+
+    name: str
+    hash: str
+    dim: int
+
+    def encode(self, texts: Sequence[str]) -> np.ndarray:
+        """float32 (n, L), one row per text, whatever texts are encoded beside it.
+
+        Raises:
+            UserError: a text is empty or too long for it.
+        """
+        ...
+
+
+@runtime_checkable
 class Trainable(Protocol):
     """Every family's module: one training entry, one list of parameter groups.
 

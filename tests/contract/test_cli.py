@@ -71,6 +71,7 @@ OPTIONS = {
     "data check": ["--store", "--task", "--windows"],
     "data stats": ["--store", "--task", "--against"],
     "data show": ["--store", "--out", "--task", "--episodes"],
+    "data text": ["--store", "--task", "--encoder"],
     "tokenize": [
         "--store",
         "--tokenizer",

@@ -7,20 +7,20 @@ import hashlib
 import json
 import os
 import shutil
-import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from foreact.checkpoints.configs import config_from_json, config_to_json, greatest_number, read_json
 from foreact.checkpoints.shipped import names, shipped
+from foreact.checkpoints.tensors import read_tensors, storable
+from foreact.checkpoints.text import TextTable
 from foreact.data.windows.normalize import Normalizer
 from foreact.errors import UserError, in_short
 from foreact.plugs import known_family
@@ -44,18 +44,6 @@ T = TypeVar("T")
 FORMAT = 1
 MOST_OF_ANYTHING = 2**20
 """Layers, channels, ... up to which a config is believed without as many stored values."""
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +67,7 @@ class Checkpoint:
         stats: normaliser of actions and states, or None.
         tokenizer: the tokenizer it belongs to, or None.
         tokenizer_path: folder of the embedded tokenizer, or None.
+        text: instructions that it was trained on, with their features, or None.
         card: provenance, free JSON.
         hash: content hash of `family`, `config` and `state`, as "sha256:...".
     """
@@ -91,6 +80,7 @@ class Checkpoint:
     stats: Normalizer | None
     tokenizer: TokenizerRef | None
     tokenizer_path: Path | None
+    text: TextTable | None
     card: dict[str, Any]
     hash: str
 
@@ -109,6 +99,7 @@ def save_checkpoint(
     spec: StreamSpec | None = None,
     stats: Normalizer | None = None,
     tokenizer: Path | TokenizerRef | None = None,
+    text: TextTable | None = None,
     card: Mapping[str, Any] | None = None,
     dtype: torch.dtype | None = None,
 ) -> str:
@@ -121,6 +112,7 @@ def save_checkpoint(
         state: name -> tensor, on any device.
         spec, stats: meaning and normaliser of what goes in and out.
         tokenizer: a checkpoint folder to embed, or a reference to one that is kept elsewhere.
+        text: instructions that the model was trained on, with their features.
         card: provenance (recipe, command, steps, time, hardware, scores), JSON values.
         dtype: type to store floating-point tensors in (float16 and bfloat16 halve the file); None
             keeps theirs.
@@ -150,7 +142,7 @@ def save_checkpoint(
     if embedded is not None:
         reference = TokenizerRef(family=embedded.family, hash=embedded.hash)
     raw = config_to_json(config)
-    stored = _storable(state, dtype)
+    stored = storable(state, dtype)
 
     files: dict[str, Any] = {"config.json": {"family": family, "format": FORMAT, "config": raw}}
     if spec is not None:
@@ -175,8 +167,10 @@ def save_checkpoint(
             shutil.rmtree(leftover, ignore_errors=True)
         temporary.mkdir()
         save_file(stored, temporary / "model.safetensors")
-        for name, text in texts.items():
-            (temporary / name).write_text(text, encoding="utf-8")
+        for name, content in texts.items():
+            (temporary / name).write_text(content, encoding="utf-8")
+        if text is not None:
+            text.save(temporary)
         if embedded is not None:
             _copy_checkpoint(embedded.path, temporary / "tokenizer")
         _sync(temporary)
@@ -224,7 +218,7 @@ def load_checkpoint(
             f"{path} holds weights of the family '{family}'; {who} takes those of "
             f"{' or '.join(allowed)}."
         )
-    state = _read_state(path / "model.safetensors")
+    state = read_tensors(path / "model.safetensors")
 
     spec = _read_part(path / "spec.json", StreamSpec.from_json)
     stats = _read_part(path / "stats.json", Normalizer.from_json)
@@ -240,6 +234,7 @@ def load_checkpoint(
         stats=stats,
         tokenizer=reference,
         tokenizer_path=embedded if embedded.is_dir() else None,
+        text=TextTable.load(path),
         card=card or {},
         hash=_hash(family, raw, state),
     )
@@ -424,50 +419,6 @@ def _read_part(file: Path, parse: Callable[[Any], T]) -> T | None:
             f"{file} does not hold what it should ({type(error).__name__}: {error}); restore it "
             "from its source."
         ) from None
-
-
-def _read_state(file: Path) -> dict[str, Tensor]:
-    if not file.is_file():
-        raise UserError(f"The file {file} is missing; copy the whole checkpoint folder.")
-    try:
-        # Opening checks the header, also against the file's length.
-        with safe_open(file, framework="pt", device="cpu") as checked:
-            names = list(checked.keys())
-        # Read, not mapped: replacing the file later cannot change or fault tensors in use, and no
-        # page counts twice.
-        with open(file, "rb") as opened:
-            (length,) = struct.unpack("<Q", opened.read(8))
-            header = json.loads(opened.read(length))
-            return {name: _read_tensor(opened, 8 + length, header[name]) for name in names}
-    except (SafetensorError, OSError, EOFError, KeyError) as error:
-        raise UserError(
-            f"The file {file} is damaged or cut short ({in_short(error)}); copy it again."
-        ) from None
-
-
-def _read_tensor(file: BufferedReader, start: int, entry: Mapping[str, Any]) -> Tensor:
-    tensor = torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]])
-    if tensor.numel():
-        file.seek(start + entry["data_offsets"][0])
-        target = tensor.reshape(-1).view(torch.uint8).numpy()
-        if file.readinto(target.data) != target.nbytes:
-            raise EOFError("the last tensors are missing")
-    return tensor
-
-
-def _storable(state: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
-    stored: dict[str, Tensor] = {}
-    owners: set[int] = set()
-    for name, tensor in state.items():
-        t = tensor.detach().to("cpu")
-        if dtype is not None and t.is_floating_point():
-            t = t.to(dtype)
-        t = t.contiguous()
-        if t.untyped_storage().data_ptr() in owners or t.untyped_storage().nbytes() != t.nbytes:
-            t = t.clone()  # safetensors refuses tensors that share memory
-        owners.add(t.untyped_storage().data_ptr())
-        stored[name] = t
-    return stored
 
 
 def _hash(family: str, config: Mapping[str, Any], state: Mapping[str, Tensor]) -> str:

@@ -60,4 +60,10 @@ def _verified(checkpoint: Checkpoint) -> list[str]:
         lines.append(f"spec       {cameras}; {checkpoint.spec.fps:g} fps; actions: {names}")
     if checkpoint.stats is not None:
         lines.append(f"stats      {', '.join(sorted(checkpoint.stats.streams))}")
+    if checkpoint.text is not None:
+        known = checkpoint.text.known
+        lines.append(
+            f"text       {len(known.texts)} instructions, {known.dim} features by "
+            f"{known.encoder} {known.hash[:19]}"
+        )
     return lines

@@ -1,4 +1,4 @@
-"""`foreact data`: import, check, stats and show episode stores."""
+"""`foreact data`: import, check, stats, show and text of episode stores."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from foreact.checkpoints.shipped import resolve
 from foreact.data import inspect
 from foreact.data.formats import replay_buffer as importing
 from foreact.data.formats.importing import Account
+from foreact.data.instructions import Instruction, list_instructions
+from foreact.data.stores.opening import open_episodes
+from foreact.data.stores.text_features import text_features
 from foreact.errors import UserError
 from foreact.tasks import find_task
+from foreact.text.opening import find_text_encoder
 from foreact.types import StreamSpec
 
 
@@ -127,6 +131,27 @@ def show(
     """
     for path in inspect.show_store(store, _spec(task), out_dir=out, episodes=episodes):
         print(path)
+
+
+def text(store: Path, task: str | None = None, encoder: str | None = None) -> list[Instruction]:
+    """List the instructions that episodes follow; with an encoder, also how alike they are.
+
+    The encoder's features are kept beside the data, where training finds them.
+
+    Args:
+        store: the store.
+        task: what the streams mean; needed unless the store says so itself.
+        encoder: minilm, minilm:FOLDER, clip:FOLDER, or the import path of another.
+    """
+    episodes = open_episodes(store, _spec(task))
+    features = None if encoder is None else text_features(episodes, find_text_encoder(encoder))
+    found = list_instructions(episodes, features)
+    print(f"{'episodes':>8}{'steps':>10}   instruction")
+    for instruction in found:
+        print(instruction)
+    if features is not None:
+        print(f"{features.dim} features each, by {features.encoder} {features.hash[:19]}")
+    return found
 
 
 def _spec(task: str | None) -> StreamSpec | None:

@@ -25,6 +25,7 @@ EXTRAS = {
     "slurm": ("submitit", "submit"),
     "faiss": ("faiss", "eval probe --search faiss"),
     "hdf5": ("h5py", "V-D4RL's shards: data import-d4rl"),
+    "text": ("tokenizers", "text encoders: data text --encoder, models that follow instructions"),
     "dmc": ("dm_control", "DeepMind Control: data collect --env dmc/cheetah_run, closed loops"),
 }
 

@@ -127,7 +127,7 @@ def publish(
 ) -> Path:
     """Write exported weights and their metrics to `run.out/weights`; returns that folder.
 
-    Their family, spec, statistics and tokenizer are those of the export.
+    Their family, spec, statistics, tokenizer and instructions are those of the export.
 
     Args:
         run: where.
@@ -153,6 +153,7 @@ def publish(
             spec=trained.spec,
             stats=trained.stats,
             tokenizer=tokenizer or trained.tokenizer_path or trained.tokenizer,
+            text=trained.text,
             # JSON knows no infinity, such as the PSNR of equal pictures.
             card={**card, **inputs.to_json(), "steps": result.step, **finite(result.metrics)},
         )

@@ -83,6 +83,16 @@ def test_a_damaged_companion_is_made_anew(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.all_rows("tokens_cam"), codes)
 
 
+def test_a_companion_without_streams_is_kept(tmp_path: Path) -> None:
+    path = zipped(tmp_path)
+    store = accompanied(open_store(path))
+    assert isinstance(store, AccompaniedStore)
+    (store.make_companion() / "note").touch()
+    again = accompanied(open_store(path))
+    assert isinstance(again, AccompaniedStore)
+    assert (again.make_companion() / "note").exists()
+
+
 def test_a_cache_that_cannot_be_written_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from foreact.data.stores.episodes import EpisodeStore, Rows
+from foreact.data.stores.findings import Finding
 from foreact.data.stores.fingerprint import fingerprint
 from foreact.data.stores.layout import create_store, get_array, open_for_writing
 from foreact.data.stores.store import ZarrStore, open_store
@@ -139,6 +140,16 @@ class AccompaniedStore(EpisodeStore):
 
     def info(self, name: str) -> np.ndarray:
         return self.store.info(name)
+
+    @property
+    def instructions(self) -> list[str]:
+        return self.store.instructions
+
+    def instruction_of(self, rows: np.ndarray) -> np.ndarray:
+        return self.store.instruction_of(rows)
+
+    def findings(self) -> list[Finding]:
+        return self.store.findings()
 
 
 def _size_on_disk(path: Path) -> int:

@@ -56,6 +56,7 @@ def create_store(path: Path, spec: StreamSpec, attrs: Mapping[str, Any]) -> None
         # zarr v2: the layout's existing readers know no other.
         group = zarr.open_group(str(temporary), mode="w", zarr_format=2)
         group.attrs.update({**attrs, SPEC_ATTRIBUTE: spec.to_json()})
+        group.create_group("data")  # also where the spec names no stream
         for name, (shape, dtype) in stream_shapes(spec).items():
             create_stream(group, name, shape, dtype)
         group.create_array(

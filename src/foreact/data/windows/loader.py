@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from foreact.data.stores.episodes import EpisodeStore
+from foreact.data.stores.text_features import InstructionRows, TextFeatures
 from foreact.data.windows.anchors import Gaps, find_anchors
 from foreact.data.windows.augment import Augment
 from foreact.data.windows.normalize import Normalizer
@@ -63,10 +64,11 @@ class WindowDataset:
         gaps: see `find_anchors`.
         vocab: number of token ids; ids beyond are an error. None: not checked.
         spec: what the batches should fit; the store's own by default.
+        text: features of the store's instructions; None only where the window has no text.
 
     Raises:
-        UserError: no window fits, a stream is missing in the store or in the statistics, or
-            `augment` without pixels.
+        UserError: no window fits, a stream is missing in the store or in the statistics, an
+            instruction has no features, or `augment` without pixels.
     """
 
     def __init__(
@@ -80,10 +82,12 @@ class WindowDataset:
         gaps: Gaps = "leave_out",
         vocab: int | None = None,
         spec: StreamSpec | None = None,
+        text: TextFeatures | None = None,
     ) -> None:
         self.store, self.window, self.normalizer, self.augment = store, window, normalizer, augment
         self.spec, self.vocab = spec or store.spec, vocab
         self.anchors = find_anchors(store, window, np.asarray(episodes, np.int64), gaps)
+        self.text = self._text(text) if window.text else None
         if augment is not None and not window.video:
             raise UserError(
                 "Augmentation changes pixels, and this window has none; leave it out "
@@ -102,6 +106,14 @@ class WindowDataset:
                 )
             if entry.kind in ("state", "actions", "past_actions"):
                 self._normalize(np.zeros((1, self._width(entry.stream)), np.float32), entry.stream)
+
+    def _text(self, text: TextFeatures | None) -> tuple[np.ndarray, InstructionRows]:
+        if text is None:
+            raise UserError(
+                f"The window has instructions and {self.store.label} has no features for them; "
+                "name a text encoder."
+            )
+        return text.features, InstructionRows(self.store, text)
 
     @property
     def augments(self) -> bool:
@@ -133,6 +145,10 @@ class WindowDataset:
         at = self.anchors.at(chosen)
         lengths, starts = self.store.lengths[at[:, 0]], self.store.starts[at[:, 0]]
         batch = Batch(index=torch.from_numpy(at))
+        if self.text is not None:
+            features, instructions = self.text
+            anchors = np.clip(at[:, 1], 0, lengths - 1)  # one may lie in the padding
+            batch.text = torch.from_numpy(features[instructions[starts + anchors]])
         for entry in self.window.entries:
             steps, inside = place(entry.offsets, at[:, 1], lengths)
             if self.window.leaves(entry.offsets):

@@ -49,6 +49,7 @@ class Window:
         video, latents, tokens: camera -> offsets.
         actions, past_actions, rewards: offsets; empty for none.
         state: stream -> offsets.
+        text: whether a sample has the features of the instruction that its anchor step follows.
         computed: entries that are computed from their stream's rows.
         span: first and last offset that decide where anchors may lie; by default the least and
             greatest of all offsets.
@@ -63,6 +64,7 @@ class Window:
     past_actions: Offsets = ()
     rewards: Offsets = ()
     state: Mapping[str, Offsets] = field(default_factory=dict)
+    text: bool = False
     computed: tuple[Entry, ...] = ()
     span: tuple[int, int] | None = None
     pad_before: int = 0
