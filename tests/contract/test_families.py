@@ -106,12 +106,13 @@ def test_the_shipped_model_foresees_from_frames_alone() -> None:
     def rng() -> torch.Generator:
         return torch.Generator().manual_seed(0)
 
-    future = policy.predict_video(frames, rng=rng())
-    assert (future.shape, future.dtype) == (frames.shape, np.uint8)
-    actions = policy.predict_inverse(frames, future, rng=rng())
-    assert policy.predict_dynamics(frames, actions, rng=rng()).shape == frames.shape
+    seen = Seen(frames={"img": frames})
+    future = policy.predict_video(seen, rng=rng())
+    assert (future["img"].shape, future["img"].dtype) == (frames.shape, np.uint8)
+    actions = policy.predict_inverse(seen, future, rng=rng())
+    assert policy.predict_dynamics(seen, actions, rng=rng())["img"].shape == frames.shape
     with pytest.raises(UserError, match="reads state 'state' of shape"):
-        policy.predict_video(frames, rng=rng(), state={})
+        policy.predict_video(Seen(frames={"img": frames}, state={"other": frames}), rng=rng())
 
 
 @dataclasses.dataclass

@@ -37,11 +37,12 @@ def open_pictures(
     Args:
         task: name or import path of a task; None: PushT, or none where there is `data`.
         data: a store or HDF5 shards; None: the task's own.
-        camera: the camera; None: the task's, or every one where there is no task.
+        camera: the camera; None: those of the task, or every one where there is no task.
     """
     if task is not None or data is None:
         definition = find_task(task or DEFAULT_TASK)
-        store, cameras = open_task_store(definition, data), [definition.camera]
+        store = open_task_store(definition, data)
+        cameras = [c for c in (definition.camera, definition.wrist_camera) if c is not None]
     else:
         store = open_episodes(data, memory_limit=MEMORY_LIMIT)
         cameras = sorted(store.spec.cameras)

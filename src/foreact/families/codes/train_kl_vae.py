@@ -14,14 +14,13 @@ from torch import Tensor
 from foreact.checkpoints.format import build, load_checkpoint, save_checkpoint
 from foreact.data.windows.loader import WindowDataset, spread_batches
 from foreact.data.windows.window import Window
-from foreact.families.codes.training import SHORT
+from foreact.families.codes.training import SHORT, Pictures
 from foreact.runs.inputs import Inputs
-from foreact.runs.options import Episodes, TrainingRun
+from foreact.runs.options import TrainingRun
 from foreact.runs.run import is_main_process, pick_device
-from foreact.runs.stores import open_task_store
+from foreact.runs.stores import open_pictures
 from foreact.runs.training import begin, publish, train_on
 from foreact.runs.verb import TrainingVerb
-from foreact.tasks import find_task
 from foreact.tokenizers.images import prepare
 from foreact.tokenizers.kl_vae import KLVAE, KLVAEConfig, with_scale
 from foreact.train.config import TrainConfig
@@ -40,11 +39,9 @@ SMALL = KLVAEConfig(
 
 
 @dataclass(frozen=True, kw_only=True)
-class KLVAERun(TrainingRun, Episodes):
-    """Train a KL autoencoder on a task's pictures."""
+class KLVAERun(TrainingRun, Pictures):
+    """Train a KL autoencoder on the pictures of a task or of a store."""
 
-    task: str = "pusht"
-    val_ratio: float = 0.05
     out: Path = Path("runs/kl-vae")
     model: KLVAEConfig = SMALL
     train: TrainConfig = SHORT
@@ -56,31 +53,30 @@ class ReconstructionError:
     name: str = "val"
     every: int | None = None
 
-    def __init__(self, dataset: WindowDataset, camera: str, frames: int = 256) -> None:
+    def __init__(self, dataset: WindowDataset, frames: int = 256) -> None:
         self.batches = spread_batches(dataset, at_most=frames, batch_size=32)
-        self.camera = camera
 
     def __call__(self, model: torch.nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, KLVAE)
         errors = []
         for batch in self.batches:
-            video = self.video(model, batch)
-            errors.append((model.decode(model.encode(video)) - video).abs().mean() * 127.5)
+            for video in self.videos(model, batch):
+                errors.append((model.decode(model.encode(video)) - video).abs().mean() * 127.5)
         return {"grey_levels": torch.stack(errors).mean().item()}
 
-    def video(self, model: KLVAE, batch: Batch) -> Tensor:
+    def videos(self, model: KLVAE, batch: Batch) -> list[Tensor]:
+        """Of every camera, as the model sees them."""
         device = next(model.parameters()).device
-        return prepare(batch.video[self.camera].to(device), model.config.image_size)
+        return [prepare(v.to(device), model.config.image_size) for v in batch.video.values()]
 
 
 def train_kl_vae(run: KLVAERun) -> Path:
     """Train, then measure the latents' scale; returns the folder of the finished weights."""
-    task = find_task(run.task)
-    store = open_task_store(task, run.data)
+    store, cameras = open_pictures(run.task, run.data, run.camera)
     device = pick_device(run.device)
     inputs = Inputs.of(run)
     split = inputs.split(store, run.val_ratio)
-    window = Window(video={task.camera: (0,)})
+    window = Window(video=dict.fromkeys(cameras, (0,)))
     training = WindowDataset(store, window, split.training)
     validation = WindowDataset(store, window, split.validation)
     torch.manual_seed(run.train.seed)
@@ -89,8 +85,7 @@ def train_kl_vae(run: KLVAERun) -> Path:
         run,
         device,
         "Training a KL autoencoder",
-        task=task.name,
-        data=f"{store.path}: {len(training)} frames to train on, {len(validation)} to validate",
+        data=f"{store.path} ({', '.join(cameras)}): {len(training)} frames to train on, {len(validation)} to validate",
         model=f"{sum(p.numel() for p in model.parameters()):,} parameters, latents "
         f"{run.model.latent_channels} x {run.model.grid[0]} x {run.model.grid[1]}",
     )
@@ -98,7 +93,7 @@ def train_kl_vae(run: KLVAERun) -> Path:
     def export(state: dict[str, Tensor], path: Path) -> None:
         save_checkpoint(path, family="kl_vae", config=run.model, state=state, spec=store.spec)
 
-    evaluator = ReconstructionError(validation, task.camera)
+    evaluator = ReconstructionError(validation)
     result = train_on(
         training,
         model,
@@ -122,8 +117,9 @@ def with_measured_scale(weights: Path, evaluator: ReconstructionError) -> KLVAEC
     model = build(load_checkpoint(weights))
     assert isinstance(model, KLVAE)
     means = [
-        model.moments(evaluator.video(model, batch).flatten(0, 1)).chunk(2, dim=1)[0]
+        model.moments(video.flatten(0, 1)).chunk(2, dim=1)[0]
         for batch in itertools.islice(evaluator.batches, 8)
+        for video in evaluator.videos(model, batch)
     ]
     return with_scale(model.config, torch.cat(means))
 

@@ -32,5 +32,5 @@ class Pictures(Episodes):
     None: pusht, or what the store of --data says about itself.
     """
     camera: str | None = None
-    """Camera to learn from; None: the task's, or every camera of a store without a task."""
+    """Camera to learn from; None: those of the task, or every camera of a store without a task."""
     val_ratio: float = 0.05

@@ -245,8 +245,8 @@ class UVAPolicy:
             iterations: rounds of unmasking; 1 predicts every token at once.
 
         Returns:
-            camera -> uint8 (B, F, H, W, 3), for `foreseen`: the frames 1, 2, ... F strides after
-            now.
+            camera -> uint8 (B, F, H, W, 3), for `foreseen`, in the size of the frames seen: the
+            frames 1, 2, ... F strides after now.
         """
         return self._imagine("video", seen, None, rng, iterations)
 
@@ -306,18 +306,21 @@ class UVAPolicy:
         rngs = generators_of(rng, len(seen))
         latents = {camera: self._ask.encode(seen.frames[camera], rngs) for camera in self.cameras}
         question = self._ask.question(mode, seen, latents, actions)
+        sizes = {camera: seen.frames[camera].shape[2:4] for camera in self.cameras}
+        # A camera that is foreseen and not watched has the size of the data.
+        sizes = {camera: sizes.get(camera, self.spec.cameras[camera]) for camera in self.foreseen}
 
         def pictures(sample: Sample) -> Tensor:
             assert sample.latents is not None
             videos = []
             for camera in self.foreseen:
                 video = self._ask.tokenizer.decode(sample.latents[camera])
-                videos.append(to_uint8(resize_video(video, self.spec.cameras[camera])).flatten(1))
+                videos.append(to_uint8(resize_video(video, sizes[camera])).flatten(1))
             return torch.cat(videos, dim=1)  # sizes differ between cameras
 
         sampling = replace(self.sampling, iterations=iterations, guidance=self.guidance)
         flat = self._ask.answers(question, sampling, rngs, pictures).cpu()
-        shapes = {c: (self.frames, 3, *self.spec.cameras[c]) for c in self.foreseen}
+        shapes = {camera: (self.frames, 3, *size) for camera, size in sizes.items()}
         parts = flat.split([int(np.prod(shape)) for shape in shapes.values()], dim=1)
         return {
             camera: part.unflatten(1, shape).permute(0, 1, 3, 4, 2).numpy()
@@ -332,13 +335,13 @@ class UVAPolicy:
                 raise UserError(
                     f"'{label}' should have the cameras {list(cameras)}, found {sorted(frames)}."
                 )
-            pictures, (height, width) = frames[camera], self.spec.cameras[camera]
-            expected = (self.frames, height, width, 3)
-            if pictures.dtype != np.uint8 or pictures.shape[1:] != expected:
+            pictures = frames[camera]
+            fits = pictures.dtype == np.uint8 and pictures.ndim == 5
+            if not fits or pictures.shape[1::3] != (self.frames, 3):
                 raise UserError(
-                    f"'{label}' of '{camera}' should be uint8 (B, "
-                    f"{', '.join(map(str, expected))}), found {pictures.dtype} {pictures.shape}; "
-                    f"give {self.frames} RGB frames, {self.context_stride} steps apart."
+                    f"'{label}' of '{camera}' should be uint8 (B, {self.frames}, H, W, 3), found "
+                    f"{pictures.dtype} {pictures.shape}; give {self.frames} RGB frames, "
+                    f"{self.context_stride} steps apart."
                 )
             if len(pictures) == 0:
                 raise UserError(f"'{label}' holds no row; give at least one window.")

@@ -23,7 +23,7 @@ from foreact.families.uva.policy import UVAOptions, UVAPolicy
 from foreact.policies.baselines import DoNothing, RandomPolicy
 from foreact.policies.memory import generator_for
 from foreact.tokenizers.kl_vae import KLVAE, KLVAEConfig
-from foreact.types import Observation, StreamSpec
+from foreact.types import Observation, Seen, StreamSpec
 
 STATS = Normalizer.fit({"action": np.array([[-1.0], [3.0]], dtype=np.float32)})
 """Maps -1..3 to -1..1, so that normalised and plain actions
@@ -313,11 +313,15 @@ def window(*levels: int) -> np.ndarray:
     return np.array(rows)
 
 
+def seen(frames: np.ndarray) -> Seen:
+    return Seen(frames={"img": frames})
+
+
 def test_imagined_frames_come_back_in_the_size_they_went_in() -> None:
     policy, model, _ = echo()
     frames = window(50, 100, 150, 200, 210)
     before = frames.copy()
-    found = policy.predict_video(frames, rng=torch.Generator().manual_seed(0))
+    found = policy.predict_video(seen(frames), rng=torch.Generator().manual_seed(0))["img"]
     assert found.dtype == np.uint8
     np.testing.assert_array_equal(found, frames)
     np.testing.assert_array_equal(frames, before)
@@ -327,7 +331,8 @@ def test_imagined_frames_come_back_in_the_size_they_went_in() -> None:
 def test_dynamics_is_given_normalised_actions() -> None:
     policy, model, _ = echo()
     actions = np.array([[[-1.0], [0.0], [1.0], [3.0]]], dtype=np.float64)
-    found = policy.predict_dynamics(window(90), actions, rng=torch.Generator().manual_seed(0))
+    rng = torch.Generator().manual_seed(0)
+    found = policy.predict_dynamics(seen(window(90)), actions, rng=rng)["img"]
     assert model.calls[-1].actions is not None
     np.testing.assert_allclose(model.calls[-1].actions[0, :, 0], [-1.0, -0.5, 0.0, 1.0], atol=1e-6)
     np.testing.assert_array_equal(found[0, :, 0, 0, 0], [0, 64, 128, 255])
@@ -336,7 +341,7 @@ def test_dynamics_is_given_normalised_actions() -> None:
 def test_inverse_reads_the_future_and_answers_in_units() -> None:
     policy, model, _ = echo()
     found = policy.predict_inverse(
-        window(90, 20), window(100, 30), rng=torch.Generator().manual_seed(0)
+        seen(window(90, 20)), {"img": window(100, 30)}, rng=torch.Generator().manual_seed(0)
     )
     assert model.calls[-1].mode == "inverse"
     expected = [[1 + 2 * brightness(level + step) for step in range(4)] for level in (100, 30)]
@@ -346,9 +351,10 @@ def test_inverse_reads_the_future_and_answers_in_units() -> None:
 def test_a_row_of_a_prediction_does_not_depend_on_later_rows() -> None:
     policy, _, _ = echo(noise=0.3)
     frames = window(50, 100, 150, 200, 120)
-    five = policy.predict_video(frames, rng=torch.Generator().manual_seed(3))
-    two = policy.predict_video(frames[:2], rng=torch.Generator().manual_seed(3))
-    other = policy.predict_video(frames[:2], rng=torch.Generator().manual_seed(4))
+    five, two, other = (
+        policy.predict_video(seen(part), rng=torch.Generator().manual_seed(seed))["img"]
+        for part, seed in ((frames, 3), (frames[:2], 3), (frames[:2], 4))
+    )
     np.testing.assert_array_equal(five[:2], two)
     assert (two != other).any()
 
@@ -363,15 +369,17 @@ def test_unlike_windows_are_refused() -> None:
         window(1)[..., :1],
     ):
         with pytest.raises(UserError, match="uint8"):
-            policy.predict_video(frames, rng=rng)
+            policy.predict_video(seen(frames), rng=rng)
+    with pytest.raises(UserError, match=r"should have the cameras \['img'\], found \['other'\]"):
+        policy.predict_video(Seen(frames={"other": window(1)}), rng=rng)
     with pytest.raises(UserError, match="no row"):
-        policy.predict_video(window(1)[:0], rng=rng)
+        policy.predict_video(seen(window(1)[:0]), rng=rng)
     with pytest.raises(UserError, match=r"\(1, 4, 1\)"):
-        policy.predict_dynamics(window(1), np.zeros((1, 3, 1)), rng=rng)
+        policy.predict_dynamics(seen(window(1)), np.zeros((1, 3, 1)), rng=rng)
     with pytest.raises(UserError, match="finite"):
-        policy.predict_dynamics(window(1), np.full((1, 4, 1), np.nan), rng=rng)
+        policy.predict_dynamics(seen(window(1)), np.full((1, 4, 1), np.nan), rng=rng)
     with pytest.raises(UserError, match="one future per context"):
-        policy.predict_inverse(window(1), window(1, 2), rng=rng)
+        policy.predict_inverse(seen(window(1)), {"img": window(1, 2)}, rng=rng)
 
 
 # --- baselines ------------------------------------------------------------------------------------
@@ -502,9 +510,10 @@ def test_real_predictions_have_the_right_shapes() -> None:
     policy = real_policy()
     frames = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), dtype=np.uint8)
     rng = torch.Generator().manual_seed(0)
-    assert policy.predict_video(frames, rng=rng, iterations=2).shape == frames.shape
-    assert policy.predict_dynamics(frames, np.zeros((2, 8, 1)), rng=rng).shape == frames.shape
-    actions = policy.predict_inverse(frames, frames, rng=rng)
+    known, actions = seen(frames), np.zeros((2, 8, 1))
+    assert policy.predict_video(known, rng=rng, iterations=2)["img"].shape == frames.shape
+    assert policy.predict_dynamics(known, actions, rng=rng)["img"].shape == frames.shape
+    actions = policy.predict_inverse(known, {"img": frames}, rng=rng)
     assert actions.shape == (2, 8, 1)
     assert np.isfinite(actions).all()
 
@@ -512,7 +521,7 @@ def test_real_predictions_have_the_right_shapes() -> None:
 def test_a_policy_loads_from_its_checkpoint(tmp_path: Path) -> None:
     policy = real_policy()
     save_checkpoint(
-        tmp_path / "vae", family="kl_vae", config=VAE, state=policy._tokenizer.state_dict()
+        tmp_path / "vae", family="kl_vae", config=VAE, state=policy._ask.tokenizer.state_dict()
     )
     save_checkpoint(
         tmp_path / "uva",
@@ -546,7 +555,7 @@ def test_a_policy_loads_from_its_checkpoint(tmp_path: Path) -> None:
 def test_a_checkpoint_without_statistics_cannot_act(tmp_path: Path) -> None:
     policy = real_policy()
     save_checkpoint(
-        tmp_path / "vae", family="kl_vae", config=VAE, state=policy._tokenizer.state_dict()
+        tmp_path / "vae", family="kl_vae", config=VAE, state=policy._ask.tokenizer.state_dict()
     )
     save_checkpoint(
         tmp_path / "uva",

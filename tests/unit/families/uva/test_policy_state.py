@@ -15,7 +15,7 @@ from foreact.errors import UserError
 from foreact.families.uva.model import UVA, Question, UVAConfig
 from foreact.families.uva.policy import UVAOptions, UVAPolicy
 from foreact.tokenizers.kl_vae import KLVAE, KLVAEConfig
-from foreact.types import Observation
+from foreact.types import Observation, Seen
 
 STATED = dataclasses.replace(SPEC, state={"body": ("x", "y", "secret")})
 STATS = Normalizer.fit(
@@ -102,6 +102,13 @@ def test_before_the_episode_its_first_state_stands_in(monkeypatch: pytest.Monkey
     np.testing.assert_allclose(seen[-1][0, 0], seen[-1][0, 1])
 
 
+def imagine(
+    policy: UVAPolicy, frames: np.ndarray, state: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    seen = Seen(frames={"img": frames}, state=state)
+    return policy.predict_video(seen, rng=torch.Generator().manual_seed(0))
+
+
 def test_missing_state_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     policy, _ = reading_policy(monkeypatch)
     policy.reset([5])
@@ -111,9 +118,6 @@ def test_missing_state_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         )
     frames = np.zeros((1, 2, *STATED.cameras["img"], 3), np.uint8)
     with pytest.raises(UserError, match="'body'"):
-        policy.predict_video(frames, rng=torch.Generator().manual_seed(0), state={})
-    state = {"body": np.zeros((1, 2, 3), np.float32)}
-    assert (
-        policy.predict_video(frames, rng=torch.Generator().manual_seed(0), state=state).shape
-        == frames.shape
-    )
+        imagine(policy, frames, {"soul": np.zeros((1, 2, 3), np.float32)})
+    given = imagine(policy, frames, {"body": np.zeros((1, 2, 3), np.float32)})
+    assert given["img"].shape == imagine(policy, frames, {})["img"].shape == frames.shape
