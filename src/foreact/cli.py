@@ -67,6 +67,10 @@ VERBS = {
         "commands.data:stats",
         "Ranges per dimension; --against a checkpoint's statistics.",
     ),
+    "data export-lerobot": (
+        "commands.export:export",
+        "Write a store as a LeRobotDataset v3.0.",
+    ),
     "data show": ("commands.data:show", "Write a contact sheet and an mp4 of some episodes."),
     "tokenize": (
         "families.codes.tokenize:tokenize",

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from foreact.data.formats.lerobot.check import check_set
 from foreact.data.formats.lerobot.episodes import (
     Episodes,
     read_episodes,
@@ -142,8 +143,6 @@ class LeRobotStore(EpisodeStore):
 
     def findings(self) -> list[Finding]:
         """What every file and row of the set tells; videos are scanned, not decoded."""
-        from foreact.data.formats.lerobot.check import check_set
-
         return check_set(self)
 
     @cached_property
