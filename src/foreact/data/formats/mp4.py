@@ -15,7 +15,6 @@ from typing import Any
 
 import av
 import numpy as np
-from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
 from foreact.data.formats.mp4_index import VideoIndex, scan_video
@@ -103,6 +102,7 @@ class VideoFrames:
         self._process = os.getpid()
         self._decoders: OrderedDict[Path, _Decoder] = OrderedDict()
         self._cache = BlockCache(CACHE_LIMIT)
+
 
 class _Decoder:
     """One open file, decoded up to some frame."""

@@ -16,6 +16,7 @@ from pathlib import Path
 import av
 import numpy as np
 from av.container import InputContainer
+from av.stream import Disposition
 
 from foreact.data.formats.video import picture_stream, quarter_turns
 from foreact.errors import UserError, decoding
@@ -92,7 +93,7 @@ def opened_video(path: Path) -> Iterator[InputContainer]:
 
 def require_pictures(path: Path, container: InputContainer) -> None:
     """Raise a `UserError` where a container has only sound, or a cover."""
-    cover = av.stream.Disposition.attached_pic
+    cover = Disposition.attached_pic
     if all(stream.disposition & cover for stream in container.streams.video):
         raise UserError(f"{path} has no moving pictures; leave it out.")
 

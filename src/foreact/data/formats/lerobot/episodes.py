@@ -195,4 +195,3 @@ def orphans(info: Info, episodes: Episodes) -> list[Path]:
         for file in listed(info.root / "videos" / camera, "**/*", endings=[".mp4"])
     ]
     return [file for file in found if file not in named]
-

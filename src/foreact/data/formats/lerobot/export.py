@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,18 @@ import numpy as np
 from foreact.data.formats.lerobot.info import (
     ACTION,
     BOOKKEEPING,
-    CAMERA_PREFIX,
     DATA_PATH,
     INFO,
     REWARD,
-    STATE_PREFIX,
     VIDEO_PATH,
 )
-from foreact.data.formats.lerobot.row_writer import TASKS_METADATA, RowWriter, column
+from foreact.data.formats.lerobot.features import (
+    camera_key,
+    plain_rate,
+    state_key,
+    written_features,
+)
+from foreact.data.formats.lerobot.row_writer import RowWriter, column, write_tasks
 from foreact.data.formats.lerobot.spec import OWN_ENTRY
 from foreact.data.formats.lerobot.stats import Colours, Stats, number_stats
 from foreact.data.formats.lerobot.tables import parquet
@@ -89,12 +92,13 @@ def export_lerobot(
     try:
         shutil.rmtree(draft, ignore_errors=True)
         limits = (data_mb, video_mb)
-        written = _Export(store, draft, codec, _tasks(store, task_text), limits, robot).run(progress)
+        written = _Export(store, draft, codec, _tasks(store, task_text), limits, robot).run(
+            progress
+        )
         os.replace(draft, out)
     except OSError as error:
-        raise UserError(
-            f"{out} could not be written ({in_short(error)}); {room_or(error, 'see to its rights')}."
-        ) from error
+        remedy = room_or(error, "see to its rights")
+        raise UserError(f"{out} could not be written ({in_short(error)}); {remedy}.") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return written
@@ -125,12 +129,13 @@ class _Export:
         limits: tuple[int, int],
         robot: str | None,
     ) -> None:
-        self.store, self.root, self.codec, self.robot = store, root, codec, robot
+        self.store, self.root, self.robot = store, root, robot
+        self.codec: Codec = codec
         self.texts, self.task_of = tasks
         self.data_mb, self.video_mb = limits
         self.spec: StreamSpec = store.spec
-        self.cameras = {name: feature_key(name, CAMERA_PREFIX) for name in self.spec.cameras}
-        self.states = {name: feature_key(name, STATE_PREFIX) for name in self.spec.state}
+        self.cameras = {name: camera_key(name) for name in self.spec.cameras}
+        self.states = {name: state_key(name) for name in self.spec.state}
         keys = [*self.cameras.values(), *self.states.values(), ACTION, REWARD, *BOOKKEEPING]
         if twice := sorted({key for key in keys if keys.count(key) > 1}):
             raise UserError(f"Two streams of {store.label} would be called '{twice[0]}'.")
@@ -140,9 +145,7 @@ class _Export:
     def run(self, progress: bool) -> Written:
         """Write everything; info.json comes last."""
         with ExitStack() as stack:
-            rows = stack.enter_context(
-                RowWriter(self._namer(DATA_PATH), self.data_mb * MEGABYTE)
-            )
+            rows = stack.enter_context(RowWriter(self._namer(DATA_PATH), self.data_mb * MEGABYTE))
             videos = {
                 key: stack.enter_context(
                     VideoWriter(
@@ -158,20 +161,35 @@ class _Export:
             numbers = range(len(self.store))
             episodes = [
                 self._episode(number, rows, videos)
-                for number in Progress(
-                    numbers, desc="export", unit="episode", disable=not progress
-                )
+                for number in Progress(numbers, desc="export", unit="episode", disable=not progress)
             ]
             for video in videos.values():
                 video.finish()
         with decoding(f"The files of {self.root} could not be written", "make room"):
             self._write_episodes(episodes)
-            self._write_tasks()
+            write_tasks(self.root / "meta" / "tasks.parquet", self.texts)
         stats = {key: number_stats(np.concatenate(parts)) for key, parts in self.parts.items()}
         stats |= {key: colours.stats() for key, colours in self.colours.items()}
         write_json(self.root / "meta" / "stats.json", stats)
-        pix_fmts = {key: video.pix_fmt for key, video in videos.items()}
-        write_json(self.root / INFO, self._info(pix_fmts))
+        info = {
+            "codebase_version": "v3.0",
+            "robot_type": self.robot,
+            "total_episodes": len(self.store),
+            "total_frames": int(self.store.lengths.sum()),
+            "total_tasks": len(self.texts),
+            "chunks_size": FILES_PER_FOLDER,
+            "data_files_size_in_mb": self.data_mb,
+            "video_files_size_in_mb": self.video_mb,
+            "fps": plain_rate(self.spec.fps),
+            "splits": {"train": f"0:{len(self.store)}"},
+            "data_path": DATA_PATH,
+            "video_path": VIDEO_PATH if self.cameras else None,
+            "features": written_features(
+                self.spec, self.codec, {key: video.pix_fmt for key, video in videos.items()}
+            ),
+            OWN_ENTRY: {"action": self.spec.to_json()["action"]},
+        }
+        write_json(self.root / INFO, info)
         return Written(len(self.store), int(self.store.lengths.sum()), len(self.texts))
 
     def _namer(self, template: str, key: str = "") -> Callable[[int], Path]:
@@ -249,76 +267,3 @@ class _Export:
         file.parent.mkdir(parents=True)
         table = pa.Table.from_pylist(episodes)
         pq.write_table(table, file, compression="snappy", row_group_size=EPISODE_ROWS)
-
-    def _write_tasks(self) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        table = pa.table(
-            {
-                "task_index": pa.array(range(len(self.texts)), pa.int64()),
-                "task": pa.array(self.texts, pa.string()),
-            }
-        )
-        noted = {b"pandas": json.dumps(TASKS_METADATA).encode()}
-        pq.write_table(table.replace_schema_metadata(noted), self.root / "meta" / "tasks.parquet")
-
-    def _info(self, pix_fmts: dict[str, str]) -> dict[str, Any]:
-        spec, fps = self.spec, _plain(self.spec.fps)
-        features: dict[str, Any] = {}
-        for name, key in self.cameras.items():
-            height, width = spec.cameras[name]
-            features[key] = {
-                "dtype": "video",
-                "shape": [height, width, 3],
-                "names": ["height", "width", "channels"],
-                "info": {
-                    "video.height": height,
-                    "video.width": width,
-                    "video.codec": self.codec,
-                    "video.pix_fmt": pix_fmts[key],
-                    "video.is_depth_map": False,
-                    "video.fps": fps,
-                    "video.channels": 3,
-                    "has_audio": False,
-                },
-            }
-        for name, key in self.states.items():
-            features[key] = _vector(spec.state[name])
-        if spec.action is not None:
-            features[ACTION] = _vector(spec.action.names)
-        if spec.has_reward:
-            features[REWARD] = {"dtype": "float32", "shape": [1], "names": None}
-        for key in BOOKKEEPING:
-            dtype = "float32" if key == "timestamp" else "int64"
-            features[key] = {"dtype": dtype, "shape": [1], "names": None}
-        episodes = len(self.store)
-        return {
-            "codebase_version": "v3.0",
-            "robot_type": self.robot,
-            "total_episodes": episodes,
-            "total_frames": int(self.store.lengths.sum()),
-            "total_tasks": len(self.texts),
-            "chunks_size": FILES_PER_FOLDER,
-            "data_files_size_in_mb": self.data_mb,
-            "video_files_size_in_mb": self.video_mb,
-            "fps": fps,
-            "splits": {"train": f"0:{episodes}"},
-            "data_path": DATA_PATH,
-            "video_path": VIDEO_PATH if self.cameras else None,
-            "features": features,
-            OWN_ENTRY: {"action": None if spec.action is None else asdict(spec.action)},
-        }
-
-
-def feature_key(stream: str, prefix: str) -> str:
-    """The name in a set of a stream of ours; "next." of LeRobot's own stays as it is."""
-    return stream if stream.startswith("next.") else f"{prefix}{stream}"
-
-
-def _vector(names: tuple[str, ...]) -> dict[str, Any]:
-    return {"dtype": "float32", "shape": [len(names)], "names": list(names)}
-
-
-def _plain(fps: float) -> float | int:
-    return int(fps) if float(fps).is_integer() else fps

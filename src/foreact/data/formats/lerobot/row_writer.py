@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,10 +74,7 @@ class RowWriter:
         """
         import pyarrow.parquet as pq
 
-        if (
-            self._writer is not None
-            and self._path.stat().st_size + table.nbytes >= self._limit
-        ):
+        if self._writer is not None and self._path.stat().st_size + table.nbytes >= self._limit:
             self._close()
         with decoding(f"{self._path.name} cannot be written", "make room"):
             if self._writer is None:
@@ -106,3 +104,18 @@ def column(values: np.ndarray) -> pa.Array:
         return pa.array(values.reshape(-1))
     flat = pa.array(np.ascontiguousarray(values).reshape(-1))
     return pa.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+
+def write_tasks(file: Path, texts: Sequence[str]) -> None:
+    """Write meta/tasks.parquet, its texts as the index of pandas."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.table(
+        {
+            "task_index": pa.array(range(len(texts)), pa.int64()),
+            "task": pa.array(texts, pa.string()),
+        }
+    )
+    noted = {b"pandas": json.dumps(TASKS_METADATA).encode()}
+    pq.write_table(table.replace_schema_metadata(noted), file)

@@ -1,4 +1,4 @@
-"""A LeRobotDataset v3.0 as an episode store: nothing is copied, nothing of it is trusted blindly."""
+"""A LeRobotDataset v3.0 as an episode store, without a copy."""
 
 from __future__ import annotations
 
@@ -196,5 +196,7 @@ class LeRobotStore(EpisodeStore):
             return look_at_video(self.episodes.videos[feature.key].files[0]).size
         column, file = self.rows.group(0, feature.key)
         data = coded_pictures(column.slice(0, 1))[0]
-        height, width = decode_picture(data, f"The picture '{feature.key}' of row 0", file).shape[:2]
+        height, width = decode_picture(data, f"The picture '{feature.key}' of row 0", file).shape[
+            :2
+        ]
         return height, width

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from fractions import Fraction
@@ -16,7 +16,7 @@ from av.container import OutputContainer
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
-from foreact.errors import UserError, decoding
+from foreact.errors import decoding
 
 Codec = Literal["h264", "av1"]
 ENCODERS: Mapping[Codec, str] = {"h264": "libx264", "av1": "libsvtav1"}
@@ -55,9 +55,15 @@ class VideoWriter:
     """
 
     def __init__(
-        self, name: Any, size: tuple[int, int], fps: float, codec: Codec, limit: int
+        self,
+        name: Callable[[int], Path],
+        size: tuple[int, int],
+        fps: float,
+        codec: Codec,
+        limit: int,
     ) -> None:
-        self._name, self._size, self._codec, self._limit = name, size, codec, limit
+        self._name, self._size, self._limit = name, size, limit
+        self._codec: Codec = codec
         self._period = 1 / Fraction(fps).limit_denominator(100_000)
         # H.264 halves the colours of even sides only; full colours take any.
         is_odd = codec == "h264" and (size[0] % 2 or size[1] % 2)
@@ -129,12 +135,13 @@ class VideoWriter:
             self._container = av.open(
                 str(self._path), "w", format="mp4", options={"movflags": "+faststart"}
             )
-            self._stream = self._container.add_stream(
+            stream = self._container.add_stream(
                 ENCODERS[self._codec], rate=1 / self._period, options=dict(OPTIONS[self._codec])
             )
-            self._stream.height, self._stream.width = self._size
-            self._stream.pix_fmt = self.pix_fmt
-            self._stream.codec_context.time_base = self._period
+            assert isinstance(stream, VideoStream)
+            stream.height, stream.width = self._size
+            stream.pix_fmt, stream.codec_context.time_base = self.pix_fmt, self._period
+            self._stream = stream
 
     def _telling(self) -> Any:
         size = f"{self._size[1]}x{self._size[0]}"
