@@ -323,5 +323,6 @@ FORMATS = Plugs(
         "d4rl": "foreact.data.formats:D4RL",
         "dreamer": "foreact.data.formats:DREAMER",
         "lerobot": "foreact.data.formats:LEROBOT",
+        "video-folder": "foreact.data.formats:VIDEO_FOLDER",
     },
 )

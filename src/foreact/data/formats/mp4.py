@@ -39,20 +39,21 @@ class VideoFrames:
     Indices are kept for good, decoders and frames only as far as the limits go. Decoders belong to
     the process that opened them: a worker process that was forked or spawned opens its own.
 
-    Args:
-        change: applied to every decoded frame uint8 (H, W, 3), such as a resize.
+    Attributes:
+        change: applied to every decoded frame uint8 (H, W, 3), such as a resize; set it before the
+            first frame is taken.
     """
 
-    def __init__(self, change: Change | None = None) -> None:
-        self._change = change
+    def __init__(self) -> None:
+        self.change: Change | None = None
         self._indices: dict[Path, VideoIndex] = {}
         self._forget()
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"change": self._change, "indices": self._indices}
+        return {"change": self.change, "indices": self._indices}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._change, self._indices = state["change"], state["indices"]
+        self.change, self._indices = state["change"], state["indices"]
         self._forget()
 
     def index(self, path: Path) -> VideoIndex:
@@ -86,7 +87,7 @@ class VideoFrames:
     def _frame(self, path: Path, number: int) -> np.ndarray:
         def decode() -> np.ndarray:
             frame = self._decoder(path).frame(number)
-            return frame if self._change is None else self._change(frame)
+            return frame if self.change is None else self.change(frame)
 
         return self._cache.get((str(path), number), decode)
 

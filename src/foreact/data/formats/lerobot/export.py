@@ -12,6 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from foreact.data.formats.lerobot.features import (
+    camera_key,
+    plain_rate,
+    state_key,
+    written_features,
+)
 from foreact.data.formats.lerobot.info import (
     ACTION,
     BOOKKEEPING,
@@ -19,12 +25,6 @@ from foreact.data.formats.lerobot.info import (
     INFO,
     REWARD,
     VIDEO_PATH,
-)
-from foreact.data.formats.lerobot.features import (
-    camera_key,
-    plain_rate,
-    state_key,
-    written_features,
 )
 from foreact.data.formats.lerobot.row_writer import RowWriter, column, write_tasks
 from foreact.data.formats.lerobot.spec import OWN_ENTRY
