@@ -140,9 +140,10 @@ def test_a_cut_file_whose_index_is_in_front_is_told(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (30, 64, 64, 3), np.uint8)
     whole = tmp_path / "whole.mp4"
     encode(tmp_path / "v.mp4", noise)
-    with av.open(str(tmp_path / "v.mp4")) as source, av.open(
-        str(whole), "w", options={"movflags": "+faststart"}
-    ) as target:
+    with (
+        av.open(str(tmp_path / "v.mp4")) as source,
+        av.open(str(whole), "w", options={"movflags": "+faststart"}) as target,
+    ):
         stream = target.add_stream_from_template(source.streams.video[0])
         for packet in source.demux(video=0):
             if packet.size:

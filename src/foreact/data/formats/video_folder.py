@@ -106,20 +106,22 @@ class VideoFolderStore(EpisodeStore):
         self.native, self.left_out = spec is None, {}
         frames = VideoFrames()
         files = _files(path)
+        if not files:
+            raise UserError(f"{path} holds no video file; name a folder of {', '.join(ENDINGS)}.")
         videos = []
         for file in Progress(files, desc="scan", unit="video"):
             try:
-                facts = look_at_video(file)
-                index = frames.index(file)
-                videos.append(_Video(file, index, facts, usual_rate(index.times)))
+                facts, index = look_at_video(file), frames.index(file)
+                if len(index) < 2:
+                    raise UserError(f"{file} has a single frame; leave it out.")
                 if facts.dynamic_range is not None:
                     raise UserError(
                         f"{file} is of high dynamic range ({facts.dynamic_range}) and would look "
                         "washed out; convert it to 8 bits (BT.709) first."
                     )
+                videos.append(_Video(file, index, facts, usual_rate(index.times)))
             except UserError as error:
                 self.left_out[file.name] = str(error)
-        videos = [video for video in videos if video.path.name not in self.left_out]
         self._require_enough(files)
         fps = spec.fps if spec is not None else _most_common([video.rate for video in videos])
         for video in videos:
@@ -236,13 +238,11 @@ class _Stamps:
 
 
 def usual_rate(times: np.ndarray) -> float:
-    """Frames per second of rising times (N,), gaps aside; 0 for a single frame.
+    """Frames per second of rising times (N,), N > 1, gaps aside.
 
     Times are often rounded to milliseconds: the mean of the usual steps is taken, and the whole
     number or multiple of 1/1.001 Hz that it is within 0.02 % of.
     """
-    if len(times) < 2:
-        return 0.0
     steps = np.diff(times)
     usual = np.median(steps)
     rate = 1 / float(steps[np.abs(steps - usual) <= usual / 2].mean())
@@ -264,7 +264,9 @@ def _most_common(rates: Sequence[float]) -> float:
 
 
 def _one_size(videos: Sequence[_Video], spec: StreamSpec | None) -> tuple[int, int]:
-    sizes = {video.facts.size: video.path.name for video in reversed(videos)}
+    sizes: dict[tuple[int, int], str] = {}
+    for video in videos:
+        sizes.setdefault(video.facts.size, video.path.name)
     if spec is not None and CAMERA in spec.cameras:
         height, width = wanted = spec.cameras[CAMERA]
         for own, name in sizes.items():

@@ -134,10 +134,10 @@ class LeRobotStore(EpisodeStore):
         if not self.spec.has_text:
             return super().instruction_of(rows)
         numbers = self.task_index[rows]
-        if numbers.size and not 0 <= numbers.min() <= numbers.max() < len(self.tasks):
+        if (wrong := (numbers < 0) | (numbers >= len(self.tasks))).any():
             raise UserError(
-                f"{self.path} has the tasks 0..{len(self.tasks) - 1}, and rows of task "
-                f"{numbers.min()} to {numbers.max()}; record or convert the set again."
+                f"{self.where(int(rows[wrong][0]))} is of task {numbers[wrong][0]}, and the tasks "
+                f"are 0..{len(self.tasks) - 1}; record or convert the set again."
             )
         return numbers
 
