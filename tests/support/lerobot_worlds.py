@@ -174,7 +174,7 @@ def _write_videos(
     begins = np.zeros(len(LENGTHS))
     for file in sorted(set(files)):
         frames = []
-        for episode in np.flatnonzero(np.array(files) == file):
+        for episode in np.flatnonzero(np.array(files) == file).tolist():
             begins[episode] = sum(map(len, frames)) / fps
             frames.append(video(episode, LENGTHS[episode], number))
             frames.append(video(15, spare, number)[:spare] if spare else frames[-1][:0])

@@ -129,7 +129,7 @@ def test_odd_sides_are_kept(tmp_path: Path, size: tuple[int, int]) -> None:
     assert again.spec.cameras == {"top": size}
     rows = np.arange(sum(LENGTHS))
     lost = again.gather("top", rows).astype(int) - store.gather("top", rows)
-    assert np.abs(lost).max() < 12
+    assert np.abs(lost).mean() < 1
     feature = info_of(root)["features"]["observation.images.top"]
     assert feature["shape"] == [*size, 3]
     assert feature["info"]["video.pix_fmt"] == "yuv444p"
@@ -238,7 +238,7 @@ def test_pictures_lie_exactly_on_the_rate(tmp_path: Path, fps: float) -> None:
 
 
 def test_files_end_where_they_are_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("foreact.data.formats.lerobot.export.MEGABYTE", 2000)
+    monkeypatch.setattr("foreact.data.formats.lerobot.export.MEGABYTE", 1)
     monkeypatch.setattr("foreact.data.formats.lerobot.export.FILES_PER_FOLDER", 2)
     store, root = export(tmp_path, data_mb=1, video_mb=1)
     files = [path.relative_to(root).as_posix() for path in root.rglob("file-*")]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import pickle
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -94,7 +95,7 @@ def test_a_worker_opens_its_own_decoder(tmp_path: Path, method: str) -> None:
     path = encode(tmp_path / "v.mp4", video(3, 18, 1), **CODECS["one long group"])
     frames = VideoFrames()
     frames.take(path, np.array([4]))
-    context = multiprocessing.get_context(method)
+    context: Any = multiprocessing.get_context(method)
     mine, its = context.Pipe()
     worker = context.Process(target=_read_in_child, args=(frames, path, its))
     worker.start()

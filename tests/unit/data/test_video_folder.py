@@ -50,10 +50,7 @@ def test_frames_are_taken_by_their_time(tmp_path: Path) -> None:
     store = open_video_folder(tmp_path)
     assert store.spec.fps == 10.0
     frames = [frame for _, frame, _ in of_episode(store, 0)]
-    assert frames == [0, 1, 2, 3, 3, 3, 4, 4, 5, 6, 7, 8, 9][: len(frames)] or frames == [
-        0, 1, 2, 3, 3, 3, 4, 4, 5, 6, 7, 8, 9,
-    ]  # fmt: skip
-    assert len(frames) == 13
+    assert frames == [0, 1, 2, 3, 3, 3, 4, 4, 5, 6, 7, 8, 9]
 
 
 def test_windows_across_a_pause_are_left_out(tmp_path: Path) -> None:
@@ -80,10 +77,8 @@ def test_the_most_common_rate_is_the_rate_of_all(tmp_path: Path) -> None:
     store = open_video_folder(tmp_path)
     assert store.spec.fps == 10.0
     assert of_episode(store, 2) == [(5, n, 0) for n in range(0, 13, 2)]
-    texts = [f.text for f in store.findings()]
-    assert any(
-        "1 of 3 files have another rate than 10 Hz, such as fast.mp4 with 20" in t for t in texts
-    )
+    text = "1 of 3 files have another rate than 10 Hz, such as fast.mp4 with 20"
+    assert any(text in finding.text for finding in store.findings())
 
 
 def test_a_task_gives_the_rate(tmp_path: Path) -> None:
@@ -161,7 +156,7 @@ def bright(path: Path) -> None:
 
 LEFT_OUT = {
     "sound alone": (sound_alone, "x.mp4 has no moving pictures"),
-    "a cut file": (cut, "x.mp4 cannot be decoded as a video"),
+    "a cut file": (cut, "x.mp4 is empty or cut short"),
     "no video at all": (lambda path: path.write_bytes(b"?" * 99), "x.mp4 cannot be decoded"),
     "high dynamic range": (bright, "x.mp4 is of high dynamic range (PQ)"),
     "a slower file": (
@@ -170,7 +165,7 @@ LEFT_OUT = {
     ),
     "a single frame": (
         lambda path: encode(path, video(9, 1, 0)),
-        "x.mp4 has 0 frames a second and 10 are wanted",
+        "x.mp4 has a single frame",
     ),
 }
 
@@ -201,9 +196,7 @@ def test_too_many_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
     six_good(tmp_path)
     for name in ("x.mp4", "y.mp4"):
         (tmp_path / name).write_bytes(b"?")
-    sentence = (
-        r"2 of 8 videos in .* cannot be used, and at most 20 % may be left out; the first: .*x"
-    )
+    sentence = r"2 of 8 videos in .* cannot be used, and at most 20 % may be left out; the f"
     with pytest.raises(UserError, match=sentence):
         open_video_folder(tmp_path)
     assert len(open_video_folder(tmp_path, may_leave_out=0.5)) == 6
@@ -211,7 +204,7 @@ def test_too_many_files_that_cannot_be_used_are_refused(tmp_path: Path) -> None:
 
 def test_no_file_that_can_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.mp4").write_bytes(b"?")
-    with pytest.raises(UserError, match="1 of 1 videos in .* cannot be used"):
+    with pytest.raises(UserError, match=r"1 of 1 videos in .* cannot be used"):
         open_video_folder(tmp_path, may_leave_out=1.0)
 
 
@@ -224,9 +217,7 @@ def test_sizes_that_differ_need_a_task(tmp_path: Path) -> None:
 
 def test_another_shape_than_the_tasks_is_refused(tmp_path: Path) -> None:
     encode(tmp_path / "a.mp4", video(0, 4, 0))
-    with pytest.raises(
-        UserError, match=r"a\.mp4 is 48x32, of another aspect ratio than the task's"
-    ):
+    with pytest.raises(UserError, match=r"a\.mp4 is 48x32, of another aspect ratio than the"):
         open_video_folder(tmp_path, spec=replace(SPEC, cameras={"video": (32, 32)}))
 
 
