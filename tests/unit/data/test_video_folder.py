@@ -140,7 +140,7 @@ def sound_alone(path: Path) -> None:
 
 def cut(path: Path) -> None:
     encode(path, video(9, 12, 0))
-    path.write_bytes(path.read_bytes()[:-600])
+    path.write_bytes(path.read_bytes()[:600])
 
 
 def bright(path: Path) -> None:
@@ -156,7 +156,7 @@ def bright(path: Path) -> None:
 
 LEFT_OUT = {
     "sound alone": (sound_alone, "x.mp4 has no moving pictures"),
-    "a cut file": (cut, "x.mp4 is empty or cut short"),
+    "a cut file": (cut, "x.mp4 cannot be decoded as a video"),
     "no video at all": (lambda path: path.write_bytes(b"?" * 99), "x.mp4 cannot be decoded"),
     "high dynamic range": (bright, "x.mp4 is of high dynamic range (PQ)"),
     "a slower file": (

@@ -93,11 +93,11 @@ def opened_video(path: Path) -> Iterator[InputContainer]:
 
 def require_pictures(path: Path, container: InputContainer) -> None:
     """Raise a `UserError` where a container has only sound, or a cover."""
-    if not container.streams:
-        raise UserError(f"{path} is empty or cut short: nothing in it can be read; copy it again.")
     cover = Disposition.attached_pic
     if all(stream.disposition & cover for stream in container.streams.video):
-        raise UserError(f"{path} has no moving pictures; leave it out.")
+        raise UserError(
+            f"{path} has no moving pictures, or is cut short; leave it out, or copy it again."
+        )
 
 
 def look_at_video(path: Path) -> VideoFacts:
