@@ -31,7 +31,9 @@ from support.lerobot_worlds import (
 )
 
 from foreact.data.formats.lerobot.store import LeRobotStore, open_lerobot
+from foreact.data.formats.replay_buffer import import_store
 from foreact.data.stores.opening import open_episodes
+from foreact.data.stores.store import open_store
 from foreact.data.windows.loader import WindowDataset, batches
 from foreact.data.windows.window import Window
 from foreact.errors import UserError
@@ -301,3 +303,17 @@ def test_a_path_out_of_the_set_is_refused(tmp_path: Path) -> None:
     edit_info(root, lambda info: info.update(data_path="../{chunk_index}/{file_index}.parquet"))
     with pytest.raises(UserError, match=r"data_path in .*info\.json leads out of the set"):
         open_lerobot(root)
+
+
+def test_a_set_is_copied_into_a_store(tmp_path: Path) -> None:
+    root = make_set(tmp_path / "set")
+    edit_table(data_file(root), task_index=lambda v: [0, 0, 1, 1, 1, *v[5:]])
+    account = import_store(root, tmp_path / "s.zarr", progress=False)
+    copy, store = open_store(tmp_path / "s.zarr"), open_lerobot(root)
+    assert copy.spec == store.spec
+    np.testing.assert_array_equal(
+        copy.gather("top", np.arange(N)), store.gather("top", np.arange(N))
+    )
+    np.testing.assert_array_equal(copy.all_rows("action"), action_of(N))
+    assert copy.info("text").tolist() == [TASKS[0], TASKS[1], TASKS[1], TASKS[0]]
+    assert "The instruction changes within 1 episodes; the first one of each" in str(account)
