@@ -113,8 +113,8 @@ class _Decoder:
         with self._telling(0):
             self._container = av.open(str(path))
             self._stream = picture_stream(self._container)
-        # Processes are what reads in parallel; threads on top would only compete with them.
-        self._stream.codec_context.thread_count = 1
+            # Processes are what reads in parallel; threads on top would only compete with them.
+            self._stream.codec_context.thread_count = 1
         self._rgb = VideoReformatter()
         self._coming: Iterator[av.VideoFrame] | None = None
         self._next = 0  # number of the frame that comes next, at least
