@@ -13,8 +13,9 @@ import pytest
 from support.coded_pictures import codes, encode, read_code, video
 from support.turned_video import turn
 
+from foreact.data.formats import mp4_cache
 from foreact.data.formats.mp4 import OPEN_FILES, VideoFrames
-from foreact.data.formats.mp4_index import look_at_video, scan_video
+from foreact.data.formats.mp4_index import VideoIndex, look_at_video, scan_video
 from foreact.errors import UserError
 
 CODECS = {
@@ -121,6 +122,63 @@ def test_the_same_pictures_have_one_digest(tmp_path: Path) -> None:
     again = encode(tmp_path / "b.mp4", video(0, 5, 0))
     other = encode(tmp_path / "c.mp4", video(0, 5, 1))
     assert scan_video(one).digest == scan_video(again).digest != scan_video(other).digest
+
+
+# --- what is kept of large files -----------------------------------------------------------------
+
+
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Every file counts as large; the files that were scanned."""
+    scanned: list[Path] = []
+
+    def scan(path: Path) -> VideoIndex:
+        scanned.append(path)
+        return scan_video(path)
+
+    monkeypatch.setattr(mp4_cache, "LARGE", 0)
+    monkeypatch.setattr(mp4_cache, "scan_video", scan)
+    monkeypatch.setenv("FOREACT_CACHE", str(tmp_path / "cache"))
+    return scanned
+
+
+def test_a_large_file_is_scanned_once(tmp_path: Path, kept: list[Path]) -> None:
+    path = encode(tmp_path / "v.mp4", video(1, 6, 0))
+    first = mp4_cache.index_of_video(path)
+    again = mp4_cache.index_of_video(path)
+    assert kept == [path]
+    assert again.pts.tolist() == first.pts.tolist()
+    assert again.keys.tolist() == first.keys.tolist()
+    assert (again.time_base, again.digest) == (first.time_base, first.digest)
+    assert codes(VideoFrames().take(path, np.arange(6))) == [(1, n, 0) for n in range(6)]
+
+
+def test_a_file_that_changed_is_scanned_again(tmp_path: Path, kept: list[Path]) -> None:
+    path = encode(tmp_path / "v.mp4", video(1, 6, 0))
+    mp4_cache.index_of_video(path)
+    encode(path, video(2, 9, 0))
+    assert len(mp4_cache.index_of_video(path)) == 9
+    assert len(kept) == 2
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path: Path, kept: list[Path]) -> None:
+    path = encode(tmp_path / "v.mp4", video(1, 6, 0))
+    mp4_cache.index_of_video(path)
+    (file,) = (tmp_path / "cache" / "videos").iterdir()
+    file.write_bytes(file.read_bytes()[:100])
+    assert len(mp4_cache.index_of_video(path)) == 6
+    assert len(mp4_cache.index_of_video(path)) == 6
+    assert len(kept) == 2
+
+
+def test_without_a_cache_folder_it_is_scanned_each_time(
+    tmp_path: Path, kept: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("FOREACT_CACHE", str(tmp_path / "file"))
+    path = encode(tmp_path / "v.mp4", video(1, 6, 0))
+    assert len(mp4_cache.index_of_video(path)) == len(mp4_cache.index_of_video(path)) == 6
+    assert len(kept) == 2
 
 
 # --- what is refused ------------------------------------------------------------------------------

@@ -17,7 +17,8 @@ import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
-from foreact.data.formats.mp4_index import VideoIndex, scan_video
+from foreact.data.formats.mp4_cache import index_of_video
+from foreact.data.formats.mp4_index import VideoIndex
 from foreact.data.formats.video import picture_stream, quarter_turns
 from foreact.data.stores.chunks import BlockCache
 from foreact.errors import UserError, decoding
@@ -57,9 +58,9 @@ class VideoFrames:
         self._forget()
 
     def index(self, path: Path) -> VideoIndex:
-        """The frames of a file; it is scanned the first time."""
+        """The frames of a file; it is scanned the first time, see `mp4_cache`."""
         if path not in self._indices:
-            self._indices[path] = scan_video(path)
+            self._indices[path] = index_of_video(path)
         return self._indices[path]
 
     def take(self, path: Path, numbers: np.ndarray) -> np.ndarray:
