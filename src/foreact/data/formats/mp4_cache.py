@@ -1,4 +1,4 @@
-"""Indices of large video files, kept in the cache folder so that a file is scanned once for good."""
+"""Indices of large video files in the cache folder, so that a file is scanned once for good."""
 
 from __future__ import annotations
 
