@@ -32,7 +32,7 @@ VERBS = {
     ),
     "data import": (
         "commands.data:import_",
-        "Copy a replay-buffer zarr of another project into our store.",
+        "Copy a replay-buffer zarr, LeRobot set or videos into a store.",
     ),
     "data import-d4rl": ("commands.data:import_d4rl", "Copy HDF5 shards of V-D4RL into a store."),
     "data import-opendv": (
@@ -66,6 +66,10 @@ VERBS = {
     "data stats": (
         "commands.data:stats",
         "Ranges per dimension; --against a checkpoint's statistics.",
+    ),
+    "data export-lerobot": (
+        "commands.export:export",
+        "Write a store as a LeRobotDataset v3.0.",
     ),
     "data show": ("commands.data:show", "Write a contact sheet and an mp4 of some episodes."),
     "data text": (

@@ -322,6 +322,8 @@ FORMATS = Plugs(
     built_in={
         "d4rl": "foreact.data.formats:D4RL",
         "dreamer": "foreact.data.formats:DREAMER",
+        "lerobot": "foreact.data.formats:LEROBOT",
+        "video-folder": "foreact.data.formats:VIDEO_FOLDER",
     },
 )
 

@@ -70,6 +70,16 @@ OPTIONS = {
     "data pseudo-depth": ["--network", "--data", "--out", "--dataset"],
     "data check": ["--store", "--task", "--windows"],
     "data stats": ["--store", "--task", "--against"],
+    "data export-lerobot": [
+        "--store",
+        "--out",
+        "--task",
+        "--codec",
+        "--task-text",
+        "--data-mb",
+        "--video-mb",
+        "--robot",
+    ],
     "data show": ["--store", "--out", "--task", "--episodes"],
     "data text": ["--store", "--task", "--encoder"],
     "tokenize": [

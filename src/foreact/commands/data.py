@@ -21,13 +21,14 @@ from foreact.types import StreamSpec
 
 
 def import_(src: Path, out: Path, task: str | None = None, fill_missing: bool = False) -> Account:
-    """Copy a replay-buffer zarr (folder or zip, v2 or v3) of another project into a store of ours.
+    """Copy episodes of another project into a store of ours.
 
     Args:
-        src: the foreign store, such as pusht_cchi_v7_replay.zarr.
+        src: a replay-buffer zarr (folder or zip, v2 or v3) such as pusht_cchi_v7_replay.zarr, a
+            LeRobotDataset v3.0, or a folder of videos.
         out: the new store.
         task: what the streams mean; needed unless the store says so itself.
-        fill_missing: read chunks that are absent as the store's fill value, instead of refusing.
+        fill_missing: read chunks of a zarr that are absent as its fill value, instead of refusing.
     """
     account = importing.import_store(src, out, _spec(task), fill_missing=fill_missing)
     print(f"{account}\n{account.episodes} episodes: {out}")

@@ -12,3 +12,13 @@ DREAMER = Format(
     recognise="foreact.data.formats.dreamer:is_dreamer",
     open="foreact.data.formats.dreamer:refuse_to_open",
 )
+LEROBOT = Format(
+    name="lerobot",
+    recognise="foreact.data.formats.lerobot.info:is_lerobot",
+    open="foreact.data.formats.lerobot.store:open_format",
+)
+VIDEO_FOLDER = Format(
+    name="video-folder",
+    recognise="foreact.data.formats.video_folder:is_video_folder",
+    open="foreact.data.formats.video_folder:open_format",
+)

@@ -50,6 +50,11 @@ def read_frame(path: Path, size: tuple[int, int]) -> np.ndarray:
         raise UserError(
             f"{path} is {width}x{height}, of another aspect ratio than {size[1]}x{size[0]}."
         )
+    return resized(pixels, size)
+
+
+def resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """A picture uint8 (H, W, 3) of another size, by antialiased bilinear interpolation."""
     planes = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     planes = torch.nn.functional.interpolate(planes, size, mode="bilinear", antialias=True)
     return planes[0].permute(1, 2, 0).contiguous().numpy()

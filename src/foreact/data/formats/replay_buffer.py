@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -13,7 +14,9 @@ from foreact.data.formats.d4rl_shard import KEYS as SHARD_KEYS
 from foreact.data.formats.dreamer import KEYS, DreamerEpisodes, is_dreamer
 from foreact.data.formats.importing import Account, store_to_import
 from foreact.data.stores.derived import write_stream
-from foreact.data.stores.store import open_store
+from foreact.data.stores.episodes import EpisodeStore
+from foreact.data.stores.opening import open_episodes
+from foreact.data.stores.store import ZarrStore, open_store
 from foreact.data.stores.writer import StoreWriter
 from foreact.errors import UserError
 from foreact.progress import Progress
@@ -28,16 +31,17 @@ def import_store(
     fill_missing: bool = False,
     progress: bool = True,
 ) -> Account:
-    """Copy any zarr in the replay-buffer layout, v2 or v3, folder or zip, into a native store.
+    """Copy episodes that are opened in place into a native store, such as a replay-buffer zarr.
 
     Streams that the spec does not name stay behind; what `meta` says of each episode comes along. A
     copy that was cut short goes on after its last whole episode; see `store_to_import`.
 
     Args:
-        src: the foreign store.
+        src: a zarr in the replay-buffer layout, v2 or v3, folder or zip; a LeRobot set; a folder of
+            videos; or what else is opened in place.
         dst: the native one, new or begun before from the same source.
         spec: what the streams mean; needed unless `src` carries its own.
-        fill_missing: as in `open_store`.
+        fill_missing: of a zarr, as in `open_store`.
         progress: show a bar.
 
     Returns:
@@ -52,13 +56,27 @@ def import_store(
             f"{src} holds V-D4RL's recordings, not a zarr store; copy them with `foreact data "
             f"import-d4rl --root {src} --out {dst}`."
         )
-    store, account = open_store(src, spec, fill_missing=fill_missing), Account()
+    open_source = partial(open_store, fill_missing=True) if fill_missing else open_episodes
+    store, account = open_source(src, spec), Account()
     with store_to_import(Path(dst)) as draft:
         _copy(store, Path(src), draft, account, progress)
-    extra = [name for name in store.stored_streams if name not in store.streams]
+    stored = store.stored_streams if isinstance(store, ZarrStore) else []
+    extra = [name for name in stored if name not in store.streams]
     account.find("streams", len(store.streams) + len(extra))
     account.leave_out("streams", len(extra), "that the spec does not name", *extra)
+    if changing := _episodes_of_several_instructions(store):
+        account.note(
+            f"The instruction changes within {changing} episodes; the first one of each is kept."
+        )
     return account
+
+
+def _episodes_of_several_instructions(store: EpisodeStore) -> int:
+    if not store.spec.has_text:
+        return 0
+    numbers = store.instruction_of(np.arange(int(store.lengths.sum())))
+    ends = store.starts + store.lengths
+    return sum(len(set(numbers[a:b].tolist())) > 1 for a, b in zip(store.starts, ends, strict=True))
 
 
 def import_d4rl(
