@@ -20,6 +20,7 @@ from foreact.data.stores.opening import Options, open_episodes, recognised
 from foreact.data.stores.store import open_store
 from foreact.data.stores.writer import StoreWriter
 from foreact.errors import UserError
+from foreact.files import finite
 from foreact.progress import Progress
 from foreact.types import StreamSpec
 
@@ -70,7 +71,7 @@ def import_store(
         if format_.name in (D4RL.name, DREAMER.name) and not own:
             return import_d4rl(src, dst, spec, progress=progress)
         store = open_episodes(src, spec, options={format_.name: own})
-        origin = {"origin": json.loads(json.dumps(dict(store.attrs)))}
+        origin = {"origin": json.loads(json.dumps(finite(store.attrs)))}
     account = Account()
     with store_to_import(Path(dst)) as draft:
         _copy(store, Path(src), draft, account, progress, origin)

@@ -181,6 +181,12 @@ def _read_demo(path: Path, name: str, group: Any) -> Demo:
             "demonstration again."
         )
     arrays = {key: Array(tuple(node.shape[1:]), node.dtype) for key, node in nodes.items()}
+    for key in ("actions", "actions_abs", "states"):
+        if key in arrays and not arrays[key].is_numbers:
+            raise UserError(
+                f"'{key}' of '{name}' in {path} should be numbers (T, D), found {arrays[key]}; "
+                "record or convert that demonstration again."
+            )
     return Demo(name, int(length), arrays)
 
 
@@ -195,6 +201,8 @@ def _names(array: Any) -> list[str]:
 
 def _plain(value: Any) -> Any:
     """An attribute as JSON has it: texts that are JSON become what they say."""
+    if isinstance(value, np.generic):
+        value = value.item()
     if isinstance(value, bytes):
         value = value.decode(errors="replace")
     if isinstance(value, str) and value[:1] in ("{", "["):
@@ -202,6 +210,4 @@ def _plain(value: Any) -> Any:
             return json.loads(value)
         except ValueError:
             return value
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    return value
+    return value if isinstance(value, str | int | float) else str(value)

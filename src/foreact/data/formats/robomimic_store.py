@@ -105,9 +105,7 @@ class RobomimicStore(EpisodeStore):
         self.starts = np.cumsum(self.lengths) - self.lengths
         self.modes = [self._stored_modes(file) for file in files]
         self.native = spec is None
-        self.spec = own_spec(files[0], self.modes[0]["actions"], has_text=has_text)
-        if spec is not None:
-            self.spec = spec
+        self.spec = spec or own_spec(files[0], self.modes[0]["actions"], has_text=has_text)
         require_streams(files, self.spec, has_text=has_text)
         self.action_keys = [
             choose_actions(file, self.spec, modes)
