@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +19,6 @@ from foreact.data.stores.store import open_store
 from foreact.errors import UserError
 from foreact.tasks import find_task
 from foreact.types import StreamSpec
-
-pytest_plugins = ["support.refusals"]
 
 
 def small(task: str) -> StreamSpec:
@@ -91,10 +88,15 @@ def test_the_command_line_takes_a_mask(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_a_mask_is_refused_where_there_are_none(
-    tmp_path: Path, refused: Callable[..., str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     libero = write_libero(tmp_path / "libero_10")
     import_store(libero, tmp_path / "ours.zarr", progress=False)
-    words = ["data", "import", "--out", tmp_path / "new.zarr", "--mask", "train", "--src"]
-    assert "without an option 'mask'" in refused(*words, libero)
-    assert "a format with an option 'mask'; leave it out" in refused(*words, tmp_path / "ours.zarr")
+    for source, sentence in (
+        (libero, "are opened without an option 'mask'"),
+        (tmp_path / "ours.zarr", "no recording of a format with an option 'mask'; leave it out."),
+    ):
+        with pytest.raises(SystemExit):
+            main(f"data import --src {source} --out {tmp_path}/new.zarr --mask train".split())
+        assert sentence in capsys.readouterr().err
+        assert not (tmp_path / "new.zarr").exists()

@@ -139,3 +139,12 @@ def test_without_the_hand_nothing_is_compared(tmp_path: Path) -> None:
     path = write_demos(tmp_path / "a.hdf5", {"demo_0": demo})
     store = open_robomimic(path, dataclasses.replace(SPEC, state=state))
     assert any("nothing tells where the hand is" in f.text for f in store.findings())
+
+
+def test_pictures_that_are_slow_to_read_are_a_note(tmp_path: Path) -> None:
+    for name, chunk in (("a", 10), ("b", 1)):
+        path = write_robomimic(
+            tmp_path / f"{name}.hdf5", [12], compression="gzip", chunks=(chunk, SIZE, SIZE, 3)
+        )
+        notes = " ".join(finding.text for finding in open_robomimic(path, SPEC).findings())
+        assert ("of 'sideview_image' are compressed 10 at a time" in notes) == (chunk == 10)

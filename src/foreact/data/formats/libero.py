@@ -14,10 +14,10 @@ action t, and from sentences that begin with the scene's name: `pairing="referen
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -124,7 +124,6 @@ class LiberoStore(RobomimicStore):
         flip: Flip,
         reopen: Callable[[], LiberoStore],
     ) -> None:
-        self.text_source, self.pairing = text, pairing
         self._texts = {file.path: instruction_in(file, text) for file in files}
         super().__init__(
             path,
@@ -133,13 +132,9 @@ class LiberoStore(RobomimicStore):
             flips=[resolve_flip(flip, file, is_libero=True) for file in files],
             lag=1 if pairing == "seen" else 0,
             has_text=True,
+            notes={"text_source": text, "pairing": pairing},
             reopen=reopen,
         )
-
-    @property
-    def attrs(self) -> Mapping[str, Any]:
-        own = {"pairing": self.pairing, "text_source": self.text_source}
-        return {**super().attrs, **own}
 
     @property
     def info_names(self) -> list[str]:

@@ -67,6 +67,7 @@ def open_robomimic(
         flips=[way],
         lag=0,
         has_text=False,
+        notes={"mask": mask},
         reopen=partial(open_robomimic, path, spec, mask=mask, flip=flip),
     )
 

@@ -25,6 +25,10 @@ AGREES = np.deg2rad(30.0)
 """Goals lead the hand by less than this, in the median; another frame is off by 90 degrees."""
 
 
+FEW = 8
+"""Pictures that may well be decoded for one."""
+
+
 def findings_of(store: RobomimicStore) -> list[Finding]:
     """All findings, from every number of actions and of the hand's pose."""
     findings = [*_files(store)]
@@ -63,7 +67,17 @@ def _files(store: RobomimicStore) -> list[Finding]:
         "turn": "turned by half a turn",
     }
     flips = sorted(set(store.flips))
-    return [*findings, _note(f"pictures are {' or '.join(ways[flip] for flip in flips)}")]
+    findings.append(_note(f"pictures are {' or '.join(ways[flip] for flip in flips)}"))
+    for camera in store.spec.cameras:
+        chunks = store.episodes[0].dataset(f"obs/{camera}").chunks
+        if chunks and chunks[0] > FEW:
+            findings.append(
+                _note(
+                    f"pictures of '{camera}' are compressed {chunks[0]} at a time: to learn from "
+                    "them in random order, copy them first (`foreact data import`)"
+                )
+            )
+    return findings
 
 
 def _modes(

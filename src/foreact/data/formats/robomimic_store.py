@@ -23,6 +23,7 @@ from foreact.data.stores.chunks import BlockCache
 from foreact.data.stores.episodes import EpisodeStore, Rows
 from foreact.data.stores.findings import Finding
 from foreact.data.stores.hdf5 import SharedFile, open_rows, read_whole
+from foreact.data.stores.rows import HeldRows, JoinedRows
 from foreact.errors import UserError, decoding
 from foreact.types import StreamSpec
 
@@ -34,11 +35,12 @@ CACHE_LIMIT = 64 * 2**20
 
 @dataclass(frozen=True)
 class Episode:
-    """One demonstration and the file that holds it."""
+    """One demonstration, the file that holds it, and what is done to its pictures."""
 
     file: DemoFile
     demo: Demo
     shared: SharedFile
+    flip: Flip
 
     def dataset(self, key: str) -> Any:
         """The data set of an array, open."""
@@ -65,6 +67,7 @@ class RobomimicStore(EpisodeStore):
             row t was seen after action t. The first `lag` actions and last `lag` observations of a
             demonstration have no partner, and are left out.
         has_text: whether such files come with instructions.
+        notes: how they are read, for `attrs`.
         reopen: opens the same store in another process.
 
     Attributes:
@@ -87,17 +90,19 @@ class RobomimicStore(EpisodeStore):
         flips: Sequence[Flip],
         lag: int,
         has_text: bool,
+        notes: Mapping[str, Any],
         reopen: Callable[[], RobomimicStore],
     ) -> None:
         self.path, self.files, self.lag, self._reopen = path, files, lag, reopen
-        self.flips = flips
+        self.flips, self._notes = flips, notes
         self._cache = BlockCache(CACHE_LIMIT)
         self.episodes: list[Episode] = []
-        for file in files:
+        for file, flip in zip(files, flips, strict=True):
             shared = SharedFile(file.path)
-            self.episodes += [Episode(file, demo, shared) for demo in file.demos]
+            self.episodes += [Episode(file, demo, shared, flip) for demo in file.demos]
         self.lengths = np.array([e.demo.length - lag for e in self.episodes], np.int64)
-        if (at := int(self.lengths.argmin())) >= 0 and self.lengths[at] < 1:
+        at = int(self.lengths.argmin())
+        if self.lengths[at] < 1:
             raise UserError(
                 f"'{self.episodes[at].demo.name}' of {self.episodes[at].file.path} has 1 step, "
                 "whose action was done before its picture; take it out of the file."
@@ -120,16 +125,9 @@ class RobomimicStore(EpisodeStore):
 
     @property
     def attrs(self) -> Mapping[str, Any]:
-        """How the files were read, and `env_args`: file -> settings of its environment."""
-        arguments = {
-            file.path.name: file.attrs["env_args"]
-            for file in self.files
-            if "env_args" in file.attrs
-        }
-        flips = sorted(set(self.flips))
-        return {"flip": flips[0] if len(flips) == 1 else flips} | (
-            {"env_args": arguments} if arguments else {}
-        )
+        """How the files are read, and "env_args": file -> settings of its environment."""
+        env_args = {file.path.name: file.attrs.get("env_args") for file in self.files}
+        return {**self._notes, "flip": sorted(set(self.flips)), "env_args": env_args}
 
     @property
     def stored_streams(self) -> list[str]:
@@ -199,23 +197,23 @@ class RobomimicStore(EpisodeStore):
 
     def _make_reader(self, stream: str) -> Rows:
         if stream in self.spec.cameras:
-            flips = dict(zip((file.path for file in self.files), self.flips, strict=True))
-            return _Pictures(
-                self.episodes,
-                f"obs/{stream}",
-                self.starts,
-                tuple(self.spec.cameras[stream]),
-                [flips[episode.file.path] for episode in self.episodes],
-                self._cache,
+            shape = (*self.spec.cameras[stream], 3)
+            return JoinedRows(
+                self.starts, shape, np.uint8, lambda episode: self._pictures(stream, episode)
             )
         if stream in self.spec.state:
             parts = self.stored(f"obs/{stream}")
-            return _InMemory([x[: len(x) - self.lag] for x in parts])
+            return _held([x[: len(x) - self.lag] for x in parts])
         if stream == "action" and self.spec.action is not None:
             dim = self.spec.action.dim
             parts = [x[self.lag :] for x in self.stored_actions()]
-            return _InMemory([x if x.shape[1] == dim else to_poses(x) for x in parts])
+            return _held([x if x.shape[1] == dim else to_poses(x) for x in parts])
         raise UserError(f"{self.label} has no stream '{stream}'; it has {self.streams}.")
+
+    def _pictures(self, camera: str, episode: int) -> Rows:
+        found = self.episodes[episode]
+        stored = open_rows(found.shared, found.dataset(f"obs/{camera}"), self._cache)
+        return _Flipped(stored, found.flip)
 
     def _stored_modes(self, file: DemoFile) -> dict[str, ActionMode]:
         """Arrays of actions of a file -> what their values are, by its first demonstration."""
@@ -236,50 +234,18 @@ class RobomimicStore(EpisodeStore):
         return sizes.pop() if len(sizes) == 1 else None
 
 
-class _InMemory:
-    """Numbers of all episodes, float32."""
-
-    def __init__(self, parts: Sequence[np.ndarray]) -> None:
-        self.values = np.concatenate([part.astype(np.float32) for part in parts])
-
-    def rows(self, index: np.ndarray) -> np.ndarray:
-        return self.values[index]
+def _held(parts: Sequence[np.ndarray]) -> HeldRows:
+    return HeldRows(np.concatenate([part.astype(np.float32) for part in parts]))
 
 
-class _Pictures:
-    """Pictures of all episodes; a data set is opened when a row of it is asked for."""
+class _Flipped:
+    """Pictures as they are stored, shown upright."""
 
-    def __init__(
-        self,
-        episodes: Sequence[Episode],
-        key: str,
-        starts: np.ndarray,
-        size: tuple[int, ...],
-        flips: Sequence[Flip],
-        cache: BlockCache,
-    ) -> None:
-        self.episodes, self.key, self.starts, self.size = episodes, key, starts, size
-        self.flips, self._cache = flips, cache
-        self._parts: dict[int, Rows] = {}
+    def __init__(self, pictures: Rows, flip: Flip) -> None:
+        self.pictures, self.flip = pictures, flip
 
     def rows(self, index: np.ndarray) -> np.ndarray:
-        out = np.empty((*index.shape, *self.size, 3), np.uint8)
-        part = np.searchsorted(self.starts, index, side="right") - 1
-        for number in np.unique(part):
-            chosen = part == number
-            rows = self._part(int(number)).rows(index[chosen] - self.starts[number])
-            out[chosen] = _flipped(rows, self.flips[number])
-        return out
-
-    def _part(self, number: int) -> Rows:
-        if number not in self._parts:
-            episode = self.episodes[number]
-            self._parts[number] = open_rows(episode.shared, episode.dataset(self.key), self._cache)
-        return self._parts[number]
-
-
-def _flipped(pictures: np.ndarray, flip: Flip) -> np.ndarray:
-    """Pictures (N, H, W, 3), upright."""
-    if flip == "vertical":
-        return pictures[:, ::-1]
-    return pictures[:, ::-1, ::-1] if flip == "turn" else pictures
+        pictures = self.pictures.rows(index)
+        if self.flip == "vertical":
+            return pictures[..., ::-1, :, :]
+        return pictures[..., ::-1, ::-1, :] if self.flip == "turn" else pictures
