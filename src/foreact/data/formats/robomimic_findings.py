@@ -69,11 +69,10 @@ def _files(store: RobomimicStore) -> list[Finding]:
     flips = sorted(set(store.flips))
     findings.append(_note(f"pictures are {' or '.join(ways[flip] for flip in flips)}"))
     for camera in store.spec.cameras:
-        chunks = store.episodes[0].dataset(f"obs/{camera}").chunks
-        if chunks and chunks[0] > FEW:
+        if (count := store.episodes[0].chunk_rows(f"obs/{camera}")) > FEW:
             findings.append(
                 _note(
-                    f"pictures of '{camera}' are compressed {chunks[0]} at a time: to learn from "
+                    f"pictures of '{camera}' are compressed {count} at a time: to learn from "
                     "them in random order, copy them first (`foreact data import`)"
                 )
             )

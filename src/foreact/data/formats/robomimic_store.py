@@ -47,6 +47,12 @@ class Episode:
         with decoding(f"{self.file.path} is damaged"):
             return self.shared.library[f"data/{self.demo.name}/{key}"]
 
+    def chunk_rows(self, key: str) -> int:
+        """Rows of an array that are decoded together; 1 where none is compressed."""
+        dataset = self.dataset(key)
+        with decoding(f"'{dataset.name}' of {self.file.path} cannot be read"):
+            return dataset.chunks[0] if dataset.chunks else 1
+
     def read(self, key: str) -> np.ndarray:
         """The whole array."""
         return read_whole(self.file.path, self.dataset(key))

@@ -79,13 +79,13 @@ def open_rows(file: SharedFile, dataset: h5py.Dataset, cache: BlockCache) -> Row
     Raises:
         UserError: parts of the data set were never written, or lie beyond the end of the file.
     """
-    _require_written(file.path, dataset)
-    name, shape, dtype = str(dataset.name).lstrip("/"), tuple(dataset.shape), dataset.dtype
-    if (offset := dataset.id.get_offset()) is not None:
-        return ContiguousRows(file, name, offset, shape, dtype)
-    return BlockRows(
-        file, name, shape, dtype, dataset.chunks[0] if dataset.chunks else UNCHUNKED_ROWS, cache
-    )
+    with decoding(f"'{dataset.name}' of {file.path} cannot be read"):
+        _require_written(file.path, dataset)
+        name, shape, dtype = str(dataset.name).lstrip("/"), tuple(dataset.shape), dataset.dtype
+        if (offset := dataset.id.get_offset()) is not None:
+            return ContiguousRows(file, name, offset, shape, dtype)
+        block_rows = dataset.chunks[0] if dataset.chunks else UNCHUNKED_ROWS
+        return BlockRows(file, name, shape, dtype, block_rows, cache)
 
 
 def _require_written(path: Path, dataset: Any) -> None:
