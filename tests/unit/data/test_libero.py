@@ -151,7 +151,9 @@ def test_the_convention_of_the_file_comes_before_the_usual_one(
 
 def test_deltas_are_not_taken_for_goals(tmp_path: Path) -> None:
     original = write_libero(tmp_path / "original")
-    with pytest.raises(UserError, match=r"KITCHEN.* are delta by their values, the task's are abs"):
+    with pytest.raises(
+        UserError, match=r"KITCHEN.* are delta by their values, those of the task are abs"
+    ):
         open_libero(original, SPEC)
     store = open_libero(original)
     assert store.spec.action is not None

@@ -45,7 +45,7 @@ def test_good_files_have_no_findings_but_notes(tmp_path: Path) -> None:
     report = str(check_store(path, SPEC, windows=5))
     assert "image_abs.hdf5 has the masks train (2)" in report
     assert "pictures are shown as they are stored" in report
-    assert "env_args of image_abs.hdf5 say control_delta True, but by their values" in report
+    assert "env_args of 1 files, first image_abs.hdf5, say control_delta True, but by" in report
     assert "simulators need False" in report
 
 

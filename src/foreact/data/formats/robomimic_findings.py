@@ -100,15 +100,16 @@ def _modes(
                 f"first '{others[0]}'",
             )
         )
-    for file, modes, key in zip(store.files, store.modes, store.action_keys, strict=True):
-        is_delta = modes[key] == "delta"
-        if _says_delta(file.attrs.get("env_args")) not in (None, is_delta):
-            findings.append(
-                _note(
-                    f"env_args of {file.path.name} say control_delta {not is_delta}, but by their "
-                    f"values the actions are {modes[key]}: simulators need {is_delta}"
-                )
+    is_delta = action.mode == "delta"
+    saying = [_says_delta(file.attrs.get("env_args")) for file in store.files]
+    if wrong := [f for f, says in zip(store.files, saying, strict=True) if says == (not is_delta)]:
+        findings.append(
+            _note(
+                f"env_args of {len(wrong)} files, first {wrong[0].path.name}, say control_delta "
+                f"{not is_delta}, but by their values the actions are {action.mode}: simulators "
+                f"need {is_delta}"
             )
+        )
     return findings
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal, cast, get_args
 
 from foreact.data.formats.robomimic_actions import ARM, POSE, ActionMode, stored_action
@@ -78,32 +79,57 @@ def row_width(shape: tuple[int, ...]) -> int:
     return shape[0] if shape else 1
 
 
-def require_streams(files: Sequence[DemoFile], spec: StreamSpec, *, has_text: bool) -> None:
-    """Check that all demonstrations hold what the spec says.
+@dataclass(frozen=True)
+class Wanted:
+    """What all demonstrations shall hold.
+
+    Attributes:
+        spec: as streams.
+        by: who says so, for errors: "the task", or the first demonstration.
+        remedy: what to do about others.
+    """
+
+    spec: StreamSpec
+    by: str = "the task"
+    remedy: str = "use the task it was made for"
+
+
+def wanted_by_first(file: DemoFile, mode: ActionMode, *, has_text: bool) -> Wanted:
+    """What all demonstrations shall hold where no task says so: what the first one holds."""
+    return Wanted(
+        own_spec(file, mode, has_text=has_text),
+        f"'{file.demos[0].name}' of {file.path.name}",
+        "keep recordings of one kind together",
+    )
+
+
+def require_streams(files: Sequence[DemoFile], wanted: Wanted, *, has_text: bool) -> None:
+    """Check that all demonstrations hold what is wanted.
 
     Raises:
         UserError: a stream is missing or of another kind, the rate is another, or the spec asks for
             what such files do not have.
     """
+    spec = wanted.spec
     if spec.has_reward or (spec.has_text and not has_text):
         asked = "rewards" if spec.has_reward else "instructions"
         raise UserError(
-            f"{files[0].path} offers no {asked} with its episodes, which the task asks for; use "
-            "the task it was made for."
+            f"{files[0].path} offers no {asked} with its episodes, which {wanted.by} asks for; "
+            f"{wanted.remedy}."
         )
     for file in files:
         rate = control_rate(file)
         if rate is not None and rate != spec.fps:
             raise UserError(
-                f"{file.path} was recorded at {rate:g} Hz, the task has {spec.fps:g} Hz; use the "
-                "task it was made for."
+                f"{file.path} was recorded at {rate:g} Hz, {wanted.by} has {spec.fps:g} Hz; "
+                f"{wanted.remedy}."
             )
         for demo in file.demos:
-            _require_demo(file, demo, spec)
+            _require_demo(file, demo, wanted)
 
 
-def _require_demo(file: DemoFile, demo: Demo, spec: StreamSpec) -> None:
-    where = f"'{demo.name}' of {file.path}"
+def _require_demo(file: DemoFile, demo: Demo, wanted: Wanted) -> None:
+    where, spec = f"'{demo.name}' of {file.path}", wanted.spec
     for name in (*spec.cameras, *spec.state):
         array = demo.arrays.get(f"obs/{name}")
         if array is None:
@@ -117,48 +143,39 @@ def _require_demo(file: DemoFile, demo: Demo, spec: StreamSpec) -> None:
             expected = f"numbers (T, {len(spec.state[name])})"
         if not fits:
             raise UserError(
-                f"The observation '{name}' of {where} should be {expected}, found {array}; use the "
-                "task it was made for."
+                f"The observation '{name}' of {where} should be {expected}, as {wanted.by} has it, "
+                f"found {array}; {wanted.remedy}."
             )
 
 
-def choose_actions(file: DemoFile, spec: StreamSpec, stored: dict[str, ActionMode]) -> str:
+def choose_actions(file: DemoFile, wanted: Wanted, stored: dict[str, ActionMode]) -> str:
     """The array of a file that holds what the spec calls its action.
 
     Args:
         file: the file.
-        spec: it has an action.
+        wanted: its spec has an action.
         stored: array of the file -> what its values are.
 
     Raises:
         UserError: none does.
     """
-    action = spec.action
+    action = wanted.spec.action
     assert action is not None
-    for key, mode in stored.items():
-        if mode == action.mode:
-            width = row_width(file.demos[0].arrays[key].shape)
-            _require_width(file, key, width, spec)
-            return key
-    raise UserError(
-        f"The actions of {file.path} are {stored['actions']} by their values, the task's are "
-        f"{action.mode}; use the copy of the file with {action.mode} actions, or another task."
-    )
-
-
-def _require_width(file: DemoFile, key: str, width: int, spec: StreamSpec) -> None:
-    action = spec.action
-    assert action is not None
-    poses = width // ARM * POSE if width % ARM == 0 and action.mode == "absolute" else width
-    if action.dim not in (width, poses):
-        also = f" (as poses {poses})" if poses != width else ""
+    key = next((key for key, mode in stored.items() if mode == action.mode), None)
+    if key is None:
         raise UserError(
-            f"'{key}' of {file.path} has {width} numbers a step{also}, the task's actions have "
-            f"{action.dim}; use the task it was made for."
+            f"The actions of {file.path} are {stored['actions']} by their values, those of "
+            f"{wanted.by} are {action.mode}; use the copy of the file with {action.mode} actions, "
+            "or another task."
         )
     for demo in file.demos:
-        if row_width(demo.arrays[key].shape) != width:
+        width = row_width(demo.arrays[key].shape)
+        is_arms = width % ARM == 0 and action.mode == "absolute"
+        poses = width // ARM * POSE if is_arms else width
+        if action.dim not in (width, poses):
+            also = f" (as poses {poses})" if is_arms else ""
             raise UserError(
-                f"'{key}' of '{demo.name}' in {file.path} should have {width} numbers a step as in "
-                f"the other demonstrations, found {demo.arrays[key]}."
+                f"'{key}' of '{demo.name}' in {file.path} has {width} numbers a step{also}, the "
+                f"actions of {wanted.by} have {action.dim}; {wanted.remedy}."
             )
+    return key

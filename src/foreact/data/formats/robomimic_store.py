@@ -14,10 +14,11 @@ from foreact.data.formats.robomimic_file import Demo, DemoFile
 from foreact.data.formats.robomimic_findings import findings_of
 from foreact.data.formats.robomimic_spec import (
     Flip,
+    Wanted,
     choose_actions,
-    own_spec,
     require_streams,
     row_width,
+    wanted_by_first,
 )
 from foreact.data.stores.chunks import BlockCache
 from foreact.data.stores.episodes import EpisodeStore, Rows
@@ -116,10 +117,15 @@ class RobomimicStore(EpisodeStore):
         self.starts = np.cumsum(self.lengths) - self.lengths
         self.modes = [self._stored_modes(file) for file in files]
         self.native = spec is None
-        self.spec = spec or own_spec(files[0], self.modes[0]["actions"], has_text=has_text)
-        require_streams(files, self.spec, has_text=has_text)
+        wanted = (
+            wanted_by_first(files[0], self.modes[0]["actions"], has_text=has_text)
+            if spec is None
+            else Wanted(spec)
+        )
+        self.spec = wanted.spec
+        require_streams(files, wanted, has_text=has_text)
         self.action_keys = [
-            choose_actions(file, self.spec, modes)
+            choose_actions(file, wanted, modes)
             for file, modes in zip(files, self.modes, strict=True)
             if self.spec.action is not None
         ]
