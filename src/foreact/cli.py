@@ -32,7 +32,7 @@ VERBS = {
     ),
     "data import": (
         "commands.data:import_",
-        "Copy a replay-buffer zarr, LeRobot set or videos into a store.",
+        "Copy recordings of another project into our store.",
     ),
     "data import-d4rl": ("commands.data:import_d4rl", "Copy HDF5 shards of V-D4RL into a store."),
     "data import-opendv": (

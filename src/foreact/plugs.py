@@ -304,14 +304,18 @@ class Format:
 
     Attributes:
         name: short.
-        recognise: import path of `(path: Path) -> bool`, which looks at names only.
+        recognise: import path of `(path: Path) -> bool`, which looks at names, or at no more of a
+            file than tells it from others of its kind.
         open: of `(path: Path, spec: StreamSpec | None, *, memory_limit: int) -> EpisodeStore`; see
             `foreact.data.stores.episodes`.
+        options: what else `open` takes by name, for data that can be read in several ways; all with
+            defaults. A task may choose (`Task.data_options`).
     """
 
     name: str
     recognise: str
     open: str
+    options: tuple[str, ...] = ()
 
 
 FORMATS = Plugs(
@@ -320,6 +324,9 @@ FORMATS = Plugs(
     attribute="FORMAT",
     group="foreact.formats",
     built_in={
+        "libero": "foreact.data.formats:LIBERO",
+        "robomimic": "foreact.data.formats:ROBOMIMIC",
+        "libero-cache": "foreact.data.formats:LIBERO_CACHE",
         "d4rl": "foreact.data.formats:D4RL",
         "dreamer": "foreact.data.formats:DREAMER",
         "lerobot": "foreact.data.formats:LEROBOT",

@@ -85,6 +85,8 @@ class Task:
             such as where the objects are, only the simulator knows.
         statistics: stream -> how its numbers are scaled, a `Mode` of `data.windows.normalize`;
             "limits" for those left out.
+        data_options: name of a format -> options of its opener: how recordings in that format are
+            to be read for this task (`foreact.plugs.Format.options`).
         score_note: what the score of an episode means, in one sentence, for reports.
         score: what the score of an episode is: the largest of its rewards, as in UVA's protocol, or
             their sum.
@@ -100,5 +102,6 @@ class Task:
     held_out: str | None = None
     proprioception: Mapping[str, int] = field(default_factory=dict)
     statistics: Mapping[str, str] = field(default_factory=dict)
+    data_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     score_note: str = ""
     score: Literal["max", "sum"] = "max"

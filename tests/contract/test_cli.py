@@ -26,7 +26,7 @@ OPTIONS = {
     "demo driving": ["--out", "--scenes", "--effort"],
     "demo voc": ["--out", "--task", "--effort"],
     "data collect": ["--env", "--episodes", "--out", "--first-seed", "--noise", "--workers"],
-    "data import": ["--src", "--out", "--task", "--fill-missing"],
+    "data import": ["--src", "--out", "--task", "--mask", "--fill-missing"],
     "data import-d4rl": ["--root", "--out", "--task", "--fps", "--codes", "--grid", "--vocab"],
     "data import-opendv": [
         "--root",

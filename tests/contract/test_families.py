@@ -27,6 +27,7 @@ from foreact.plugs import (
     load_object,
 )
 from foreact.released.layouts import Layout
+from foreact.types import Seen
 
 
 @pytest.mark.parametrize("name", FAMILIES.built_in)

@@ -219,7 +219,7 @@ def test_precision_is_recorded_and_another_one_encodes_anew(
 
 def test_shards_are_not_written_to(tmp_path: Path) -> None:
     (tmp_path / "0_walker.hdf5").touch()
-    with pytest.raises(UserError, match="not written to; `foreact data import-d4rl` makes a store"):
+    with pytest.raises(UserError, match="not written to; `foreact data import` makes a store"):
         tokenize(tmp_path)
 
 

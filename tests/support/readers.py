@@ -27,6 +27,7 @@ from foreact.tokenizers.vq import VQConfig, VQTokenizer
 from foreact.types import ActionSpec, StreamSpec
 from support.d4rl_worlds import write_npz_episode, write_shards
 from support.driving_worlds import drive, write_nuplan, write_nuscenes, write_opendv
+from support.manipulation_files import write_libero, write_robomimic
 from support.taming_files import network, released
 from support.tiny_vavam import ACTION, VIDEO, tiny_vavam, tiny_vavim
 
@@ -120,6 +121,15 @@ def npz(root: Path) -> None:
 
 def shards(root: Path) -> None:
     write_shards(root / "data/cheetah_run", ((5, 7), (6,)))
+
+
+def robomimic(root: Path) -> None:
+    masks = {"train": ["demo_0", "demo_2"]}
+    write_robomimic(root / "data/image.hdf5", mode="delta", masks=masks, compression="gzip")
+
+
+def libero(root: Path) -> None:
+    write_libero(root / "data/libero_10")
 
 
 # --- driving --------------------------------------------------------------------------------------
@@ -300,6 +310,24 @@ READERS = (
         calls=(
             "data check --store data/cheetah_run",
             "data import-d4rl --root data/cheetah_run --out out.zarr",
+        ),
+    ),
+    Reader(
+        name="robomimic .hdf5",
+        group="stores",
+        make=robomimic,
+        calls=(
+            "data check --store data/image.hdf5",
+            "data import --src data/image.hdf5 --out out.zarr --mask train",
+        ),
+    ),
+    Reader(
+        name="LIBERO .hdf5",
+        group="stores",
+        make=libero,
+        calls=(
+            "data check --store data/libero_10",
+            "data import --src data/libero_10 --out out.zarr",
         ),
     ),
     Reader(

@@ -12,7 +12,7 @@ from foreact.data import inspect
 from foreact.data.formats import replay_buffer as importing
 from foreact.data.formats.importing import Account
 from foreact.data.instructions import Instruction, list_instructions
-from foreact.data.stores.opening import open_episodes
+from foreact.data.stores.opening import Options, open_episodes
 from foreact.data.stores.text_features import text_features
 from foreact.errors import UserError
 from foreact.tasks import find_task
@@ -20,17 +20,35 @@ from foreact.text.opening import find_text_encoder
 from foreact.types import StreamSpec
 
 
-def import_(src: Path, out: Path, task: str | None = None, fill_missing: bool = False) -> Account:
-    """Copy episodes of another project into a store of ours.
+def import_(
+    src: Path,
+    out: Path,
+    task: str | None = None,
+    mask: str | None = None,
+    fill_missing: bool = False,
+) -> Account:
+    """Copy recordings of another project, in any format that opens, into a store of ours.
+
+    A copy that was stopped goes on after its last whole episode.
 
     Args:
-        src: a replay-buffer zarr (folder or zip, v2 or v3) such as pusht_cchi_v7_replay.zarr, a
-            LeRobotDataset v3.0, or a folder of videos.
+        src: a replay-buffer zarr (folder or zip, v2 or v3), such as pusht_cchi_v7_replay.zarr; a
+            LeRobotDataset v3.0; a folder of videos; a robomimic .hdf5 file; a folder of LIBERO's;
+            or what an installed format reads.
         out: the new store.
-        task: what the streams mean; needed unless the store says so itself.
-        fill_missing: read chunks of a zarr that are absent as its fill value, instead of refusing.
+        task: what the streams mean; needed unless the recordings say so themselves.
+        mask: of a robomimic file: the choice of demonstrations to take, such as train.
+        fill_missing: read chunks that are absent from a zarr as its fill value, instead of
+            refusing.
     """
-    account = importing.import_store(src, out, _spec(task), fill_missing=fill_missing)
+    account = importing.import_store(
+        src,
+        out,
+        _spec(task),
+        fill_missing=fill_missing,
+        options=_options(task),
+        chosen={} if mask is None else {"mask": mask},
+    )
     print(f"{account}\n{account.episodes} episodes: {out}")
     return account
 
@@ -74,7 +92,7 @@ def check(store: Path, task: str | None = None, windows: int = 100) -> None:
         task: what the streams mean; needed unless the store says so itself.
         windows: how many to read.
     """
-    report = inspect.check_store(store, _spec(task), windows=windows)
+    report = inspect.check_store(store, _spec(task), windows=windows, options=_options(task))
     print(report)
     if not report.ok:
         raise UserError(
@@ -97,7 +115,7 @@ def stats(store: Path, task: str | None = None, against: str | None = None) -> N
             raise UserError(
                 f"The checkpoint {against} has no statistics to compare with; name one that acts."
             )
-    found = inspect.store_stats(store, _spec(task), normalizer)
+    found = inspect.store_stats(store, _spec(task), normalizer, options=_options(task))
     print(inspect.format_stats(found))
     if broken := [name for name, s in found.items() if not np.isfinite(s.mean).all()]:
         raise UserError(
@@ -130,7 +148,10 @@ def show(
         task: what the streams mean; needed unless the store says so itself.
         episodes: which to show.
     """
-    for path in inspect.show_store(store, _spec(task), out_dir=out, episodes=episodes):
+    written = inspect.show_store(
+        store, _spec(task), out_dir=out, episodes=episodes, options=_options(task)
+    )
+    for path in written:
         print(path)
 
 
@@ -157,3 +178,7 @@ def text(store: Path, task: str | None = None, encoder: str | None = None) -> li
 
 def _spec(task: str | None) -> StreamSpec | None:
     return None if task is None else find_task(task).spec
+
+
+def _options(task: str | None) -> Options | None:
+    return None if task is None else find_task(task).data_options

@@ -24,7 +24,7 @@ EXTRAS = {
     "ray": ("ray", "tokenize --engine ray"),
     "slurm": ("submitit", "submit"),
     "faiss": ("faiss", "eval probe --search faiss"),
-    "hdf5": ("h5py", "V-D4RL's shards: data import-d4rl"),
+    "hdf5": ("h5py", "HDF5 data of robomimic, LIBERO and V-D4RL"),
     "text": ("tokenizers", "text encoders: data text --encoder, models that follow instructions"),
     "dmc": ("dm_control", "DeepMind Control: data collect --env dmc/cheetah_run, closed loops"),
 }

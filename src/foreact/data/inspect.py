@@ -12,7 +12,7 @@ import numpy as np
 from foreact.data.formats.video import contact_sheet, save_image, write_mp4
 from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.stores.findings import Finding, Severity
-from foreact.data.stores.opening import open_episodes
+from foreact.data.stores.opening import Options, open_episodes
 from foreact.data.windows.anchors import LARGEST_GAP, TIMESTAMP, gaps_in
 from foreact.data.windows.loader import WindowDataset, ordered_batches
 from foreact.data.windows.normalize import Normalizer
@@ -54,18 +54,23 @@ class Report:
 
 
 def check_store(
-    path: str | Path, spec: StreamSpec | None = None, *, windows: int = 100, seed: int = 0
+    path: str | Path,
+    spec: StreamSpec | None = None,
+    *,
+    windows: int = 100,
+    seed: int = 0,
+    options: Options | None = None,
 ) -> Report:
     """Look for what would spoil a training.
 
     Every number of states and actions is read, missing chunks of every stream are counted, time
     stamps are compared with the store's rate, and `windows` windows drawn with `seed` are read with
-    their pixels.
+    their pixels. `options` are as in `open_episodes`.
 
     Raises:
         UserError: the store cannot be opened at all; see `open_episodes`.
     """
-    store = open_episodes(path, spec)
+    store = open_episodes(path, spec, options=options)
     report = Report(store.path)
     _describe(store, report)
     report.findings += store.findings()
@@ -98,7 +103,11 @@ class StreamStats:
 
 
 def store_stats(
-    path: str | Path, spec: StreamSpec | None = None, against: Normalizer | None = None
+    path: str | Path,
+    spec: StreamSpec | None = None,
+    against: Normalizer | None = None,
+    *,
+    options: Options | None = None,
 ) -> dict[str, StreamStats]:
     """Per-dimension statistics of every state and action stream.
 
@@ -108,8 +117,9 @@ def store_stats(
         against: statistics of a checkpoint; streams that it does not know are left uncompared.
             Where a large share of the values lies outside its range, the store's numbers mean
             something else (unit, frame or mode).
+        options: as in `open_episodes`.
     """
-    store = open_episodes(path, spec)
+    store = open_episodes(path, spec, options=options)
     stats = {}
     for name in _number_streams(store):
         values = store.all_rows(name)
@@ -149,6 +159,7 @@ def show_store(
     out_dir: str | Path,
     episodes: Sequence[int] = (0, 1, 2, 3),
     frames: int = 8,
+    options: Options | None = None,
 ) -> list[Path]:
     """Write pictures of some episodes: a contact sheet per camera, an mp4 per episode and camera.
 
@@ -158,11 +169,12 @@ def show_store(
         out_dir: folder for `<camera>.png` and `<camera>_<episode>.mp4`.
         episodes: episode numbers; those beyond the end are left out.
         frames: evenly spaced frames per episode on the sheet.
+        options: as in `open_episodes`.
 
     Returns:
         The files written.
     """
-    store, out_dir = open_episodes(path, spec), Path(out_dir)
+    store, out_dir = open_episodes(path, spec, options=options), Path(out_dir)
     chosen = [e for e in episodes if 0 <= e < len(store)]
     if not store.spec.cameras or not chosen or frames < 1:
         raise UserError(

@@ -105,7 +105,7 @@ def open_task_store(task: Task, path: Path | None) -> EpisodeStore:
                     "store with --data."
                 )
             _call(task.demonstrations, path)
-    return accompanied(open_episodes(path, task.spec, memory_limit=MEMORY_LIMIT))
+    return accompanied(_open(task, path))
 
 
 def open_held_out_store(task: Task, path: Path | None) -> EpisodeStore:
@@ -118,7 +118,11 @@ def open_held_out_store(task: Task, path: Path | None) -> EpisodeStore:
                     f"Task '{task.name}' cannot make held-out episodes; name a store with --data."
                 )
             _call(task.held_out, path)
-    return open_episodes(path, task.spec, memory_limit=MEMORY_LIMIT)
+    return _open(task, path)
+
+
+def _open(task: Task, path: Path) -> EpisodeStore:
+    return open_episodes(path, task.spec, memory_limit=MEMORY_LIMIT, options=task.data_options)
 
 
 def _call(function: str, path: Path) -> None:

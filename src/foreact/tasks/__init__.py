@@ -15,6 +15,9 @@ TASKS = Plugs(
         "pusht-m": "foreact.tasks.pusht_m:TASK",
         "cheetah-run": "foreact.tasks.cheetah_run:TASK",
         "walker-walk": "foreact.tasks.walker_walk:TASK",
+        "tool-hang": "foreact.tasks.tool_hang:TASK",
+        "libero10": "foreact.tasks.libero10:TASK",
+        "libero10-released": "foreact.tasks.libero10:RELEASED",
     },
 )
 

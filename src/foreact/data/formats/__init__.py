@@ -2,6 +2,24 @@
 
 from foreact.plugs import Format
 
+# Before V-D4RL's, which takes any other HDF5 file.
+LIBERO = Format(
+    name="libero",
+    recognise="foreact.data.formats.libero:is_libero",
+    open="foreact.data.formats.libero:open_format",
+    options=("text", "pairing", "flip"),
+)
+ROBOMIMIC = Format(
+    name="robomimic",
+    recognise="foreact.data.formats.robomimic:is_robomimic",
+    open="foreact.data.formats.robomimic:open_format",
+    options=("mask", "flip"),
+)
+LIBERO_CACHE = Format(
+    name="libero-cache",
+    recognise="foreact.data.formats.libero_cache:is_libero_cache",
+    open="foreact.data.formats.libero_cache:refuse_to_open",
+)
 D4RL = Format(
     name="d4rl",
     recognise="foreact.data.formats.d4rl:is_d4rl",

@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,7 @@ from foreact.data.formats.d4rl_spec import CAMERA, grade_of, resolve_spec
 from foreact.data.stores.chunks import BlockCache
 from foreact.data.stores.episodes import EpisodeStore, Rows
 from foreact.data.stores.hdf5 import open_hdf5, read_whole
+from foreact.data.stores.rows import HeldRows, JoinedRows
 from foreact.errors import UserError
 from foreact.files import listed
 from foreact.types import StreamSpec
@@ -171,15 +171,17 @@ class D4RLStore(EpisodeStore):
 
     def _make_reader(self, stream: str) -> Rows:
         if stream == CAMERA:
+            frames = [shard.frames for shard in self._shards]
+            shape = (3, *self._shards[0].size)
             return _Frames(
-                [shard.frames for shard in self._shards], self._shard_starts, self._shards[0].size
+                JoinedRows(self._shard_starts, shape, np.uint8, lambda number: frames[number])
             )
         if stream == "action":
-            return _InMemory(np.concatenate([shard.action for shard in self._shards]))
+            return HeldRows(np.concatenate([shard.action for shard in self._shards]))
         if stream == "reward":
-            return _InMemory(np.concatenate([shard.reward for shard in self._shards]))
+            return HeldRows(np.concatenate([shard.reward for shard in self._shards]))
         if stream == TOKENS and self.codes is not None:
-            return _InMemory(self._read_codes(self.codes))
+            return HeldRows(self._read_codes(self.codes))
         raise UserError(
             f"The shards in {self.path} have no stream '{stream}'; they have {self.streams} and "
             f"the codes {self.code_kinds}."
@@ -251,27 +253,15 @@ class D4RLStore(EpisodeStore):
         return whole.reshape(-1, *grid)
 
 
-class _InMemory:
-    def __init__(self, values: np.ndarray) -> None:
-        self.values = values
-
-    def rows(self, index: np.ndarray) -> np.ndarray:
-        return self.values[index]
-
-
 class _Frames:
     """Frames of all shards, channels last."""
 
-    def __init__(self, parts: Sequence[Rows], starts: np.ndarray, size: tuple[int, int]) -> None:
-        self.parts, self.starts, self.size = parts, starts, size
+    def __init__(self, frames: Rows) -> None:
+        self.frames = frames
 
     def rows(self, index: np.ndarray) -> np.ndarray:
-        out = np.empty((*index.shape, 3, *self.size), np.uint8)
-        part = np.searchsorted(self.starts, index, side="right") - 1
-        for number in np.unique(part):
-            chosen = part == number
-            out[chosen] = self.parts[number].rows(index[chosen] - self.starts[number])
-        return np.moveaxis(out, -3, -1)  # a view: batches want the channels first again
+        # A view: batches want the channels first again.
+        return np.moveaxis(self.frames.rows(index), -3, -1)
 
 
 def _shard_files(path: Path) -> list[Path]:

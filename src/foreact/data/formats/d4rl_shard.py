@@ -11,7 +11,7 @@ import numpy as np
 
 from foreact.data.stores.chunks import BlockCache
 from foreact.data.stores.episodes import Rows
-from foreact.data.stores.hdf5 import open_hdf5, open_rows, read_whole
+from foreact.data.stores.hdf5 import SharedFile, open_hdf5, open_rows, read_whole
 from foreact.errors import UserError, decoding
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ def _read(path: Path, file: h5py.File, cache: BlockCache) -> Shard:
         # First rows hold zeros, which become those of the last rows.
         action=np.roll(action, -1, axis=0),
         reward=reward[:, :1],
-        frames=open_rows(path, frames, cache),
+        frames=open_rows(SharedFile(path), frames, cache),
         size=(int(frames.shape[2]), int(frames.shape[3])),
         codes=codes,
         unused=sorted(set(map(str, file)) - {*KEYS, *codes}),

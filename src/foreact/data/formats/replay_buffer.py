@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
-from foreact.data.formats.d4rl import TOKENS, is_d4rl, open_d4rl
+from foreact.data.formats import D4RL, DREAMER
+from foreact.data.formats.d4rl import TOKENS, open_d4rl
 from foreact.data.formats.d4rl_shard import KEYS as SHARD_KEYS
 from foreact.data.formats.dreamer import KEYS, DreamerEpisodes, is_dreamer
 from foreact.data.formats.importing import Account, store_to_import
 from foreact.data.stores.derived import write_stream
 from foreact.data.stores.episodes import EpisodeStore
-from foreact.data.stores.opening import open_episodes
-from foreact.data.stores.store import ZarrStore, open_store
+from foreact.data.stores.opening import Options, open_episodes, recognised
+from foreact.data.stores.store import open_store
 from foreact.data.stores.writer import StoreWriter
 from foreact.errors import UserError
+from foreact.files import finite
 from foreact.progress import Progress
 from foreact.types import StreamSpec
 
@@ -29,19 +31,24 @@ def import_store(
     spec: StreamSpec | None = None,
     *,
     fill_missing: bool = False,
+    options: Options | None = None,
+    chosen: Mapping[str, Any] | None = None,
     progress: bool = True,
 ) -> Account:
-    """Copy episodes that are opened in place into a native store, such as a replay-buffer zarr.
+    """Copy episodes in any format that opens into a native store.
 
-    Streams that the spec does not name stay behind; what `meta` says of each episode comes along. A
-    copy that was cut short goes on after its last whole episode; see `store_to_import`.
+    Streams that the spec does not name stay behind; what is known of each episode comes along, and
+    so does, as the store's note `origin`, how the recordings were read. A copy that was cut short
+    goes on after its last whole episode; see `store_to_import`.
 
     Args:
-        src: a zarr in the replay-buffer layout, v2 or v3, folder or zip; a LeRobot set; a folder of
-            videos; or what else is opened in place.
+        src: a zarr in the replay-buffer layout, v2 or v3, folder or zip, or what a plugged-in
+            format reads.
         dst: the native one, new or begun before from the same source.
         spec: what the streams mean; needed unless `src` carries its own.
-        fill_missing: of a zarr, as in `open_store`.
+        fill_missing: as in `open_store`, of zarr stores.
+        options: as in `open_episodes`.
+        chosen: options of whatever format `src` has, over those in `options`.
         progress: show a bar.
 
     Returns:
@@ -51,17 +58,24 @@ def import_store(
         UserError: `src` cannot be read under the spec, `dst` holds something else, or the disk
             refuses.
     """
-    if is_d4rl(src) or is_dreamer(Path(src)):
-        raise UserError(
-            f"{src} holds V-D4RL's recordings, not a zarr store; copy them with `foreact data "
-            f"import-d4rl --root {src} --out {dst}`."
-        )
-    open_source = partial(open_store, fill_missing=True) if fill_missing else open_episodes
-    store, account = open_source(src, spec), Account()
+    format_, origin = recognised(src), {}
+    if format_ is None:
+        if chosen:
+            raise UserError(
+                f"{src} is no recording of a format with an option '{next(iter(chosen))}'; leave "
+                "it out."
+            )
+        store: EpisodeStore = open_store(src, spec, fill_missing=fill_missing)
+    else:
+        own = {**(options or {}).get(format_.name, {}), **(chosen or {})}
+        if format_.name in (D4RL.name, DREAMER.name) and not own:
+            return import_d4rl(src, dst, spec, progress=progress)
+        store = open_episodes(src, spec, options={format_.name: own})
+        origin = {"origin": json.loads(json.dumps(finite(store.attrs)))}
+    account = Account()
     with store_to_import(Path(dst)) as draft:
-        _copy(store, Path(src), draft, account, progress)
-    stored = store.stored_streams if isinstance(store, ZarrStore) else []
-    extra = [name for name in stored if name not in store.streams]
+        _copy(store, Path(src), draft, account, progress, origin)
+    extra = [name for name in store.stored_streams if name not in store.streams]
     account.find("streams", len(store.streams) + len(extra))
     account.leave_out("streams", len(extra), "that the spec does not name", *extra)
     if changing := _episodes_of_several_instructions(store):
@@ -164,19 +178,33 @@ class _Source(Protocol):
     def info(self, name: str) -> np.ndarray: ...
 
 
-def _copy(store: _Source, src: Path, dst: Path, account: Account, progress: bool) -> None:
+def _copy(
+    store: _Source,
+    src: Path,
+    dst: Path,
+    account: Account,
+    progress: bool,
+    notes: Mapping[str, Any] | None = None,
+) -> None:
+    """Copy what is not there yet; `notes` are kept with the store, and JSON-able."""
     infos = {name: store.info(name) for name in store.info_names}
     facts = {
         "source": src.name,
         "source_episodes": len(store),
         "source_steps": int(store.lengths.sum()),
+        **(notes or {}),
     }
     with StoreWriter(dst, store.spec, attrs=facts) as writer:
-        notes = writer.attrs
-        if any(notes.get(key) != value for key, value in facts.items()):
+        begun = writer.attrs
+        if different := [key for key, value in facts.items() if begun.get(key) != value]:
+            if different == ["origin"]:
+                raise UserError(
+                    f"{dst} was begun from {src} as read in another way ({begun.get('origin')}); "
+                    "choose another path, or remove it."
+                )
             raise UserError(
-                f"{dst} was begun from another source ({notes.get('source')}, "
-                f"{notes.get('source_episodes')} episodes), not from {src} with {len(store)} "
+                f"{dst} was begun from another source ({begun.get('source')}, "
+                f"{begun.get('source_episodes')} episodes), not from {src} with {len(store)} "
                 "episodes; choose another path, or remove it."
             )
         partial = [name for name, values in infos.items() if len(values) != len(store)]

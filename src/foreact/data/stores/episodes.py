@@ -72,6 +72,11 @@ class EpisodeStore(ABC):
         return [*spec.cameras, *spec.state, *action, *reward]
 
     @property
+    def stored_streams(self) -> list[str]:
+        """All streams that it holds, also those that the spec does not name."""
+        return self.streams
+
+    @property
     def attrs(self) -> Mapping[str, Any]:
         """Its own notes."""
         return {}

@@ -49,19 +49,43 @@ def read_whole(path: Path, dataset: Any) -> np.ndarray:
         return dataset[:]
 
 
-def open_rows(path: Path, dataset: h5py.Dataset, cache: BlockCache) -> Rows:
-    """A reader of the data set, which opens the file anew.
+class SharedFile:
+    """A file as the readers of its data sets have it open, from the first need on."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._raw: Any = None
+        self._opened: tuple[int, h5py.File] | None = None
+
+    @property
+    def descriptor(self) -> int:
+        """To read by position, which forked processes may share."""
+        if self._raw is None:
+            self._raw = self.path.open("rb", buffering=0)
+        return self._raw.fileno()
+
+    @property
+    def library(self) -> h5py.File:
+        """As the HDF5 library has it open."""
+        # It keeps state of its own per open file: a forked process must not share it.
+        if self._opened is None or self._opened[0] != os.getpid():
+            self._opened = (os.getpid(), open_hdf5(self.path))
+        return self._opened[1]
+
+
+def open_rows(file: SharedFile, dataset: h5py.Dataset, cache: BlockCache) -> Rows:
+    """A reader of a data set of the file.
 
     Raises:
         UserError: parts of the data set were never written, or lie beyond the end of the file.
     """
-    _require_written(path, dataset)
-    name, shape, dtype = str(dataset.name).lstrip("/"), tuple(dataset.shape), dataset.dtype
-    if (offset := dataset.id.get_offset()) is not None:
-        return ContiguousRows(path, name, offset, shape, dtype)
-    return BlockRows(
-        path, name, shape, dtype, dataset.chunks[0] if dataset.chunks else UNCHUNKED_ROWS, cache
-    )
+    with decoding(f"'{dataset.name}' of {file.path} cannot be read"):
+        _require_written(file.path, dataset)
+        name, shape, dtype = str(dataset.name).lstrip("/"), tuple(dataset.shape), dataset.dtype
+        if (offset := dataset.id.get_offset()) is not None:
+            return ContiguousRows(file, name, offset, shape, dtype)
+        block_rows = dataset.chunks[0] if dataset.chunks else UNCHUNKED_ROWS
+        return BlockRows(file, name, shape, dtype, block_rows, cache)
 
 
 def _require_written(path: Path, dataset: Any) -> None:
@@ -94,21 +118,18 @@ class ContiguousRows:
     """Rows that lie one after another in a file from byte `offset` on."""
 
     def __init__(
-        self, path: Path, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype
+        self, file: SharedFile, name: str, offset: int, shape: tuple[int, ...], dtype: np.dtype
     ) -> None:
-        self.path, self.name, self.offset, self.shape, self.dtype = path, name, offset, shape, dtype
-        self._file: Any = None
+        self.file, self.name, self.offset, self.shape, self.dtype = file, name, offset, shape, dtype
 
     def rows(self, index: np.ndarray) -> np.ndarray:
-        if self._file is None:
-            # Reading by position: forked processes may share it.
-            self._file = self.path.open("rb", buffering=0)
+        descriptor = self.file.descriptor
         out = np.empty((*index.shape, *self.shape[1:]), self.dtype)
         for row, buffer in zip(index.ravel(), out.reshape(-1, *self.shape[1:]), strict=True):
             start = self.offset + int(row) * buffer.nbytes
-            if os.preadv(self._file.fileno(), [buffer.data], start) < buffer.nbytes:
+            if os.preadv(descriptor, [buffer.data], start) < buffer.nbytes:
                 raise UserError(
-                    f"{self.path} is cut short: it ends within row {row} of "
+                    f"{self.file.path} is cut short: it ends within row {row} of "
                     f"'{self.name}'; copy it again."
                 )
         return out
@@ -119,16 +140,15 @@ class BlockRows:
 
     def __init__(
         self,
-        path: Path,
+        file: SharedFile,
         name: str,
         shape: tuple[int, ...],
         dtype: np.dtype,
         block_rows: int,
         cache: BlockCache,
     ) -> None:
-        self.path, self.name, self.shape, self.dtype = path, name, shape, dtype
+        self.file, self.name, self.shape, self.dtype = file, name, shape, dtype
         self.block_rows, self._cache = block_rows, cache
-        self._opened: tuple[int, h5py.File] | None = None
 
     def rows(self, index: np.ndarray) -> np.ndarray:
         out = np.empty((*index.shape, *self.shape[1:]), self.dtype)
@@ -140,15 +160,15 @@ class BlockRows:
 
     def _block(self, block: int) -> np.ndarray:
         start = block * self.block_rows
-        key = (f"{self.path}:{self.name}", block)
+        key = (f"{self.file.path}:{self.name}", block)
         return self._cache.get(
             key, lambda: self._decode(start, min(start + self.block_rows, self.shape[0]))
         )
 
     def _decode(self, start: int, stop: int) -> np.ndarray:
-        # The library keeps state of its own per open file: a forked process must not share it.
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = (os.getpid(), open_hdf5(self.path))
-        with decoding(f"Rows {start}..{stop} of '{self.name}' in {self.path} cannot be decoded"):
-            dataset: Any = self._opened[1][self.name]
+        file = self.file.library
+        with decoding(
+            f"Rows {start}..{stop} of '{self.name}' in {self.file.path} cannot be decoded"
+        ):
+            dataset: Any = file[self.name]
             return dataset[start:stop]

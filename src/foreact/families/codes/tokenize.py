@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 
 from foreact.checkpoints.tokenizers import open_tokenizer
-from foreact.data.formats.d4rl import is_d4rl
+from foreact.data.stores.opening import recognised
 from foreact.data.stores.store import open_store
 from foreact.errors import UserError
 from foreact.machine import Precision
@@ -58,10 +58,10 @@ def tokenize(
     """
     if shard_steps < 1:
         raise UserError(f"--shard-steps should be at least 1, found {shard_steps}.")
-    if is_d4rl(store):
+    if (format_ := recognised(store)) is not None:
         raise UserError(
-            f"{store} holds HDF5 shards, which are not written to; `foreact data import-d4rl` "
-            "makes a store of them, to which codes are added."
+            f"{store} holds recordings in the format '{format_.name}', which are not written to; "
+            "`foreact data import` makes a store of them, to which codes are added."
         )
     spec: StreamSpec | None = None if task is None else find_task(task).spec
     # With Ray, the actors compute; here one frame tells the shape of the stream.

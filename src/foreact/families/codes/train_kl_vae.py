@@ -85,7 +85,8 @@ def train_kl_vae(run: KLVAERun) -> Path:
         run,
         device,
         "Training a KL autoencoder",
-        data=f"{store.path} ({', '.join(cameras)}): {len(training)} frames to train on, {len(validation)} to validate",
+        data=f"{store.path} ({', '.join(cameras)}): {len(training)} frames to train on, "
+        f"{len(validation)} to validate",
         model=f"{sum(p.numel() for p in model.parameters()):,} parameters, latents "
         f"{run.model.latent_channels} x {run.model.grid[0]} x {run.model.grid[1]}",
     )
