@@ -15,6 +15,9 @@ TASKS = Plugs(
         "pusht-m": "foreact.tasks.pusht_m:TASK",
         "cheetah-run": "foreact.tasks.cheetah_run:TASK",
         "walker-walk": "foreact.tasks.walker_walk:TASK",
+        "lift": "foreact.tasks.lift:TASK",
+        "can": "foreact.tasks.can:TASK",
+        "square": "foreact.tasks.square:TASK",
     },
 )
 
