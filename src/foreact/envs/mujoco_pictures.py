@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import importlib
 from typing import Any
 
 import numpy as np
+
+from foreact.errors import UserError
 
 COLLISION_GROUP = 0
 """Group of the shapes that only collide, in robosuite's models."""
@@ -20,7 +23,7 @@ def draw_fast(model: Any) -> None:
     Args:
         model: a `mujoco.MjModel`.
     """
-    import mujoco
+    mujoco: Any = importlib.import_module("mujoco")  # its types are incomplete
 
     quality = model.vis.quality
     quality.shadowsize = quality.offsamples = 0
@@ -36,14 +39,23 @@ class Pictures:
         model: a `mujoco.MjModel`.
         size: side of the square pictures in pixels.
         shadows: whether shadows and reflections are drawn.
+
+    Raises:
+        UserError: the process has no way to draw.
     """
 
     def __init__(self, model: Any, size: int, *, shadows: bool) -> None:
-        import mujoco
+        mujoco: Any = importlib.import_module("mujoco")  # its types are incomplete
 
         buffer = model.vis.global_
         buffer.offwidth, buffer.offheight = max(size, buffer.offwidth), max(size, buffer.offheight)
-        self._renderer = mujoco.Renderer(model, size, size)
+        try:
+            self._renderer = mujoco.Renderer(model, size, size)
+        except (RuntimeError, mujoco.FatalError) as error:
+            raise UserError(
+                f"MuJoCo cannot draw ({error}); set MUJOCO_GL to egl or osmesa before anything "
+                "imports mujoco or robosuite."
+            ) from error
         self._shown = mujoco.MjvOption()
         self._shown.geomgroup[COLLISION_GROUP] = 0
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):

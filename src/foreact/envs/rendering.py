@@ -31,7 +31,7 @@ renderer.close()
 """,
 }
 """Package that draws -> a program that draws one picture with it."""
-CONTEXTS = {"dm_control": "dm_control._render", "mujoco": "mujoco.gl_context"}
+CONTEXTS = {"dm_control": "dm_control._render", "mujoco": "mujoco.rendering.classic.gl_context"}
 """Package that draws -> its module that reads MUJOCO_GL when it is imported."""
 
 

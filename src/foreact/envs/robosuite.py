@@ -84,6 +84,7 @@ SQUARE = Scene(name="NutAssemblySquare", max_steps=300, settle=10)
 TOOL_HANG = Scene(
     name="ToolHang", cameras=("sideview", "robot0_eye_in_hand"), size=240, max_steps=700
 )
+SCENES = {"lift": LIFT, "can": CAN, "square": SQUARE, "tool-hang": TOOL_HANG}
 
 
 class RobosuiteEnv:
@@ -160,7 +161,9 @@ class RobosuiteEnv:
                 f"the controllers, found shape {state.shape}; is it of another task?"
             )
         if not np.isfinite(state).all():
-            raise UserError(f"A state of {self.scene.name} should be finite, found NaN or more.")
+            raise UserError(
+                f"A state of {self.scene.name} should be finite, found NaN or infinity."
+            )
         self.simulator.reset()
         self.simulator.sim.set_state_from_flattened(state[:own])
         self.simulator.sim.forward()

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib
 import importlib.util
 import logging
 from collections.abc import Mapping
@@ -65,7 +66,7 @@ def load_robosuite() -> Any:
     previous = logging.root.manager.disable
     logging.disable(logging.WARNING)  # it warns of optional packages and of files of its own
     try:
-        import robosuite
+        robosuite = importlib.import_module("robosuite")  # declares no types
     except ImportError as error:
         raise UserError(
             f"robosuite could not be imported ({error}); install it with the versions of "
@@ -85,8 +86,9 @@ def absolute_controller(part: Mapping[str, Any], robot: str) -> dict[str, Any]:
         robot: such as "Panda".
     """
     load_robosuite()
-    from robosuite.controllers.composite import composite_controller_factory as factory
-
+    factory = importlib.import_module(
+        "robosuite.controllers.composite.composite_controller_factory"
+    )
     part = dict(part)
     part.pop("control_delta", None)  # of 1.4; later versions swallow it
     for old, new in (("damping", "damping_ratio"), ("damping_limits", "damping_ratio_limits")):
@@ -182,8 +184,10 @@ class Arm:
     @property
     def memory(self) -> np.ndarray:
         """What its controllers remember: joints that free motion tends to, gripper's set point."""
-        gripper = self._robot.gripper[ARM].current_action
-        return np.concatenate([self._controller.initial_joint, gripper])
+        gripper = self._robot.gripper[ARM]
+        # One number until the first action, then one for each actuator.
+        set_point = np.broadcast_to(gripper.current_action, len(gripper.actuators))
+        return np.concatenate([self._controller.initial_joint, set_point])
 
     @memory.setter
     def memory(self, values: np.ndarray) -> None:
