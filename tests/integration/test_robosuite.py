@@ -342,7 +342,8 @@ def test_actions_of_no_use_are_refused(
 
 
 def test_states_of_no_use_are_refused(env: RobosuiteEnv) -> None:
-    state = env.reset(0) and env.state()
+    env.reset(0)
+    state = env.state()
     with pytest.raises(UserError, match=r"32 numbers, or 41 .* found shape \(45,\)"):
         env.restore(np.zeros(45))
     with pytest.raises(UserError, match="should be finite"):
