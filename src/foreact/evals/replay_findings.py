@@ -141,16 +141,18 @@ def _of_targets(store: EpisodeStore, replayed: Sequence[Replayed]) -> list[Findi
         [store.starts[r.episode] + np.arange(store.lengths[r.episode]) for r in replayed]
     )
     action = store.gather("action", rows)
-    way = 100.0 * np.linalg.norm(action[:, :3] - store.gather(positions[0], rows), axis=1)
+    hand = store.gather(positions[0], rows)
+    way = 100.0 * float(np.median(np.linalg.norm(action[:, :3] - hand, axis=1)))
     found = []
-    if np.median(way) > FAR_CM:
-        like_deltas = np.abs(action[:, :3]).max() <= 1.0 and np.median(np.abs(action[:, :3])) < 0.3
-        reason = "they look like deltas" if like_deltas else "they are of another frame"
+    if way > FAR_CM:
+        # Targets of a shifted frame follow the hand at a constant distance, deltas do not.
+        follows = _spread(action[:, :3] - hand) < 0.5 * _spread(hand)
+        deltas = not follows and np.abs(action[:, :3]).max() <= 1.0
         found.append(
             Finding(
                 "error",
-                f"Targets lie {np.median(way):.0f} cm from the hand, where absolute ones in the "
-                f"world lie within a few: {reason}.",
+                f"Targets lie {way:.0f} cm from the hand, where absolute ones in the world lie "
+                f"within a few: they {'look like deltas' if deltas else 'are of another frame'}.",
             )
         )
     body = convert(store.gather(rotations[0], rows), "quat_xyzw", "matrix")
@@ -167,3 +169,8 @@ def _of_targets(store: EpisodeStore, replayed: Sequence[Replayed]) -> list[Findi
             )
         )
     return found
+
+
+def _spread(points: np.ndarray) -> float:
+    """Median distance of points (N, 3) from their middle."""
+    return float(np.median(np.linalg.norm(points - np.median(points, axis=0), axis=1)))
