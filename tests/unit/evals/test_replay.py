@@ -46,7 +46,9 @@ def test_right_conventions_come_back_exactly() -> None:
 
 def test_drift_is_measured_in_centimetres_and_degrees() -> None:
     store = ArmStore()
-    store.arrays["robot0_eef_pos"] = store.arrays["robot0_eef_pos"] + np.float32([0, 0.03, 0.04])
+    store.arrays["robot0_eef_pos"] = store.arrays["robot0_eef_pos"] + np.array(
+        [0, 0.03, 0.04], "f4"
+    )
     turn = convert(np.array([0.0, np.radians(7.0), 0.0]), "axis_angle", "matrix")
     body = convert(store.arrays["robot0_eef_quat"], "quat_xyzw", "matrix")
     store.arrays["robot0_eef_quat"] = convert(turn @ body, "matrix", "quat_xyzw").astype("f4")
@@ -81,7 +83,7 @@ def test_deltas_and_other_frames_are_named() -> None:
     store.arrays["action"][:, :3] = [0.0, 0.005, 0.02]
     assert "they look like deltas" in found_in(store)["error"][-1]
     store = ArmStore()
-    store.arrays["action"][:, :3] -= np.float32([-0.56, 0.0, 0.91])
+    store.arrays["action"][:, :3] -= np.array([-0.56, 0.0, 0.91], "f4")
     assert "they are of another frame" in found_in(store)["error"][-1]
 
 
