@@ -16,6 +16,8 @@ from foreact.envs.robosuite import CLOSE, OPEN, RobosuiteEnv, as_action
 
 STEP = 0.02
 """Largest change of a target in one control step, m."""
+ARRIVED = 0.005
+"""Distance of the hand from its target, m, at which it has arrived."""
 TURN = 0.12
 """Largest turn of a target in one control step, rad."""
 REACH = 2.0
@@ -68,6 +70,19 @@ class Target:
             yield as_action(self.position, self.rotation, self.gripper)
         yield from self.stay(settle)
 
+    def arrive(self, patience: int) -> Actions:
+        """Wait until the hand has stayed at its target for three steps, or for so many steps.
+
+        Near the robot's base the arm swings for one or two seconds before it comes to rest.
+        """
+        near = 0
+        for _ in range(patience):
+            yield from self.stay(1)
+            off = np.linalg.norm(self.env.arm.hand.position - self.position)
+            near = near + 1 if off < ARRIVED else 0
+            if near == 3:
+                break
+
 
 def lift(env: RobosuiteEnv) -> Actions:
     """Grasp the cube across two of its faces and raise it."""
@@ -105,8 +120,10 @@ def square(env: RobosuiteEnv) -> Actions:
     centre, _ = _body(env, NUT)
     along = (handle - centre)[:2]
     grasp = across(start, np.array([-along[1], along[0]]))
-    yield from target.go(handle + _up(0.10), grasp)
-    yield from target.go(handle - _up(0.006), grasp, settle=6)
+    yield from target.go(handle + _up(0.10), grasp, settle=0)
+    yield from target.arrive(60)
+    yield from target.go(handle - _up(0.006), grasp, step=0.01, settle=0)
+    yield from target.arrive(15)
     yield from target.grip(CLOSE, 14)
     yield from target.go(handle + _up(0.18), grasp)
 
