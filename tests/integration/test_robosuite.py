@@ -196,7 +196,7 @@ def test_objects_lie_still_when_an_episode_begins() -> None:
 def test_experts_succeed(plan: Any, name: str) -> None:
     env, expert = RobosuiteEnv(SCENES[name], image=False), PlannedExpert(plan)
     solved = 0
-    for seed in (1, 3, 4):
+    for seed in (0, 1, 3):
         seen = env.reset(seed)
         expert.reset(seed)
         for _ in range(env.max_steps):

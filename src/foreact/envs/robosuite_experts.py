@@ -135,9 +135,15 @@ def square(env: RobosuiteEnv) -> Actions:
     for part in range(1, parts + 1):
         yield from target.go(target.position, _about_z(turn * part / parts) @ grasped)
 
-    for _ in range(2):
-        yield from target.go(target.position, _about_z(_to_square(env)) @ target.rotation, settle=4)
-        yield from target.go(target.position + _aside(env, peg), settle=6)
+    for _ in range(3):
+        yield from target.go(
+            target.position + _aside(env, peg),
+            _about_z(_to_square(env)) @ target.rotation,
+            settle=0,
+        )
+        yield from target.arrive(25)
+        if np.linalg.norm(_aside(env, peg)) < 0.003 and abs(_to_square(env)) < 0.03:
+            break
     height = peg[2] + 0.03 - _body(env, NUT)[0][2]
     yield from target.go(target.position + _up(height), step=0.012, settle=2)
     yield from target.go(target.position + _aside(env, peg) - _up(0.03), step=0.01, settle=4)
