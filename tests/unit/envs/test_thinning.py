@@ -26,9 +26,13 @@ BALL = """
   <worldbody>
     <light pos="0 0 6"/>
     <camera name="front" pos="0 -6 1" xyaxes="1 0 0 0 0 1"/>
-    <geom type="plane" size="3 3 1" rgba="0.2 0.3 0.8 1"/>
-    <body pos="0.5 0 2"><freejoint/><geom type="mesh" mesh="ball" rgba="0.9 0.1 0.1 1"/></body>
-    <body pos="-2 0 2"><freejoint/><geom type="mesh" mesh="coarse" rgba="0.1 0.9 0.1 1"/></body>
+    <geom group="1" type="plane" size="3 3 1" rgba="0.2 0.3 0.8 1"/>
+    <body pos="0.5 0 2"><freejoint/>
+      <geom group="1" type="mesh" mesh="ball" rgba="0.9 0.1 0.1 1"/>
+    </body>
+    <body pos="-2 0 2"><freejoint/>
+      <geom group="1" type="mesh" mesh="coarse" rgba="0.1 0.9 0.1 1"/>
+    </body>
   </worldbody>
 </mujoco>
 """
