@@ -1,6 +1,7 @@
 # Two commands matter: `make demo` and `make test`. Both install what they need into .venv first, and no more than that.
 PYTHON ?= python3
 VENV ?= .venv
+ROBOSUITE_VENV ?= .venv-robosuite
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 TORCH := $(shell sed -n 's/^\(torch==[^ ]*\).*/\1/p' constraints.txt)
@@ -10,7 +11,7 @@ PROCESSES ?= auto
 export PATH := $(PATH):/usr/sbin:/sbin
 
 .NOTPARALLEL:
-.PHONY: demo test lint docs install clean
+.PHONY: demo test test-robosuite lint docs install clean
 
 # The simulator draws on two system libraries, through OpenCV; DeepMind Control draws without a display through EGL.
 PUSHT_LIBRARIES := libGL.so.1 libglib-2.0.so.0
@@ -26,7 +27,11 @@ demo: $(VENV)/.demo
 # another. A file's tests stay together, so that what they share is made once, and the
 # files go out in the order of collection, the long ones first.
 test: install lint
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder -m "not slow and not gpu and not robosuite"
+
+# robosuite needs NumPy 1, so it has an environment of its own.
+test-robosuite: $(ROBOSUITE_VENV)/.all
+	OMP_NUM_THREADS=1 $(ROBOSUITE_VENV)/bin/python -m pytest -m robosuite tests/integration
 
 lint: install
 	$(BIN)/ruff check .
@@ -57,6 +62,14 @@ $(VENV)/.all: pyproject.toml $(VENV)/.torch
 	@begin=$$(date +%s); set -x; \
 	$(PIP) -c constraints.txt -e ".[dev]" && echo $$(($$(date +%s) - begin)) > $@
 
+$(ROBOSUITE_VENV)/.all: pyproject.toml constraints-robosuite.txt
+	@$(call system,$(ALL_LIBRARIES),$(ALL_PACKAGES))
+	$(PYTHON) -m venv $(ROBOSUITE_VENV)
+	$(ROBOSUITE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check $(TORCH)
+	$(ROBOSUITE_VENV)/bin/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints-robosuite.txt -e ".[robosuite]" pytest pytest-timeout hypothesis
+	touch $@
+
 $(VENV)/.docs: pyproject.toml $(VENV)/.torch
 	$(PIP) -c constraints.txt -e ".[docs]" && touch $@
 
@@ -70,4 +83,4 @@ test -z "$$missing" || \
 endef
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(ROBOSUITE_VENV) build dist *.egg-info .pytest_cache .ruff_cache

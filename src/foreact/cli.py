@@ -92,6 +92,10 @@ VERBS = {
         "commands.closed_loop:command",
         "Let a policy act in the simulator and score it.",
     ),
+    "eval replay": (
+        "commands.replay:replay",
+        "Play recorded actions again: do states come back?",
+    ),
     "eval open-loop": (
         "families.driving.evaluate_open_loop:open_loop",
         "Score a driving model on recorded drives.",

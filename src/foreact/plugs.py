@@ -277,12 +277,15 @@ class Simulator:
             is done.
         collect: of the typed function behind `foreact data collect --env NAME`; its first parameter
             is `env`. By default the one that lets the expert act.
+        success_at: sum of rewards from which an expert's episode has solved the problem; others are
+            left out of a collection. None: all are kept.
     """
 
     name: str
     make: str | None = None
     expert: str | None = None
     collect: str = "foreact.commands.collect:by_expert"
+    success_at: float | None = None
 
 
 SIMULATORS = Plugs(
@@ -294,6 +297,9 @@ SIMULATORS = Plugs(
         "pusht": "foreact.envs.simulators:PUSHT",
         "pusht-m": "foreact.envs.simulators:PUSHT_M",
         "dmc": "foreact.envs.simulators:DMC",
+        "lift": "foreact.envs.simulators:LIFT",
+        "can": "foreact.envs.simulators:CAN",
+        "square": "foreact.envs.simulators:SQUARE",
     },
 )
 

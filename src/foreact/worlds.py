@@ -38,6 +38,10 @@ class Env(Protocol):
 class Restorable(Protocol):
     """A world that can begin at a recorded state instead of a seed."""
 
+    def state(self) -> np.ndarray:
+        """The present state of the simulator, float64 (D,), as `restore` takes it."""
+        ...
+
     def restore(self, state: np.ndarray) -> dict[str, np.ndarray]:
         """Begin an episode at a state of the simulator, float64 (D,); the observation there."""
         ...

@@ -220,6 +220,7 @@ OPTIONS = {
         "--steps",
         "--baselines",
     ],
+    "eval replay": ["--task", "--data", "--episodes", "--variant", "--out"],
     "eval open-loop": [
         "--weights",
         "--data",

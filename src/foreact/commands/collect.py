@@ -57,8 +57,8 @@ def pusht(
     (.npz) lie beside the store.
 
     Args:
-        env: where to act: pusht or pusht-m, dmc/TASK of DeepMind Control, or the import path of a
-            module with an ENV.
+        env: where to act: pusht or pusht-m, dmc/TASK of DeepMind Control, lift, can or square of
+            robosuite, or the import path of a module with an ENV.
         episodes: how many, one per seed.
         out: the store. Default: data/<env>.zarr.
         first_seed: of the first episode; seeds from 80000 on are for held-out episodes and
@@ -130,11 +130,12 @@ def by_expert(
 ) -> None:
     """Let the expert of a simulator act in it and keep what it sees and does in a store.
 
-    A collection that was stopped goes on where it was. Ask for more episodes to extend it.
+    Where the simulator says what success is, episodes without it are left out. A collection that
+    was stopped goes on where it was. Ask for more episodes to extend it.
 
     Args:
         env: the simulator: a name, or the import path of a module with an ENV.
-        episodes: how many, one per seed.
+        episodes: how many to keep.
         out: the store. Default: data/<name>.zarr.
         first_seed: of the first episode; seeds from 80000 on are for held-out episodes and
             evaluation.
@@ -146,7 +147,12 @@ def by_expert(
     require_store_name(store)  # before anything is simulated
     with _told_what_is_kept(store, committed_episodes):
         demonstrate(simulator, episodes, store, first_seed=first_seed, workers=workers)
-    score = open_store(store).info("score")
+    found = open_store(store)
+    score, seeds = found.info("score"), found.info("seed")
+    if failed := int(seeds[-1]) + 1 - first_seed - len(seeds):
+        print(
+            f"The expert failed in {failed} of {failed + len(seeds)} episodes; they are left out."
+        )
     print(f"{len(score)} episodes, mean sum of rewards {score.mean():.3f}: {store}")
 
 

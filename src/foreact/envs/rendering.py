@@ -7,7 +7,8 @@ import importlib.util
 import os
 import subprocess
 import sys
-from typing import Any
+import textwrap
+from typing import Any, Literal
 
 from foreact.errors import UserError
 
@@ -15,14 +16,23 @@ HEADLESS = ("egl", "osmesa")  # in order of preference; both draw the same pixel
 # Environment variable: the MUJOCO_GL that was seen to work, for worker processes.
 CHECKED = "FOREACT_DRAWS_WITH"
 PROBE_SECONDS = 120
-PROBE = """
-try:
-    from dm_control import mujoco
-    mujoco.Physics.from_xml_string("<mujoco><worldbody><light/></worldbody></mujoco>").render(8, 8)
-except Exception as error:
-    print(f"{type(error).__name__}: {error}")
-    raise SystemExit(1)
-"""
+PROBES = {
+    "dm_control": """
+from dm_control import mujoco
+mujoco.Physics.from_xml_string("<mujoco><worldbody><light/></worldbody></mujoco>").render(8, 8)
+""",
+    "mujoco": """
+import mujoco
+model = mujoco.MjModel.from_xml_string("<mujoco><worldbody><light/></worldbody></mujoco>")
+renderer = mujoco.Renderer(model, 8, 8)
+renderer.update_scene(mujoco.MjData(model))
+renderer.render()
+renderer.close()
+""",
+}
+"""Package that draws -> a program that draws one picture with it."""
+CONTEXTS = {"dm_control": "dm_control._render", "mujoco": "mujoco.rendering.classic.gl_context"}
+"""Package that draws -> its module that reads MUJOCO_GL when it is imported."""
 
 
 @functools.cache
@@ -48,8 +58,11 @@ def load_suite() -> Any:
     return suite
 
 
-def choose_library() -> str:
+def choose_library(package: Literal["dm_control", "mujoco"] = "dm_control") -> str:
     """See to it that drawing works, set MUJOCO_GL where that takes it, and return its value.
+
+    Args:
+        package: what draws.
 
     Raises:
         UserError: no picture can be drawn.
@@ -57,10 +70,10 @@ def choose_library() -> str:
     setting = os.environ.get("MUJOCO_GL", "")
     if setting and os.environ.get(CHECKED) == setting:
         return setting
-    chosen = bool(setting) or "dm_control._render" in sys.modules
+    chosen = bool(setting) or CONTEXTS[package] in sys.modules
     failures = {}
     for name in (setting,) if chosen else HEADLESS if _headless() else ("", *HEADLESS):
-        if (failure := _try(name)) is None:
+        if (failure := _try(name, PROBES[package])) is None:
             if name:
                 os.environ["MUJOCO_GL"] = os.environ[CHECKED] = name
             return name
@@ -72,7 +85,7 @@ def choose_library() -> str:
         f"MuJoCo cannot draw with MUJOCO_GL {f'set to {setting}' if setting else 'unset'} "
         f"({reasons}); install an OpenGL library, `apt-get install libegl1 libegl-mesa0 "
         "libgl1-mesa-dri` for egl or `apt-get install libosmesa6` for osmesa, and set MUJOCO_GL "
-        "to egl or osmesa accordingly before dm_control is imported."
+        f"to egl or osmesa accordingly before {package} is imported."
     )
 
 
@@ -82,12 +95,18 @@ def _headless() -> bool:
     )
 
 
-def _try(name: str) -> str | None:
+def _try(name: str, probe: str) -> str | None:
     """Draw in a child process, as a failure may crash it; returns why it failed, or None."""
+    guarded = (
+        f"try:{textwrap.indent(probe, '    ')}"
+        "except Exception as error:\n"
+        '    print(f"{type(error).__name__}: {error}")\n'
+        "    raise SystemExit(1)\n"
+    )
     environment = {**os.environ, **({"MUJOCO_GL": name} if name else {})}
     try:
         child = subprocess.run(
-            [sys.executable, "-c", PROBE],
+            [sys.executable, "-c", guarded],
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,

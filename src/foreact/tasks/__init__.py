@@ -18,6 +18,9 @@ TASKS = Plugs(
         "tool-hang": "foreact.tasks.tool_hang:TASK",
         "libero10": "foreact.tasks.libero10:TASK",
         "libero10-released": "foreact.tasks.libero10:RELEASED",
+        "lift": "foreact.tasks.lift:TASK",
+        "can": "foreact.tasks.can:TASK",
+        "square": "foreact.tasks.square:TASK",
     },
 )
 

@@ -188,8 +188,8 @@ def undecided(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def works(*names: str) -> Callable[[str], str | None]:
-    return lambda name: None if name in names else "no such library"
+def works(*names: str) -> Callable[[str, str], str | None]:
+    return lambda name, probe: None if name in names else "no such library"
 
 
 def test_first_library_that_draws_is_chosen_and_inherited(undecided: pytest.MonkeyPatch) -> None:

@@ -98,10 +98,12 @@ def open_for_writing(path: Path, *, foreign_too: bool = False) -> zarr.Group:
 
 
 def get_array(group: zarr.Group, name: str) -> zarr.Array:
-    node = group[name]
+    # zarr does not keep it with the array: an array that is opened takes what is set then.
+    with zarr.config.set({f"array.{key}": value for key, value in ARRAY_CONFIG.items()}):
+        node = group[name]
     if not isinstance(node, zarr.Array):
         raise KeyError(name)
-    return node.with_config(ARRAY_CONFIG)  # zarr does not keep it with the array
+    return node
 
 
 def extend(array: zarr.Array, start: int, rows: np.ndarray) -> None:
