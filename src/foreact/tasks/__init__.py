@@ -15,6 +15,7 @@ TASKS = Plugs(
         "pusht-m": "foreact.tasks.pusht_m:TASK",
         "cheetah-run": "foreact.tasks.cheetah_run:TASK",
         "walker-walk": "foreact.tasks.walker_walk:TASK",
+        "umi": "foreact.tasks.umi:TASK",
     },
 )
 
