@@ -35,7 +35,7 @@ INSTRUCTIONS = {
     "towel": "fold the towel",
     "mouse": "arrange the mouse on the mouse pad",
 }
-"""What the people did in the three public sets, in plain words; see `mixture` for texts of yours."""
+"""What the people did in the three public sets; a mixture may say it in other words."""
 
 TASK = Task(
     name="umi",

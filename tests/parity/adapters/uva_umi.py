@@ -17,7 +17,7 @@ from foreact.data.stores.store import open_store
 from foreact.data.windows.choosing import share_of_episodes
 from foreact.data.windows.hand_poses import HandPoses, umi_hands
 from foreact.data.windows.hand_windows import HandWindows
-from foreact.data.windows.mirror import MirrorMasked
+from foreact.data.windows.members import MemberStore
 from foreact.data.windows.window import Window
 from foreact.policies.smoothing import smooth
 from foreact.tasks.umi import umi_spec
@@ -55,7 +55,7 @@ def umi_dataset_item(case: Case) -> None:
         hands = umi_hands(stride=config["down_sample_steps"])
         low, frames = tuple(range(-15, 17)), tuple(range(-12, 17, 4))
         windows = HandWindows(
-            MirrorMasked(store) if config["mask_mirror"] else store,
+            MemberStore(store, mirror_mask=config["mask_mirror"]),
             hands,
             Window(video={CAMERA: frames}, state=dict.fromkeys(hands.state, low), actions=low),
             used,

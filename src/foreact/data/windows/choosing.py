@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from foreact.data.windows.loader import WindowDataset
 from foreact.errors import UserError, decoding
 from foreact.files import parse_json, read_text
 
@@ -87,9 +88,34 @@ def share_of_episodes(
     """
     if not 0.0 < ratio <= 1.0:
         raise UserError(f"The used share of episodes should lie in 0..1, found {ratio:g}.")
-    chosen = np.asarray(chosen, np.int64)
+    chosen = np.sort(np.asarray(chosen, np.int64))
     count = max(1, int(len(chosen) * ratio))
     drawn = np.random.default_rng(seed).choice(len(chosen), count, replace=False)
     training = np.zeros(len(chosen), bool)
     training[drawn] = True
-    return np.sort(chosen[training]), np.sort(chosen[~training])
+    return chosen[training], chosen[~training]
+
+
+def anchors_between(windows: WindowDataset, first: float, last: float) -> np.ndarray:
+    """Windows whose "now" lies in a part of its episode, for `mixing.Subset`: int64 (N,).
+
+    Args:
+        windows: with an anchor at every step of an episode.
+        first, last: shares of the episode's steps, 0 <= first < last <= 1; `last` is left out.
+
+    Raises:
+        UserError: shares that make no sense, or no window is left.
+    """
+    if not 0.0 <= first < last <= 1.0:
+        raise UserError(
+            f"Windows may begin between two shares of an episode, 0..1, found {first:g} and "
+            f"{last:g}."
+        )
+    episodes, steps = windows.index.T
+    lengths = windows.store.lengths[episodes]
+    inside = (steps >= (lengths * first).astype(int)) & (steps < (lengths * last).astype(int))
+    if not inside.any():
+        raise UserError(
+            f"No window begins between {first:g} and {last:g} of its episode; widen that part."
+        )
+    return np.flatnonzero(inside)

@@ -7,73 +7,13 @@ mirrors, or that show the mirrors' content swapped, must stay as they are.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
-
-from foreact.data.stores.episodes import EpisodeStore, Rows
-from foreact.data.stores.findings import Finding
 
 WIDTH, HEIGHT = 2704, 2028
 LEFT = ((540, 1700), (680, 1450), (590, 1070), (290, 1130), (290, 1770), (550, 1770))
 """Corners (x, y) of the left mirror; the right one is its mirror image."""
-
-
-class MirrorMasked(EpisodeStore):
-    """A store whose pictures have black mirrors; everything else is as it is.
-
-    What is computed from its frames, such as latents, is kept apart from what is computed from the
-    frames as they are recorded, since the content differs.
-
-    Args:
-        store: the recordings.
-    """
-
-    def __init__(self, store: EpisodeStore) -> None:
-        self.store, self.path, self.spec, self.native = store, store.path, store.spec, store.native
-        self.lengths, self.starts = store.lengths, store.starts
-
-    def reader(self, stream: str) -> Rows:
-        reader = self.store.reader(stream)
-        return _Masked(reader) if stream in self.spec.cameras else reader
-
-    def peek(self, stream: str, rows: np.ndarray) -> np.ndarray:
-        values = self.store.peek(stream, rows)
-        return blacken(values) if stream in self.spec.cameras else values
-
-    def has(self, stream: str) -> bool:
-        return stream in self.store.streams
-
-    @property
-    def label(self) -> str:
-        return self.store.label
-
-    @property
-    def attrs(self) -> Mapping[str, Any]:
-        return self.store.attrs
-
-    @property
-    def info_names(self) -> list[str]:
-        return self.store.info_names
-
-    def info(self, name: str) -> np.ndarray:
-        return self.store.info(name)
-
-    def findings(self) -> list[Finding]:
-        return self.store.findings()
-
-    def bad_chunks(self, stream: str) -> tuple[list[str], list[str]]:
-        return self.store.bad_chunks(stream)
-
-
-class _Masked:
-    def __init__(self, reader: Rows) -> None:
-        self._reader = reader
-
-    def rows(self, index: np.ndarray) -> np.ndarray:
-        return blacken(self._reader.rows(index))
 
 
 def blacken(images: np.ndarray) -> np.ndarray:
@@ -112,11 +52,8 @@ def _light(height: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]
     return rows, columns, 1.0 - covered[rows, columns]
 
 
-def _distance(
-    points: np.ndarray, polygon: np.ndarray | Sequence[Any]
-) -> tuple[np.ndarray, np.ndarray]:
+def _distance(points: np.ndarray, corners: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Whether points (..., 2) lie inside a polygon (N, 2), and how far from its edges they are."""
-    corners = np.asarray(polygon, np.float64)
     inside = np.zeros(points.shape[:-1], bool)
     nearest = np.full(points.shape[:-1], np.inf)
     for start, end in zip(corners, np.roll(corners, -1, axis=0), strict=True):
