@@ -67,6 +67,11 @@ VERBS = {
         "commands.data:stats",
         "Ranges per dimension; --against a checkpoint's statistics.",
     ),
+    "data pack": ("commands.pack:pack", "Write a store of many files as one .zarr.tar.lz4."),
+    "data unpack": (
+        "commands.pack:unpack",
+        "Extract a packed store; it appears when it is whole.",
+    ),
     "data show": ("commands.data:show", "Write a contact sheet and an mp4 of some episodes."),
     "tokenize": (
         "families.codes.tokenize:tokenize",

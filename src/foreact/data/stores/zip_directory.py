@@ -44,6 +44,11 @@ class ZipDirectory:
         self.top = top if any(name.startswith(f"{top}data/") for name in self.numbers) else ""
         self._file = path.open("rb", buffering=0)
 
+    @property
+    def size(self) -> int:
+        """Bytes of all files, as they are compressed."""
+        return int(self._sizes.sum())
+
     def __contains__(self, name: str) -> bool:
         return name in self.numbers
 
