@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
-from support.refusals import refused  # noqa: F401
 from support.umi_files import SIZE, who, write_umi, zipped
 
 from foreact.cli import main
@@ -83,7 +82,7 @@ def test_an_archive_of_tar_and_lz4_unpacks(store: Path, tmp_path: Path) -> None:
     assert contents(unpack_store(path, tmp_path / "to", progress=False)) == contents(store)
 
 
-def test_packing_refuses(store: Path, tmp_path: Path, refused: Refused) -> None:  # noqa: F811
+def test_packing_refuses(store: Path, tmp_path: Path, refused: Refused) -> None:
     assert "NAME.zarr.tar.lz4" in refused("data", "pack", store, "--out", "cup.tar.gz")
     assert "no store at" in refused("data", "pack", "none.zarr", "--out", "x.zarr.tar.lz4")
     (tmp_path / "empty").mkdir()
@@ -106,7 +105,7 @@ def test_packing_refuses(store: Path, tmp_path: Path, refused: Refused) -> None:
 )
 def test_unsafe_archives(
     tmp_path: Path,
-    refused: Refused,  # noqa: F811
+    refused: Refused,
     name: str,
     sentence: str,
 ) -> None:
@@ -116,7 +115,7 @@ def test_unsafe_archives(
     assert not (tmp_path / "to").exists()
 
 
-def test_links_are_refused(tmp_path: Path, refused: Refused) -> None:  # noqa: F811
+def test_links_are_refused(tmp_path: Path, refused: Refused) -> None:
     info = tarfile.TarInfo("cup.zarr/.zgroup")
     info.type, info.linkname = tarfile.SYMTYPE, "/etc/hostname"
     packed(tmp_path / "a.zarr.tar.lz4", (info, b""))
@@ -124,7 +123,7 @@ def test_links_are_refused(tmp_path: Path, refused: Refused) -> None:  # noqa: F
     assert "is a link, a device or sparse" in said
 
 
-def test_a_folder_that_is_no_store(tmp_path: Path, refused: Refused) -> None:  # noqa: F811
+def test_a_folder_that_is_no_store(tmp_path: Path, refused: Refused) -> None:
     packed(tmp_path / "a.zarr.tar.lz4", file("photos/a.jpg"))
     said = refused("data", "unpack", "a.zarr.tar.lz4", "--to", "to", may_begin=True)
     assert "should hold one zarr store, found ['photos']" in said
@@ -134,7 +133,7 @@ def test_a_folder_that_is_no_store(tmp_path: Path, refused: Refused) -> None:  #
 def test_damaged_archives_leave_nothing(
     store: Path,
     tmp_path: Path,
-    refused: Refused,  # noqa: F811
+    refused: Refused,
     damage: str,
 ) -> None:
     path = pack_store(store, tmp_path / "cup.zarr.tar.lz4", progress=False)
@@ -151,7 +150,7 @@ def test_damaged_archives_leave_nothing(
 def test_what_is_there_is_not_replaced(
     store: Path,
     tmp_path: Path,
-    refused: Refused,  # noqa: F811
+    refused: Refused,
 ) -> None:
     path = pack_store(store, tmp_path / "a" / "cup.zarr.tar.lz4", progress=False)
     said = refused("data", "unpack", path, "--to", tmp_path, may_begin=True)
@@ -167,7 +166,7 @@ class _Usage(NamedTuple):
 def test_room_is_looked_for_before(
     store: Path,
     tmp_path: Path,
-    refused: Refused,  # noqa: F811
+    refused: Refused,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     path = pack_store(store, tmp_path / "a" / "cup.zarr.tar.lz4", progress=False)
