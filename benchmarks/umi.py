@@ -4,6 +4,7 @@ The yardstick decodes the eight frames of a window one after another through zar
 Without --data a file of drawn frames is made, of the size and compression of the published ones.
 
     python benchmarks/umi.py --windows 10000 --workers 2
+    python benchmarks/umi.py --frames /dev/shm/frames        # decoded once for all processes
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from pathlib import Path
 import numpy as np
 import zarr
 from imagecodecs.numcodecs import Jpegxl, register_codecs
+from zarr.storage import ZipStore
 
+from foreact.data.stores.shared_frames import VARIABLE
 from foreact.data.stores.store import open_store
 from foreact.data.windows.hand_poses import umi_hands
 from foreact.data.windows.hand_windows import HandWindows
@@ -74,7 +77,7 @@ def open_windows(path: Path) -> HandWindows:
 def one_by_one(path: Path, frames: int) -> float:
     """Windows per second where each of their frames is decoded alone, by zarr."""
     windows = open_windows(path)
-    array = zarr.open_group(zarr.storage.ZipStore(path, mode="r"), mode="r")[f"data/{CAMERA}"]
+    array = zarr.open_group(ZipStore(path, mode="r"), mode="r")[f"data/{CAMERA}"]
     assert isinstance(array, zarr.Array)
     rows = np.random.default_rng(0).integers(0, int(windows.store.lengths.sum()), frames)
     start = time.perf_counter()
@@ -130,7 +133,10 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--episodes", type=int, default=10)
     parser.add_argument("--length", type=int, default=300)
+    parser.add_argument("--frames", type=Path, help="folder of decoded frames")
     args = parser.parse_args()
+    if args.frames is not None:
+        os.environ[VARIABLE] = str(args.frames)
     with tempfile.TemporaryDirectory() as folder:
         path = args.data or make(Path(folder), args.episodes, args.length)
         data = open_windows(path)
@@ -142,6 +148,7 @@ def main() -> None:
         runs = {
             "in order": ordered_batches(data, batch_size=BATCH),
             "shuffled": batches(data, batch_size=BATCH, seed=0),
+            "shuffled again": batches(open_windows(path), batch_size=BATCH, seed=1),
             f"shuffled, {args.workers} workers": batches(
                 data, batch_size=BATCH, seed=0, workers=args.workers
             ),

@@ -137,6 +137,42 @@ def test_only_a_small_cache_is_kept(folder: Path) -> None:
         assert store._cache.size <= store._cache.limit
 
 
+def test_frames_are_decoded_once_for_all_processes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FOREACT_FRAMES", str(tmp_path / "frames"))
+    path = zipped(write_umi(tmp_path / "cup.zarr"))
+    store = open_store(path, SPEC)
+    store.gather(CAMERA, np.arange(40))
+    (kept,) = (tmp_path / "frames").iterdir()
+    assert kept.stat().st_size == sum(LENGTHS) * (SIZE * SIZE * 3 + 4)
+    again = open_store(path, SPEC).reader(CAMERA)
+    assert isinstance(again, FrameReader)
+
+    def refuse(row: int) -> np.ndarray:
+        raise AssertionError(f"frame {row} is decoded again")
+
+    monkeypatch.setattr(again, "_decode_file", refuse)
+    assert [who(f)[:2] for f in again.rows(np.array([3, 33]))] == [(0, 3), (1, 3)]
+    with pytest.raises(AssertionError, match="frame 45 is decoded again"):
+        again.rows(np.array([45]))
+    # A frame that was cut off by a crash is decoded again; other content has another file.
+    with kept.open("r+b") as file:
+        file.seek(7 * (SIZE * SIZE * 3 + 4) + 100)
+        file.write(b"\xff" * 50)
+    third = open_store(path, SPEC)
+    assert who(third.gather(CAMERA, np.array([7]))[0]) == (0, 7, 0)
+    os.utime(path, ns=(0, 0))
+    open_store(path, SPEC).reader(CAMERA)
+    assert len(list((tmp_path / "frames").iterdir())) == 2
+
+
+def test_no_room_for_decoded_frames(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FOREACT_FRAMES", "/proc/frames")
+    with pytest.raises(UserError, match=r"51 decoded frames need .* /proc/frames .*make room"):
+        open_store(folder, SPEC).reader(CAMERA)
+
+
 def test_latents_of_masked_frames_lie_apart(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FOREACT_CACHE", str(folder.parent / "cache"))
     plain = open_store(folder, SPEC)

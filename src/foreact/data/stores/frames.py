@@ -1,7 +1,7 @@
 """Rows of an array whose every row is one compressed picture file, such as UMI's JPEG-XL frames.
 
 Only the frames that are asked for are decoded, several at once, and nothing but a small cache is
-kept: a decoder works outside Python's lock, so threads share the work.
+kept: a decoder works outside Python's lock, so threads share the work. `shared_frames` keeps more.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch.utils.data import get_worker_info
 from zarr.core.metadata import ArrayV2Metadata
 
 from foreact.data.stores.chunks import BlockCache, ChunkFiles
+from foreact.data.stores.shared_frames import shared_frames
 from foreact.errors import UserError, decoding
 
 MOST_THREADS = 8
@@ -86,6 +87,7 @@ class FrameReader:
                 f"'{name}' are missing, the first is '{self._key(missing[0])}'; copy or download "
                 "the store again."
             )
+        self._shared = shared_frames(store, name, self.shape)
 
     def rows(self, index: np.ndarray) -> np.ndarray:
         """Frames by number, of any shape: (*index.shape, *frame shape)."""
@@ -115,6 +117,15 @@ class FrameReader:
         return list(_pool().map(self._decode, rows))
 
     def _decode(self, row: int) -> np.ndarray:
+        if self._shared is None:
+            return self._decode_file(row)
+        frame = self._shared.find(row)
+        if frame is None:
+            frame = self._decode_file(row)
+            self._shared.put(row, frame)
+        return frame
+
+    def _decode_file(self, row: int) -> np.ndarray:
         key = self._key(row)
         with decoding(
             f"Frame {row} of '{self._name}' in {self._store} cannot be decoded (file '{key}')",
