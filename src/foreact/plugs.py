@@ -322,5 +322,6 @@ FORMATS = Plugs(
     built_in={
         "d4rl": "foreact.data.formats:D4RL",
         "dreamer": "foreact.data.formats:DREAMER",
+        "packed": "foreact.data.formats:PACKED",
     },
 )

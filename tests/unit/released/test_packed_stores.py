@@ -123,6 +123,12 @@ def test_links_are_refused(tmp_path: Path, refused: Refused) -> None:
     assert "is a link, a device or sparse" in said
 
 
+def test_a_packed_store_is_not_read_as_it_is(store: Path, tmp_path: Path, refused: Refused) -> None:
+    path = pack_store(store, tmp_path / "cup.zarr.tar.lz4", progress=False)
+    said = refused("data", "check", "--store", path, "--task", "umi")
+    assert "is a packed store; extract it with `foreact data unpack" in said
+
+
 def test_a_folder_that_is_no_store(tmp_path: Path, refused: Refused) -> None:
     packed(tmp_path / "a.zarr.tar.lz4", file("photos/a.jpg"))
     said = refused("data", "unpack", "a.zarr.tar.lz4", "--to", "to", may_begin=True)

@@ -12,3 +12,8 @@ DREAMER = Format(
     recognise="foreact.data.formats.dreamer:is_dreamer",
     open="foreact.data.formats.dreamer:refuse_to_open",
 )
+PACKED = Format(
+    name="packed",
+    recognise="foreact.data.formats.packed:is_packed",
+    open="foreact.data.formats.packed:refuse_to_open",
+)
