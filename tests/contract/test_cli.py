@@ -71,6 +71,8 @@ OPTIONS = {
     "data check": ["--store", "--task", "--windows"],
     "data stats": ["--store", "--task", "--against"],
     "data show": ["--store", "--out", "--task", "--episodes"],
+    "data pack": ["--out"],
+    "data unpack": ["--to"],
     "tokenize": [
         "--store",
         "--tokenizer",
