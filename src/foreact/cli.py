@@ -71,6 +71,11 @@ VERBS = {
         "commands.export:export",
         "Write a store as a LeRobotDataset v3.0.",
     ),
+    "data pack": ("commands.pack:pack", "Write a store of many files as one .zarr.tar.lz4."),
+    "data unpack": (
+        "commands.pack:unpack",
+        "Extract a packed store; it appears when it is whole.",
+    ),
     "data show": ("commands.data:show", "Write a contact sheet and an mp4 of some episodes."),
     "data text": (
         "commands.data:text",

@@ -336,6 +336,7 @@ FORMATS = Plugs(
         "d4rl": "foreact.data.formats:D4RL",
         "dreamer": "foreact.data.formats:DREAMER",
         "lerobot": "foreact.data.formats:LEROBOT",
+        "packed": "foreact.data.formats:PACKED",
         "video-folder": "foreact.data.formats:VIDEO_FOLDER",
     },
 )

@@ -82,6 +82,8 @@ OPTIONS = {
     ],
     "data show": ["--store", "--out", "--task", "--episodes"],
     "data text": ["--store", "--task", "--encoder"],
+    "data pack": ["--out"],
+    "data unpack": ["--to"],
     "tokenize": [
         "--store",
         "--tokenizer",

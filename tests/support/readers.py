@@ -67,6 +67,14 @@ class Reader:
 # --- stores ---------------------------------------------------------------------------------------
 
 
+def umi_zip(root: Path) -> None:
+    from support.umi_files import write_umi, zipped
+
+    (root / "data").mkdir()
+    zipped(write_umi(root / "data/s.zarr", (3, 2), size=224))
+    shutil.rmtree(root / "data/s.zarr")
+
+
 def write_store(path: Path) -> None:
     rng = np.random.default_rng(0)
     with StoreWriter(path, SPEC, attrs={"made": "by a test"}) as writer:
@@ -260,6 +268,15 @@ def archive(root: Path) -> None:
     shutil.rmtree(root / "in")
 
 
+def packed_store(root: Path) -> None:
+    from support.umi_files import write_umi
+
+    (root / "data").mkdir()
+    write_umi(root / "s.zarr", (3, 2))
+    main(f"data pack {root}/s.zarr --out {root}/data/s.zarr.tar.lz4".split())
+    shutil.rmtree(root / "s.zarr")
+
+
 def parts(root: Path) -> None:
     (root / "in").mkdir()
     (root / "in/a.pt").write_bytes(np.random.default_rng(0).bytes(4000))
@@ -296,6 +313,12 @@ READERS = (
         group="stores",
         make=zarr_zip,
         calls=(f"{CHECK}.zip", "data import --src data/s.zarr.zip --out out.zarr"),
+    ),
+    Reader(
+        name="UMI zip",
+        group="stores",
+        make=umi_zip,
+        calls=(f"{CHECK}.zip --task umi --windows 4",),
     ),
     Reader(
         name="V-D4RL .npz",
@@ -419,6 +442,12 @@ READERS = (
         group="archives",
         make=archive,
         calls=("weights unpack data/w.tar.gz --out out",),
+    ),
+    Reader(
+        name="packed store",
+        group="archives",
+        make=packed_store,
+        calls=("data unpack data/s.zarr.tar.lz4 --to out",),
     ),
     Reader(
         name="archive in parts",

@@ -5,17 +5,14 @@ from __future__ import annotations
 import gzip
 import os
 import re
-import shutil
 import tarfile
-import tempfile
-import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
-from pathlib import Path, PurePosixPath
+from collections.abc import Sequence
+from contextlib import closing
+from functools import partial
+from pathlib import Path
 from typing import Any, cast
 
 from foreact.checkpoints.manifest import (
-    BLOCK,
     MANIFEST,
     FileFacts,
     read_manifest,
@@ -25,30 +22,19 @@ from foreact.checkpoints.manifest import (
 from foreact.errors import UserError, in_short
 from foreact.progress import Progress
 from foreact.released.parts import PartsReader, PartsWriter, find_parts, suffixes
+from foreact.released.tar_streams import (
+    DAMAGE,
+    MAX_MEMBERS,
+    MAX_TOTAL,
+    Entry,
+    extract,
+    scratch_folder,
+    write_tar,
+)
 
 MAX_PART = 1_900_000_000
 """Bytes of one part: what the release uses, below the 2 GiB that GitHub takes."""
 
-MAX_MEMBERS = 10_000
-MAX_TOTAL = 200_000_000_000
-MAX_NAME = 2**16
-"""Bytes of an extended header; real ones hold a long name."""
-EXTENDED = {
-    tarfile.XHDTYPE,
-    tarfile.XGLTYPE,
-    tarfile.SOLARIS_XHDTYPE,
-    tarfile.GNUTYPE_LONGNAME,
-    tarfile.GNUTYPE_LONGLINK,
-}
-DAMAGE = (
-    tarfile.TarError,
-    gzip.BadGzipFile,
-    zlib.error,
-    EOFError,
-    ValueError,
-    OverflowError,
-    RecursionError,
-)
 UNITS = {"": 1, "B": 1} | {
     unit: base**power
     for power, letter in enumerate("KMGT", start=1)
@@ -119,7 +105,7 @@ def pack(
     total = sum(path.stat().st_size for path in members.values() if path.is_file())
     try:
         with (
-            _scratch(stem.parent, ".pack-") as scratch,
+            scratch_folder(stem.parent, ".pack-") as scratch,
             Progress(
                 total=total,
                 unit="B",
@@ -129,7 +115,13 @@ def pack(
             ) as bar,
         ):
             with closing(PartsWriter(scratch, max_size)) as writer:
-                _write_tar(members, writer, bar.update)
+                # Weights hardly compress: level 1 costs a few per cent of size and saves most of
+                # the time.
+                packed: Any = gzip.GzipFile(
+                    filename="", mode="wb", compresslevel=1, fileobj=cast(Any, writer), mtime=0
+                )
+                with packed:
+                    write_tar((_entry(*item) for item in members.items()), packed, bar.update)
             names = [lone]
             if len(writer.facts) > 1:
                 names = [
@@ -183,33 +175,8 @@ def _members(sources: Sequence[Path], extension: str | None) -> dict[str, Path]:
     return dict(sorted(members.items()))
 
 
-def _write_tar(
-    members: dict[str, Path], writer: PartsWriter, advance: Callable[[int], object]
-) -> None:
-    # Weights hardly compress: level 1 costs a few per cent of size and saves most of the time.
-    packed: Any = gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=writer, mtime=0)
-    with packed, tarfile.open(fileobj=packed, mode="w|", bufsize=BLOCK) as tar:
-        for name, path in members.items():
-            member = tarfile.TarInfo(name)
-            if path.is_dir():
-                member.type, member.mode = tarfile.DIRTYPE, 0o755
-                tar.addfile(member)
-                continue
-            with open(path, "rb") as file:
-                member.size = os.fstat(file.fileno()).st_size
-                tar.addfile(member, _Watched(file, advance))
-
-
-class _Watched:
-    """A readable that tells how much is read of it."""
-
-    def __init__(self, file: Any, advance: Callable[[int], object]) -> None:
-        self._file, self._advance = file, advance
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._file.read(size)
-        self._advance(len(data))
-        return data
+def _entry(name: str, path: Path) -> Entry:
+    return Entry(name=name, open=None if path.is_dir() else partial(open, path, "rb"))
 
 
 # --- unpacking ------------------------------------------------------------------------------------
@@ -249,14 +216,18 @@ def unpack(
     try:
         _check_parts(parts, total, progress)
         with (
-            _scratch(out, ".unpack-") as scratch,
+            scratch_folder(out, ".unpack-") as scratch,
             Progress(
                 total=total, unit="B", unit_scale=True, desc="unpack", disable=not progress
             ) as bar,
             closing(PartsReader(parts, bar.update)) as reader,
         ):
             try:
-                _extract(reader, scratch, out, max_members, max_total)
+                # A stream is read from front to back, so of a file gzip asks for no more than
+                # `read`.
+                packed: Any = gzip.GzipFile(fileobj=cast(Any, reader), mode="rb")
+                with packed:
+                    extract(packed, scratch, out, max_members=max_members, max_total=max_total)
             except DAMAGE as error:
                 raise UserError(_diagnosis(parts, reader.current, error)) from None
             placed = sorted(out / path.name for path in scratch.iterdir())
@@ -267,110 +238,6 @@ def unpack(
             f"{parts[0]} could not be unpacked into {out} ({in_short(error)})."
         ) from None
     return placed
-
-
-def _extract(
-    reader: PartsReader, scratch: Path, out: Path, max_members: int, max_total: int
-) -> None:
-    left = max_total
-
-    def spend(size: int) -> None:
-        nonlocal left
-        left -= size
-        if left < 0:
-            raise UserError(
-                f"The archive unpacks to more than {max_total:,} bytes; raise the limit if you "
-                "trust its source."
-            )
-
-    # A stream is read from front to back, so of a file gzip asks for no more than `read`.
-    packed: Any = gzip.GzipFile(fileobj=cast(Any, reader), mode="rb")
-    body: Any = _Watched(packed, spend)
-    with packed, tarfile.open(fileobj=body, mode="r|", bufsize=BLOCK, tarinfo=_StrictHeader) as tar:
-        for number, member in enumerate(tar):
-            if number == max_members:
-                raise UserError(
-                    f"The archive holds more than {max_members:,} files; raise the limit if you "
-                    "trust its source."
-                )
-            _place(tar, member, scratch, out)
-        # Reading on to the end is what checks the length and checksum of gzip.
-        while data := tar.fileobj.read(BLOCK):
-            if data.strip(b"\0"):
-                raise tarfile.ReadError("there is more after its end")
-
-
-class _StrictHeader(tarfile.TarInfo):
-    """A tar header that raises where damaged or absurdly long; tarfile would end the archive.
-
-    tarfile reads an extended header (a long name, say) into memory whole, whatever size it claims.
-    """
-
-    @classmethod
-    def frombuf(cls, buf: Any, encoding: str, errors: str) -> tarfile.TarInfo:
-        if buf and not buf.strip(b"\0"):
-            return super().frombuf(buf, encoding, errors)  # the regular end
-        try:
-            header = super().frombuf(buf, encoding, errors)
-        except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"a file's header is damaged: {error}") from None
-        if header.type in EXTENDED and header.size > MAX_NAME:
-            raise tarfile.ReadError(f"a file's name claims {header.size:,} bytes")
-        return header
-
-
-def _place(tar: tarfile.TarFile, member: tarfile.TarInfo, scratch: Path, out: Path) -> None:
-    """Write one member below `scratch`."""
-    name = PurePosixPath(member.name)
-    if name == PurePosixPath():
-        return  # "." itself
-    if not member.name.isprintable():
-        raise UserError(
-            f"The archive holds the name {member.name!r}, which cannot be printed; it "
-            "was not unpacked."
-        )
-    if name.is_absolute() or ".." in name.parts or not (scratch / name).is_relative_to(scratch):
-        raise UserError(
-            f"The archive wants to write to '{member.name}', outside its folder; it "
-            "was not unpacked."
-        )
-    # The holes of a sparse file cost an attacker nothing and count towards no limit.
-    if not (member.isreg() or member.isdir()) or member.issparse():
-        raise UserError(
-            f"'{member.name}' in the archive is a link, a device or sparse, which weights never "
-            "are; it was refused."
-        )
-    if os.path.lexists(out / name.parts[0]):
-        raise UserError(f"{out / name.parts[0]} exists; remove it or choose another folder.")
-    try:
-        target = scratch / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if member.isdir():
-            target.mkdir(exist_ok=True)
-            return
-        source = tar.extractfile(member)
-        assert source is not None  # the member is a plain file
-        with open(target, "xb") as file:
-            shutil.copyfileobj(source, file, BLOCK)
-    except (FileExistsError, NotADirectoryError, ValueError):
-        raise UserError(
-            f"The archive holds '{member.name}' twice or in an impossible place."
-        ) from None
-    if target.stat().st_size != member.size:
-        raise tarfile.ReadError(f"{member.name} is cut short")
-
-
-@contextmanager
-def _scratch(folder: Path, prefix: str) -> Iterator[Path]:
-    """A temporary folder inside `folder`, which goes again if it was made for nothing."""
-    made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=prefix) as scratch:
-            yield Path(scratch)
-    finally:
-        if made and not any(folder.iterdir()):
-            folder.rmdir()
 
 
 # --- what is wrong with a set of parts ------------------------------------------------------------

@@ -21,6 +21,7 @@ TASKS = Plugs(
         "lift": "foreact.tasks.lift:TASK",
         "can": "foreact.tasks.can:TASK",
         "square": "foreact.tasks.square:TASK",
+        "umi": "foreact.tasks.umi:TASK",
     },
 )
 

@@ -40,3 +40,8 @@ VIDEO_FOLDER = Format(
     recognise="foreact.data.formats.video_folder:is_video_folder",
     open="foreact.data.formats.video_folder:open_format",
 )
+PACKED = Format(
+    name="packed",
+    recognise="foreact.data.formats.packed:is_packed",
+    open="foreact.data.formats.packed:refuse_to_open",
+)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -16,6 +15,7 @@ import zarr
 from zarr.codecs import BloscCodec
 from zarr.core.metadata import ArrayV2Metadata
 
+from foreact.data.stores.zip_directory import ZipDirectory
 from foreact.errors import UserError, decoding
 
 BULK_BYTES = 64 * 2**20
@@ -35,10 +35,16 @@ class BlockCache:
         self._blocks: OrderedDict[tuple[str, int], np.ndarray] = OrderedDict()
 
     def get(self, key: tuple[str, int], make: Callable[[], np.ndarray]) -> np.ndarray:
+        block = self.find(key)
+        return self.put(key, make()) if block is None else block
+
+    def find(self, key: tuple[str, int]) -> np.ndarray | None:
         if key in self._blocks:
             self._blocks.move_to_end(key)
-            return self._blocks[key]
-        block = make()
+        return self._blocks.get(key)
+
+    def put(self, key: tuple[str, int], block: np.ndarray) -> np.ndarray:
+        """Keep a block that `find` did not find."""
         self._blocks[key] = block
         self.size += block.nbytes
         while self.size > self.limit and len(self._blocks) > 1:
@@ -51,17 +57,24 @@ class ChunkFiles:
 
     zarr reads a missing chunk as the fill value, and Blosc decodes a shortened one to whatever lies
     in memory behind it, both without a word.
+
+    Attributes:
+        top: the folder of a zip that the store lies in, with "/" at its end; "" for none.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._zipped: set[str] | None = None
-        if not root.is_dir():
-            with zipfile.ZipFile(root) as archive:
-                self._zipped = set(archive.namelist())
+        self._zipped = None if root.is_dir() else ZipDirectory(root)
+        self.top = "" if self._zipped is None else self._zipped.top
 
     def exists(self, key: str) -> bool:
         return key in self._zipped if self._zipped is not None else (self.root / key).is_file()
+
+    def read(self, key: str) -> bytes:
+        """Content of a file, by the name that `_chunk_keys` gives it."""
+        if self._zipped is None:
+            return (self.root / key).read_bytes()
+        return self._zipped.read(self._zipped.numbers[key])
 
     def is_short(self, key: str) -> bool:
         """Whether a Blosc-compressed chunk file lacks bytes; zip archives have own checksums."""
@@ -146,6 +159,10 @@ class RowReader:
     @property
     def in_memory(self) -> bool:
         return self._memory is not None
+
+    @property
+    def survives_fork(self) -> bool:
+        return self.in_memory
 
     def load(self) -> np.ndarray:
         """Read everything into memory, once."""

@@ -11,7 +11,6 @@ under the spec that the caller gives.
 from __future__ import annotations
 
 import os
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from foreact.data.stores.chunks import (
     missing_chunks,
 )
 from foreact.data.stores.episodes import EpisodeStore
+from foreact.data.stores.frames import FrameReader, has_frame_files
 from foreact.data.stores.layout import SPEC_ATTRIBUTE, committed_ends
 from foreact.data.stores.writer import StoreWriter
 from foreact.errors import UserError, decoding, in_short
@@ -40,6 +40,9 @@ MEMORY_LIMIT = 2**30
 
 ARRAY_METADATA = (".zarray", "zarr.json")
 """Files that make a folder an array, in versions 2 and 3."""
+
+NO_STORE = "{} is not a zarr store in the replay-buffer layout"
+REMEDY = "name another one, or copy or collect it again"
 
 CACHE_LIMIT = 64 * 2**20
 """Bytes of decoded blocks kept for the streams that are too large to be held."""
@@ -87,12 +90,17 @@ class ZarrStore(EpisodeStore):
     def refresh(self) -> None:
         """Drop what is cached and read episodes and streams added to the disk since."""
         self._opened: tuple[int, zarr.Group] | None = None
-        self._readers: dict[str, RowReader] = {}
+        self._readers: dict[str, RowReader | FrameReader] = {}
         self._cache = BlockCache(CACHE_LIMIT)
         self._held = 0
+        if not self.path.exists():
+            raise UserError(
+                f"There is no store at {self.path}; collect or import one, or correct the path."
+            )
+        with decoding(NO_STORE.format(self.path), REMEDY):
+            self._files = ChunkFiles(self.path)
         group = self._group()
         with decoding(f"{self.path} cannot be opened"):
-            self._files = ChunkFiles(self.path)
             self.native = SPEC_ATTRIBUTE in group.attrs
         self.spec = self._resolve_spec(group)
         ends = self._episode_ends()
@@ -133,14 +141,15 @@ class ZarrStore(EpisodeStore):
         reader = self._readers.get(stream)
         return (self._make_reader(stream) if reader is None else reader).rows(rows)
 
-    def reader(self, stream: str) -> RowReader:
+    def reader(self, stream: str) -> RowReader | FrameReader:
         if self._opened is None or self._opened[0] != os.getpid():
             self._readers = {
-                name: reader for name, reader in self._readers.items() if reader.in_memory
+                name: reader for name, reader in self._readers.items() if reader.survives_fork
             }
         if stream not in self._readers:
             self._readers[stream] = reader = self._make_reader(stream)
-            if self._held + reader.nbytes <= self.memory_limit:
+            # Pictures that lie one a file are decoded as they are needed, by all processes.
+            if isinstance(reader, RowReader) and self._held + reader.nbytes <= self.memory_limit:
                 self._held += reader.nbytes
                 reader.load()
         return self._readers[stream]
@@ -198,7 +207,7 @@ class ZarrStore(EpisodeStore):
     def _group(self) -> zarr.Group:
         # A zip is one file handle with one position: a forked process must not share it.
         if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = (os.getpid(), _open_group(self.path))
+            self._opened = (os.getpid(), _open_group(self.path, self._files.top))
         return self._opened[1]
 
     def _node(self, name: str) -> zarr.Group:
@@ -213,7 +222,8 @@ class ZarrStore(EpisodeStore):
 
     def _array(self, name: str) -> zarr.Array:
         """Raises KeyError where there is none."""
-        if not any(self._files.exists(f"{name}/{file}") for file in ARRAY_METADATA):
+        inside = f"{self._files.top}{name}"
+        if not any(self._files.exists(f"{inside}/{file}") for file in ARRAY_METADATA):
             raise KeyError(name)
         with decoding(f"The metadata of '{name}' in {self.path} is damaged"):
             try:
@@ -323,7 +333,7 @@ class ZarrStore(EpisodeStore):
                 f"The store {self.path} has no stream '{name}'; it has {self.stored_streams}."
             ) from None
 
-    def _make_reader(self, name: str) -> RowReader:
+    def _make_reader(self, name: str) -> RowReader | FrameReader:
         array = self._stream_array(name)
         total = int(self.lengths.sum())
         if array.shape[0] < total:
@@ -335,6 +345,10 @@ class ZarrStore(EpisodeStore):
         if name in self.spec.cameras:
             label = f"Stream '{name}' of {self.path}"
             dtype, convert = np.dtype(np.uint8), lambda x: as_uint8(x, label)
+            if has_frame_files(array) and not self.fill_missing:
+                return FrameReader(
+                    array, self.path, name, convert=convert, files=self._files, cache=self._cache
+                )
         elif name in self.spec.state or name in ("action", "reward"):
             dtype, convert = np.dtype(np.float32), lambda x: x.astype(np.float32, copy=False)
         return RowReader(
@@ -366,26 +380,11 @@ def as_uint8(images: np.ndarray, label: str) -> np.ndarray:
     return np.rint(images).astype(np.uint8)
 
 
-def _open_group(path: Path) -> zarr.Group:
-    if not path.exists():
-        raise UserError(f"There is no store at {path}; collect or import one, or correct the path.")
-    complaint = f"{path} is not a zarr store in the replay-buffer layout"
-    with decoding(complaint, "name another one, or copy or collect it again"):
-        if not path.is_dir():
-            _require_store_at_root(path)
+def _open_group(path: Path, top: str) -> zarr.Group:
+    """The store's group, which in some zips lies below one folder, `top`."""
+    with decoding(NO_STORE.format(path), REMEDY):
         target = str(path) if path.is_dir() else ZipStore(path, mode="r")
         # Consolidated metadata would hide streams that were added after it was written.
-        return zarr.open_group(target, mode="r", use_consolidated=False)
-
-
-def _require_store_at_root(path: Path) -> None:
-    """Raise a `UserError` for a zip that holds the store's folder instead of what is in it."""
-    with zipfile.ZipFile(path) as archive:
-        names = archive.namelist()
-    tops = {name.partition("/")[0] for name in names}
-    top = tops.pop() if len(tops) == 1 else ""
-    if any(name.startswith(f"{top}/data/") for name in names):
-        raise UserError(
-            f"{path} holds the folder {top}, and should hold what is in it; zip it again from "
-            f"within, with `cd {top} && zip -r ../{path.name} .`."
+        return zarr.open_group(
+            target, path=top.rstrip("/") or None, mode="r", use_consolidated=False
         )

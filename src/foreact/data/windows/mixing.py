@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import random
 from collections.abc import Sequence
 from typing import Protocol, cast
@@ -173,6 +174,29 @@ def mix(parts: Sequence[Windows], ratios: Sequence[float], total: int, seed: int
             rows = np.concatenate([rows, _shuffled(len(part), seed)[:rest]])
         chosen.append(Subset(part, rows))
     return Concat(chosen)
+
+
+def weighted(parts: Sequence[Windows], weights: Sequence[float], *, seed: int) -> Concat:
+    """Sets of windows in the shares of their weights, no window left out.
+
+    One pass is as long as it takes the set that is drawn least, for its size, to be seen once;
+    windows of the others come again within it. Training goes on with further passes.
+
+    Args:
+        parts: the sets.
+        weights: > 0; only their ratios count.
+        seed: chooses which windows of a set come once more than others.
+
+    Raises:
+        UserError: weights that are not above 0, or a set without any window.
+    """
+    if len(weights) != len(parts) or not all(0.0 < weight < math.inf for weight in weights):
+        raise UserError(f"Expected {len(parts)} weights above 0, found {list(weights)}.")
+    shares = [weight / math.fsum(weights) for weight in weights]
+    sizes = [len(part) for part in parts]
+    # Rounding must not leave out the last window of the largest set.
+    total = max(math.ceil((n + 0.5) / share) for n, share in zip(sizes, shares, strict=True))
+    return mix(parts, shares, total, seed)
 
 
 def _shuffled(n: int, seed: int) -> np.ndarray:
