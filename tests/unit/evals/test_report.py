@@ -52,6 +52,7 @@ def quality() -> VideoQuality:
     }
     return VideoQuality(
         mode="dynamics",
+        camera="img",
         estimates=one,
         curves={k: [e] * 4 for k, e in one.items()},
         steps_ahead=[4, 8, 12, 16],

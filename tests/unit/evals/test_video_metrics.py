@@ -39,24 +39,37 @@ def grey_episodes(lengths: Sequence[int], slope: int = 3, noise: bool = False) -
 class Seer:
     """Adds what happens in a stride to the last frame, given the slope; `error` is added on top."""
 
-    camera, frames, context_stride, horizon = "img", 3, 4, 12
-    state_offsets: list[int] = []  # noqa: RUF012
+    frames, context_stride, reads_text = 3, 4, False
+    cameras = foreseen = ("img",)
+
+    @property
+    def offsets(self) -> list[int]:
+        return [-8, -4, 0]
+
+    @property
+    def action_offsets(self) -> list[int]:
+        return list(range(12))
+
+    @property
+    def state_offsets(self) -> list[int]:
+        return []
+
+    past_offsets = state_offsets
 
     def __init__(self, slope: int = 3, error: int = 0) -> None:
         self.slope, self.error = slope, error
         self.actions: list[np.ndarray] = []
 
-    def predict_video(
-        self, frames: np.ndarray, *, rng: torch.Generator, state: object = None
-    ) -> np.ndarray:
+    def predict_video(self, seen: Seen, *, rng: torch.Generator) -> dict[str, np.ndarray]:
         rise = (np.arange(3) + 1) * self.slope * self.context_stride + self.error
-        return (frames[:, -1:].astype(int) + rise[:, None, None, None]).astype(np.uint8)
+        now = seen.frames["img"][:, -1:].astype(int)
+        return {"img": (now + rise[:, None, None, None]).astype(np.uint8)}
 
     def predict_dynamics(
-        self, frames: np.ndarray, actions: np.ndarray, *, rng: torch.Generator, state: object = None
-    ) -> np.ndarray:
+        self, seen: Seen, actions: np.ndarray, *, rng: torch.Generator
+    ) -> dict[str, np.ndarray]:
         self.actions.append(actions)
-        return self.predict_video(frames, rng=rng)
+        return self.predict_video(seen, rng=rng)
 
 
 def test_psnr_of_known_errors() -> None:
@@ -128,7 +141,7 @@ def test_ssim_refuses_images_smaller_than_its_window() -> None:
 
 @pytest.mark.parametrize("mode", ["video", "dynamics"])
 def test_a_model_that_knows_the_future_is_perfect_and_copying_is_not(mode) -> None:
-    found = video_quality(
+    (found,) = video_quality(
         Seer(), grey_episodes([40, 22, 60]), [0, 1, 2], mode=mode, windows_per_episode=3, batch=2
     )
     assert found.estimates["psnr"].mean == pytest.approx(ROUNDING_PSNR)
@@ -144,13 +157,13 @@ def test_a_model_that_knows_the_future_is_perfect_and_copying_is_not(mode) -> No
 
 
 def test_a_known_error_shows_in_every_frame() -> None:
-    found = video_quality(Seer(error=5), grey_episodes([40, 50]), [0, 1])
+    (found,) = video_quality(Seer(error=5), grey_episodes([40, 50]), [0, 1])
     assert [e.mean for e in found.curves["psnr"]] == pytest.approx([20 * np.log10(51)] * 3)
 
 
 def test_dynamics_is_given_the_actions_that_start_now() -> None:
     model = Seer()
-    found = video_quality(model, grey_episodes([60]), [0], mode="dynamics", windows_per_episode=5)
+    (found,) = video_quality(model, grey_episodes([60]), [0], mode="dynamics", windows_per_episode=5)
     actions = np.concatenate(model.actions)
     assert actions.shape == (5, 12, 1)
     assert found.windows == 5
@@ -162,12 +175,12 @@ def test_dynamics_is_given_the_actions_that_start_now() -> None:
 
 def test_windows_fill_short_episodes_and_repeat_with_the_seed() -> None:
     # 8 steps before now and 12 after: 21 steps give one window, 20 none.
-    short = video_quality(
+    (short,) = video_quality(
         Seer(), grey_episodes([20, 21, 23]), [0, 1, 2], windows_per_episode=4, seed=5
     )
     assert short.windows == 1 + 3
     assert short.estimates["psnr"].n == 2
-    again = video_quality(
+    (again,) = video_quality(
         Seer(), grey_episodes([20, 21, 23]), [0, 1, 2], windows_per_episode=4, seed=5
     )
     assert [(e.episode, e.anchor) for e in short.examples] == [
@@ -183,7 +196,7 @@ def test_an_unknown_mode_is_refused() -> None:
 
 
 def test_examples_become_a_strip_and_a_film(tmp_path: Path) -> None:
-    found = video_quality(Seer(), grey_episodes([40, 50], noise=True), [0, 1], examples=2)
+    (found,) = video_quality(Seer(), grey_episodes([40, 50], noise=True), [0, 1], examples=2)
     paths = save_examples(found, tmp_path, fps=10.0)
     assert [p.suffix for p in paths] == [".png", ".mp4"] * 2
     picture = Image.open(paths[0])
