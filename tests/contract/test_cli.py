@@ -456,7 +456,8 @@ def test_kl_vae_recipe_fits_the_pocket_model() -> None:
 def test_a_task_by_import_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "my_tasks").mkdir()
     (tmp_path / "my_tasks" / "slide.py").write_text(
-        "from foreact.types import ActionSpec, StreamSpec, Task\nACTION = ActionSpec(names=('a', "
+        "from foreact.types import ActionSpec, StreamSpec\n"
+        "from foreact.worlds import Task\nACTION = ActionSpec(names=('a', "
         "'b', 'c'), units=('m',) * 3, frame='world', mode='delta', rate_hz=5.0)\nTASK = "
         "Task(name='slide', spec=StreamSpec(cameras={'top': (48, 48)}, fps=5.0, action=ACTION), "
         "camera='top')\n"

@@ -12,21 +12,30 @@ from foreact.types import Seen
 
 
 class Watcher(Protocol):
-    """A model that says what it looks at; all offsets are steps from now, 0 or less.
+    """A model that says what it looks at; all offsets are steps from now, 0 or less."""
 
-    Attributes:
-        cameras: those that it watches.
-        offsets: of the frames.
-        state_offsets: of the states; empty: it reads none.
-        past_offsets: of the actions taken before; empty: it reads none.
-        reads_text: whether it is told what to do.
-    """
+    @property
+    def cameras(self) -> Sequence[str]: ...
 
-    cameras: tuple[str, ...]
-    offsets: list[int]
-    state_offsets: list[int]
-    past_offsets: list[int]
-    reads_text: bool
+    @property
+    def offsets(self) -> Sequence[int]:
+        """Of the frames."""
+        ...
+
+    @property
+    def state_offsets(self) -> Sequence[int]:
+        """Of the states; empty: it reads none."""
+        ...
+
+    @property
+    def past_offsets(self) -> Sequence[int]:
+        """Of the actions taken before; empty: it reads none."""
+        ...
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it is told what to do."""
+        ...
 
 
 def read_seen(model: Watcher, store: EpisodeStore, moments: Sequence[tuple[int, int]]) -> Seen:

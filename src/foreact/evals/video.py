@@ -28,17 +28,23 @@ WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03
 
 
 class FramePredictor(Watcher, Protocol):
-    """A model that imagines F frames from F frames, `context_stride` steps apart.
+    """A model that imagines F frames from F frames, `context_stride` steps apart."""
 
-    Attributes:
-        foreseen: the cameras whose future it imagines.
-        action_offsets: of the K actions that lead through it.
-    """
+    @property
+    def frames(self) -> int: ...
 
-    foreseen: tuple[str, ...]
-    frames: int
-    context_stride: int
-    action_offsets: list[int]
+    @property
+    def context_stride(self) -> int: ...
+
+    @property
+    def foreseen(self) -> Sequence[str]:
+        """The cameras whose future it imagines."""
+        ...
+
+    @property
+    def action_offsets(self) -> Sequence[int]:
+        """Of the K actions that lead through that future."""
+        ...
 
     def predict_video(self, seen: Seen, *, rng: torch.Generator) -> dict[str, np.ndarray]: ...
 

@@ -13,7 +13,7 @@ from support.arrays import ArrayStore
 from foreact.data.formats.video import read_video
 from foreact.errors import UserError
 from foreact.evals.video import ROUNDING_PSNR, psnr, save_examples, ssim, video_quality
-from foreact.types import ActionSpec, StreamSpec
+from foreact.types import ActionSpec, Seen, StreamSpec
 
 SPEC = StreamSpec(
     cameras={"img": (24, 32)},
@@ -41,20 +41,9 @@ class Seer:
 
     frames, context_stride, reads_text = 3, 4, False
     cameras = foreseen = ("img",)
-
-    @property
-    def offsets(self) -> list[int]:
-        return [-8, -4, 0]
-
-    @property
-    def action_offsets(self) -> list[int]:
-        return list(range(12))
-
-    @property
-    def state_offsets(self) -> list[int]:
-        return []
-
-    past_offsets = state_offsets
+    offsets, action_offsets = (-8, -4, 0), tuple(range(12))
+    state_offsets: tuple[int, ...] = ()
+    past_offsets: tuple[int, ...] = ()
 
     def __init__(self, slope: int = 3, error: int = 0) -> None:
         self.slope, self.error = slope, error
@@ -163,7 +152,9 @@ def test_a_known_error_shows_in_every_frame() -> None:
 
 def test_dynamics_is_given_the_actions_that_start_now() -> None:
     model = Seer()
-    (found,) = video_quality(model, grey_episodes([60]), [0], mode="dynamics", windows_per_episode=5)
+    (found,) = video_quality(
+        model, grey_episodes([60]), [0], mode="dynamics", windows_per_episode=5
+    )
     actions = np.concatenate(model.actions)
     assert actions.shape == (5, 12, 1)
     assert found.windows == 5
