@@ -191,7 +191,9 @@ def test_objects_lie_still_when_an_episode_begins() -> None:
 
 
 @pytest.mark.parametrize(
-    ("plan", "name"), [(lift, "lift"), (can, "can"), (square, "square")], ids=lambda x: str(x)
+    ("plan", "name"),
+    [(lift, "lift"), (can, "can"), (square, "square")],
+    ids=["lift", "can", "square"],
 )
 def test_experts_succeed(plan: Any, name: str) -> None:
     env, expert = RobosuiteEnv(SCENES[name], image=False), PlannedExpert(plan)
