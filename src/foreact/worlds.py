@@ -85,6 +85,8 @@ class Task:
             store, or None.
         held_out: the same for a small store of episodes that no training sees, or None.
         wrist_camera: a second camera that a policy may see, or None.
+        hands: import path of a `foreact.data.windows.hand_poses.HandPoses`, where actions and
+            states are computed from recorded poses of hands; None: they are stored.
         proprioception: state stream -> how many of its first dimensions a policy may see; the rest,
             such as where the objects are, only the simulator knows.
         statistics: stream -> how its numbers are scaled, a `Mode` of `data.windows.normalize`;
@@ -104,6 +106,7 @@ class Task:
     variants: Mapping[str, str] = field(default_factory=dict)
     demonstrations: str | None = None
     held_out: str | None = None
+    hands: str | None = None
     proprioception: Mapping[str, int] = field(default_factory=dict)
     statistics: Mapping[str, str] = field(default_factory=dict)
     data_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

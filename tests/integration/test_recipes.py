@@ -26,6 +26,7 @@ from foreact.commands.closed_loop import ClosedLoop, closed_loop
 from foreact.commands.convert import Convert, convert
 from foreact.commands.weights import verify
 from foreact.data.stores.store import open_store
+from foreact.data.windows.augment import CropAndBlur
 from foreact.data.windows.normalize import Normalizer
 from foreact.errors import UserError
 from foreact.families.uva import train as recipe_uva
@@ -137,7 +138,7 @@ def test_second_stage_starts_from_the_first(world: World, tmp_path: Path) -> Non
     torch.manual_seed(0)
     model = UVA(MODEL)
     first = load_checkpoint(world.video)
-    report = recipe_uva.fill_from(model, first, find_task("pusht"))
+    report = recipe_uva.fill_from(model, first, find_task("pusht").spec)
     same = [name for name, tensor in model.state_dict().items() if name in first.state]
     assert len(same) > 20
     assert all(torch.equal(model.state_dict()[name], first.state[name].float()) for name in same)
@@ -157,7 +158,8 @@ def test_the_first_stage_starts_from_the_image_model(
     torch.manual_seed(0)
     model = UVA(MODEL)
     inputs = Inputs(None, seed=0)
-    account = recipe_uva.start_from(model, str(tmp_path / "mar.pth"), find_task("pusht"), inputs)
+    spec = find_task("pusht").spec
+    account = recipe_uva.start_from(model, str(tmp_path / "mar.pth"), spec, inputs)
     new = len(model.state_dict()) - len(state)
     assert inputs.weights["init"].startswith("sha256:")
     assert f"loaded {len(state)} tensors, left {new} as initialised" in account
@@ -219,7 +221,7 @@ def test_training_on_augmented_pixels(
 ) -> None:
     changed = []
     monkeypatch.setattr(
-        recipe_uva.CropAndBlur,
+        CropAndBlur,
         "__call__",
         lambda self, clip, rng: changed.append(clip.shape) or clip.flip(-1),
     )
@@ -294,14 +296,14 @@ def test_video_quality_and_its_report(
         str(world.uva), data=world.store, windows_per_episode=1, examples=1, out=out, device="cpu"
     )
     for mode in ("video", "dynamics"):
-        raw = json.loads((out / f"{mode}.json").read_text())
+        raw = json.loads((out / f"{mode}.json").read_text())["img"]
         assert raw["windows"] == 1  # of the one episode that was not trained on
         assert set(raw["estimates"]) == {"psnr", "ssim", "psnr_copy", "ssim_copy"}
         assert list((out / mode).glob("*.png"))
     page = read_page(out / "report.html")
     assert "PSNR" in page.upper()
     assert "1 (1 of 3 were not trained on)" in page
-    assert "dynamics: psnr" in capsys.readouterr().out
+    assert "dynamics, camera img: psnr" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mode", ["video", "dynamics", "inverse"])

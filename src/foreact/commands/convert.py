@@ -17,6 +17,7 @@ from tyro.conf import Positional
 from foreact.checkpoints.shipped import resolve
 from foreact.errors import UserError
 from foreact.released import convert as converting
+from foreact.runs.stores import policy_spec
 from foreact.tasks import find_task
 
 
@@ -79,7 +80,7 @@ def convert(asked: Convert, **options: Any) -> None:
             )
         print(converting.write_back(resolve(str(asked.src)), asked.out))
         return
-    spec = None if asked.task is None else find_task(asked.task).spec
+    spec = None if asked.task is None else policy_spec(find_task(asked.task))
     print(
         converting.convert(
             asked.src, asked.out, spec=spec, dtype=torch.float16 if asked.half else None, **said

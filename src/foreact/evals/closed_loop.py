@@ -225,7 +225,16 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}",
     }
-    for package in ("foreact", "torch", "numpy", "gym-pusht", "pymunk", "dm-control", "mujoco"):
+    for package in (
+        "foreact",
+        "torch",
+        "numpy",
+        "gym-pusht",
+        "pymunk",
+        "dm-control",
+        "mujoco",
+        "robosuite",
+    ):
         try:
             installed[package] = version(package)
         except PackageNotFoundError:
@@ -248,7 +257,13 @@ def _wave(
     policy.reset([begin.seed for begin in starts.values()])
     alive = list(starts)
     first = pool.start(starts)
-    policy.observe(_stacked([first[i] for i in alive], policy.spec), [rows[i] for i in alive])
+    told = pool.instructions(starts) if pool.facts.spec.has_text else None
+
+    def observe(seen: Sequence[Mapping[str, np.ndarray]]) -> None:
+        text = None if told is None else [told[i] for i in alive]
+        policy.observe(_stacked(seen, policy.spec, text), [rows[i] for i in alive])
+
+    observe([first[i] for i in alive])
     rewards: dict[int, list[float]] = {i: [] for i in alive}
     while alive:
         chunk = policy.act([rows[i] for i in alive])
@@ -270,14 +285,16 @@ def _wave(
                 yield i, max(rewards[i]) if score == "max" else sum(rewards[i]), len(rewards[i])
         alive = [i for i in alive if not played[i].done]
         for step in range(chunk.execute if alive else 0):
-            seen = [played[i].observations[step] for i in alive]
-            policy.observe(_stacked(seen, policy.spec), [rows[i] for i in alive])
+            observe([played[i].observations[step] for i in alive])
 
 
-def _stacked(observations: Sequence[Mapping[str, np.ndarray]], spec: StreamSpec) -> Observation:
+def _stacked(
+    observations: Sequence[Mapping[str, np.ndarray]], spec: StreamSpec, text: list[str] | None
+) -> Observation:
     return Observation(
         cameras={name: np.stack([o[name] for o in observations]) for name in spec.cameras},
         state={name: np.stack([o[name] for o in observations]) for name in spec.state},
+        text=text,
     )
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -85,6 +85,10 @@ class Stage:
                 self._films[i] = (begin.film, [env.render()])
         return observations
 
+    def instructions(self, starts: Mapping[int, Start]) -> dict[int, str]:
+        """What is to be done in each running episode, of worlds that say so."""
+        return {i: cast(Any, self._running[i]).instruction for i in starts}
+
     def play(self, actions: Mapping[int, np.ndarray]) -> dict[int, Played]:
         """Play actions (e, A) in each named episode, up to its end or step limit."""
         return {i: self._play(i, chunk) for i, chunk in actions.items()}
@@ -158,6 +162,10 @@ class EnvPool:
     def start(self, starts: Mapping[int, Start]) -> dict[int, dict[str, np.ndarray]]:
         """As `Stage.start`, on every stage at once."""
         return self._everywhere("start", starts)
+
+    def instructions(self, starts: Mapping[int, Start]) -> dict[int, str]:
+        """As `Stage.instructions`, on every stage at once."""
+        return self._everywhere("instructions", starts)
 
     def play(self, actions: Mapping[int, np.ndarray]) -> dict[int, Played]:
         """As `Stage.play`, on every stage at once."""

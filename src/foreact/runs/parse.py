@@ -86,6 +86,7 @@ def _take(names: set[str], args: Sequence[str]) -> tuple[dict[str, str], list[st
     words = iter(args)
     for word in words:
         name, equals, value = word.removeprefix("--").partition("=")
+        name = name.replace("-", "_")
         if word.startswith("--") and name in names:
             value = value if equals else next(words, None)
             if value is None:

@@ -14,6 +14,7 @@ from foreact.data.stores.companion import AccompaniedStore, accompanied
 from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.stores.opening import open_episodes
 from foreact.data.stores.store import ZarrStore
+from foreact.data.windows.hand_poses import HandPoses
 from foreact.data.windows.normalize import Mode
 from foreact.errors import UserError
 from foreact.plugs import load_object
@@ -21,7 +22,7 @@ from foreact.runs.encoding import StreamEncoder, encode_stream
 from foreact.runs.run import process_count
 from foreact.tasks import TASKS, find_task
 from foreact.tokenizers.kl_vae import KLVAE
-from foreact.types import Codes
+from foreact.types import Codes, StreamSpec
 from foreact.worlds import Task
 
 # Pictures up to this many bytes are held in memory: reading one frame decodes a whole chunk.
@@ -67,6 +68,8 @@ def task_of(name: str | None, data: Path | None) -> Task:
     """
     if name is not None or data is None:
         return find_task(name or DEFAULT_TASK)
+    if data.suffix == ".json":
+        raise UserError(f"The mixture {data} does not say what it is of; name it with --task.")
     spec = open_episodes(data).spec
     for known in TASKS.built_in:
         if (task := find_task(known)).spec == spec:
@@ -79,6 +82,22 @@ def task_of(name: str | None, data: Path | None) -> Task:
         camera=next(iter(spec.cameras)),
         proprioception={stream: len(dims) for stream, dims in spec.state.items()},
     )
+
+
+def hands_of(task: Task) -> HandPoses | None:
+    """The poses of hands that the task's states and actions are computed from, if they are."""
+    if task.hands is None:
+        return None
+    hands = load_object(task.hands, f"What task '{task.name}' names as hands,")
+    if not isinstance(hands, HandPoses):
+        raise UserError(f"'{task.hands}' of task '{task.name}' should be a HandPoses.")
+    return hands
+
+
+def policy_spec(task: Task) -> StreamSpec:
+    """What a policy of the task sees and answers; where poses are computed, not what is stored."""
+    hands = hands_of(task)
+    return task.spec if hands is None else hands.spec(task.spec)
 
 
 def statistics_of(task: Task, store: EpisodeStore) -> dict[str, Mode]:

@@ -41,6 +41,7 @@ TASK = Task(
     name="umi",
     spec=umi_spec(),
     camera="camera0_rgb",
-    statistics=dict.fromkeys(umi_spec().state, "identity"),
+    hands="foreact.tasks.umi:HANDS",
+    proprioception={stream: len(names) for stream, names in HANDS.state.items()},
     score_note="Recordings of people; nothing scores them.",
 )

@@ -64,7 +64,7 @@ class Recorder:
         return ActionChunk(
             np.concatenate([chunk, chunk * 0 + 2], axis=1),
             len(self.actions),
-            len(self.seen[0]) - 1,
+            len(self.seen[ids[0]]) - 1,
             5.0,
         )
 

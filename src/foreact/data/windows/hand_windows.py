@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from foreact.data.stores.episodes import EpisodeStore
+from foreact.data.stores.text_features import TextFeatures
 from foreact.data.windows.augment import Augment
 from foreact.data.windows.hand_poses import HandPoses
 from foreact.data.windows.loader import WindowDataset
@@ -38,6 +39,7 @@ class HandWindows(WindowDataset):
         episodes: episode numbers; see `choosing`.
         normalizer: scales states and actions; None: they stay as they are, as in UVA.
         augment: changes the pixels of training samples; None for validation.
+        text: see `WindowDataset`.
 
     Attributes:
         spec: what the batches hold.
@@ -54,6 +56,8 @@ class HandWindows(WindowDataset):
         episodes: np.ndarray | Sequence[int],
         normalizer: Normalizer | None = None,
         augment: Augment | None = None,
+        *,
+        text: TextFeatures | None = None,
     ) -> None:
         self.hands = hands
         self.state, self.actions = dict(window.state), window.actions
@@ -72,7 +76,9 @@ class HandWindows(WindowDataset):
         pictures = dataclasses.replace(
             window, **scaled, state={}, actions=(), span=(0, 0), pad_before=0, pad_after=0
         )
-        super().__init__(store, pictures, episodes, augment=augment, gaps="keep", spec=spec)
+        super().__init__(
+            store, pictures, episodes, augment=augment, gaps="keep", spec=spec, text=text
+        )
         self._numbers_normalizer = normalizer
         if normalizer is not None:
             for name, values in self.numbers(np.zeros(1, np.int64)).items():

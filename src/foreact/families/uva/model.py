@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from foreact.families.uva import timing
+from foreact.families.uva.action_free import TEXT
 from foreact.families.uva.config import MODES, UVAConfig, uva_config
 from foreact.families.uva.context import shown_context
 from foreact.families.uva.draws import Draws, HeadDraw, mask_ratio, masked_places, pick_mode
@@ -196,6 +197,8 @@ class UVA(nn.Module):
             past_valid=batch.valid.get("past_action"),
             proprioception=batch.state,
             text=batch.text,
+            action_valid=_known(batch, "action"),
+            text_valid=_known(batch, TEXT),
         )
         question.check_shapes(c)
         # (B, n), the masked tokens
@@ -300,6 +303,12 @@ class UVA(nn.Module):
             noise = GeneratorNoise(noise, len(question.context), self.device)
         inputs, mode = question.inputs(self.config), MODES[question.mode]
         return draw_sample(self.transformer, self.heads, inputs, mode, sampling, noise)
+
+
+def _known(batch: Batch, entry: str) -> Tensor | None:
+    """Of which samples anything of that entry is known, bool (B,); None for all."""
+    valid = batch.valid.get(entry)
+    return None if valid is None else valid.any(dim=1)
 
 
 def _mean(loss: Tensor, valid: Tensor | None) -> Tensor:

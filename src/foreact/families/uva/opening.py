@@ -6,11 +6,16 @@ from pathlib import Path
 
 import torch
 
-from foreact.checkpoints.format import build, load_checkpoint, load_tokenizer
+from foreact.checkpoints.format import Checkpoint, build, load_checkpoint, load_tokenizer
 from foreact.errors import UserError
+from foreact.families.uva.asking import TextFeatures
 from foreact.families.uva.model import UVA
 from foreact.families.uva.policy import UVAOptions, UVAPolicy
+from foreact.text.opening import find_text_encoder
 from foreact.tokenizers.kl_vae import KLVAE
+
+TEXT_ENCODER = "text_encoder"
+"""Folder of a CLIP in a checkpoint that was converted with one."""
 
 
 def open_policy(
@@ -57,6 +62,9 @@ def open_imagining(
             "it was trained on."
         )
     model = build(checkpoint, device)
+    text_features = None
+    if checkpoint.config["text_dim"] is not None:
+        text_features = _text_features(checkpoint, options.text_encoder, device)
     vae = load_tokenizer(checkpoint, options.tokenizer, device)
     if not isinstance(model, UVA) or not isinstance(vae, KLVAE):
         raise UserError(
@@ -72,4 +80,30 @@ def open_imagining(
         execute=execute,
         device=device,
         weights=checkpoint.hash,
+        text_features=text_features,
     )
+
+
+def _text_features(
+    checkpoint: Checkpoint, encoder: str | None, device: torch.device | str
+) -> TextFeatures:
+    """How the model's instructions become numbers: by its own table, or by their encoder."""
+    own = checkpoint.path / TEXT_ENCODER
+    if encoder is None and own.is_dir():
+        encoder = f"clip:{own}"
+    opened = None if encoder is None else find_text_encoder(encoder, device)
+    table = checkpoint.text
+    if table is not None:
+        return lambda texts: table.features_for(texts, opened)
+    if opened is None:
+        raise UserError(
+            f"{checkpoint.path} is told what to do and brings no instructions; name its text "
+            "encoder with --text-encoder, such as clip:FOLDER."
+        )
+    expected = checkpoint.config["text_dim"]
+    if opened.dim != expected:
+        raise UserError(
+            f"{checkpoint.path} reads instructions of {expected} numbers, '{opened.name}' makes "
+            f"{opened.dim}; name the encoder that it was trained with."
+        )
+    return opened.encode

@@ -30,6 +30,7 @@ from foreact.families.uva.timing import (
     past_action_offsets,
 )
 from foreact.policies.memory import History, Memory, generator_for, pictures_of
+from foreact.policies.smoothing import Smoothing, smooth
 from foreact.tokenizers.images import resize_video
 from foreact.tokenizers.kl_vae import KLVAE
 from foreact.types import ActionChunk, ActionSpec, Observation, Seen, StreamSpec, to_uint8
@@ -49,6 +50,11 @@ class UVAOptions:
     """Steps from one frame of the context to the next; None: as in training."""
     instruction: str | None = None
     """What to do, where the world does not say; needs a model trained with instructions."""
+    text_encoder: str | None = None
+    """What turns instructions into numbers that training did not have: as it was trained with."""
+    smoothing: Smoothing | None = None
+    """Smooth planned actions over time: "pose" averages rotations as rotations and leaves grippers
+    sharp, "mean" averages every number, as UVA does on its robot."""
     batch_size: int = 16
     """Episodes planned for at once."""
     tokenizer: Path | None = None
@@ -109,6 +115,7 @@ class UVAPolicy:
         self.execute = execute
         self.sampling = Sampling(temperature=options.temperature, steps=options.steps)
         self.guidance, self.instruction = options.guidance, options.instruction
+        self.smoothing: Smoothing | None = options.smoothing
         self.device = torch.device(device)
         self.weights = weights
         self.offsets = context_offsets(self.frames, stride)
@@ -172,6 +179,8 @@ class UVAPolicy:
         rngs = [generator_for(e.seed, step) for e in episodes]
         question = self._ask.question("policy", self._seen(episodes), latents)
         actions = self._ask.actions(question, self.sampling, rngs)
+        if self.smoothing is not None:
+            actions = smooth(actions, self.smoothing)
         first = step + self.action_offsets[0]
         for episode, planned in zip(episodes, actions, strict=True):
             episode.actions |= {first + i: planned[i] for i in range(self.execute)}
@@ -189,6 +198,7 @@ class UVAPolicy:
             "temperature": self.sampling.temperature,
             "sampling_steps": self.sampling.steps,
             "instruction": self.instruction,
+            "smoothing": self.smoothing,
             "batch_size": self._ask.batch_size,
             "device": str(self.device),
         }

@@ -25,12 +25,14 @@ class Question:
         wrist_context, wrist_future: as `context` and `future`, for the second camera, if the model
             has one.
         actions: float (B, K, A), normalised; for "dynamics".
+        action_valid: bool (B,), whose actions are known; None for all.
         past_actions: float (B, K, A), normalised, if the model takes them; None before the first
             action.
         past_valid: bool (B, K), which of them there were; None for all.
         proprioception: stream -> float (B, P, S), normalised, if the model takes any; it reads the
             first steps and dimensions, as many as its config names.
         text: float (B, L), features of the instruction, if the model takes one.
+        text_valid: bool (B,), who is told what to do; None for all.
     """
 
     mode: str
@@ -39,10 +41,12 @@ class Question:
     wrist_context: Tensor | None = None
     wrist_future: Tensor | None = None
     actions: Tensor | None = None
+    action_valid: Tensor | None = None
     past_actions: Tensor | None = None
     past_valid: Tensor | None = None
     proprioception: Mapping[str, Tensor] = field(default_factory=dict)
     text: Tensor | None = None
+    text_valid: Tensor | None = None
 
     def map(self, f: Callable[[Tensor], Tensor]) -> Question:
         """The same question with `f` applied to every tensor."""
@@ -124,10 +128,11 @@ class Question:
             future=tokens(self.future, shows_future),
             hidden=hidden if mode.future == "masked" else None,
             actions=self.actions if mode.actions else None,
+            action_keep=self.action_valid,
             past_actions=self.past_actions if c.past_actions else None,
             past_keep=_both(past_keep, self.past_valid),
             text=self.text if c.text_dim is not None else None,
-            text_keep=text_keep,
+            text_keep=_both(text_keep, self.text_valid),
             wrist_context=tokens(self.wrist_context, c.shows_wrist),
             wrist_future=tokens(self.wrist_future, shows_future and c.predicts_wrist),
             # (B, P, S of all streams)

@@ -10,9 +10,11 @@ from typing import Any, ClassVar, Literal
 from foreact.errors import UserError
 from foreact.families.uva.config import UVAConfig, uva_config
 from foreact.runs.options import Episodes, TrainingRun
-from foreact.runs.stores import task_of
+from foreact.runs.stores import policy_spec, task_of
+from foreact.text.opening import find_text_encoder
 from foreact.train.config import TrainConfig
 from foreact.train.ema import EMAConfig
+from foreact.types import StreamSpec
 from foreact.worlds import Task
 
 Stage = Literal["video", "joint"]
@@ -40,6 +42,18 @@ class UVARun(TrainingRun, Episodes):
     pixels: bool = False
     """Learn from augmented pictures, encoded in every step, instead of stored latents."""
     val_ratio: float = 0.02
+    data: Path | None = None
+    """Store to learn from, or a mixture of several as .json (with --task); None: the task's own,
+    data/<task>.zarr."""
+    episode_lists: Path | None = None
+    """JSON file of the episodes of each member of a mixture that are used: {name: [number, ...]}"""
+    text_encoder: str | None = None
+    """What turns instructions into numbers: minilm, clip:FOLDER with the published files, or the
+    import path of another; None: the model is told nothing."""
+    video_data: tuple[Path, ...] = ()
+    """Videos without actions to learn from too: stores, LeRobot sets or folders of video files."""
+    video_share: float = 0.5
+    """Share of the windows that come from --video-data."""
     eval_seeds: int = 0
     """Closed-loop episodes per evaluation during training; 0: none."""
     model: UVAConfig = field(default_factory=UVAConfig)
@@ -89,6 +103,7 @@ def recipe(
     size: str = "pocket",
     stage: Stage = "joint",
     data: str | None = None,
+    text_encoder: str | None = None,
 ) -> UVARun:
     """The defaults for a task, a size and a stage.
 
@@ -102,40 +117,44 @@ def recipe(
         size: as `UVARun.size`.
         stage: as `UVARun.stage`.
         data: the store, which says what it holds where there is no task.
+        text_encoder: as `UVARun.text_encoder`; its width is the model's.
     """
     loaded_task = task_of(task, None if data is None else Path(data))
-    if loaded_task.spec.action is None and stage == "joint":
+    spec = policy_spec(loaded_task)
+    if spec.action is None and stage == "joint":
         raise UserError(f"Task '{loaded_task.name}' has no actions; train it with --stage video.")
     chosen: dict[str, Any] = {"task": task, "size": size, "stage": stage}
     chosen["data"] = None if data is None else Path(data)
+    chosen["text_encoder"] = text_encoder
+    common = _common(loaded_task, spec, stage)
+    if text_encoder is not None:
+        common["text_dim"] = find_text_encoder(text_encoder).dim
     if size == "pocket":
-        return UVARun(**chosen, model=pocket_model(loaded_task, stage), train=pocket_training())
+        model = pocket_model(loaded_task, spec, stage, common)
+        return UVARun(**chosen, model=model, train=pocket_training())
     published = PUBLISHED.get(loaded_task.name, Published())
-    model = uva_config(
-        size,
-        **_common(loaded_task, stage),
-        **published.model,
-        **(published.joint if stage == "joint" else {"modes": {"video": 1.0}}),
-    )
+    stage_two = published.joint if stage == "joint" else {"modes": {"video": 1.0}}
+    model = uva_config(size, **{**published.model, **stage_two, **common})
     training = TrainConfig(steps=100_000, batch_size=published.batch_size)
     return UVARun(**chosen, model=model, train=training)
 
 
-def _common(task: Task, stage: Stage) -> dict[str, Any]:
-    action = task.spec.action
+def _common(task: Task, spec: StreamSpec, stage: Stage) -> dict[str, Any]:
     return {
         "camera": task.camera,
         "predict_action": stage == "joint",
-        "action_dim": 1 if action is None else action.dim,
+        "action_dim": 1 if spec.action is None else spec.action.dim,
     }
 
 
-def pocket_model(task: Task, stage: Stage) -> UVAConfig:
+def pocket_model(
+    task: Task, spec: StreamSpec, stage: Stage, common: Mapping[str, Any]
+) -> UVAConfig:
     """A model that learns on two cores: both cameras, the robot's state, flow-matching heads."""
     modes = {"policy": 0.6, "joint": 0.15, "video": 0.05, "dynamics": 0.1, "inverse": 0.1}
-    states = {name: len(dims) for name, dims in task.spec.state.items()}
+    states = {name: len(dims) for name, dims in spec.state.items()}
     return UVAConfig(
-        **_common(task, stage),
+        **common,
         wrist_camera=task.wrist_camera,
         latent_channels=8,
         grid=(6, 6),

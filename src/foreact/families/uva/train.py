@@ -15,29 +15,28 @@ from torch import Tensor, nn
 from foreact.checkpoints.format import Checkpoint, TokenizerRef, build, save_checkpoint
 from foreact.checkpoints.partial import load_partial
 from foreact.checkpoints.start import weights_of
-from foreact.data.stores.episodes import EpisodeStore
-from foreact.data.windows.augment import CropAndBlur
-from foreact.data.windows.loader import WindowDataset, spread_batches
-from foreact.data.windows.normalize import Normalizer
+from foreact.checkpoints.text import TextTable
+from foreact.data.windows.loader import Windows, spread_batches
 from foreact.errors import UserError
 from foreact.evals.closed_loop import closed_loop
 from foreact.families.uva.config import SIZES
+from foreact.families.uva.data import Data, load_data
 from foreact.families.uva.model import UVA, UVAConfig
 from foreact.families.uva.policy import UVAPolicy
 from foreact.families.uva.recipes import UVARun, recipe
 from foreact.families.uva.released.read import init_from_mar
-from foreact.families.uva.windows import window_of
 from foreact.released.content import is_foreign
-from foreact.runs.inputs import Inputs, Split, file_digest
+from foreact.runs.inputs import Inputs, file_digest
 from foreact.runs.parse import checked
 from foreact.runs.run import pick_device
-from foreact.runs.stores import ensure_latents, open_task_store, statistics_of, task_of
+from foreact.runs.stores import ensure_latents, task_of
 from foreact.runs.training import begin, publish, train_on
 from foreact.runs.verb import TrainingVerb
 from foreact.seeds import require_seeds
+from foreact.text.opening import find_text_encoder
 from foreact.tokenizers.images import prepare
 from foreact.tokenizers.kl_vae import KLVAE
-from foreact.types import Batch
+from foreact.types import Batch, StreamSpec
 from foreact.worlds import Task
 
 TOKENIZERS = {"pusht": "kl-vae-pusht", "pusht-m": "kl-vae-pusht"}
@@ -53,7 +52,7 @@ class ValidationLoss:
     name = "val"
     every: int | None = None
 
-    def __init__(self, dataset: WindowDataset, prepare: Any, windows: int = 512) -> None:
+    def __init__(self, dataset: Windows, prepare: Any, windows: int = 512) -> None:
         self.batches = spread_batches(dataset, at_most=windows, batch_size=64)
         self.prepare = prepare
 
@@ -78,7 +77,8 @@ class ClosedLoopCheck:
 
     task: Task
     vae: KLVAE
-    normalizer: Normalizer
+    data: Data
+    text: TextTable | None
     seeds: int
     name: str = "closed_loop"
     every: int | None = None
@@ -86,33 +86,18 @@ class ClosedLoopCheck:
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
         assert isinstance(model, UVA)
         assert self.task.env is not None
-        policy = UVAPolicy(model, self.vae, self.normalizer, self.task.spec, device=model.device)
+        policy = UVAPolicy(
+            model,
+            self.vae,
+            self.data.normalizer,
+            self.data.spec,
+            execute=min(8, model.config.horizon),
+            device=model.device,
+            text_features=None if self.text is None else self.text.features_for,
+        )
         seeds = range(CHECK_SEED, CHECK_SEED + self.seeds)
         result = closed_loop(self.task.env, policy, seeds, progress=False)
         return {"score": result.score.mean}
-
-
-@dataclass(frozen=True)
-class Data:
-    """What a run learns from."""
-
-    store: EpisodeStore
-    training: WindowDataset
-    validation: WindowDataset
-    normalizer: Normalizer
-
-
-def load_data(run: UVARun, task: Task, store: EpisodeStore, split: Split) -> Data:
-    """Fit statistics on the training side, and cut windows."""
-    normalizer = Normalizer.fit_store(store, split.fitted, statistics_of(task, store))
-    window = window_of(run.model, pixels=run.pixels)
-    augment = CropAndBlur() if run.pixels else None
-    return Data(
-        store=store,
-        training=WindowDataset(store, window, split.training, normalizer, augment),
-        validation=WindowDataset(store, window, split.validation, normalizer),
-        normalizer=normalizer,
-    )
 
 
 def train_uva(run: UVARun) -> Path:
@@ -124,30 +109,34 @@ def train_uva(run: UVARun) -> Path:
     vae = build(reference, device)
     assert isinstance(vae, KLVAE)
     _require_grid(run.model, vae)
-    store = open_task_store(task, run.data)
+    encoder = None if run.text_encoder is None else find_text_encoder(run.text_encoder, device)
     inputs = Inputs.of(run)
-    data = load_data(run, task, store, inputs.split(store, run.val_ratio))
+    data = load_data(run, task, inputs, encoder)
     inputs.note("tokenizer", reference.hash)
+    inputs.note("text_encoder", None if encoder is None else encoder.hash)
     torch.manual_seed(run.train.seed)
     model = UVA(run.model)
     start = "random weights"
     if run.init is not None:
-        start = start_from(model, run.init, task, inputs)
+        start = start_from(model, run.init, data.spec, inputs)
     run = begin(
         run,
         device,
         f"Training UVA, stage '{run.stage}'",
         task=task.name,
-        data=f"{store.path}: {len(data.training)} windows to train on, {len(data.validation)} to "
+        data=f"{data.label}: {len(data.training)} windows to train on, {len(data.validation)} to "
         "validate",
         model=f"{run.size}, {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{run.model.tokens} tokens",
         start=start,
         tokenizer=f"{reference.path} {reference.hash[:19]}",
+        **({} if encoder is None else {"text encoder": f"{encoder.name} {encoder.hash[:19]}"}),
     )
     if not run.pixels:
-        for camera in run.model.views.values():
-            ensure_latents(store, camera, vae, reference.hash, device=str(device))
+        for store, cameras in data.stores:
+            for camera in cameras:
+                ensure_latents(store, camera, vae, reference.hash, device=str(device))
+    table = None if data.text is None else TextTable(data.text)
 
     def prepare(batch: Batch, rng: torch.Generator) -> Batch:
         return encode_batch(batch, vae, rng) if run.pixels else batch
@@ -158,14 +147,15 @@ def train_uva(run: UVARun) -> Path:
             family="uva",
             config=run.model,
             state=state,
-            spec=data.training.spec,
+            spec=data.spec,
             stats=data.normalizer,
             tokenizer=TokenizerRef(family="kl_vae", hash=reference.hash),
+            text=table,
         )
 
     evaluators: list[Any] = [ValidationLoss(data.validation, prepare)]
     if run.eval_seeds:
-        evaluators.append(ClosedLoopCheck(task, vae, data.normalizer, run.eval_seeds))
+        evaluators.append(ClosedLoopCheck(task, vae, data, table, run.eval_seeds))
     result = train_on(
         data.training,
         model,
@@ -195,13 +185,13 @@ def train_uva(run: UVARun) -> Path:
     )
 
 
-def start_from(model: UVA, init: str, task: Task, inputs: Inputs) -> str:
+def start_from(model: UVA, init: str, spec: StreamSpec, inputs: Inputs) -> str:
     """Fill `model` from weights of ours or from the image model MAR; returns the account of both.
 
     Args:
         model: changed in place.
         init: a checkpoint folder, a shipped name, or MAR's own file.
-        task: what the weights should be for, where they say.
+        spec: what the weights should be for, where they say.
         inputs: of the run; the weights are noted there.
 
     Raises:
@@ -212,13 +202,13 @@ def start_from(model: UVA, init: str, task: Task, inputs: Inputs) -> str:
         return f"the image model MAR in {init}: {init_from_mar(model, Path(init))}"
     checkpoint = weights_of(init, "uva")
     inputs.start("init", checkpoint)
-    return fill_from(model, checkpoint, task)
+    return fill_from(model, checkpoint, spec)
 
 
-def fill_from(model: UVA, checkpoint: Checkpoint, task: Task) -> str:
+def fill_from(model: UVA, checkpoint: Checkpoint, spec: StreamSpec) -> str:
     """Copy the tensors that fit into `model`; returns what was left out, by name."""
     if checkpoint.spec is not None:
-        task.spec.require_equal(checkpoint.spec, f"task '{task.name}'", str(checkpoint.path))
+        spec.require_equal(checkpoint.spec, "the data", str(checkpoint.path))
     return str(load_partial(model, checkpoint.state, source=str(checkpoint.path)))
 
 
@@ -259,6 +249,24 @@ def _require_trainable(run: UVARun, task: Task) -> None:
                     f"--model.{name.replace('_', '-')} has no effect without {option}; leave it "
                     "out."
                 )
+    for camera in config.views.values():
+        if camera not in task.spec.cameras:
+            raise UserError(
+                f"The model is to watch camera '{camera}'; task '{task.name}' has "
+                f"{sorted(task.spec.cameras)}."
+            )
+    if config.text_dim is not None and run.text_encoder is None:
+        raise UserError(
+            f"The model is told what to do by {config.text_dim} numbers; name the encoder that "
+            "makes them with --text-encoder, or set --model.text-dim None."
+        )
+    if run.video_share != UVARun.video_share and not run.video_data:
+        raise UserError("--video-share has no effect without --video-data; leave it out.")
+    if run.episode_lists is not None and (run.data is None or run.data.suffix != ".json"):
+        raise UserError(
+            "--episode-lists names episodes of the members of a mixture; give the mixture's .json "
+            "file with --data."
+        )
     if run.eval_seeds < 0:
         raise UserError(f"--eval-seeds should be 0 or more, found {run.eval_seeds}.")
     require_seeds(CHECK_SEED, run.eval_seeds, "--eval-seeds")
@@ -285,7 +293,10 @@ def _defaults(chosen: dict[str, str]) -> UVARun:
 
 
 VERB = TrainingVerb(
-    name="train uva", cls=UVARun, recipe=_defaults, choices=("task", "data", "size", "stage")
+    name="train uva",
+    cls=UVARun,
+    recipe=_defaults,
+    choices=("task", "data", "size", "stage", "text_encoder"),
 )
 
 

@@ -22,6 +22,7 @@ class TransformerInputs:
         future, wrist_future: float (B, N, d), tokens of the future frames.
         hidden: bool (B, N), which of the future tokens (of both cameras) are hidden nevertheless.
         actions, past_actions: float (B, K, A), normalised.
+        action_keep: bool (B,), whose actions are shown; None for all.
         past_keep: bool (B, K), which past actions are shown; None for all.
         text: float (B, L), features of the instruction.
         text_keep: bool (B,), which instructions are shown; None for all.
@@ -33,6 +34,7 @@ class TransformerInputs:
     hidden: Tensor | None = None
     actions: Tensor | None = None
     past_actions: Tensor | None = None
+    action_keep: Tensor | None = None
     past_keep: Tensor | None = None
     text: Tensor | None = None
     text_keep: Tensor | None = None
@@ -176,10 +178,14 @@ class UVATransformer(nn.Module):
         if inputs.wrist_context is not None:
             total = total + project("wrist_context", self.wrist_context_in, inputs.wrist_context)
         # `spread` repeats K or P steps over the N tokens, in the order of time.
+        no_action = placeholder("action", self.no_action)
         if inputs.actions is not None:
-            total = total + spread(project("action", self.action_in, inputs.actions), tokens)
+            projected = project("action", self.action_in, inputs.actions)
+            if inputs.action_keep is not None:
+                projected = torch.where(inputs.action_keep[:, None, None], projected, no_action)
+            total = total + spread(projected, tokens)
         else:
-            total = total + placeholder("action", self.no_action)
+            total = total + no_action
         if "past_action" in weights:
             past = placeholder("past_action", self.no_past_action)
             if inputs.past_actions is not None:

@@ -118,7 +118,7 @@ def test_every_entry_is_used_or_named(tmp_path: Path, payload: dict[str, Any]) -
         "vae_model: 124 tensors used",
         "normalizer: 12 tensors used",
         "left out: _dummy_variable",
-        "left out: text_model.embed.weight (the frozen CLIP text encoder",
+        "text_model: the frozen CLIP text encoder, kept where --text-vocabulary is given",
         "left out: normalizer.params_dict.image.scale",
         "not read: state_dicts.model",
         "global_step: 1234",
@@ -279,6 +279,7 @@ MODE_NAMES = {
             "proprioception_steps": 4,
             "text_dim": 512,
             "proprioception_prediction": {"robot0_eef_rot_axis_angle_wrt_start": 6},
+            "uneven_context": True,
         },
         {
             "proprioception": STATES[1],
@@ -303,7 +304,7 @@ def test_config_is_read_off_the_file(
     tmp_path: Path, payload: dict[str, Any], options: dict[str, Any]
 ) -> None:
     config = UVAConfig(**(MICRO | options))
-    content = reference_like(config, payload, uneven=config.proprioception_steps == 4)
+    content = reference_like(config, payload, uneven=config.uneven_context)
     torch.save(content, tmp_path / "x.ckpt")
     found = read_uva_checkpoint(tmp_path / "x.ckpt", ema=False, heads=(2, 1))
     assert found.uva == config

@@ -267,8 +267,8 @@ def test_unfit_parts_are_refused() -> None:
     for changed, match in (
         ({"grid": (2, 2)}, "tokenizer it was trained with"),
         ({"action_dim": 2}, "2 action dims"),
-        ({"text_dim": 512, "past_actions": True}, "instructions and past actions"),
-        ({"wrist_camera": "wrist"}, "a wrist camera"),
+        ({"text_dim": 512}, "give the features of its instructions"),
+        ({"wrist_camera": "wrist"}, r"watches camera 'wrist'; the spec knows \['img'\]"),
     ):
         model.config = dataclasses.replace(EchoModel().config, **changed)
         with pytest.raises(UserError, match=match):

@@ -5,6 +5,7 @@ A UVA checkpoint holds the entries cfg, state_dicts and pickles.
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,6 +21,7 @@ from foreact.errors import UserError
 from foreact.families.codes.released import kl_vae as kl_vae_reference
 from foreact.families.codes.released import kl_vae_names as reference_keys_kl_vae
 from foreact.families.uva.model import UVA, UVAConfig
+from foreact.families.uva.opening import TEXT_ENCODER
 from foreact.families.uva.released import names as reference_keys_uva
 from foreact.families.uva.released.config import (
     Entries,
@@ -32,6 +34,7 @@ from foreact.released.content import read_content
 from foreact.released.layouts import Converted, Layout, Request, option, write_converted
 from foreact.released.pickles import read_pickle_bytes, resolve_references
 from foreact.released.wrappers import find_entry, find_state, plain_names, same_tensor
+from foreact.text.export import export_clip
 from foreact.tokenizers.kl_vae import KLVAEConfig
 from foreact.types import StreamSpec
 
@@ -43,7 +46,6 @@ MAR_ENTRIES = ("model_ema", "model", "state_dict", "module")
 # Tensors that are no part of the model we build, and why.
 LEFT_OUT = {
     "_dummy_variable": "an empty tensor that tells the policy's device",
-    "text_model.": "the frozen CLIP text encoder, a published model of its own",
 }
 
 
@@ -56,6 +58,8 @@ class UVAReference:
         vae, vae_state: the same of its tokenizer.
         normalizer: scaling of actions and states, or None where the task uses none.
         facts: how the task used the model, as far as the file says.
+        clip: tensors of the CLIP whose features of instructions the model reads; empty where it
+            reads none.
         report: where every entry of the file went, in lines.
     """
 
@@ -65,6 +69,7 @@ class UVAReference:
     vae_state: dict[str, Tensor]
     normalizer: Normalizer | None
     facts: UVAFacts
+    clip: dict[str, Tensor]
     report: str
 
 
@@ -135,8 +140,16 @@ def read_uva_checkpoint(
     ]
     report = [
         f"{path}: weights '{name}'",
-        *(f"  {p.rstrip('.')}: {len(t)} tensors used" for p, t in parts.items()),
+        *(
+            f"  {p.rstrip('.')}: {len(t)} tensors used"
+            for p, t in parts.items()
+            if p != "text_model."
+        ),
     ]
+    if parts["text_model."]:
+        report.append(
+            "  text_model: the frozen CLIP text encoder, kept where --text-vocabulary is given"
+        )
     report += [f"  left out: {k} ({why})" for k, why in left_out.items()]
     report += [f"  not read: {k}" for k in unread if k != "pickles"]
     report += [f"  {k}: {v}" for k, v in _pickled(payload.get("pickles", {}), path).items()]
@@ -147,6 +160,7 @@ def read_uva_checkpoint(
         vae_state=vae_state,
         normalizer=normalizer,
         facts=facts,
+        clip=parts["text_model."],
         report="\n".join(report),
     )
 
@@ -202,7 +216,12 @@ def _split(
     state: Mapping[str, Any], path: Path
 ) -> tuple[dict[str, dict[str, Tensor]], dict[str, str]]:
     """Tensors by prefix, without it, and the names of those left out with the reason."""
-    parts: dict[str, dict[str, Tensor]] = {"model.": {}, "vae_model.": {}, "normalizer.": {}}
+    parts: dict[str, dict[str, Tensor]] = {
+        "model.": {},
+        "vae_model.": {},
+        "normalizer.": {},
+        "text_model.": {},
+    }
     left_out: dict[str, str] = {}
     unknown: list[str] = []
     names = plain_names(map(str, state), UVA_ANCHORS)
@@ -243,6 +262,10 @@ class UVAFileOptions:
     heads: tuple[int, ...] | None = option(
         "of no published size: attention heads of encoder and decoder"
     )
+    text_vocabulary: Path | None = option(
+        "of a model that is told what to do: folder with CLIP's vocab.json and merges.txt (or "
+        "tokenizer.json), which the file does not hold; new instructions can then be read"
+    )
 
 
 def _convert(request: Request, options: UVAFileOptions) -> Converted:
@@ -258,6 +281,12 @@ def _convert(request: Request, options: UVAFileOptions) -> Converted:
     )
     if spec is not None:
         check_spec(reference, spec, request.src)
+    vocabulary = options.text_vocabulary
+    if vocabulary is not None and not reference.clip:
+        raise UserError(
+            f"{request.src} holds no text encoder, so --text-vocabulary has no effect; leave it "
+            "out."
+        )
     request.dst.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(
         dir=request.dst.parent, prefix=f".{request.dst.name}.tokenizer-"
@@ -270,7 +299,9 @@ def _convert(request: Request, options: UVAFileOptions) -> Converted:
             state=reference.vae_state,
             dtype=request.dtype,
         )
-        return write_converted(
+        if vocabulary is not None:
+            export_clip(reference.clip, vocabulary, Path(scratch) / "clip", str(request.src))
+        converted = write_converted(
             request,
             family="uva",
             config=reference.uva,
@@ -281,6 +312,9 @@ def _convert(request: Request, options: UVAFileOptions) -> Converted:
             stats=reference.normalizer,
             tokenizer=tokenizer,
         )
+        if vocabulary is not None:
+            os.rename(Path(scratch) / "clip", request.dst / TEXT_ENCODER)
+        return converted
 
 
 def _refuse_mar(request: Request, options: Any) -> Converted:
