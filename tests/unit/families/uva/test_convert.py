@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from support.uva_files import MICRO, reference_like
 from torch import Tensor
 
 from foreact.checkpoints import shipped
@@ -35,21 +36,6 @@ SPEC = StreamSpec(
         names=("x", "y"), units=("px", "px"), frame="world", mode="absolute", rate_hz=10
     ),
 )
-MICRO: dict[str, Any] = {
-    "camera": "cam",
-    "latent_channels": 4,
-    "width": 16,
-    "depth": 2,
-    "heads": 2,
-    "decoder_width": 8,
-    "decoder_depth": 1,
-    "decoder_heads": 1,
-    "video_head_depth": 1,
-    "video_head_width": 8,
-    "action_head_depth": 2,
-    "action_head_width": 12,
-    "decay_embeddings": True,
-}
 
 
 @pytest.fixture(scope="module")
@@ -217,49 +203,6 @@ def test_heads_are_asked_for_and_specs_compared(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has 2 action dims, the task has None"):
         convert(REFERENCE_FILE, tmp_path / "x", heads=(2, 2), spec=replace(SPEC, action=None))
     assert list(tmp_path.iterdir()) == []
-
-
-def reference_like(
-    config: UVAConfig, payload: dict[str, Any], uneven: bool = False
-) -> dict[str, Any]:
-    """What the reference would have saved of a model of `config`."""
-    torch.manual_seed(0)
-    theirs = to_reference(UVA(config).state_dict(), config)
-    cfg = copy.deepcopy(payload["cfg"])
-    policy = cfg["model"]["policy"]
-    params = policy["autoregressive_model_params"]
-    params["diffloss_d"], params["diffloss_w"] = config.video_head_depth, config.video_head_width
-    params["diffloss_act_d"], params["diffloss_act_w"] = (
-        config.action_head_depth,
-        config.action_head_width,
-    )
-    params |= {
-        "num_sampling_steps": "100",
-        "act_diff_testing_steps": "100",
-        "attn_dropout": 0.1,
-        "proj_dropout": 0.1,
-    }
-    policy["shape_meta"]["action"]["shape"] = [config.action_dim]
-    policy["different_history_freq"] = uneven or None
-    cameras = [config.camera] + ([config.wrist_camera] if config.wrist_camera else [])
-    policy["shape_meta"]["obs"] = {c: {"shape": [3, 96, 96], "type": "rgb"} for c in cameras}
-    picked = [{v: k for k, v in MODE_NAMES.items()}[m] for m in config.modes]
-    cfg["task"]["task_modes"] = picked
-    vae = {k: v for k, v in payload["state_dicts"]["model"].items() if k.startswith("vae_model.")}
-    return {
-        "cfg": cfg,
-        "state_dicts": {"model": {f"model.{k}": v for k, v in theirs.items()} | vae},
-        "pickles": {},
-    }
-
-
-MODE_NAMES = {
-    "video_model": "video",
-    "dynamic_model": "dynamics",
-    "policy_model": "policy",
-    "inverse_model": "inverse",
-    "full_dynamic_model": "joint",
-}
 
 
 @pytest.mark.parametrize(
