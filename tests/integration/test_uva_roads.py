@@ -300,3 +300,37 @@ def test_unfit_instructions_are_refused(roads: Roads, tmp_path: Path) -> None:
     policy.observe(nothing_told())
     with pytest.raises(UserError, match="there is no instruction"):
         policy.act()
+
+
+def test_a_further_sense_has_a_head_of_its_own_that_can_be_asked(
+    roads: Roads, tmp_path: Path
+) -> None:
+    """Declared in the config alone: a force, foreseen beside actions and video."""
+    spec = dataclasses.replace(SPEC, state={**SPEC.state, "force": ("f", "noise")}, has_text=False)
+    told = open_store(roads.store)
+    with StoreWriter(tmp_path / "felt.zarr", spec) as writer:
+        for episode in range(len(told)):
+            streams = told.read(episode, 0, int(told.lengths[episode]), told.streams)
+            force = np.stack([5.0 * streams["action"][:, 0], np.arange(len(streams["hand"]))], 1)
+            writer.append({**streams, "force": force.astype(np.float32)})
+    model = dataclasses.replace(
+        TOLD, text_dim=None, text_tokens=64, modalities={"force": 1}, modes={"policy": 1.0}
+    )
+    weights = train_uva(
+        roads.run(
+            tmp_path / "felt",
+            model,
+            task=None,
+            data=tmp_path / "felt.zarr",
+            train={"steps": 400, "eval_every": 100, "lr": 5e-3, "batch_size": 16},
+        )
+    )
+    policy: Any = foreact.load_policy(weights, device="cpu", temperature=0.0, steps=8)
+    seen = read_seen(policy, open_store(tmp_path / "felt.zarr"), [(0, 8), (1, 8)])
+    felt = policy.predict_modalities(seen, rng=torch.Generator().manual_seed(0))
+    assert felt["force"].shape == (2, 8, 1)
+    # Which side it goes, past actions tell; the force follows.
+    assert felt["force"][0].mean() < -3.0
+    assert felt["force"][1].mean() > 3.0
+    with pytest.raises(UserError, match="foresees no modality"):
+        acting(roads).predict_modalities(seen, rng=torch.Generator().manual_seed(0))

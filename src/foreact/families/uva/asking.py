@@ -127,6 +127,13 @@ class Asker:
 
         return self._by_batch(len(question.context), answer)
 
+    def in_units(self, values: Tensor, stream: str) -> np.ndarray:
+        """The first dimensions of a state (..., S), normalised, in the units of the data."""
+        whole = values.new_zeros(*values.shape[:-1], len(self.spec.state[stream]))
+        whole[..., : values.shape[-1]] = values
+        decoded = self.normalizer.decode(whole.float(), stream)[..., : values.shape[-1]]
+        return np.asarray(decoded, np.float32)
+
     def _by_batch(self, rows: int, compute: Callable[[slice], Tensor]) -> Tensor:
         """Concatenate `compute` over slices of `batch_size` rows, without those that fill up."""
         parts = []

@@ -89,6 +89,9 @@ class UVAConfig:
         proprioception_steps: steps of the past at which they are shown.
         proprioception_prediction: state stream -> how many of its first dimensions are foreseen,
             over the K future steps and in every mode.
+        modalities: state stream, such as force or sound -> how many of its first dimensions are
+            foreseen over the K future steps, by a head of its own that is kept and may be asked;
+            trained in every mode. What of it the model sees is `proprioception`'s to say.
         decay_embeddings: weight decay on learned vectors and position embeddings too, as the
             reference does.
         checkpointing: recompute blocks in the backward pass, for less memory and more time.
@@ -139,6 +142,7 @@ class UVAConfig:
     proprioception: Mapping[str, int] = field(default_factory=dict)
     proprioception_steps: int = 16
     proprioception_prediction: Mapping[str, int] = field(default_factory=dict)
+    modalities: Mapping[str, int] = field(default_factory=dict, metadata={"later": True})
     decay_embeddings: bool = False
     checkpointing: bool = False
 
@@ -174,6 +178,16 @@ class UVAConfig:
         return {"video": self.camera} | (
             {} if self.wrist_camera is None else {"wrist": self.wrist_camera}
         )
+
+    @property
+    def modality_heads(self) -> dict[str, str]:
+        """Head -> the stream of `modalities` that it foresees; no module's name has a dot."""
+        return {f"modality_{s.replace('.', '_')}": s for s in self.modalities}
+
+    @property
+    def foreseen_states(self) -> tuple[str, ...]:
+        """State streams whose future training reads, each once."""
+        return tuple(dict.fromkeys([*self.proprioception_prediction, *self.modalities]))
 
     @property
     def shows_wrist(self) -> bool:
@@ -299,6 +313,7 @@ class UVAConfig:
         for name, streams in (
             ("proprioception", self.proprioception),
             ("proprioception_prediction", self.proprioception_prediction),
+            ("modalities", self.modalities),
         ):
             for stream, dim in streams.items():
                 if dim < 1:

@@ -40,7 +40,7 @@ def shown_context(batch: Batch, steps: Tensor, config: UVAConfig) -> Batch:
     # Where no state is shown, those that are foreseen hold their future alone.
     states = set(config.proprioception)
     if states:
-        states |= set(config.proprioception_prediction)
+        states |= set(config.foreseen_states)
     return dataclasses.replace(
         batch,
         latents={n: shown(x) if n in cameras else x for n, x in batch.latents.items()},

@@ -85,6 +85,8 @@ class UVA(nn.Module):
             heads["action"] = vector_head(c.action_dim)
         if c.proprioception_prediction:
             heads["proprioception"] = vector_head(sum(c.proprioception_prediction.values()))
+        for name, stream in c.modality_heads.items():
+            heads[name] = vector_head(c.modalities[stream])
         return heads
 
     @property
@@ -156,9 +158,9 @@ class UVA(nn.Module):
             "video": MODES[mode].video,
             "wrist": MODES[mode].video,
             "action": MODES[mode].action,
-            "proprioception": True,
         }
-        return [name for name in self.heads if trained[name]]
+        # Heads of states learn from every question.
+        return [name for name in self.heads if trained.get(name, True)]
 
     def loss(self, batch: Batch, draws: Draws) -> LossOut:
         """Sum of the losses of the mode's heads, each a mean over what it predicts.
@@ -228,7 +230,9 @@ class UVA(nn.Module):
         """
         c = self.config
         if head == "proprioception":
-            return self._future_state(batch)
+            return self._future_state(batch, c.proprioception_prediction)
+        if (stream := c.modality_heads.get(head)) is not None:
+            return self._future_state(batch, {stream: c.modalities[stream]})
         if head == "action":
             actions = required(batch.actions, (len(batch), c.horizon, c.action_dim), "actions")
             return actions, batch.valid.get("action")
@@ -239,11 +243,13 @@ class UVA(nn.Module):
         frame = tokens // c.frame_tokens  # of each token
         return target, batch.valid[camera][:, c.frames :].gather(1, frame)
 
-    def _future_state(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def _future_state(
+        self, batch: Batch, streams: Mapping[str, int]
+    ) -> tuple[Tensor, Tensor | None]:
         """Future states (B, K, S of all streams), and the steps valid in all of them (B, K)."""
         c = self.config
         values, valid = [], None
-        for stream, dim in c.proprioception_prediction.items():
+        for stream, dim in streams.items():
             state = entry(batch.state, stream, "state")[..., :dim]
             past = c.proprioception_steps if c.proprioception else 0
             required(state, (len(batch), past + c.horizon, dim), f"state '{stream}'")

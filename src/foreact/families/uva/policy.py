@@ -309,6 +309,37 @@ class UVAPolicy:
         )
         return self._ask.actions(question, self.sampling, rngs)
 
+    def predict_modalities(self, seen: Seen, *, rng: torch.Generator) -> dict[str, np.ndarray]:
+        """What the model's further senses, its `modalities`, will tell if it acts as it would.
+
+        Args:
+            seen, rng: as in `predict_video`.
+
+        Returns:
+            stream -> float32 (B, K, S), the steps 1..K after now, in the units of the data.
+        """
+        dims = self.model.config.modalities
+        if not dims:
+            raise UserError(
+                "The model foresees no modality; train one with --model.modalities.STREAM."
+            )
+        self._check_frames("frames", seen.frames, self.cameras)
+        rngs = generators_of(rng, len(seen))
+        latents = {camera: self._ask.encode(seen.frames[camera], rngs) for camera in self.cameras}
+        question = self._ask.question("policy", seen, latents)
+
+        def values(sample: Sample) -> Tensor:
+            return torch.cat(list(sample.modalities.values()), dim=-1)
+
+        sampling = replace(self.sampling, modalities=True)
+        parts = (
+            self._ask.answers(question, sampling, rngs, values).cpu().split([*dims.values()], -1)
+        )
+        return {
+            stream: self._ask.in_units(part, stream)
+            for stream, part in zip(dims, parts, strict=True)
+        }
+
     def _imagine(
         self, mode: str, seen: Seen, actions: Tensor | None, rng: torch.Generator, iterations: int
     ) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -28,12 +28,14 @@ class Sampling:
         guidance: 1 for none; above 1, video follows the instruction more strongly (two passes per
             round).
         steps: sampling steps of the heads; None for the config's.
+        modalities: also draw the future of the model's `modalities`.
     """
 
     iterations: int = 1
     temperature: float = 0.95
     guidance: float = 1.0
     steps: int | str | None = None
+    modalities: bool = False
 
     def check(self, mode: str, config: UVAConfig) -> None:
         """Raise a `UserError` unless a model can answer `mode` so."""
@@ -59,9 +61,8 @@ class Sampling:
 
     def steps_of(self, head: str, config: UVAConfig) -> str:
         """Sampling steps of a head: these, or else the config's."""
-        configured = (
-            config.action_sampling_steps if head == "action" else config.video_sampling_steps
-        )
+        is_video = head in ("video", "wrist")
+        configured = config.video_sampling_steps if is_video else config.action_sampling_steps
         return configured if self.steps is None else str(self.steps)
 
 
@@ -73,10 +74,12 @@ class Sample:
         latents: camera -> float32 (B, F, c, h, w), the future frames; None in modes that foresee
             none.
         actions: float32 (B, K, A), normalised; None in modes that predict none.
+        modalities: stream -> float32 (B, K, S), normalised, where they were asked for.
     """
 
     latents: dict[str, Tensor] | None
     actions: Tensor | None
+    modalities: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Noise(Protocol):
@@ -161,7 +164,7 @@ def draw_sample(
         mode: what is predicted.
         sampling: how; guidance grows linearly to its strength over the rounds.
         noise: where random numbers come from, in this order: a permutation (if video is foreseen),
-            then per round the actions (in the last one), video and wrist video.
+            then per round the actions and modalities (in the last one), video and wrist video.
     """
     c = transformer.config
 
@@ -175,8 +178,17 @@ def draw_sample(
             **guided,
         )
 
+    def draw_modalities(features: Tensor) -> dict[str, Tensor]:
+        heads = c.modality_heads if sampling.modalities else {}
+        return {
+            stream: draw(head, features, c.horizon, c.modalities[stream])
+            for head, stream in heads.items()
+        }
+
     if not mode.video:
-        return Sample(None, draw("action", transformer(inputs), c.horizon, c.action_dim))
+        features = transformer(inputs)
+        actions = draw("action", features, c.horizon, c.action_dim)
+        return Sample(None, actions, draw_modalities(features))
 
     places, frames, iterations = c.frame_tokens, c.frames, sampling.iterations
     # (B, h w), the same in every frame; the first `masked` places are still hidden
@@ -186,7 +198,8 @@ def draw_sample(
         view: torch.zeros(order.shape[0], c.tokens, c.token_channels, device=order.device)
         for view in views
     }
-    actions = None
+    actions: Tensor | None = None
+    modalities: dict[str, Tensor] = {}
     masked = places
     for iteration in range(iterations):
         masked_next = masked_after(iteration, iterations, masked, places)
@@ -197,6 +210,8 @@ def draw_sample(
         features = transformer(round_inputs)  # (B, N, D)
         if mode.action and iteration == iterations - 1:
             actions = draw("action", features, c.horizon, c.action_dim)
+        if iteration == iterations - 1:
+            modalities = draw_modalities(features)
         # (B, n), the tokens of this round
         unmasked = first_places(order, masked_next, masked, frames, places)
         guided: dict[str, Any] = {}
@@ -212,4 +227,5 @@ def draw_sample(
             index = unmasked[..., None].expand_as(values)  # (B, n, d)
             tokens[view] = tokens[view].scatter(1, index, values)
         masked = masked_next
-    return Sample({camera: unpatchify(tokens[view], c) for view, camera in views.items()}, actions)
+    latents = {camera: unpatchify(tokens[view], c) for view, camera in views.items()}
+    return Sample(latents, actions, modalities)

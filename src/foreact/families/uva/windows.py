@@ -29,8 +29,8 @@ def window_of(config: UVAConfig, *, pixels: bool) -> Window:
     past = list(range(1 - c.horizon, 1)) if c.uneven_context else None
     frames = (*(past or context_offsets(c.frames, stride)), *future_offsets(c.frames, stride))
     past_states = (past or state_offsets(c)) if c.proprioception else []
-    future_states = range(1, c.horizon + 1) if c.proprioception_prediction else ()
-    streams = dict.fromkeys([*c.proprioception, *c.proprioception_prediction])
+    future_states = range(1, c.horizon + 1) if c.foreseen_states else ()
+    streams = dict.fromkeys([*c.proprioception, *c.foreseen_states])
     cameras = dict.fromkeys(c.views.values(), frames)
     actions: list[int] = []
     past_actions: list[int] = []
