@@ -20,12 +20,15 @@ EXTRAS = {
     "pusht": ("gym_pusht", "the PushT simulator: data collect, eval closed-loop, demo"),
     "tensorboard": ("tensorboard", "TensorBoard logs of training"),
     "wandb": ("wandb", "Weights & Biases logs, with --train.wandb"),
-    "jpegxl": ("imagecodecs", "UMI stores with JPEG-XL frames"),
+    "jpegxl": ("imagecodecs", "stores with JPEG-XL frames"),
+    "umi": ("lz4", "UMI's data: JPEG-XL frames, packed stores (data pack, data unpack)"),
+    "lerobot": ("pyarrow", "LeRobot sets: read as they are, data export-lerobot"),
     "ray": ("ray", "tokenize --engine ray"),
     "slurm": ("submitit", "submit"),
     "faiss": ("faiss", "eval probe --search faiss"),
     "hdf5": ("h5py", "HDF5 data of robomimic, LIBERO and V-D4RL"),
     "text": ("tokenizers", "text encoders: data text --encoder, models that follow instructions"),
+    "robosuite": ("robosuite", "Lift, Can, Square, ToolHang; in an environment of its own"),
     "dmc": ("dm_control", "DeepMind Control: data collect --env dmc/cheetah_run, closed loops"),
 }
 
