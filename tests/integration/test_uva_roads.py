@@ -20,7 +20,7 @@ from foreact.cli import run as cli
 from foreact.data.stores.store import StoreWriter, open_store
 from foreact.errors import UserError
 from foreact.evals.closed_loop import closed_loop
-from foreact.evals.seen import read_seen
+from foreact.evals.seen import Recordings, read_seen
 from foreact.families.codes.train_kl_vae import KLVAERun, train_kl_vae
 from foreact.families.uva.config import UVAConfig
 from foreact.families.uva.data import load_data
@@ -176,7 +176,7 @@ def test_new_sentences_need_the_encoder_of_training(roads: Roads) -> None:
 
 
 def test_what_is_seen_in_a_store_starts_with_nothing_taken(roads: Roads) -> None:
-    seen = read_seen(acting(roads), open_store(roads.store), [(1, 2), (0, 12)])
+    seen = read_seen(acting(roads), Recordings(open_store(roads.store)), [(1, 2), (0, 12)])
     assert set(seen.frames) == {"front", "wrist"}
     assert seen.past_actions is not None
     assert np.isnan(seen.past_actions[0]).sum() == 6
@@ -326,7 +326,7 @@ def test_a_further_sense_has_a_head_of_its_own_that_can_be_asked(
         )
     )
     policy: Any = foreact.load_policy(weights, device="cpu", temperature=0.0, steps=8)
-    seen = read_seen(policy, open_store(tmp_path / "felt.zarr"), [(0, 8), (1, 8)])
+    seen = read_seen(policy, Recordings(open_store(tmp_path / "felt.zarr")), [(0, 8), (1, 8)])
     felt = policy.predict_modalities(seen, rng=torch.Generator().manual_seed(0))
     assert felt["force"].shape == (2, 8, 1)
     # Which side it goes, past actions tell; the force follows.

@@ -14,10 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from foreact.data.formats.video import contact_sheet, save_image, write_mp4
-from foreact.data.stores.episodes import EpisodeStore
 from foreact.errors import UserError
 from foreact.evals.estimate import estimate
-from foreact.evals.seen import Watcher, read_seen
+from foreact.evals.seen import Recordings, Watcher, read_seen
 from foreact.types import Estimate, Seen
 
 ROUNDING_PSNR = 10.0 * float(np.log10(255.0**2 * 12.0))
@@ -113,7 +112,7 @@ class VideoQuality:
 
 def video_quality(
     model: FramePredictor,
-    store: EpisodeStore,
+    recordings: Recordings,
     episodes: Sequence[int],
     *,
     mode: Literal["video", "dynamics"] = "video",
@@ -125,7 +124,7 @@ def video_quality(
     """Compare imagined with true futures on windows of held-out episodes, camera by camera.
 
     Args:
-        episodes: numbers in `store`; those too short for a window are left out.
+        episodes: numbers of recordings; those too short for a window are left out.
         mode: "video" imagines from frames alone, "dynamics" is given the true actions as well.
         windows_per_episode: windows drawn from each, without repeats, fewer where it is too short.
         seed: decides windows and draws.
@@ -137,20 +136,20 @@ def video_quality(
     """
     if mode not in ("video", "dynamics"):
         raise UserError(f"Video quality is measured in mode 'video' or 'dynamics', found '{mode}'.")
-    anchors = _anchors(model, store, episodes, windows_per_episode, seed)
+    anchors = _anchors(model, recordings, episodes, windows_per_episode, seed)
     rng = torch.Generator().manual_seed(seed)
     measured = {camera: _Measured(examples) for camera in model.foreseen}
     future = [(i + 1) * model.context_stride for i in range(model.frames)]
     for start in range(0, len(anchors), batch):
         part = anchors[start : start + batch]
-        seen = read_seen(model, store, part)
+        seen = read_seen(model, recordings, part)
         if mode == "video":
             predicted = model.predict_video(seen, rng=rng)
         else:
-            actions = store.gather("action", _rows(store, part, model.action_offsets))
+            actions = recordings.actions(part, model.action_offsets)
             predicted = model.predict_dynamics(seen, actions, rng=rng)
         for camera, values in measured.items():
-            truth = store.gather(camera, _rows(store, part, future))
+            truth = recordings.frames(camera, part, future)
             values.add(part, seen.frames[camera], truth, predicted[camera])
     return [
         VideoQuality(
@@ -320,14 +319,18 @@ def _labelled_rows(
 
 
 def _anchors(
-    model: FramePredictor, store: EpisodeStore, episodes: Sequence[int], per_episode: int, seed: int
+    model: FramePredictor,
+    recordings: Recordings,
+    episodes: Sequence[int],
+    per_episode: int,
+    seed: int,
 ) -> list[tuple[int, int]]:
     """(episode, anchor) of windows with all their frames, and actions, inside the episode."""
     before = -model.offsets[0]
     after = max(model.frames * model.context_stride, model.action_offsets[-1])
     anchors: list[tuple[int, int]] = []
     for episode in episodes:
-        count = int(store.lengths[episode]) - before - after
+        count = int(recordings.lengths[episode]) - before - after
         if count > 0:
             draw = np.random.default_rng([seed, int(episode)])
             chosen = draw.choice(count, size=min(per_episode, count), replace=False)
@@ -338,14 +341,6 @@ def _anchors(
             "window takes; give longer episodes."
         )
     return anchors
-
-
-def _rows(
-    store: EpisodeStore, moments: Sequence[tuple[int, int]], offsets: Sequence[int]
-) -> np.ndarray:
-    """Rows of the store at offsets inside the episodes of moments (B,): int64 (B, T)."""
-    episodes, now = np.array(moments, np.int64).T
-    return (store.starts[episodes] + now)[:, None] + np.array(offsets)
 
 
 def _check_pair(a: np.ndarray, b: np.ndarray) -> None:

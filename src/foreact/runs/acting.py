@@ -15,6 +15,7 @@ from foreact.evals.report import write_report
 from foreact.plugs import FAMILIES
 from foreact.policies.baselines import DoNothing, RandomPolicy
 from foreact.runs.run import pick_device
+from foreact.runs.stores import policy_spec
 from foreact.types import Policy
 from foreact.worlds import Task
 
@@ -73,7 +74,7 @@ def open_policy(
     path = resolve(weights)
     opener = FAMILIES.find(family_of(path)).get("policy")
     policy: Policy = opener(path, options, execute=execute, device=pick_device(device))
-    task.spec.require_equal(policy.spec, f"task '{task.name}'", f"weights '{weights}'")
+    policy_spec(task).require_equal(policy.spec, f"task '{task.name}'", f"weights '{weights}'")
     return policy
 
 

@@ -12,6 +12,7 @@ from support.arrays import ArrayStore
 
 from foreact.data.formats.video import read_video
 from foreact.errors import UserError
+from foreact.evals.seen import Recordings
 from foreact.evals.video import ROUNDING_PSNR, psnr, save_examples, ssim, video_quality
 from foreact.types import ActionSpec, Seen, StreamSpec
 
@@ -34,6 +35,10 @@ def grey_episodes(lengths: Sequence[int], slope: int = 3, noise: bool = False) -
         draw = np.random.default_rng(0)
         frames += draw.integers(0, 60, frames.shape, dtype=np.uint8)
     return ArrayStore(SPEC, lengths, {"img": frames, "action": steps[:, None].astype(np.float32)})
+
+
+def recordings(lengths: list[int], noise: bool = False) -> Recordings:
+    return Recordings(grey_episodes(lengths, noise=noise))
 
 
 class Seer:
@@ -131,7 +136,7 @@ def test_ssim_refuses_images_smaller_than_its_window() -> None:
 @pytest.mark.parametrize("mode", ["video", "dynamics"])
 def test_a_model_that_knows_the_future_is_perfect_and_copying_is_not(mode) -> None:
     (found,) = video_quality(
-        Seer(), grey_episodes([40, 22, 60]), [0, 1, 2], mode=mode, windows_per_episode=3, batch=2
+        Seer(), recordings([40, 22, 60]), [0, 1, 2], mode=mode, windows_per_episode=3, batch=2
     )
     assert found.estimates["psnr"].mean == pytest.approx(ROUNDING_PSNR)
     assert found.estimates["ssim"].mean == pytest.approx(1.0)
@@ -146,15 +151,13 @@ def test_a_model_that_knows_the_future_is_perfect_and_copying_is_not(mode) -> No
 
 
 def test_a_known_error_shows_in_every_frame() -> None:
-    (found,) = video_quality(Seer(error=5), grey_episodes([40, 50]), [0, 1])
+    (found,) = video_quality(Seer(error=5), recordings([40, 50]), [0, 1])
     assert [e.mean for e in found.curves["psnr"]] == pytest.approx([20 * np.log10(51)] * 3)
 
 
 def test_dynamics_is_given_the_actions_that_start_now() -> None:
     model = Seer()
-    (found,) = video_quality(
-        model, grey_episodes([60]), [0], mode="dynamics", windows_per_episode=5
-    )
+    (found,) = video_quality(model, recordings([60]), [0], mode="dynamics", windows_per_episode=5)
     actions = np.concatenate(model.actions)
     assert actions.shape == (5, 12, 1)
     assert found.windows == 5
@@ -167,27 +170,27 @@ def test_dynamics_is_given_the_actions_that_start_now() -> None:
 def test_windows_fill_short_episodes_and_repeat_with_the_seed() -> None:
     # 8 steps before now and 12 after: 21 steps give one window, 20 none.
     (short,) = video_quality(
-        Seer(), grey_episodes([20, 21, 23]), [0, 1, 2], windows_per_episode=4, seed=5
+        Seer(), recordings([20, 21, 23]), [0, 1, 2], windows_per_episode=4, seed=5
     )
     assert short.windows == 1 + 3
     assert short.estimates["psnr"].n == 2
     (again,) = video_quality(
-        Seer(), grey_episodes([20, 21, 23]), [0, 1, 2], windows_per_episode=4, seed=5
+        Seer(), recordings([20, 21, 23]), [0, 1, 2], windows_per_episode=4, seed=5
     )
     assert [(e.episode, e.anchor) for e in short.examples] == [
         (e.episode, e.anchor) for e in again.examples
     ]
     with pytest.raises(UserError, match="21 steps"):
-        video_quality(Seer(), grey_episodes([20, 5]), [0, 1])
+        video_quality(Seer(), recordings([20, 5]), [0, 1])
 
 
 def test_an_unknown_mode_is_refused() -> None:
     with pytest.raises(UserError, match="'dreams'"):
-        video_quality(Seer(), grey_episodes([40]), [0], mode="dreams")  # pyright: ignore[reportArgumentType]
+        video_quality(Seer(), recordings([40]), [0], mode="dreams")  # pyright: ignore[reportArgumentType]
 
 
 def test_examples_become_a_strip_and_a_film(tmp_path: Path) -> None:
-    (found,) = video_quality(Seer(), grey_episodes([40, 50], noise=True), [0, 1], examples=2)
+    (found,) = video_quality(Seer(), recordings([40, 50], noise=True), [0, 1], examples=2)
     paths = save_examples(found, tmp_path, fps=10.0)
     assert [p.suffix for p in paths] == [".png", ".mp4"] * 2
     picture = Image.open(paths[0])

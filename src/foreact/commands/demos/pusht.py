@@ -14,6 +14,7 @@ from foreact.checkpoints.shipped import shipped
 from foreact.commands.demos.stages import Stages
 from foreact.envs.collect import demonstrations_to_store
 from foreact.evals.report import Media, write_report
+from foreact.evals.seen import Recordings
 from foreact.evals.video import save_examples, video_quality
 from foreact.families.uva.model import UVA
 from foreact.families.uva.opening import open_imagining
@@ -79,9 +80,10 @@ def demo(
 
     stages.begin(episodes=len(held_out.lengths))
     imagining = open_imagining(weights)
+    recordings = Recordings(held_out)
     qualities, futures = [], []
     for mode in ("video", "dynamics"):
-        for quality in video_quality(imagining, held_out, range(len(held_out)), mode=mode):
+        for quality in video_quality(imagining, recordings, range(len(held_out)), mode=mode):
             qualities.append(quality)
             for path in save_examples(quality, out / "imagined", fps=task.spec.fps):
                 futures.append(Media(path, path.stem.replace("-", " ")))

@@ -10,12 +10,11 @@ import numpy as np
 import torch
 
 from foreact.checkpoints.shipped import resolve
-from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.stores.fingerprint import fingerprint
 from foreact.errors import UserError
 from foreact.evals.figures import actions_figure
 from foreact.evals.report import Media, write_report
-from foreact.evals.seen import read_seen
+from foreact.evals.seen import Recordings, read_seen
 from foreact.evals.video import VideoQuality, save_examples, video_quality
 from foreact.families.uva.opening import open_imagining
 from foreact.families.uva.policy import UVAPolicy
@@ -23,7 +22,7 @@ from foreact.files import write_json
 from foreact.runs.command_line import arguments_of
 from foreact.runs.results import open_results
 from foreact.runs.run import pick_device, say
-from foreact.runs.stores import open_held_out_store
+from foreact.runs.stores import hands_of, open_held_out_store, policy_spec
 from foreact.runs.unseen import episodes_to_measure
 from foreact.seeds import require_seeds
 from foreact.tasks import find_task
@@ -76,18 +75,19 @@ def generate(
         seed=seed,
         out=out,
     )
+    recordings = Recordings(store, hands_of(loaded_task))
     if mode == "inverse":
-        _inverse(policy, store, episodes, seed, out)
+        _inverse(policy, recordings, episodes, seed, out)
         folder.finish()
         return
     qualities = video_quality(
-        policy, store, episodes, mode=mode, windows_per_episode=1, seed=seed, examples=windows
+        policy, recordings, episodes, mode=mode, windows_per_episode=1, seed=seed, examples=windows
     )
     for quality in qualities:
         print(f"  camera {quality.camera}")
         for name, value in quality.estimates.items():
             print(f"  {name:<12}{value}")
-        for path in save_examples(quality, out, fps=loaded_task.spec.fps):
+        for path in save_examples(quality, out, fps=policy.spec.fps):
             print(path)
     folder.finish()
 
@@ -139,7 +139,7 @@ def video(
     for mode in ("video", "dynamics"):
         of_cameras = video_quality(
             policy,
-            store,
+            Recordings(store, hands_of(loaded_task)),
             held_out,
             mode=mode,
             windows_per_episode=windows_per_episode,
@@ -150,7 +150,7 @@ def video(
         for quality in of_cameras:
             estimates = ", ".join(f"{name} {value}" for name, value in quality.estimates.items())
             print(f"{mode}, camera {quality.camera}: {estimates}")
-            for path in save_examples(quality, out / mode, fps=loaded_task.spec.fps):
+            for path in save_examples(quality, out / mode, fps=policy.spec.fps):
                 futures.append(Media(path, f"{mode}: {path.stem}"))
         write_json(out / f"{mode}.json", {q.camera: q.to_json() for q in of_cameras})
     report = write_report(
@@ -172,28 +172,29 @@ def video(
 def _open_for_task(weights: str, task: Task, device: str | None) -> UVAPolicy:
     """The model, checked against the task."""
     policy = open_imagining(resolve(weights), device=pick_device(device))
-    task.spec.require_equal(policy.spec, f"task '{task.name}'", f"weights '{weights}'")
+    policy_spec(task).require_equal(policy.spec, f"task '{task.name}'", f"weights '{weights}'")
     return policy
 
 
 def _inverse(
-    policy: UVAPolicy, store: EpisodeStore, episodes: Sequence[int], seed: int, out: Path
+    policy: UVAPolicy, recordings: Recordings, episodes: Sequence[int], seed: int, out: Path
 ) -> None:
     """Plot the actions predicted between true frames beside the true ones, per episode."""
     rng = np.random.default_rng(seed)
     torch_rng = torch.Generator().manual_seed(seed)
     ahead = [(i + 1) * policy.context_stride for i in range(policy.frames)]
     for episode in episodes:
-        last = int(store.lengths[episode]) - 1 - max(ahead[-1], policy.action_offsets[-1])
+        last = int(recordings.lengths[episode]) - 1 - max(ahead[-1], policy.action_offsets[-1])
         if last < 0:
             raise UserError(
-                f"Episode {episode} of {store.path} is shorter than a window; name longer episodes."
+                f"Episode {episode} of {recordings.store.path} is shorter than a window; name "
+                "longer episodes."
             )
         now = int(rng.integers(0, last + 1))
-        first = int(store.starts[episode]) + now
-        seen = read_seen(policy, store, [(episode, now)])
-        future = {c: store.gather(c, first + np.array(ahead))[None] for c in policy.foreseen}
-        actions = store.gather("action", first + np.array(policy.action_offsets))
+        moments = [(episode, now)]
+        seen = read_seen(policy, recordings, moments)
+        future = {camera: recordings.frames(camera, moments, ahead) for camera in policy.foreseen}
+        actions = recordings.actions(moments, policy.action_offsets)[0]
         predicted = policy.predict_inverse(seen, future, rng=torch_rng)[0]
         distance = float(np.linalg.norm(predicted - actions, axis=-1).mean())
         path = out / f"inverse-episode-{episode}-step-{now}.png"
