@@ -19,7 +19,7 @@ def generator_for(*key: int) -> torch.Generator:
     # SeedSequence decorrelates neighbouring seeds and steps; it takes no negative words.
     words = [k % 2**64 for k in key]
     (seed,) = np.random.SeedSequence(words).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(seed >> 1))  # torch takes signed 64-bit seeds
+    return torch.Generator().manual_seed(int(seed) >> 1)  # torch takes signed 64-bit seeds
 
 
 @dataclass
