@@ -31,7 +31,7 @@ test: install lint
 
 # robosuite needs NumPy 1, so it has an environment of its own.
 test-robosuite: $(ROBOSUITE_VENV)/.all
-	OMP_NUM_THREADS=1 $(ROBOSUITE_VENV)/bin/python -m pytest -m robosuite tests/integration
+	OMP_NUM_THREADS=1 $(ROBOSUITE_VENV)/bin/python -m pytest -m robosuite $$(grep -rl mark.robosuite tests --include='test_*.py')
 
 lint: install
 	$(BIN)/ruff check .
