@@ -41,7 +41,7 @@ from foreact.families.driving import train_vavam as vavam
 from foreact.families.driving import train_vavim as vavim
 from foreact.families.driving.vavam import VaVAM
 from foreact.families.driving.vavim import VaViM
-from foreact.families.uva import train as uva
+from foreact.families.uva import recipes as uva
 from foreact.families.uva.model import UVA
 from foreact.families.voc import train as voc
 from foreact.families.voc.cloning import train as cloning

@@ -15,10 +15,8 @@ from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.windows.loader import WindowDataset, Windows
 from foreact.data.windows.window import Window
 from foreact.families.uva.config import UVAConfig
+from foreact.families.uva.question import TEXT
 from foreact.types import Batch, StreamSpec
-
-TEXT = "text"
-"""Entry of `Batch.valid`, (B, 1): whether the sample has an instruction."""
 
 
 class ActionFree:

@@ -15,12 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from foreact.families.uva import timing
-from foreact.families.uva.action_free import TEXT
 from foreact.families.uva.config import MODES, UVAConfig, uva_config
 from foreact.families.uva.context import shown_context
 from foreact.families.uva.draws import Draws, HeadDraw, mask_ratio, masked_places, pick_mode
 from foreact.families.uva.heads import READOUTS, ActionHead, Denoiser, Objective, VideoHead
-from foreact.families.uva.question import Question, entry, required
+from foreact.families.uva.question import TEXT, Question, entry, required
 from foreact.families.uva.sampling import GeneratorNoise, Noise, Sample, Sampling, draw_sample
 from foreact.families.uva.tokens import first_places, patchify, take, token_mask
 from foreact.families.uva.transformer import UVATransformer

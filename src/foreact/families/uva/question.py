@@ -13,6 +13,9 @@ from foreact.families.uva.config import MODES, UVAConfig
 from foreact.families.uva.tokens import patchify
 from foreact.families.uva.transformer import TransformerInputs
 
+TEXT = "text"
+"""Entry of `Batch.valid`, (B, 1): whether the sample has an instruction."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
