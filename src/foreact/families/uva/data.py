@@ -82,9 +82,7 @@ def load_data(run: UVARun, task: Task, inputs: Inputs, encoder: TextEncoder | No
     spec = members[0].store.spec
     if hands is not None:
         spec = hands.spec(spec) if mixture is None else mixture.spec(hands)
-    window = dataclasses.replace(
-        window_of(run.model, pixels=run.pixels), text=run.model.text_dim is not None
-    )
+    window = window_of(run.model, pixels=run.pixels)
     texts = [_texts(member.store, run, encoder) for member in members]
 
     def cut(
@@ -92,23 +90,19 @@ def load_data(run: UVARun, task: Task, inputs: Inputs, encoder: TextEncoder | No
     ) -> list[WindowDataset]:
         sets: list[WindowDataset] = []
         for member, episodes, text in zip(members, chosen, texts, strict=True):
+            rest = (window, episodes, normalizer, augment)
             if hands is None:
-                sets.append(
-                    WindowDataset(member.store, window, episodes, normalizer, augment, text=text)
-                )
-                continue
-            own = dataclasses.replace(hands, stride=member.stride)
-            sets.append(
-                HandWindows(member.store, own, window, episodes, normalizer, augment, text=text)
-            )
+                sets.append(WindowDataset(member.store, *rest, text=text))
+            else:
+                own = dataclasses.replace(hands, stride=member.stride)
+                sets.append(HandWindows(member.store, own, *rest, text=text))
         return sets
 
     training_episodes = [member.split.training for member in members]
     if hands is None:
         normalizer = _fit(members, task)
     else:
-        # Of an unscaled window; numbers relative to now keep their units (UVA, config of UMI).
-        normalizer = _fit_hands([w for w in cut(training_episodes, None, None) if _is_hand(w)])
+        normalizer = _describe_hands(cut(training_episodes, None, None))
     augment = CropAndBlur() if run.pixels else None
     training = _drawn(cut(training_episodes, normalizer, augment), members, run.train.seed)
     validation = cut([member.split.validation for member in members], normalizer, None)
@@ -189,11 +183,8 @@ def _fit(members: Sequence[Member], task: Task) -> Normalizer:
     return Normalizer.fit({name: np.concatenate(parts) for name, parts in arrays.items()}, modes)
 
 
-def _is_hand(windows: WindowDataset) -> bool:
-    return isinstance(windows, HandWindows)
-
-
-def _fit_hands(sets: Sequence[WindowDataset]) -> Normalizer:
+def _describe_hands(sets: Sequence[WindowDataset]) -> Normalizer:
+    """Statistics that scale nothing: numbers relative to now keep their units, as in UVA's UMI."""
     arrays: dict[str, list[np.ndarray]] = {}
     for windows in sets:
         assert isinstance(windows, HandWindows)

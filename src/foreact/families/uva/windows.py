@@ -44,6 +44,7 @@ def window_of(config: UVAConfig, *, pixels: bool) -> Window:
         actions=tuple(actions),
         past_actions=tuple(past_actions),
         state=dict.fromkeys(streams, (*past_states, *future_states)),
+        text=c.text_dim is not None,
         span=(frames[0], max([frames[-1], *actions, *future_states])),
         pad_before=-frames[0],
         pad_after=max(c.horizon // 2 - 1, 0),
