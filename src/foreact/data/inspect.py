@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from foreact.data.check_pictures import check_pictures
 from foreact.data.formats.video import contact_sheet, save_image, write_mp4
 from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.stores.findings import Finding, Severity
@@ -64,8 +65,9 @@ def check_store(
     """Look for what would spoil a training.
 
     Every number of states and actions is read, missing chunks of every stream are counted, time
-    stamps are compared with the store's rate, and `windows` windows drawn with `seed` are read with
-    their pixels. `options` are as in `open_episodes`.
+    stamps are compared with the store's rate, up to 1,024 pictures of every camera are decoded,
+    and, where nothing is wrong, `windows` windows drawn with `seed` are read. `options` are as in
+    `open_episodes`.
 
     Raises:
         UserError: the store cannot be opened at all; see `open_episodes`.
@@ -81,7 +83,10 @@ def check_store(
         for name in _number_streams(store):
             _check_numbers(store, name, report)
         _check_times(store, report)
-        _check_windows(store, windows, seed, report)
+        pictures = check_pictures(store)
+        report.findings += pictures
+        if not any(finding.severity == "error" for finding in report.findings):
+            _check_windows(store, windows, seed, report)
     return report
 
 
@@ -304,19 +309,15 @@ def _check_windows(store: EpisodeStore, windows: int, seed: int, report: Report)
     chosen = np.random.default_rng(seed).choice(
         len(dataset), size=min(windows, len(dataset)), replace=False
     )
-    dark: dict[str, bool] = dict.fromkeys(store.spec.cameras, True)
     began = time.perf_counter()
     try:
-        for batch in ordered_batches(dataset, batch_size=1, chosen=chosen):
-            for name, video in batch.video.items():
-                dark[name] &= bool((video == video.flatten()[0]).all())
+        for _ in ordered_batches(dataset, batch_size=1, chosen=chosen):
+            pass
     except UserError as error:
         report.add("error", str(error))
         return
     report.windows_per_second = len(chosen) / max(time.perf_counter() - began, 1e-9)
     report.add("note", f"{len(chosen)} windows of {span} steps read")
-    for name in (name for name, uniform in dark.items() if uniform):
-        report.add("error", f"camera '{name}' shows one single colour in every window read")
 
 
 def _number_streams(store: EpisodeStore) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from foreact.data.formats.lerobot.check_pictures import check_pictures
 from foreact.data.formats.lerobot.check_videos import check_videos
 from foreact.data.formats.lerobot.episodes import orphans
 from foreact.data.formats.lerobot.info import BOOKKEEPING
@@ -35,6 +36,7 @@ def check_set(store: LeRobotStore) -> list[Finding]:
         *_check_rows(store),
         *_check_tasks(store),
         *check_videos(store),
+        *check_pictures(store),
         *_check_stats(store),
         *_check_orphans(store),
     ]
@@ -91,9 +93,12 @@ def _check_rows(store: LeRobotStore) -> list[Finding]:
             found.append(Finding("warning", text))
     stamps = store.rows.whole("timestamp", [1])[:, 0].astype(np.float64)
     fps, last = store.facts.fps, store.starts[1:] - 1
+    periods = np.delete(np.diff(stamps), last)
+    if (stuck := int((~(periods > 0)).sum() + (~np.isfinite(stamps[store.starts])).sum())) > 0:
+        text = f"time stamps of {stuck} rows are no numbers, or do not rise within an episode"
+        found.append(Finding("error", text))
     off = np.abs(stamps - store.step_numbers / fps) > STAMP_ERROR
     if off.any():
-        periods = np.delete(np.diff(stamps), last)
         usual = float(np.median(periods)) if len(periods) else 0.0
         rate = f"{1 / usual:.4g} Hz" if usual > 0 else "no rate"
         text = (
