@@ -85,7 +85,9 @@ def check_store(
     """
     path = Path(path)
     report = Report(path)
-    if path.suffix == ".json" and path.is_file() and spec is not None:
+    if path.suffix == ".json" and path.is_file():
+        if spec is None:
+            raise UserError(f"The mixture {path} does not say what it is of; name it with --task.")
         mixture = open_mixture(path, spec)
         if hands is not None:
             mixture.spec(hands)  # do the members' rates agree?

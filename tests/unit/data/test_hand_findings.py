@@ -136,6 +136,11 @@ def test_mixtures_that_do_not_fit(path: Path, entries: dict[str, object], senten
         check_store(file, SPEC, hands=HANDS)
 
 
+def test_a_mixture_needs_a_task(path: Path) -> None:
+    with pytest.raises(UserError, match="does not say what it is of; name it with --task"):
+        check_store(mixture(path.parent, {"path": "cup.zarr"}))
+
+
 def test_the_command_knows_the_hands_of_a_task(
     path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
