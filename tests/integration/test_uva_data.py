@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from support.coded_pictures import codes, encode
 from support.coded_pictures import video as coded_video
@@ -98,6 +99,13 @@ def test_a_lerobot_set_without_a_task(tmp_path: Path) -> None:
     assert weights.text is not None
     assert set(weights.text.known.texts) == set(TASKS)
     assert not (root / "data" / "latents_top").exists()
+
+
+def test_what_is_known_after_a_step_is_shown_to_no_policy(tmp_path: Path) -> None:
+    done = ({"dtype": "bool", "shape": [1], "names": None}, pa.array([False] * sum(LENGTHS)))
+    task = task_of(None, make_set(tmp_path / "set", columns={"next.done": done}))
+    assert set(task.spec.state) == {"state", "next.done"}
+    assert set(task.proprioception) == {"state"}
 
 
 def test_windows_of_a_lerobot_set(tmp_path: Path) -> None:
