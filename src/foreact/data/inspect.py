@@ -115,7 +115,8 @@ def _check(
         _check_times(store, report)
         if hands is not None:
             report.findings += hand_findings(store, hands)
-        report.findings += check_pictures(store)
+        told = report.findings
+        report.findings += [finding for finding in check_pictures(store) if finding not in told]
         if report.ok:
             _check_windows(store, windows, seed, report)
 

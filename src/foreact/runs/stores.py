@@ -66,8 +66,8 @@ def task_of(name: str | None, data: Path | None) -> Task:
     Args:
         name: of a task, or its import path; None: what the data are of, or PushT without any.
         data: a store that says itself what it holds: that of a known task, or else a task is made
-            of it, without a simulator, whose policies see its first camera and all of its states but
-            those that are only known after a step.
+            of it, without a simulator, whose policies see its first camera and all of its states
+            but those that are only known after a step.
     """
     if name is not None or data is None:
         return find_task(name or DEFAULT_TASK)

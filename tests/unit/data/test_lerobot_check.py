@@ -123,6 +123,11 @@ FINDINGS = {
         "error",
         [f"{WRIST}/chunk-000/file-002.mp4 has pictures of (48, 64), the first file of (32, 48)"],
     ),
+    "an undeclared column": (
+        lambda r: edit_info(r, lambda i: i["features"].pop("action")),
+        "warning",
+        ["the data files have columns that info.json does not declare: action; they are left out"],
+    ),
     "an orphan": (
         lambda r: shutil.copy(data_file(r), data_file(r, 7)),
         "warning",

@@ -16,6 +16,7 @@ from foreact.data.formats.lerobot.episodes import orphans
 from foreact.data.formats.lerobot.info import BOOKKEEPING
 from foreact.data.formats.lerobot.readers import STAMP_ERROR
 from foreact.data.formats.lerobot.stats import number_stats
+from foreact.data.formats.lerobot.tables import open_parquet
 from foreact.data.stores.findings import Finding
 from foreact.errors import UserError, in_short
 from foreact.files import parse_json, read_text
@@ -32,6 +33,7 @@ def check_set(store: LeRobotStore) -> list[Finding]:
     """Compare all parts of a set with each other; see `EpisodeStore.findings`."""
     return [
         *_check_features(store),
+        *_check_columns(store),
         *_check_counts(store),
         *_check_rows(store),
         *_check_tasks(store),
@@ -62,6 +64,18 @@ def _check_features(store: LeRobotStore) -> list[Finding]:
                 text = f"'{name}' has integers up to {largest:.0f}, which float32 rounds"
                 found.append(Finding("warning", text))
     return found
+
+
+def _check_columns(store: LeRobotStore) -> list[Finding]:
+    """Columns that info.json does not declare; they are not read."""
+    if not store.rows.files:
+        return []
+    with open_parquet(store.rows.files[0]) as opened:
+        extra = [name for name in opened.schema_arrow.names if name not in store.facts.features]
+    if not extra:
+        return []
+    text = f"the data files have columns that info.json does not declare: {', '.join(extra)}"
+    return [Finding("warning", f"{text}; they are left out, and lerobot refuses the set")]
 
 
 def _check_counts(store: LeRobotStore) -> list[Finding]:
