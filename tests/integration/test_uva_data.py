@@ -290,6 +290,24 @@ def test_a_mixture_of_hands_trains_in_its_shares(mixture: Path, tmp_path: Path) 
     assert weights.spec.fps == pytest.approx(59.94 / 3)
 
 
+def test_latents_of_masked_pictures_are_kept_apart(mixture: Path, tmp_path: Path) -> None:
+    single = mixture.parent / "cup.zarr"
+    tokenizer = autoencoder(tmp_path / "vae", (32, 32), task=UMI_NAME, data=single)
+    plain = json.loads(mixture.read_text())
+    del plain["members"][0]["mirror_mask"]
+    unmasked = mixture.with_name("unmasked.json")
+    unmasked.write_text(json.dumps(plain))
+    latents = []
+    for name, file in (("masked", mixture), ("unmasked", unmasked)):
+        run = a_run(tmp_path / name, HANDS_MODEL, task=UMI_NAME, data=file, tokenizer=tokenizer)
+        train_uva(run)
+        stores = load_data(run, UMI, Inputs(None, seed=0), Speller()).stores
+        latents.append([s.gather("latents_camera0_rgb", np.arange(30)) for s, _ in stores])
+    (masked_cup, towel), (cup, same_towel) = latents
+    np.testing.assert_array_equal(towel, same_towel)
+    assert (masked_cup != cup).any(axis=(1, 2, 3)).all()
+
+
 def test_a_folder_of_videos_beside_a_lerobot_set(tmp_path: Path) -> None:
     root = make_set(tmp_path / "set")
     for episode in range(3):

@@ -13,6 +13,7 @@ from support.umi_files import SIZE, write_umi
 
 from foreact.commands.data import check
 from foreact.data.inspect import check_store
+from foreact.data.stores.opening import open_episodes
 from foreact.data.stores.store import open_store
 from foreact.data.windows.hand_findings import hand_findings
 from foreact.data.windows.hand_poses import umi_hands
@@ -139,6 +140,11 @@ def test_mixtures_that_do_not_fit(path: Path, entries: dict[str, object], senten
 def test_a_mixture_needs_a_task(path: Path) -> None:
     with pytest.raises(UserError, match="does not say what it is of; name it with --task"):
         check_store(mixture(path.parent, {"path": "cup.zarr"}))
+
+
+def test_a_mixture_is_no_store(path: Path) -> None:
+    with pytest.raises(UserError, match=r"is no store but JSON, as mixtures .* one of its members"):
+        open_episodes(mixture(path.parent, {"path": "cup.zarr"}), SPEC)
 
 
 def test_the_command_knows_the_hands_of_a_task(

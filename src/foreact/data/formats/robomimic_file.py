@@ -150,7 +150,7 @@ def read_demo_file(path: Path) -> DemoFile:
             path,
             {name: _plain(value) for name, value in data.attrs.items()},
             [_read_demo(path, name, data[name]) for name in sorted(names, key=_number)],
-            {key: _names(array) for key, array in masks.items()},
+            {key: _names(array) for key, array in masks.items() if hasattr(array, "shape")},
         )
 
 
