@@ -25,7 +25,8 @@ def check_pictures(store: EpisodeStore) -> list[Finding]:
         rows = _rows(store)
         blank = []
         parts = np.array_split(rows, -(-len(rows) // TOGETHER))
-        for part in Progress(parts, desc=f"decode '{camera}'", unit="part"):
+        is_quick = len(rows) < PICTURES
+        for part in Progress(parts, desc=f"decode '{camera}'", unit="part", disable=is_quick):
             try:
                 pictures = store.peek(camera, part)
             except UserError as error:
