@@ -15,6 +15,7 @@ from foreact.data.instructions import Instruction, list_instructions
 from foreact.data.stores.opening import Options, open_episodes
 from foreact.data.stores.text_features import text_features
 from foreact.errors import UserError
+from foreact.runs.stores import hands_of
 from foreact.tasks import find_task
 from foreact.text.opening import find_text_encoder
 from foreact.types import StreamSpec
@@ -88,11 +89,17 @@ def check(store: Path, task: str | None = None, windows: int = 100) -> None:
     """Read windows; report spec, lengths, NaN, constant dims, missing chunks and windows per s.
 
     Args:
-        store: the store.
+        store: the store, or a mixture of several as .json.
         task: what the streams mean; needed unless the store says so itself.
         windows: how many to read.
     """
-    report = inspect.check_store(store, _spec(task), windows=windows, options=_options(task))
+    report = inspect.check_store(
+        store,
+        _spec(task),
+        windows=windows,
+        options=_options(task),
+        hands=None if task is None else hands_of(find_task(task)),
+    )
     print(report)
     if not report.ok:
         raise UserError(
@@ -165,7 +172,7 @@ def text(store: Path, task: str | None = None, encoder: str | None = None) -> li
         task: what the streams mean; needed unless the store says so itself.
         encoder: minilm, minilm:FOLDER, clip:FOLDER, or the import path of another.
     """
-    episodes = open_episodes(store, _spec(task))
+    episodes = open_episodes(store, _spec(task), options=_options(task))
     features = None if encoder is None else text_features(episodes, find_text_encoder(encoder))
     found = list_instructions(episodes, features)
     print(f"{'episodes':>8}{'steps':>10}   instruction")

@@ -28,6 +28,8 @@ from foreact.worlds import Task
 # Pictures up to this many bytes are held in memory: reading one frame decodes a whole chunk.
 MEMORY_LIMIT = 4 * 2**30
 DEFAULT_TASK = "pusht"
+NOT_SEEN = ("next.", "action.")
+"""How LeRobot's names begin of what is only known after a step's action: no policy sees it."""
 
 
 def open_pictures(
@@ -64,7 +66,8 @@ def task_of(name: str | None, data: Path | None) -> Task:
     Args:
         name: of a task, or its import path; None: what the data are of, or PushT without any.
         data: a store that says itself what it holds: that of a known task, or else a task is made
-            of it, without a simulator, whose policies see its first camera and all of its states.
+            of it, without a simulator, whose policies see its first camera and all of its states
+            but those that are only known after a step.
     """
     if name is not None or data is None:
         return find_task(name or DEFAULT_TASK)
@@ -80,7 +83,11 @@ def task_of(name: str | None, data: Path | None) -> Task:
         name=data.stem,
         spec=spec,
         camera=next(iter(spec.cameras)),
-        proprioception={stream: len(dims) for stream, dims in spec.state.items()},
+        proprioception={
+            stream: len(dims)
+            for stream, dims in spec.state.items()
+            if not stream.startswith(NOT_SEEN)
+        },
     )
 
 

@@ -91,7 +91,13 @@ def test_each_fault_is_found(tmp_path: Path) -> None:
     (found,) = texts(
         write_foreign(tmp_path / "dark.zarr", img=np.full_like(arrays["img"], 9)), "error"
     )
-    assert found == "camera 'img' shows one single colour in every window read"
+    assert found.startswith("camera 'img' shows one single colour in every picture looked at, fi")
+
+    black = arrays["img"].copy()
+    black[[24, 65]] = 0
+    (found,) = texts(write_foreign(tmp_path / "black.zarr", img=black), "warning")
+    assert found.startswith("camera 'img' shows one single colour in 2 of 83 pictures looked at, ")
+    assert "first step 24 of '0' in " in found
 
     (found,) = texts(
         write_foreign(tmp_path / "metres.zarr", action=arrays["action"] - [300, 0]), "error"

@@ -208,6 +208,24 @@ def vectors_of_ints() -> pa.Array:
     return pa.array([[i, -i] for i in range(N)], pa.list_(pa.int32()))
 
 
+def test_names_of_dimensions_by_their_place(tmp_path: Path) -> None:
+    """As gamepads are recorded: {name: place}."""
+    root = make_set(tmp_path / "set")
+    names = {"grip": 2, "dx": 0, "dy": 1}
+    edit_info(root, lambda info: info["features"]["action"].update(names=names))
+    action = open_lerobot(root).spec.action
+    assert action is not None
+    assert action.names == ("dx", "dy", "grip")
+
+
+def test_columns_that_lerobot_does_not_need(tmp_path: Path) -> None:
+    root = make_set(tmp_path / "set")
+    unused = {f"videos__{camera}__to_timestamp": None for camera in (TOP, WRIST)}
+    for number in (0, 1):
+        edit_table(episodes_file(root, number), **unused, length=None)
+    assert open_lerobot(root).lengths.tolist() == list(LENGTHS)
+
+
 def test_a_reward_comes_with_the_frame_that_it_led_to(tmp_path: Path) -> None:
     entry = {"dtype": "float32", "shape": [1], "names": None}
     column = pa.array(np.arange(N, dtype=np.float32) + 1)

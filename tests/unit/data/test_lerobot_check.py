@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from PIL import Image
 from support.coded_pictures import encode, video
 from support.lerobot_worlds import (
     LENGTHS,
     TOP,
+    WRIST,
     data_file,
     edit_info,
     edit_table,
@@ -104,6 +108,26 @@ FINDINGS = {
         "error",
         ["the pictures of episode 0 run into those of episode 1"],
     ),
+    "a clock that stands still": (
+        lambda r: edit_table(data_file(r), timestamp=lambda v: [0.0] * len(v)),
+        "error",
+        ["time stamps of 10 rows are no numbers, or do not rise within an episode"],
+    ),
+    "times that are no numbers": (
+        lambda r: edit_table(data_file(r), timestamp=lambda v: [float("nan")] * len(v)),
+        "error",
+        ["time stamps of 12 rows are no numbers", "lacks pictures of 2 episodes, first episode 0"],
+    ),
+    "a file of another size": (
+        lambda r: encode(video_file(r, WRIST, 2), np.zeros((6, 48, 64, 3), np.uint8)),
+        "error",
+        [f"{WRIST}/chunk-000/file-002.mp4 has pictures of (48, 64), the first file of (32, 48)"],
+    ),
+    "an undeclared column": (
+        lambda r: edit_info(r, lambda i: i["features"].pop("action")),
+        "warning",
+        ["the data files have columns that info.json does not declare: action; they are left out"],
+    ),
     "an orphan": (
         lambda r: shutil.copy(data_file(r), data_file(r, 7)),
         "warning",
@@ -146,6 +170,38 @@ def test_discarded_takes_are_counted(tmp_path: Path) -> None:
     found = told(make_set(tmp_path / "set", spare=3), "note")
     text = f"videos/{TOP}/chunk-000/file-000.mp4 has 0.9 s of pictures between 3 pairs of episodes"
     assert any(t.startswith(text) for t in found), found
+
+
+def test_a_true_rate_beside_a_rounded_one_overlaps_nothing(tmp_path: Path) -> None:
+    """29.97 Hz in a set that says 29, as some converters write it: stamps and videos are right."""
+    root = make_set(tmp_path / "set", fps=29.97, cameras={TOP: (0, 0, 0, 0)})
+    edit_info(root, lambda info: info.update(fps=29))
+    frames = np.concatenate([video(e, n, 0) for e, n in enumerate(LENGTHS)])
+    pts = (np.arange(N) / 29.97 * 30000).round()
+    encode(video_file(root), frames, pts=pts, rate=30, ticks=1000)
+    begins = np.cumsum([0, *LENGTHS]) / 29.97
+    column = f"videos__{TOP}__from_timestamp"
+    edit_table(episodes_file(root), **{column: lambda v: begins[:3]})
+    edit_table(episodes_file(root, 1), **{column: lambda v: begins[3:4]})
+    assert told(root, "error") == []
+
+
+def test_every_picture_in_the_rows_is_looked_at(tmp_path: Path) -> None:
+    def png(height: int, mode: Any = np.uint8) -> bytes:
+        file = io.BytesIO()
+        Image.fromarray(np.full((height, 48), 9, mode)).save(file, format="PNG")
+        return file.getvalue()
+
+    values = [png(32)] * N
+    values[5], values[9], values[14], values[20] = b"", png(32)[:60], png(16), png(32, np.uint16)
+    feature = {"dtype": "image", "shape": [32, 48, 3], "names": None}
+    column = pa.array([{"bytes": value, "path": None} for value in values])
+    root = make_set(tmp_path / "set", columns={"image": (feature, column)})
+    assert any(
+        text.startswith("4 pictures of 'image' cannot be used; step 0 of '1' in ")
+        and text.endswith("is damaged")
+        for text in told(root, "error")
+    )
 
 
 def test_integers_that_float32_rounds_are_told(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ AT_OPENING = {
     ),
     "an episode twice": (
         episodes(episode_index=lambda v: [0, 1, 1]),
-        "once each, episode 2 is missing",
+        "once each, episode 1 is there more than once",
     ),
     "rows that leave a gap": (
         episodes(dataset_from_index=lambda v: [0, 6, 12]),
@@ -113,6 +113,14 @@ AT_OPENING = {
     "an empty place in the video": (
         episodes(**{f"videos__{TOP}__from_timestamp": lambda v: [0.0, None, 1.0]}),
         r"from_timestamp' of .* should hold 3 x 1 numbers, found 1 empty ones",
+    ),
+    "a place in the video that is no number": (
+        episodes(**{f"videos__{TOP}__from_timestamp": lambda v: [0.0, float("nan"), 1.0]}),
+        f"The videos of '{TOP}' in .* have a from_timestamp of nan for episode 1",
+    ),
+    "no info": (
+        without(lambda r: r / "meta" / "info.json"),
+        r"is no LeRobot set: .*info\.json is missing",
     ),
     "tasks out of order": (
         lambda r: write_tasks(r, {"task_index": [1, 0], "task": ["b", "a"]}),
@@ -164,6 +172,16 @@ WHEN_READ = {
         rows(observation_state=lambda v: [[1.0, None], *v[1:]]),
         "state",
         r"should hold 12 x 2 numbers, found 1 empty ones",
+    ),
+    "rows that are even only together": (
+        rows(observation_state=lambda v: [[1.0], [1.0, 2.0, 3.0], *v[2:]]),
+        "state",
+        r"'observation.state' of .* should hold 12 x 2 numbers, found rows of several lengths",
+    ),
+    "times that are no numbers": (
+        rows(timestamp=lambda v: [float("nan")] * len(v)),
+        "top",
+        r"file-000\.mp4 has no picture at nan s, where episode 0 has a step",
     ),
     "no column": (rows(observation_state=None), "state", "lacks the column 'observation.state'"),
 }
@@ -265,7 +283,7 @@ def test_a_task_says_what_the_streams_mean_and_which_are_read(tmp_path: Path) ->
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"cameras": {"front": (32, 48)}}, r"has no camera 'front', which the task has; it has \["),
+        ({"cameras": {"front": (32, 48)}}, r"has no camera 'front', .* it has \['top', 'wrist'\]"),
         ({"cameras": {"wrist": (64, 48)}}, "disagree on 'cameras'"),
         ({"fps": 20.0}, "disagree on 'fps'"),
         ({"state": {"pose": ("a",)}}, r"has no state 'pose', which the task has; it has \['state"),

@@ -205,5 +205,9 @@ def test_the_cache_of_the_reference_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "libero_10_clip.zarr.zip"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("data/language/.zarray", "{}")
-    with pytest.raises(UserError, match=r"is UVA's cache .* give the folder of HDF5 files"):
-        open_episodes(path, SPEC)
+    folder = tmp_path / "unpacked.zarr"
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(folder)
+    for cache in (path, folder):
+        with pytest.raises(UserError, match=r"is UVA's cache .* give the folder of HDF5 files"):
+            open_episodes(cache, SPEC)

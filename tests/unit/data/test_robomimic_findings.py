@@ -49,6 +49,19 @@ def test_good_files_have_no_findings_but_notes(tmp_path: Path) -> None:
     assert "simulators need False" in report
 
 
+def test_masks_of_what_is_not_there_are_told(tmp_path: Path) -> None:
+    masks = {"train": ["demo_1", "demo_9", "demo_7"], "none": [], "valid": ["demo_0"]}
+    path = write_robomimic(tmp_path / "image_abs.hdf5", masks=masks)
+    absent, empty = sorted(severe(path))
+    assert absent.endswith(
+        "the mask 'train' of image_abs.hdf5 names 2 demonstrations that the file does not hold, "
+        "such as 'demo_7'"
+    )
+    assert empty.endswith("the mask 'none' of image_abs.hdf5 names no demonstration")
+    chosen = open_robomimic(path, SPEC, mask="valid").findings()
+    assert {finding.severity for finding in chosen} == {"note"}
+
+
 def test_good_libero_files_too(tmp_path: Path) -> None:
     for mode in ("absolute", "delta"):
         found = open_libero(write_libero(tmp_path / mode, mode=mode)).findings()

@@ -44,7 +44,9 @@ def assert_right(store: ZarrStore) -> None:
         np.testing.assert_allclose(got, values[3:9], rtol=1e-6)
 
 
-@pytest.mark.parametrize("top", [None, "", "dataset.zarr/"], ids=["folder", "zip", "nested zip"])
+@pytest.mark.parametrize(
+    "top", [None, "", "set.zarr/", "a/set.zarr/"], ids=["folder", "zip", "nested", "deeply nested"]
+)
 def test_containers(folder: Path, top: str | None) -> None:
     path = folder if top is None else zipped(folder, top)
     store = open_store(path, SPEC)

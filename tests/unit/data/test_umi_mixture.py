@@ -281,7 +281,7 @@ CUP = {"path": "cup.zarr"}
         ([{**CUP, "mirror_mask": 1}], "'mirror_mask' of .* should be bool, found 1"),
         ([{**CUP, "weight": 0}], "weight of 'cup' should be above 0, found 0"),
         ([{**CUP, "fps": -1}], "rate of 'cup' should be above 0, found -1"),
-        ([{**CUP, "episodes": [0, 9]}], r"episodes of 'cup' names episode 9.* 0\.\.3"),
+        ([{**CUP, "episodes": [0, 9]}], r"list of 'cup' names episode 9.* 0\.\.3"),
         ([CUP, CUP], "Two members of the mixture are called 'cup'"),
         ([{**CUP, "weight": 1}, {"path": "towel.zarr"}], "members towel have no weight"),
         ([{**CUP, "instruction": "a"}, {"path": "towel.zarr"}], "members towel have no instruc"),

@@ -49,7 +49,9 @@ CACHE_LIMIT = 64 * 2**20
 def is_d4rl(path: str | Path) -> bool:
     """Whether the path is an HDF5 file or a folder that holds some."""
     path = Path(path)
-    return path.suffix.lower() in ENDINGS or (path.is_dir() and bool(listed(path, endings=ENDINGS)))
+    if path.is_dir():
+        return bool(listed(path, endings=ENDINGS))
+    return path.is_file() and path.suffix.lower() in ENDINGS
 
 
 def open_d4rl(

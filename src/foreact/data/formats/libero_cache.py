@@ -18,7 +18,9 @@ TOKENS = "data/language/.zarray"
 
 
 def is_libero_cache(path: Path) -> bool:
-    """Whether the path is a zip with a replay buffer that has tokens of sentences."""
+    """Whether the path is a zip or folder with a replay buffer that has tokens of sentences."""
+    if path.is_dir():
+        return (path / TOKENS).is_file()
     if path.suffix.lower() != ".zip" or not path.is_file():
         return False
     try:

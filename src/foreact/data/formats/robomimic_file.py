@@ -83,6 +83,10 @@ class DemoFile:
     demos: Sequence[Demo]
     masks: Mapping[str, Sequence[str]]
 
+    def absent(self, key: str) -> list[str]:
+        """Demonstrations that a mask names and the file does not hold, by their numbers."""
+        return sorted({*self.masks[key]} - {demo.name for demo in self.demos}, key=_number)
+
     def masked(self, key: str) -> DemoFile:
         """The file as if it held the demonstrations of one mask only.
 
@@ -92,14 +96,15 @@ class DemoFile:
         if key not in self.masks:
             raise UserError(f"{self.path} has no mask '{key}'{did_you_mean(key, self.masks)}")
         wanted = set(self.masks[key])
-        if absent := sorted(wanted - {demo.name for demo in self.demos}):
+        if absent := self.absent(key):
             raise UserError(
                 f"The mask '{key}' of {self.path} names {len(absent)} demonstrations that the file "
                 f"does not hold, such as '{absent[0]}'; use the file that the mask was made for."
             )
         if not wanted:
             raise UserError(f"The mask '{key}' of {self.path} names no demonstration; use another.")
-        return replace(self, demos=[demo for demo in self.demos if demo.name in wanted])
+        demos = [demo for demo in self.demos if demo.name in wanted]
+        return replace(self, demos=demos, masks={key: self.masks[key]})
 
 
 def holds_demos(path: Path) -> bool:
@@ -145,7 +150,7 @@ def read_demo_file(path: Path) -> DemoFile:
             path,
             {name: _plain(value) for name, value in data.attrs.items()},
             [_read_demo(path, name, data[name]) for name in sorted(names, key=_number)],
-            {key: _names(array) for key, array in masks.items()},
+            {key: _names(array) for key, array in masks.items() if hasattr(array, "shape")},
         )
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from foreact.data.formats.robomimic_actions import ARM, mode_of
+from foreact.data.formats.robomimic_file import DemoFile
 from foreact.data.rotations import QUATERNION_NORM, Form, angle_between, convert
 from foreact.data.stores.findings import Finding
 
@@ -61,6 +62,7 @@ def _files(store: RobomimicStore) -> list[Finding]:
         if file.masks:
             masks = ", ".join(f"{key} ({len(names)})" for key, names in file.masks.items())
             findings.append(_note(f"{file.path.name} has the masks {masks}"))
+        findings += _absent(file)
     ways = {
         "none": "shown as they are stored",
         "vertical": "stored upside down, and shown upright",
@@ -75,6 +77,23 @@ def _files(store: RobomimicStore) -> list[Finding]:
                     f"pictures of '{camera}' are compressed {count} at a time: to learn from "
                     "them in random order, copy them first (`foreact data import`)"
                 )
+            )
+    return findings
+
+
+def _absent(file: DemoFile) -> list[Finding]:
+    """Masks that name demonstrations which are not there; no mask is in use here."""
+    findings = []
+    for key, names in file.masks.items():
+        if absent := file.absent(key):
+            text = (
+                f"the mask '{key}' of {file.path.name} names {len(absent)} demonstrations that the "
+                f"file does not hold, such as '{absent[0]}'"
+            )
+            findings.append(Finding("error", text))
+        elif not names:
+            findings.append(
+                Finding("warning", f"the mask '{key}' of {file.path.name} names no demonstration")
             )
     return findings
 

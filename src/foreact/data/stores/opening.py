@@ -38,6 +38,10 @@ def open_episodes(
     """
     format_ = recognised(path)
     if format_ is None:
+        if Path(path).suffix == ".json" and Path(path).is_file():
+            raise UserError(
+                f"{path} is no store but JSON, as mixtures of stores are; name one of its members."
+            )
         return open_store(path, spec, memory_limit=memory_limit)
     chosen = (options or {}).get(format_.name, {})
     for option in chosen:

@@ -7,6 +7,7 @@ JPEG-XL frames has a million files, and its worker processes share the handle wh
 from __future__ import annotations
 
 import os
+import posixpath
 import struct
 import zipfile
 import zlib
@@ -25,7 +26,8 @@ class ZipDirectory:
         path: the zip.
 
     Attributes:
-        top: the one folder that all files lie in, with "/" at its end; "" where there is none.
+        top: the innermost folder that all files lie in, with "/" at its end; "" where there is
+            none.
 
     Raises:
         OSError, zipfile.BadZipFile: it is none.
@@ -39,8 +41,8 @@ class ZipDirectory:
         self._sizes = np.array([entry.compress_size for entry in entries], np.int64)
         self._sums = np.array([entry.CRC for entry in entries], np.uint32)
         self._methods = np.array([entry.compress_type for entry in entries], np.int16)
-        tops = {name.partition("/")[0] for name in self.numbers}
-        top = f"{next(iter(tops))}/" if len(tops) == 1 else ""
+        folders = {name.rpartition("/")[0] for name in self.numbers}
+        top = f"{common}/" if (common := posixpath.commonpath(folders or [""])) else ""
         self.top = top if any(name.startswith(f"{top}data/") for name in self.numbers) else ""
         self._file = path.open("rb", buffering=0)
 

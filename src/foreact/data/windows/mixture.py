@@ -247,6 +247,14 @@ def _check_members(members: Sequence[Member]) -> None:
                 f"The weight of '{member.name}' should be above 0, found {member.weight:g}; leave "
                 "a member out that is not to be used."
             )
+        if member.instruction is not None and not member.instruction.strip():
+            raise UserError(
+                f"The instruction of '{member.name}' is empty; write it, or leave it out."
+            )
+        if member.stride < 1:
+            raise UserError(
+                f"The stride of '{member.name}' should be 1 or more, found {member.stride}."
+            )
         if member.fps is not None and not 0.0 < member.fps < math.inf:
             raise UserError(f"The rate of '{member.name}' should be above 0, found {member.fps:g}.")
 
@@ -263,4 +271,4 @@ def _episodes(member: Member, episodes: int, lists: Mapping[str, Any] | None) ->
         return listed_episodes(lists, member.name, episodes)
     if member.episodes is None:
         return np.arange(episodes)
-    return check_episodes(member.episodes, episodes, f"The episodes of '{member.name}'")
+    return check_episodes(member.episodes, episodes, f"The list of '{member.name}'")

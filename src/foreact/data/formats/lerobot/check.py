@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from foreact.data.formats.lerobot.check_pictures import check_pictures
 from foreact.data.formats.lerobot.check_videos import check_videos
 from foreact.data.formats.lerobot.episodes import orphans
 from foreact.data.formats.lerobot.info import BOOKKEEPING
 from foreact.data.formats.lerobot.readers import STAMP_ERROR
 from foreact.data.formats.lerobot.stats import number_stats
+from foreact.data.formats.lerobot.tables import open_parquet
 from foreact.data.stores.findings import Finding
 from foreact.errors import UserError, in_short
 from foreact.files import parse_json, read_text
@@ -31,10 +33,12 @@ def check_set(store: LeRobotStore) -> list[Finding]:
     """Compare all parts of a set with each other; see `EpisodeStore.findings`."""
     return [
         *_check_features(store),
+        *_check_columns(store),
         *_check_counts(store),
         *_check_rows(store),
         *_check_tasks(store),
         *check_videos(store),
+        *check_pictures(store),
         *_check_stats(store),
         *_check_orphans(store),
     ]
@@ -60,6 +64,18 @@ def _check_features(store: LeRobotStore) -> list[Finding]:
                 text = f"'{name}' has integers up to {largest:.0f}, which float32 rounds"
                 found.append(Finding("warning", text))
     return found
+
+
+def _check_columns(store: LeRobotStore) -> list[Finding]:
+    """Columns that info.json does not declare; they are not read."""
+    if not store.rows.files:
+        return []
+    with open_parquet(store.rows.files[0]) as opened:
+        extra = [name for name in opened.schema_arrow.names if name not in store.facts.features]
+    if not extra:
+        return []
+    text = f"the data files have columns that info.json does not declare: {', '.join(extra)}"
+    return [Finding("warning", f"{text}; they are left out, and lerobot refuses the set")]
 
 
 def _check_counts(store: LeRobotStore) -> list[Finding]:
@@ -91,9 +107,12 @@ def _check_rows(store: LeRobotStore) -> list[Finding]:
             found.append(Finding("warning", text))
     stamps = store.rows.whole("timestamp", [1])[:, 0].astype(np.float64)
     fps, last = store.facts.fps, store.starts[1:] - 1
+    periods = np.delete(np.diff(stamps), last)
+    if (stuck := int((~(periods > 0)).sum() + (~np.isfinite(stamps[store.starts])).sum())) > 0:
+        text = f"time stamps of {stuck} rows are no numbers, or do not rise within an episode"
+        found.append(Finding("error", text))
     off = np.abs(stamps - store.step_numbers / fps) > STAMP_ERROR
     if off.any():
-        periods = np.delete(np.diff(stamps), last)
         usual = float(np.median(periods)) if len(periods) else 0.0
         rate = f"{1 / usual:.4g} Hz" if usual > 0 else "no rate"
         text = (

@@ -8,6 +8,7 @@ import numpy as np
 
 from foreact.data.formats.lerobot.episodes import VideoPlaces
 from foreact.data.formats.lerobot.readers import STAMP_ERROR
+from foreact.data.formats.mp4_index import look_at_video
 from foreact.data.stores.findings import Finding
 from foreact.errors import UserError
 from foreact.progress import Progress
@@ -45,6 +46,9 @@ def _check_file(
     episodes = episodes[np.argsort(places.start[episodes], kind="stable")]
     index = store.frames.index(file)
     found, rows = [], int(store.lengths[episodes].sum())
+    if (size := look_at_video(file).size) != store.spec.cameras[camera]:
+        text = f"{where} has pictures of {size}, the first file of {store.spec.cameras[camera]}"
+        found.append(Finding("error", text))
     if len(index) < rows:
         text = f"{where} has {len(index)} pictures for {rows} rows: pictures slide against actions"
         found.append(Finding("error", text))
@@ -54,7 +58,7 @@ def _check_file(
         times = places.start[episode] + store.seconds[start : start + length]
         numbers = index.nearest(times)
         distance = float(np.abs(index.times[numbers] - times).max())
-        if distance > 0.5 / fps + STAMP_ERROR:
+        if not distance <= 0.5 / fps + STAMP_ERROR:  # a time that is no number too
             absent.append(int(episode))
         else:
             off = max(off, distance)
@@ -79,7 +83,8 @@ def _check_neighbours(
 ) -> list[Finding]:
     """Episodes in the order of their pictures: do they overlap, or leave pictures between them?"""
     period, found = 1 / store.facts.fps, []
-    ends = places.start[episodes] + store.lengths[episodes] * period
+    last = store.seconds[store.starts[episodes] + store.lengths[episodes] - 1]
+    ends = places.start[episodes] + last + period
     between = places.start[episodes[1:]] - ends[:-1]
     over = np.flatnonzero(between < -period / 2)
     if len(over):

@@ -26,13 +26,12 @@ class VideoPlaces:
     Attributes:
         files: each file once.
         file_of: int64 (E,) number in `files` of each episode.
-        start, end: float64 (E,) seconds on the clock of its file.
+        start: float64 (E,) seconds on the clock of its file, of its first picture.
     """
 
     files: Sequence[Path]
     file_of: np.ndarray
     start: np.ndarray
-    end: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -71,7 +70,7 @@ def read_episodes(info: Info, cameras: Sequence[Feature]) -> Episodes:
         raise UserError(f"{folder} holds no parquet file; {AGAIN}.")
     names = ["episode_index", "dataset_from_index", "dataset_to_index"]
     names += ["data/chunk_index", "data/file_index"]
-    parts = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+    parts = ("chunk_index", "file_index", "from_timestamp")
     for camera in cameras:
         names += [f"videos/{camera.key}/{part}" for part in parts]
     columns = {name: [] for name in names}
@@ -99,7 +98,11 @@ def _require_consecutive(
 ) -> None:
     if not np.array_equal(index, np.arange(len(index))) or len(index) == 0:
         lacking = np.setdiff1d(np.arange(len(index)), index)
-        which = f"episode {lacking[0]} is missing" if len(lacking) else "there is none"
+        twice = index[1:][np.diff(index) == 0]
+        if len(twice):
+            which = f"episode {twice[0]} is there more than once"
+        else:
+            which = f"episode {lacking[0]} is missing" if len(lacking) else "there is none"
         raise UserError(f"{folder} should list episodes 0, 1, ... once each, {which}; {AGAIN}.")
     wrong = np.flatnonzero((starts != np.append(0, ends[:-1])) | (ends <= starts))
     if len(wrong):
@@ -125,12 +128,17 @@ def _video_places(info: Info, camera: Feature, whole: Mapping[str, np.ndarray]) 
             f"{missing[0]} is missing ({len(missing)} of the {len(files)} videos of "
             f"'{camera.key}'); copy or download the set again."
         )
+    start = whole[f"videos/{camera.key}/from_timestamp"].astype(np.float64)
+    if len(wrong := np.flatnonzero(~np.isfinite(start))):
+        raise UserError(
+            f"The videos of '{camera.key}' in {info.root} have a from_timestamp of "
+            f"{start[wrong[0]]} for episode {wrong[0]}; {AGAIN}."
+        )
     numbers_ = {place: number for number, place in enumerate(unique)}
     return VideoPlaces(
         files,
         np.array([numbers_[place] for place in places], np.int64),
-        whole[f"videos/{camera.key}/from_timestamp"].astype(np.float64),
-        whole[f"videos/{camera.key}/to_timestamp"].astype(np.float64),
+        start,
     )
 
 

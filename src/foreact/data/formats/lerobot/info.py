@@ -117,8 +117,8 @@ def short_name(key: str) -> str:
 
 
 def is_lerobot(path: Path) -> bool:
-    """Whether the path is a folder with a meta/info.json."""
-    return (path / INFO).is_file()
+    """Whether the path is a folder with a meta/info.json, or with the other half of its `meta`."""
+    return (path / INFO).is_file() or (path / "meta" / "episodes").is_dir()
 
 
 def read_info(root: Path) -> Info:
@@ -175,9 +175,11 @@ def _feature(key: str, raw: Mapping[str, Any]) -> Feature:
 
 
 def _flat(names: Any) -> Iterator[str]:
-    """The texts in lists, and in values of dicts, however deep."""
+    """The texts in lists and in values of dicts, however deep, or the keys of {name: number}."""
     if isinstance(names, str):
         yield names
+    elif isinstance(names, Mapping) and all(type(n) is int for n in names.values()):
+        yield from sorted(names, key=lambda name: names[name])
     elif isinstance(names, Mapping):
         for value in names.values():
             yield from _flat(value)

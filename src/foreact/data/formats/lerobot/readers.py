@@ -92,7 +92,8 @@ class VideoRows:
         numbers = index.nearest(times)
         off = np.abs(index.times[numbers] - times)
         # Half a period and what rounding adds: a stamp just between two pictures has both.
-        if (worst := int(off.argmax())) >= 0 and off[worst] > 0.5 / self._fps + STAMP_ERROR:
+        # Written so that a time that is no number is refused too.
+        if not off[worst := int(off.argmax())] <= 0.5 / self._fps + STAMP_ERROR:
             raise UserError(
                 f"{file} has no picture at {times[worst]:.3f} s, where episode {episode[worst]} "
                 f"has a step (the nearest is {off[worst]:.3f} s away, its last at "

@@ -45,8 +45,9 @@ def resolve_spec(
     if given is None:
         return own
     where = f"The set {info.root}"
+    cameras = [name for name, f in info.streams().items() if f.kind in ("video", "image")]
     for kind, wanted, has in (
-        ("camera", given.cameras, own.cameras),
+        ("camera", given.cameras, cameras),
         ("state", given.state, own.state),
     ):
         if lacking := [name for name in wanted if name not in has]:

@@ -72,12 +72,16 @@ def numbers(column: pa.ChunkedArray, dims: int, where: str) -> np.ndarray:
     with decoding(f"{where} is damaged"):
         values: Any = column.combine_chunks()
         count, empty = len(column), column.null_count
+        uneven = False
         while isinstance(values, pa.ListArray | pa.LargeListArray | pa.FixedSizeListArray):
+            lengths = values.value_lengths().unique()
+            uneven |= len(lengths) > 1 and not empty
             values = values.flatten()
             empty += values.null_count
         flat = values.to_numpy(zero_copy_only=False) if not empty else np.empty(0)
-    if empty or flat.dtype.kind not in "iufb" or len(flat) != count * dims:
-        found = f"{empty} empty ones" if empty else f"{len(flat)} of type {flat.dtype}"
+    if empty or uneven or flat.dtype.kind not in "iufb" or len(flat) != count * dims:
+        found = f"{len(flat)} of type {flat.dtype}"
+        found = f"{empty} empty ones" if empty else "rows of several lengths" if uneven else found
         raise UserError(
             f"{where} should hold {count} x {dims} numbers, found {found}; record or convert the "
             "set again."
