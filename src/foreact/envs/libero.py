@@ -183,7 +183,7 @@ class LiberoEnv:
 
     def _place(self, world: RobosuiteEnv, seed: int) -> None:
         """Decide what the next reset draws."""
-        np.random.seed(seed)  # noqa: NPY002 - LIBERO knows no other generator
+        np.random.seed(seed)
         if (rng := getattr(world.simulator, "rng", None)) is not None:  # robosuite from 1.5 on
             rng.bit_generator.state = np.random.default_rng(seed).bit_generator.state
 

@@ -1,4 +1,4 @@
-"""robosuite's worlds with the names of robomimic's files, so that policies of those files act here."""
+"""robosuite's worlds with the names of robomimic's files, for policies that learned from those."""
 
 from __future__ import annotations
 
