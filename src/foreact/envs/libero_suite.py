@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -136,9 +136,8 @@ def task_told(tasks: Sequence[LiberoTask], instruction: str) -> LiberoTask:
     Raises:
         UserError: it is of none.
     """
-    told = {
-        task.instruction(form): task for form in ("task", "file") for task in tasks
-    }  # sentences differ even where scenes do not
+    forms: tuple[TextForm, ...] = get_args(TextForm)
+    told = {task.instruction(form): task for form in forms for task in tasks}
     if instruction not in told:
         raise UserError(
             f"No task of LIBERO's is told '{instruction}'{did_you_mean(instruction, told)}"

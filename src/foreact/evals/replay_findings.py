@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from foreact.data.rotations import angle_between, convert
+from foreact.data.rotations import Form, angle_between, convert
 from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.stores.findings import Finding
 from foreact.evals.replay import Replayed, Stream
@@ -135,7 +135,7 @@ def _of_targets(store: EpisodeStore, replayed: Sequence[Replayed]) -> list[Findi
     spec = store.spec
     sizes = {name: len(names) for name, names in spec.state.items()}
     positions = [n for n, size in sizes.items() if n.endswith(("eef_pos", "ee_pos")) and size == 3]
-    forms = {"eef_quat": (4, "quat_xyzw"), "ee_ori": (3, "axis_angle")}
+    forms: dict[str, tuple[int, Form]] = {"eef_quat": (4, "quat_xyzw"), "ee_ori": (3, "axis_angle")}
     rotations = [
         (n, form)
         for n, size in sizes.items()
