@@ -9,6 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from foreact.data.formats.robomimic_store import RobomimicStore
+from foreact.data.stores.companion import AccompaniedStore
 from foreact.data.stores.episodes import EpisodeStore
 from foreact.errors import UserError
 from foreact.worlds import Env, Restorable, Told
@@ -55,8 +56,9 @@ def recordings(env: Env, store: EpisodeStore) -> Callable[[int], Recording]:
     Raises:
         UserError: nothing says how its episodes began.
     """
-    if isinstance(store, RobomimicStore):
-        return lambda episode: _of_file(store, episode)
+    files = store.store if isinstance(store, AccompaniedStore) else store
+    if isinstance(files, RobomimicStore):
+        return lambda episode: _of_file(files, episode)
     start: Start
     if isinstance(env, Restorable) and "initial_state" in store.info_names:
         start, starts = "state", store.info("initial_state")
