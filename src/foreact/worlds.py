@@ -47,6 +47,15 @@ class Restorable(Protocol):
         ...
 
 
+@runtime_checkable
+class Told(Protocol):
+    """A world of several tasks, which are told apart by their instructions."""
+
+    def choose(self, instruction: str) -> None:
+        """Go to the task of an instruction, where `Restorable.restore` then begins episodes."""
+        ...
+
+
 class Expert(Protocol):
     """Acts expertly, one episode at a time; may look at the simulator's state."""
 

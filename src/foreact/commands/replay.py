@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.stores.fingerprint import fingerprint
+from foreact.envs.robomimic import RobomimicEnv
 from foreact.envs.robosuite_env_args import make_from_env_args
 from foreact.errors import UserError
 from foreact.evals import replay_report
 from foreact.evals.env_pool import make_env
 from foreact.evals.replay import Replayed, measured_streams, play_again
 from foreact.evals.replay_findings import findings
+from foreact.evals.replay_recordings import notes_of
 from foreact.evals.report import write_report
 from foreact.files import write_json
 from foreact.runs.acting import with_variant
@@ -24,7 +27,7 @@ from foreact.worlds import Env, Task
 
 RESULT = "replay.json"
 ENV_ARGS = "env_args"
-"""Note of a store that describes its simulator as robomimic does."""
+"""Note of a store that describes the simulator of each file as robomimic does."""
 
 
 def replay(
@@ -84,8 +87,13 @@ def replay(
 
 def _world(task: Task, store: EpisodeStore, variant: str | None) -> Env:
     """The simulator that the data were recorded in, where they describe it, else the task's."""
-    if described := store.attrs.get(ENV_ARGS):
-        return make_from_env_args(described, shadows=variant != "no-shadows")
+    described = notes_of(store).get(ENV_ARGS)
+    # LIBERO's files describe scenes of many classes; its task knows them by their instructions.
+    if isinstance(described, Mapping) and len(described) == 1 and not store.spec.has_text:
+        (env_args,) = described.values()
+        if env_args is not None:
+            shadows = variant != "no-shadows"
+            return RobomimicEnv(make_from_env_args(env_args, shadows=shadows))
     if task.env is None:
         raise UserError(
             f"Nothing simulates task '{task.name}', so nothing can be replayed in it; name a task "

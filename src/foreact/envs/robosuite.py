@@ -1,6 +1,7 @@
 """robosuite's Panda at a table: Lift, Can, Square and ToolHang under absolute control.
 
-See also `robosuite_experts` and, for the worlds that data sets describe, `robosuite_env_args`.
+See also `robosuite_experts`, `robomimic` for the names that ToolHang's demonstrations use, and, for
+the worlds that data sets describe, `robosuite_env_args`.
 """
 
 from __future__ import annotations
@@ -266,13 +267,3 @@ def make_square() -> RobosuiteEnv:
 def make_square_shadows() -> RobosuiteEnv:
     """Put a square nut over its peg, pictures as robosuite draws them."""
     return RobosuiteEnv(SQUARE, shadows=True)
-
-
-def make_tool_hang() -> RobosuiteEnv:
-    """Assemble a stand and hang a tool on it, pictures as robosuite draws them."""
-    return RobosuiteEnv(TOOL_HANG, shadows=True)
-
-
-def make_tool_hang_no_shadows() -> RobosuiteEnv:
-    """Assemble a stand and hang a tool on it, fast pictures."""
-    return RobosuiteEnv(TOOL_HANG)

@@ -149,14 +149,17 @@ class Hand:
 
 
 class Arm:
-    """The arm of a simulator's only robot: its frames, and what of it a reset must set."""
+    """The arm of a simulator's only robot: its frames, and what of it a reset must set.
+
+    From robosuite 1.5 on a robot's parts are kept by the name of their arm, before they were not.
+    """
 
     def __init__(self, simulator: Any) -> None:
         robot = simulator.robots[0]
         self._simulator, self._robot = simulator, robot
-        self._site = robot.eef_site_id[ARM]
-        self._body = simulator.sim.model.body_name2id(robot.robot_model.eef_name[ARM])
-        self._fingers = np.array(robot._ref_gripper_joint_pos_indexes[ARM])
+        self._site = _of_arm(robot.eef_site_id)
+        self._body = simulator.sim.model.body_name2id(_of_arm(robot.robot_model.eef_name))
+        self._fingers = np.array(_of_arm(robot._ref_gripper_joint_pos_indexes))
         self._joints = np.array(robot._ref_joint_pos_indexes)
 
     @property
@@ -184,7 +187,7 @@ class Arm:
     @property
     def memory(self) -> np.ndarray:
         """What its controllers remember: joints that free motion tends to, gripper's set point."""
-        gripper = self._robot.gripper[ARM]
+        gripper = _of_arm(self._robot.gripper)
         # One number until the first action, then one for each actuator.
         set_point = np.broadcast_to(gripper.current_action, len(gripper.actuators))
         return np.concatenate([self._controller.initial_joint, set_point])
@@ -193,8 +196,13 @@ class Arm:
     def memory(self, values: np.ndarray) -> None:
         joints = len(self._joints)
         self._controller.update_initial_joints(values[:joints])
-        self._robot.gripper[ARM].current_action = np.array(values[joints:])
+        _of_arm(self._robot.gripper).current_action = np.array(values[joints:])
 
     @property
     def _controller(self) -> Any:
-        return self._robot.part_controllers[ARM]
+        by_arm = getattr(self._robot, "part_controllers", None)
+        return self._robot.controller if by_arm is None else by_arm[ARM]
+
+
+def _of_arm(part: Any) -> Any:
+    return part[ARM] if isinstance(part, Mapping) else part

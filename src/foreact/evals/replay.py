@@ -15,10 +15,11 @@ import numpy as np
 from foreact.data.rotations import angle_between, convert
 from foreact.data.stores.episodes import EpisodeStore
 from foreact.errors import UserError
+from foreact.evals.replay_recordings import Recording, Start, recordings
 from foreact.evals.video import psnr
 from foreact.progress import Progress
 from foreact.types import StreamSpec
-from foreact.worlds import Env, Restorable
+from foreact.worlds import Env
 
 ORIENTATIONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
     "upright": lambda frames: frames,
@@ -30,6 +31,9 @@ ORIENTATIONS: Mapping[str, Callable[[np.ndarray], np.ndarray]] = {
 """What may have been done to recorded pictures (..., H, W, 3); doing it again undoes it."""
 MOST_DB = 60.0
 """PSNR that stands for equal pictures, so that means stay finite."""
+
+AXIS_ANGLE = ("rx", "ry", "rz")
+"""Names of a state that is a rotation of 3 numbers."""
 
 View = tuple[str, str, str]
 """A recorded camera, the simulator's camera that it is compared with, and an orientation."""
@@ -58,7 +62,8 @@ class Stream:
         if self.kind == "position":
             return 100.0 * np.linalg.norm(a - b, axis=-1)
         if self.kind == "rotation":
-            form = "quat_xyzw" if self.names[-1].endswith("w") else "quat_wxyz"
+            quaternion = "quat_xyzw" if self.names[-1].endswith("w") else "quat_wxyz"
+            form = "axis_angle" if len(self.names) == 3 else quaternion
             matrices = convert(a, form, "matrix"), convert(b, form, "matrix")
             return np.degrees(angle_between(*matrices))
         angles = np.array([name.endswith("angle") for name in self.names])
@@ -85,7 +90,7 @@ class Replayed:
 
     episode: int
     name: str
-    start: Literal["state", "seed"]
+    start: Start
     steps: int
     recorded_steps: int
     score: float
@@ -104,7 +109,7 @@ def measured_streams(recorded: StreamSpec, simulated: StreamSpec) -> list[Stream
         kind: Literal["position", "rotation", "numbers"] = "numbers"
         if name.endswith("pos") and len(names) == 3:
             kind = "position"
-        elif name.endswith("quat") and len(names) == 4:
+        elif (name.endswith("quat") and len(names) == 4) or tuple(names) == AXIS_ANGLE:
             kind = "rotation"
         streams.append(Stream(name=name, kind=kind, names=tuple(names)))
     return streams
@@ -138,8 +143,10 @@ def play_again(
 ) -> list[Replayed]:
     """Play the recorded actions of some episodes.
 
-    An episode begins at its `initial_state` where the store keeps one and the world is
-    `Restorable`, else with its `seed`. Frame t is compared before action t.
+    An episode begins at its recorded state where the store keeps one and the world is
+    `Restorable`, else with its `seed`; files of demonstrations begin before their first action. In
+    a world that is `Told`, the episode's instruction chooses the task. What an action led to is
+    compared with the frame that was recorded then.
 
     Args:
         env: the simulator.
@@ -152,55 +159,40 @@ def play_again(
         UserError: actions of another kind, or nothing that says how episodes began.
     """
     require_same_actions(store, env.spec)
-    start: Literal["state", "seed"]
-    if isinstance(env, Restorable) and "initial_state" in store.info_names:
-        start, starts = "state", store.info("initial_state")
-    elif "seed" in store.info_names:
-        start, starts = "seed", store.info("seed")
-    else:
-        raise UserError(
-            f"{store.label} does not say how its episodes began: a replay needs `initial_state` "
-            f"or `seed` for each, found {store.info_names or 'nothing'}."
-        )
-    scores = store.info("score") if "score" in store.info_names else None
+    recording_of = recordings(env, store)
     with Progress(total=len(episodes), desc="replay", unit="episode", disable=not progress) as bar:
         replayed = []
         for episode in episodes:
-            first = (
-                env.restore(starts[episode])
-                if start == "state" and isinstance(env, Restorable)
-                else env.reset(int(starts[episode]))
-            )
-            seen, rewards = _play(env, store, episode, first)
+            recording = recording_of(episode)
+            seen, rewards = _play(env, recording)
+            length = int(store.lengths[episode])
+            shown = seen[recording.lead :][:length]
             replayed.append(
                 Replayed(
                     episode=episode,
                     name=store.names[episode],
-                    start=start,
-                    steps=len(rewards),
-                    recorded_steps=int(store.lengths[episode]),
+                    start=recording.start,
+                    steps=len(shown),
+                    recorded_steps=length,
                     score=max(rewards) if score == "max" else sum(rewards),
-                    recorded_score=None if scores is None else float(scores[episode]),
-                    **_compared(env.spec, store, episode, seen),
+                    recorded_score=recording.score,
+                    **_compared(env.spec, store, episode, shown),
                 )
             )
             bar.update()
     return replayed
 
 
-def _play(
-    env: Env, store: EpisodeStore, episode: int, first: dict[str, np.ndarray]
-) -> tuple[list[dict[str, np.ndarray]], list[float]]:
-    """What was seen before each action, and the reward that each brought."""
-    actions = store.read(episode, 0, int(store.lengths[episode]), ["action"])["action"]
-    seen, rewards = [first], []
-    for action in actions:
+def _play(env: Env, recording: Recording) -> tuple[list[dict[str, np.ndarray]], list[float]]:
+    """What is seen at the start and after each action, and the reward that each brings."""
+    seen, rewards = [recording.begin(env)], []
+    for action in recording.actions:
         out = env.step(action)
         seen.append(out.obs)
         rewards.append(float(out.reward))
         if out.terminated:
             break
-    return seen[: len(rewards)], rewards
+    return seen, rewards
 
 
 def _compared(

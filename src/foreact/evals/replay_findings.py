@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from foreact.data.rotations import angle_between, convert
+from foreact.data.rotations import Form, angle_between, convert
 from foreact.data.stores.episodes import EpisodeStore
 from foreact.data.stores.findings import Finding
 from foreact.evals.replay import Replayed, Stream
@@ -133,8 +133,15 @@ def _of_scores(replayed: Sequence[Replayed]) -> list[Finding]:
 def _of_targets(store: EpisodeStore, replayed: Sequence[Replayed]) -> list[Finding]:
     """Whether absolute targets of a hand look like deltas, of another frame, or a quarter off."""
     spec = store.spec
-    positions = [n for n, names in spec.state.items() if n.endswith("eef_pos") and len(names) == 3]
-    rotations = [n for n, names in spec.state.items() if n.endswith("eef_quat") and len(names) == 4]
+    sizes = {name: len(names) for name, names in spec.state.items()}
+    positions = [n for n, size in sizes.items() if n.endswith(("eef_pos", "ee_pos")) and size == 3]
+    forms: dict[str, tuple[int, Form]] = {"eef_quat": (4, "quat_xyzw"), "ee_ori": (3, "axis_angle")}
+    rotations = [
+        (n, form)
+        for n, size in sizes.items()
+        for ending, (wanted, form) in forms.items()
+        if n.endswith(ending) and size == wanted
+    ]
     if spec.action is None or spec.action.dim != 10 or not positions or not rotations:
         return []
     rows = np.concatenate(
@@ -155,7 +162,8 @@ def _of_targets(store: EpisodeStore, replayed: Sequence[Replayed]) -> list[Findi
                 f"within a few: they {'look like deltas' if deltas else 'are of another frame'}.",
             )
         )
-    body = convert(store.gather(rotations[0], rows), "quat_xyzw", "matrix")
+    name, form = rotations[0]
+    body = convert(store.gather(name, rows), form, "matrix")
     target = convert(action[:, 3:9], "rows_6d", "matrix")
     quarter = convert(np.array([0.0, 0.0, -np.pi / 2]), "axis_angle", "matrix")
     site = float(np.degrees(np.median(angle_between(body @ quarter, target))))

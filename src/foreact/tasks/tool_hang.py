@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-from foreact.data.formats.robomimic_actions import pose_action
-from foreact.types import StreamSpec
+from foreact.envs.robomimic import STATE, robomimic_spec
+from foreact.envs.robosuite import TOOL_HANG
 from foreact.worlds import Task
-
-RATE_HZ = 20.0
-SIZE = (240, 240)
 
 TASK = Task(
     name="tool-hang",
-    spec=StreamSpec(
-        cameras={"sideview_image": SIZE, "robot0_eye_in_hand_image": SIZE},
-        fps=RATE_HZ,
-        action=pose_action(RATE_HZ),
-        state={
-            "robot0_eef_pos": ("x", "y", "z"),
-            "robot0_eef_quat": ("qx", "qy", "qz", "qw"),
-            "robot0_gripper_qpos": ("finger_0", "finger_1"),
-        },
-    ),
+    spec=robomimic_spec(TOOL_HANG),
     camera="sideview_image",
     wrist_camera="robot0_eye_in_hand_image",
-    proprioception={"robot0_eef_pos": 3, "robot0_eef_quat": 4, "robot0_gripper_qpos": 2},
+    env="foreact.envs.robomimic:make_tool_hang",
+    variants={
+        "shadows": "foreact.envs.robomimic:make_tool_hang",
+        "no-shadows": "foreact.envs.robomimic:make_tool_hang_no_shadows",
+    },
+    proprioception={stream: len(names) for stream, names in STATE.items()},
     statistics={
         "action": "positions",
         "robot0_eef_pos": "range",

@@ -175,6 +175,9 @@ class RobomimicStore(EpisodeStore):
         Raises:
             UserError: no such episode, or the file does not hold its states.
         """
+        return self._state(episode, self.lag)
+
+    def _state(self, episode: int, row: int) -> np.ndarray:
         self._first_row(episode, 0, 0)
         found = self.episodes[episode]
         if "states" not in found.demo.arrays:
@@ -183,7 +186,22 @@ class RobomimicStore(EpisodeStore):
                 "states to begin episodes where demonstrations did."
             )
         with decoding(f"The states of '{found.demo.name}' in {found.file.path} cannot be read"):
-            return np.asarray(found.dataset("states")[self.lag], np.float64).reshape(-1)
+            return np.asarray(found.dataset("states")[row], np.float64).reshape(-1)
+
+    def recording(self, episode: int) -> tuple[np.ndarray, np.ndarray]:
+        """State before the first action of the file, and all actions, with those left out.
+
+        Returns:
+            float64 (D,), and float32 (T, A) as the stream "action" has them; the first `lag` of
+            them lead to the episode's first row.
+
+        Raises:
+            UserError: no such episode, or the file does not hold its states.
+        """
+        keys = {f.path: k for f, k in zip(self.files, self.action_keys, strict=True)}
+        state, found = self._state(episode, 0), self.episodes[episode]
+        actions = found.read(keys[found.file.path]).reshape(found.demo.length, -1)
+        return state, self._as_spec(actions).astype(np.float32)
 
     def reader(self, stream: str) -> Rows:
         if stream not in self._readers:
@@ -217,10 +235,14 @@ class RobomimicStore(EpisodeStore):
             parts = self.stored(f"obs/{stream}")
             return _held([x[: len(x) - self.lag] for x in parts])
         if stream == "action" and self.spec.action is not None:
-            dim = self.spec.action.dim
-            parts = [x[self.lag :] for x in self.stored_actions()]
-            return _held([x if x.shape[1] == dim else to_poses(x) for x in parts])
+            return _held([self._as_spec(x[self.lag :]) for x in self.stored_actions()])
         raise UserError(f"{self.label} has no stream '{stream}'; it has {self.streams}.")
+
+    def _as_spec(self, actions: np.ndarray) -> np.ndarray:
+        """Stored actions (T, D) as the spec has them."""
+        action = self.spec.action
+        is_same = action is None or actions.shape[1] == action.dim
+        return actions if is_same else to_poses(actions)
 
     def _pictures(self, camera: str, episode: int) -> Rows:
         found = self.episodes[episode]
