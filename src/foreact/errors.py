@@ -73,13 +73,13 @@ LONGEST_WORD = 500
 def on_one_line(text: str) -> str:
     """A text of printing characters and words of bearable length; names in files may hold any."""
     printable = "".join(c if c.isprintable() else " " for c in text)
-    words = printable.split(" ")
+    words = printable.split()
     return " ".join(w if len(w) <= LONGEST_WORD else f"{w[:97]}..." for w in words)
 
 
 def in_short(error: BaseException) -> str:
     """An exception of another project as part of a sentence: one line of printable text."""
-    text = " ".join(on_one_line(str(error)).split())
+    text = on_one_line(str(error))
     text = text if len(text) <= 200 else text[:197] + "..."
     is_telling = isinstance(error, OSError) or type(error) in (ValueError, RuntimeError)
     return text if text and is_telling else f"{type(error).__name__}: {text}".removesuffix(": ")

@@ -27,6 +27,7 @@ from support.manipulation_files import (
 )
 
 from foreact.data.formats.libero import LiberoStore, is_libero, open_libero
+from foreact.data.formats.libero_cache import is_libero_cache
 from foreact.data.formats.robomimic import is_robomimic
 from foreact.data.formats.robomimic_actions import to_poses
 from foreact.data.formats.robomimic_file import read_demo_file
@@ -211,3 +212,14 @@ def test_the_cache_of_the_reference_is_refused(tmp_path: Path) -> None:
     for cache in (path, folder):
         with pytest.raises(UserError, match=r"is UVA's cache .* give the folder of HDF5 files"):
             open_episodes(cache, SPEC)
+
+
+def test_a_zip_that_no_reader_knows_is_no_cache(tmp_path: Path) -> None:
+    """Recognising a format is not the place to refuse a damaged file."""
+    path = tmp_path / "odd.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a", b"")
+    data = bytearray(path.read_bytes())
+    data[data.index(b"PK\x01\x02") + 6] = 148  # needs version 14.8 of the format
+    path.write_bytes(data)
+    assert not is_libero_cache(path)
