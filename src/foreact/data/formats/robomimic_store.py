@@ -177,17 +177,6 @@ class RobomimicStore(EpisodeStore):
         """
         return self._state(episode, self.lag)
 
-    def _state(self, episode: int, row: int) -> np.ndarray:
-        self._first_row(episode, 0, 0)
-        found = self.episodes[episode]
-        if "states" not in found.demo.arrays:
-            raise UserError(
-                f"'{found.demo.name}' of {found.file.path} holds no states; use a file with "
-                "states to begin episodes where demonstrations did."
-            )
-        with decoding(f"The states of '{found.demo.name}' in {found.file.path} cannot be read"):
-            return np.asarray(found.dataset("states")[row], np.float64).reshape(-1)
-
     def recording(self, episode: int) -> tuple[np.ndarray, np.ndarray]:
         """State before the first action of the file, and all actions, with those left out.
 
@@ -224,6 +213,17 @@ class RobomimicStore(EpisodeStore):
         """The array that the stream "action" is made of, of every demonstration."""
         keys = {f.path: k for f, k in zip(self.files, self.action_keys, strict=True)}
         return [e.read(keys[e.file.path]).reshape(e.demo.length, -1) for e in self.episodes]
+
+    def _state(self, episode: int, row: int) -> np.ndarray:
+        self._first_row(episode, 0, 0)
+        found = self.episodes[episode]
+        if "states" not in found.demo.arrays:
+            raise UserError(
+                f"'{found.demo.name}' of {found.file.path} holds no states; use a file with "
+                "states to begin episodes where demonstrations did."
+            )
+        with decoding(f"The states of '{found.demo.name}' in {found.file.path} cannot be read"):
+            return np.asarray(found.dataset("states")[row], np.float64).reshape(-1)
 
     def _make_reader(self, stream: str) -> Rows:
         if stream in self.spec.cameras:
