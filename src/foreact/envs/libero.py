@@ -97,7 +97,8 @@ class LiberoEnv:
             if value not in get_args(known):
                 raise UserError(f"'{name}' should be one of {get_args(known)}, found '{value}'.")
         self.tasks = read_tasks(installed_suite() if suite is None else suite, tasks)
-        self.text, self.starts = text, starts
+        self.text: TextForm = text
+        self.starts: Starts = starts
         self._build, self._image = simulator, image
         self._task = self.tasks[0]
         self._inner: RobosuiteEnv | None = None

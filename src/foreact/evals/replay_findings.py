@@ -136,7 +136,7 @@ def _of_targets(store: EpisodeStore, replayed: Sequence[Replayed]) -> list[Findi
     sizes = {name: len(names) for name, names in spec.state.items()}
     positions = [n for n, size in sizes.items() if n.endswith(("eef_pos", "ee_pos")) and size == 3]
     forms: dict[str, tuple[int, Form]] = {"eef_quat": (4, "quat_xyzw"), "ee_ori": (3, "axis_angle")}
-    rotations = [
+    rotations: list[tuple[str, Form]] = [
         (n, form)
         for n, size in sizes.items()
         for ending, (wanted, form) in forms.items()
