@@ -289,6 +289,18 @@ def test_data_say_what_they_are_of(roads: Roads, tmp_path: Path) -> None:
     assert checkpoint.spec == SPEC
     assert checkpoint.config["camera"] == "front"
     assert checkpoint.config["proprioception"] == {"hand": 1}
+    # So do their weights.
+    weights = str(tmp_path / "own" / "weights")
+    out = tmp_path / "imagined"
+    cli(
+        [
+            *("generate", "--weights", weights, "--data", str(roads.store), "--windows", "1"),
+            *("--out", str(out), "--device", "cpu"),
+        ]
+    )
+    assert list(out.glob("video-front-*.png"))
+    with pytest.raises(UserError, match="task 'pusht' and weights .* disagree on 'cameras'"):
+        generate(weights, "pusht", data=roads.store, out=tmp_path / "no", device="cpu")
 
 
 def test_unfit_instructions_are_refused(roads: Roads, tmp_path: Path) -> None:
@@ -300,6 +312,8 @@ def test_unfit_instructions_are_refused(roads: Roads, tmp_path: Path) -> None:
     policy.observe(nothing_told())
     with pytest.raises(UserError, match="there is no instruction"):
         policy.act()
+    with pytest.raises(UserError, match="is a list, one text per episode, found 'go left'"):
+        policy.observe(dataclasses.replace(nothing_told(), text="go left"))  # pyright: ignore[reportArgumentType]
 
 
 def test_a_further_sense_has_a_head_of_its_own_that_can_be_asked(

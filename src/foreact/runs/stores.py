@@ -91,6 +91,25 @@ def task_of(name: str | None, data: Path | None) -> Task:
     )
 
 
+def task_of_weights(name: str | None, spec: StreamSpec | None) -> Task:
+    """The task that weights are asked about.
+
+    Args:
+        name: of a task, or its import path; None: what the weights are for.
+        spec: of the weights; that of a known task, or else a task is made of it.
+    """
+    if name is not None or spec is None:
+        return find_task(name or DEFAULT_TASK)
+    for known in TASKS.built_in:
+        task = find_task(known)
+        try:
+            policy_spec(task).require_equal(spec, "the task", "the weights")
+        except UserError:
+            continue
+        return task
+    return Task(name="own data", spec=spec, camera=next(iter(spec.cameras), ""))
+
+
 def hands_of(task: Task) -> HandPoses | None:
     """The poses of hands that the task's states and actions are computed from, if they are."""
     if task.hands is None:

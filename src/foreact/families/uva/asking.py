@@ -177,6 +177,11 @@ class Asker:
                 "The model is told what to do, and there is no instruction; give one, as with "
                 "--instruction."
             )
+        if isinstance(seen.text, str):
+            raise UserError(
+                f"Instructions are a list, one for each row, found the text '{seen.text}'; put it "
+                "into a list."
+            )
         assert self.text_features is not None
         return torch.from_numpy(self.text_features(seen.text))
 

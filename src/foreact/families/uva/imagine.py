@@ -22,16 +22,15 @@ from foreact.files import write_json
 from foreact.runs.command_line import arguments_of
 from foreact.runs.results import open_results
 from foreact.runs.run import pick_device, say
-from foreact.runs.stores import hands_of, open_held_out_store, policy_spec
+from foreact.runs.stores import hands_of, open_held_out_store, policy_spec, task_of_weights
 from foreact.runs.unseen import episodes_to_measure
 from foreact.seeds import require_seeds
-from foreact.tasks import find_task
 from foreact.worlds import Task
 
 
 def generate(
     weights: str = "uva-pusht",
-    task: str = "pusht",
+    task: str | None = None,
     mode: Literal["video", "dynamics", "inverse"] = "video",
     data: Path | None = None,
     windows: int = 4,
@@ -48,7 +47,7 @@ def generate(
 
     Args:
         weights: a checkpoint folder or a shipped name.
-        task: whose data to use.
+        task: whose data to use; None: what the weights are for.
         mode: the question.
         data: a store; default: fresh held-out episodes by the task's expert.
         windows: how many, each from another episode.
@@ -58,8 +57,7 @@ def generate(
     """
     options = arguments_of(generate, locals())
     require_seeds(seed, option="--seed")
-    loaded_task = find_task(task)
-    policy = _open_for_task(weights, loaded_task, device)
+    policy, loaded_task = _open_for_task(weights, task, device)
     store = open_held_out_store(loaded_task, data)
     content = fingerprint(store).digest
     folder = open_results(out, "generate", options, weights=policy.weights, data=content)
@@ -94,7 +92,7 @@ def generate(
 
 def video(
     weights: str = "uva-pusht",
-    task: str = "pusht",
+    task: str | None = None,
     data: Path | None = None,
     windows_per_episode: int = 4,
     episodes: int = 16,
@@ -107,7 +105,7 @@ def video(
 
     Args:
         weights: a checkpoint folder or a shipped name.
-        task: whose data to use.
+        task: whose data to use; None: what the weights are for.
         data: a store of episodes that training has not seen; default: fresh ones, shown by the
             task's expert on seeds that no training uses.
         windows_per_episode: windows drawn from each episode.
@@ -119,8 +117,7 @@ def video(
     """
     options = arguments_of(video, locals())
     require_seeds(seed, option="--seed")
-    loaded_task = find_task(task)
-    policy = _open_for_task(weights, loaded_task, device)
+    policy, loaded_task = _open_for_task(weights, task, device)
     store = open_held_out_store(loaded_task, data)
     content = fingerprint(store).digest
     folder = open_results(out, "eval video", options, weights=policy.weights, data=content)
@@ -128,7 +125,7 @@ def video(
     held_out = measured[:episodes].tolist()
     say(
         "Video quality",
-        task=task,
+        task=loaded_task.name,
         weights=weights,
         data=store.path,
         episodes=f"{len(held_out)} ({about})",
@@ -155,7 +152,7 @@ def video(
         write_json(out / f"{mode}.json", {q.camera: q.to_json() for q in of_cameras})
     report = write_report(
         out / "report.html",
-        title=f"Imagined futures on {task}",
+        title=f"Imagined futures on {loaded_task.name}",
         quality=qualities,
         futures=futures,
         facts={
@@ -169,11 +166,12 @@ def video(
     print(f"Report: {report}")
 
 
-def _open_for_task(weights: str, task: Task, device: str | None) -> UVAPolicy:
-    """The model, checked against the task."""
+def _open_for_task(weights: str, name: str | None, device: str | None) -> tuple[UVAPolicy, Task]:
+    """The model, and the task that it is for."""
     policy = open_imagining(resolve(weights), device=pick_device(device))
+    task = task_of_weights(name, policy.spec)
     policy_spec(task).require_equal(policy.spec, f"task '{task.name}'", f"weights '{weights}'")
-    return policy
+    return policy, task
 
 
 def _inverse(

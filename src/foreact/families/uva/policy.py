@@ -154,6 +154,11 @@ class UVAPolicy:
                 f"The policy reads the state '{missing[0]}'; the observation has "
                 f"{sorted(obs.state)}."
             )
+        if isinstance(obs.text, str):
+            raise UserError(
+                f"Observation.text is a list, one text per episode, found '{obs.text}'; put it "
+                "into a list."
+            )
         reach = -min([*self.offsets, *self.state_offsets, *self.past_offsets])
         for i, episode in enumerate(episodes):
             episode.text = self.instruction or (None if obs.text is None else obs.text[i])
@@ -321,7 +326,7 @@ class UVAPolicy:
         dims = self.model.config.modalities
         if not dims:
             raise UserError(
-                "The model foresees no modality; train one with --model.modalities.STREAM."
+                "The model foresees no modality; train one with --model.modalities STREAM N."
             )
         self._check_frames("frames", seen.frames, self.cameras)
         rngs = generators_of(rng, len(seen))

@@ -29,7 +29,7 @@ from foreact.released.content import is_foreign
 from foreact.runs.inputs import Inputs, file_digest
 from foreact.runs.parse import checked
 from foreact.runs.run import pick_device
-from foreact.runs.stores import ensure_latents, task_of
+from foreact.runs.stores import ensure_latents, policy_spec, task_of
 from foreact.runs.training import begin, publish, train_on
 from foreact.runs.verb import TrainingVerb
 from foreact.seeds import require_seeds
@@ -105,7 +105,7 @@ def train_uva(run: UVARun) -> Path:
     task = task_of(run.task, run.data)
     _require_trainable(run, task)
     device = pick_device(run.device)
-    reference = weights_of(run.tokenizer or _default_tokenizer(task), "kl_vae", "--tokenizer")
+    reference = weights_of(run.tokenizer or _default_tokenizer(run, task), "kl_vae", "--tokenizer")
     vae = build(reference, device)
     assert isinstance(vae, KLVAE)
     _require_grid(run.model, vae)
@@ -128,6 +128,7 @@ def train_uva(run: UVARun) -> Path:
         "validate",
         model=f"{run.size}, {sum(p.numel() for p in model.parameters()):,} parameters, "
         f"{run.model.tokens} tokens",
+        sees=_sees(run.model),
         start=start,
         tokenizer=f"{reference.path} {reference.hash[:19]}",
         **({} if encoder is None else {"text encoder": f"{encoder.name} {encoder.hash[:19]}"}),
@@ -185,6 +186,16 @@ def train_uva(run: UVARun) -> Path:
     )
 
 
+def _sees(config: UVAConfig) -> str:
+    """What the model is shown and what it foresees, in words."""
+    shown = [config.camera, *([config.wrist_camera] if config.wrist_camera else [])]
+    shown += [f"{dim} numbers of '{name}'" for name, dim in config.proprioception.items()]
+    shown += ["past actions"] * config.past_actions + ["instructions"] * (
+        config.text_dim is not None
+    )
+    return ", ".join(shown)
+
+
 def start_from(model: UVA, init: str, spec: StreamSpec, inputs: Inputs) -> str:
     """Fill `model` from weights of ours or from the image model MAR; returns the account of both.
 
@@ -220,11 +231,15 @@ def encode_batch(batch: Batch, vae: KLVAE, rng: torch.Generator) -> Batch:
     return batch
 
 
-def _default_tokenizer(task: Task) -> str:
+def _default_tokenizer(run: UVARun, task: Task) -> str:
     if task.name not in TOKENIZERS:
+        options = "" if run.task is None else f" --task {run.task}"
+        options += " --data DATA" if run.data is None else f" --data {run.data}"
+        if run.data is not None and run.data.suffix == ".json":
+            options = f" --task {run.task} --data ONE_OF_ITS_MEMBERS"
         raise UserError(
-            f"No autoencoder comes with task '{task.name}'; train one with `foreact train kl-vae "
-            f"--task {task.name}` and name it with --tokenizer."
+            f"No autoencoder comes with task '{task.name}'; train one with `foreact train kl-vae"
+            f"{options}` and name it with --tokenizer."
         )
     return TOKENIZERS[task.name]
 
@@ -255,6 +270,14 @@ def _require_trainable(run: UVARun, task: Task) -> None:
                 f"The model is to watch camera '{camera}'; task '{task.name}' has "
                 f"{sorted(task.spec.cameras)}."
             )
+    states = policy_spec(task).state
+    for option in ("proprioception", "proprioception_prediction", "modalities"):
+        for stream, dim in getattr(config, option).items():
+            if dim > (has := len(states.get(stream, ()))):
+                raise UserError(
+                    f"--model.{option.replace('_', '-')} asks for {dim} numbers of the state "
+                    f"'{stream}', which has {has or 'none'} in task '{task.name}'."
+                )
     if config.text_dim is not None and run.text_encoder is None:
         raise UserError(
             f"The model is told what to do by {config.text_dim} numbers; name the encoder that "

@@ -65,7 +65,7 @@ def resolve_spec(
             raise UserError(f"{where} has no {words}, and the task has; name another set.")
     same = replace(given, cameras={n: own.cameras[n] for n in given.cameras}, fps=own.fps)
     same.require_equal(given, where, "the task")
-    return given
+    return replace(given, has_text=own.has_text)
 
 
 def _require_names(where: str, feature: Feature, wanted: Sequence[str]) -> None:
