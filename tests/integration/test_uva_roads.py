@@ -299,7 +299,7 @@ def test_data_say_what_they_are_of(roads: Roads, tmp_path: Path) -> None:
         ]
     )
     assert list(out.glob("video-front-*.png"))
-    with pytest.raises(UserError, match="task 'pusht' and weights .* disagree on 'cameras'"):
+    with pytest.raises(UserError, match=r"task 'pusht' and weights .* disagree on 'cameras'"):
         generate(weights, "pusht", data=roads.store, out=tmp_path / "no", device="cpu")
 
 
@@ -313,7 +313,7 @@ def test_unfit_instructions_are_refused(roads: Roads, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no instruction"):
         policy.act()
     with pytest.raises(UserError, match="is a list, one text per episode, found 'go left'"):
-        policy.observe(dataclasses.replace(nothing_told(), text="go left"))  # pyright: ignore[reportArgumentType]
+        policy.observe(dataclasses.replace(nothing_told(), text="go left"))
 
 
 def test_a_further_sense_has_a_head_of_its_own_that_can_be_asked(
