@@ -281,7 +281,7 @@ def test_checkpoint_of_another_task(
 ) -> None:
     other = respecified(world.uva, tmp_path / "other", lambda raw: raw.update({name: value}))
     for verb in (["eval", "closed-loop"], ["eval", "video"], ["generate"]):
-        sentence = refused(*verb, "--weights", other, "--out", "results")
+        sentence = refused(*verb, "--weights", other, "--task", "pusht", "--out", "results")
         assert f"disagree on '{name}'" in sentence
     assert not Path("results").exists()
 
